@@ -1,0 +1,47 @@
+# make demo   install, then train the tiny model through the whole recipe on this CPU
+# make test   install, then run the checks and all tests
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+TORCH := $(shell grep '^torch==' requirements-cpu.lock)
+
+export RAY_AUTH_MODE ?= disabled
+
+.PHONY: help setup demo test check lint format clean
+help:
+	@sed -n 's/^# //p' Makefile
+
+setup: $(READY)
+
+$(READY): requirements-cpu.lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; install Python 3.11 or run 'make PYTHON=/path/to/python3.11'"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing $(TORCH) from the configured package sources, else from $(TORCH_CPU_INDEX)"
+	$(BIN)/python -m pip install -q --no-deps "$(TORCH)" || \
+		$(BIN)/python -m pip install -q --no-deps --index-url $(TORCH_CPU_INDEX) "$(TORCH)"
+	$(BIN)/python -m pip install -q --no-deps -r requirements-cpu.lock
+	$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/qwenlong train recipes/local.yaml $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/pyright
+
+test: lint
+	$(BIN)/python -m pytest $(ARGS)
+
+check: test
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build *.egg-info

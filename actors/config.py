@@ -1,0 +1,42 @@
+"""Configuration of the rollout: how many engines, how they sample, how much memory they take."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from curriculum.config import StrictModel
+
+
+class EngineConfig(StrictModel):
+    """Resources of one vLLM engine; shared by rollout actors and judge actors."""
+
+    tensor_parallel_size: int = Field(default=1, gt=0)
+    """GPUs of one engine; 1 on a CPU."""
+    dtype: Literal["fp32", "bf16"] = "bf16"
+    gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1)
+    """Share of the GPU's memory for weights and KV cache; ignored on a CPU."""
+    cpu_kv_cache_bytes: int = Field(default=256 << 20, gt=0)
+    """KV cache of an engine that runs on a CPU."""
+    max_num_seqs: int = Field(default=256, gt=0)
+    """Largest number of sequences in one engine step."""
+    max_num_batched_tokens: int | None = Field(default=None, gt=0)
+    """Tokens of one engine step (chunked prefill); None lets vLLM choose."""
+    enforce_eager: bool = False
+    """Skip graph capture and compilation: faster to start, right for tiny models."""
+
+
+class RolloutConfig(StrictModel):
+    """Sampling of groups."""
+
+    num_actors: int = Field(default=1, gt=0)
+    """Rollout actors, one engine each."""
+    engine: EngineConfig = EngineConfig()
+    group_size: int = Field(default=8, ge=2)
+    """G, answers sampled for each prompt."""
+    temperature: float = Field(default=0.7, gt=0)
+    top_p: float = Field(default=0.95, gt=0, le=1)
+    max_response_tokens: int = Field(default=10_000, gt=0)
+    max_groups_in_flight: int = Field(default=16, gt=0)
+    """Groups that one engine works on at a time."""

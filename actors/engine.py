@@ -1,0 +1,173 @@
+"""The vLLM engine: one process tree that samples answers and takes new weights."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from actors.config import EngineConfig
+from actors.rollout import Sample, Sampling
+from actors.weight_receiver import WeightReceipt
+
+CPU_ENVIRONMENT = {
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+}
+"""Needed where vLLM runs on a CPU: no thread pinning, and the executor inside the engine process."""
+
+ENVIRONMENT = {
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+DTYPES: dict[str, Any] = {"fp32": "float32", "bf16": "bfloat16"}
+
+
+class EngineDied(RuntimeError):
+    """The engine process is gone; the actor around it must restart."""
+
+
+class VLLMEngine:
+    """vLLM's asynchronous engine behind the few verbs this project needs.
+
+    Log-probabilities are `processed_logprobs`: of the distribution that was sampled from, after temperature and top-p.
+    Weight updates pause generation, keep running requests, clear the prefix cache, and resume.
+    """
+
+    def __init__(
+        self,
+        model_path: str,
+        config: EngineConfig,
+        *,
+        max_model_len: int,
+        stop_token_ids: Sequence[int],
+        seed: int,
+        on_gpu: bool,
+        trust_remote_code: bool = False,
+    ) -> None:
+        """Loads the model; blocks until the engine can sample.
+
+        Args:
+            model_path: Hugging Face folder or hub id.
+            config: resources of the engine.
+            max_model_len: largest prompt plus response, in tokens.
+            stop_token_ids: tokens that end an answer.
+            seed: engine seed; every request carries its own as well.
+            on_gpu: whether a GPU is visible.
+            trust_remote_code: whether code that ships with the model may run.
+        """
+        os.environ.update(ENVIRONMENT if on_gpu else ENVIRONMENT | CPU_ENVIRONMENT)
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        resources = _gpu_resources(config) if on_gpu else _cpu_resources(config, max_model_len)
+        self._engine = AsyncLLM.from_engine_args(
+            AsyncEngineArgs(
+                model=model_path,
+                dtype=DTYPES[config.dtype],
+                seed=seed,
+                max_model_len=max_model_len,
+                tensor_parallel_size=config.tensor_parallel_size,
+                max_num_seqs=config.max_num_seqs,
+                enforce_eager=config.enforce_eager,
+                enable_prefix_caching=True,
+                skip_tokenizer_init=True,
+                logprobs_mode="processed_logprobs",
+                generation_config="vllm",
+                worker_extension_cls="actors.weight_receiver.WeightReceiver",
+                trust_remote_code=trust_remote_code,
+                disable_log_stats=True,
+                **resources,
+            )
+        )
+        self._stop_token_ids = list(stop_token_ids)
+        self._request_ids = itertools.count()
+        self._policy_version = 0
+
+    @property
+    def policy_version(self) -> int:
+        """Number of weight updates applied since the base model."""
+        return self._policy_version
+
+    async def sample(self, prompt_ids: Sequence[int], sampling: Sampling, *, seed: int) -> list[Sample]:
+        """Draws answers to one prompt in one request, so that the prompt is prefilled once.
+
+        Raises:
+            EngineDied: the engine process is gone.
+        """
+        from vllm import SamplingParams, TokensPrompt
+        from vllm.sampling_params import RequestOutputKind
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        params = SamplingParams(
+            n=sampling.num_samples,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_tokens=sampling.max_response_tokens,
+            stop_token_ids=self._stop_token_ids,
+            seed=seed,
+            logprobs=0,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        request = str(next(self._request_ids))
+        outputs: dict[int, Any] = {}
+        try:
+            async for reply in self._engine.generate(TokensPrompt(prompt_token_ids=list(prompt_ids)), params, request):
+                outputs.update({output.index: output for output in reply.outputs})
+        except EngineDeadError as error:
+            raise EngineDied(f"the vLLM engine died while it sampled request {request}") from error
+        return [_sample(outputs[index]) for index in sorted(outputs)]
+
+    async def load_weights(self, path: str, version: int) -> WeightReceipt:
+        """Replaces all weights by those of a safetensors file and returns what the worker read.
+
+        Running requests are kept and continue under the new weights; cached prefixes of the old ones are dropped.
+        """
+        await self._engine.pause_generation(mode="keep", clear_cache=True)
+        try:
+            receipts = await self._engine.collective_rpc("load_safetensors", args=(path,))
+        finally:
+            await self._engine.resume_generation()
+        self._policy_version = version
+        return WeightReceipt(version=version, **receipts[0])
+
+    def shutdown(self) -> None:
+        """Ends the engine process."""
+        self._engine.shutdown()
+
+
+def _gpu_resources(config: EngineConfig) -> dict[str, Any]:
+    return {
+        "gpu_memory_utilization": config.gpu_memory_utilization,
+        "max_num_batched_tokens": config.max_num_batched_tokens,
+    }
+
+
+def _cpu_resources(config: EngineConfig, max_model_len: int) -> dict[str, Any]:
+    """Chunked prefill is off: vLLM 0.32 rewinds the generator of a seeded request after a chunk, which CPU cannot."""
+    return {
+        "kv_cache_memory_bytes": config.cpu_kv_cache_bytes,
+        "distributed_executor_backend": "uni",
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(max_model_len, config.max_num_batched_tokens or 8192),
+    }
+
+
+def end_process() -> NoReturn:
+    """Leaves at once and with an error, which Ray answers with a restart; a clean exit would be final."""
+    os._exit(1)
+
+
+def _sample(output: Any) -> Sample:
+    return Sample(
+        token_ids=tuple(output.token_ids),
+        logprobs=tuple(
+            step[token].logprob for step, token in zip(output.logprobs or (), output.token_ids, strict=True)
+        ),
+        finish_reason=output.finish_reason,
+    )

@@ -1,0 +1,124 @@
+"""The prompt of the paper (Table 1), rendered by the model's chat template and measured in its tokens."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+TEMPLATE = (
+    "Please read the following text and answer the question below.\n\n"
+    "<text>\n{context}\n</text>\n\n"
+    "{question}\n\n"
+    'Format your response as follows: "Therefore, the answer is (insert answer here)".'
+)
+"""QwenLong-L1 paper, Table 1."""
+
+
+class ChatPrompt:
+    """Turns documents, questions and messages into token ids; implements `curriculum.dataset.PromptEncoder`.
+
+    Text that comes from data never produces a control token: every added token of the tokenizer (`<|im_end|>`,
+    `</think>`, ...) that appears in a document, a question or a message is broken by a space after its first character.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        """Takes a Hugging Face tokenizer.
+
+        Raises:
+            ValueError: the tokenizer has no chat template or no end-of-sequence token.
+        """
+        name = getattr(tokenizer, "name_or_path", "")
+        if not tokenizer.chat_template:
+            raise ValueError(
+                f"model.path={name!r}: its tokenizer has no chat template; use an instruction-tuned model "
+                "or add a `chat_template` to tokenizer_config.json"
+            )
+        if tokenizer.eos_token_id is None:
+            raise ValueError(f"model.path={name!r}: its tokenizer has no eos_token; set one in tokenizer_config.json")
+        self._tokenizer = tokenizer
+        control = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
+        self._control = re.compile("|".join(re.escape(token) for token in control)) if control else None
+
+    def neutralise(self, text: str) -> str:
+        """The text with every control token broken: `<|im_end|>` becomes `< |im_end|>`."""
+        if self._control is None:
+            return text
+        return self._control.sub(lambda match: match.group()[0] + " " + match.group()[1:], text)
+
+    def encode(self, context: str, question: str) -> NDArray[np.int32]:
+        """[P] token ids of the chat prompt that asks `question` about `context`."""
+        return self.encode_messages([{"role": "user", "content": self._fill(context, question)}])
+
+    def encode_messages(self, messages: Sequence[Mapping[str, str]]) -> NDArray[np.int32]:
+        """[P] token ids of a conversation, ready for the assistant's turn."""
+        clean = [{"role": message["role"], "content": self.neutralise(message["content"])} for message in messages]
+        text = self._tokenizer.apply_chat_template(clean, tokenize=False, add_generation_prompt=True)
+        return self._ids(text)
+
+    def encode_response(self, text: str) -> NDArray[np.int32]:
+        """[R] token ids of an assistant's answer, end-of-turn token included; thinking tags stay control tokens."""
+        return np.append(self._ids(text), np.int32(self._tokenizer.eos_token_id))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of a response: thinking tags kept, the end-of-turn token removed."""
+        end = len(ids) - 1 if ids and ids[-1] in self.stop_token_ids else len(ids)
+        return self._tokenizer.decode(list(ids[:end]), skip_special_tokens=False)
+
+    @property
+    def stop_token_ids(self) -> tuple[int, ...]:
+        """Tokens that end an answer: the tokenizer's end-of-sequence token and its padding token."""
+        ids = {self._tokenizer.eos_token_id, self._tokenizer.pad_token_id} - {None}
+        return tuple(sorted(ids))
+
+    def truncate_middle(self, context: str, question: str, max_tokens: int) -> str:
+        """The document with its middle cut out so that the whole prompt has at most `max_tokens` tokens.
+
+        Head and tail keep the same number of tokens, as in the paper's evaluation code.
+
+        Raises:
+            ValueError: the prompt is too long even with an empty document.
+        """
+        room = max_tokens - len(self.encode("", question))
+        if room <= 0:
+            raise ValueError(f"the prompt without its document already exceeds {max_tokens} tokens; raise the limit")
+        ids = self._ids(context)
+        while True:
+            keep = min(room, len(ids))
+            cut = context if keep == len(ids) else self._head_and_tail(ids, keep)
+            excess = len(self.encode(cut, question)) - max_tokens
+            if excess <= 0:
+                return cut
+            if keep == 0:
+                raise ValueError(f"the prompt cannot be cut to {max_tokens} tokens; raise the limit")
+            room = max(0, keep - excess)
+
+    def _head_and_tail(self, ids: NDArray[np.int32], keep: int) -> str:
+        head, tail = ids[: keep - keep // 2], ids[len(ids) - keep // 2 :]
+        return self._tokenizer.decode(head.tolist()) + "\n" + self._tokenizer.decode(tail.tolist())
+
+    def _fill(self, context: str, question: str) -> str:
+        before, _, rest = TEMPLATE.partition("{context}")
+        middle, _, after = rest.partition("{question}")
+        return before + context + middle + question + after
+
+    def _ids(self, text: str) -> NDArray[np.int32]:
+        return np.asarray(self._tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int32)
+
+
+def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:
+    """Loads the tokenizer of a model folder or hub id.
+
+    Raises:
+        ValueError: nothing loadable is there.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"model.path={path!r}: no tokenizer can be loaded there ({reason})") from error

@@ -1,0 +1,94 @@
+"""Ray shell around one vLLM engine: leases tasks, answers them, takes new weights."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+
+from actors.config import RolloutConfig
+from actors.engine import EngineDied, VLLMEngine, end_process
+from actors.payload_file import payload_file
+from actors.prompt import ChatPrompt, load_tokenizer
+from actors.rollout import Sampling, sample_group
+from actors.trajectory import Group, GroupMeta
+from actors.weight_receiver import WeightReceipt
+from curriculum.task import TaskLease
+
+
+class RolloutActor:
+    """One engine that pulls its own work.
+
+    Consumes: leases of the coordinator.  Waits for: the engine.  Unblocked by: `open_batch` of the coordinator.
+    If the engine process dies, the actor ends its own process, so that Ray restarts it with a fresh engine.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        model_path: str,
+        config: RolloutConfig,
+        coordinator: str,
+        max_model_len: int,
+        run_seed: int,
+        engine_seed: int,
+        on_gpu: bool,
+        trust_remote_code: bool,
+    ) -> None:
+        self._name = name
+        self._coordinator = ray.get_actor(coordinator)
+        self._run_seed = run_seed
+        self._prompt = ChatPrompt(load_tokenizer(model_path, trust_remote_code=trust_remote_code))
+        self._engine = VLLMEngine(
+            model_path,
+            config.engine,
+            max_model_len=max_model_len,
+            stop_token_ids=self._prompt.stop_token_ids,
+            seed=engine_seed,
+            on_gpu=on_gpu,
+            trust_remote_code=trust_remote_code,
+        )
+
+    def __repr__(self) -> str:
+        return getattr(self, "_name", "Rollout")
+
+    async def ready(self) -> int:
+        """Process id, once the engine can sample."""
+        return os.getpid()
+
+    async def next_group(self, sampling: Sampling) -> tuple[GroupMeta | None, Group | None]:
+        """Leases a task and answers it; (None, None) when the coordinator has no task to give.
+
+        The caller owns both results, so they outlive this process.
+        """
+        lease = await self._coordinator.lease.remote(self._name)
+        return (None, None) if lease is None else await self.answer(lease, sampling)
+
+    async def answer(self, lease: TaskLease, sampling: Sampling) -> tuple[GroupMeta, Group]:
+        """Answers one task."""
+        start = time.monotonic()
+        try:
+            group = await sample_group(
+                self._engine,
+                lease,
+                sampling,
+                run_seed=self._run_seed,
+                decode=self._prompt.decode,
+                engine_name=self._name,
+            )
+        except EngineDied:
+            end_process()
+        return GroupMeta.of(group, time.monotonic() - start), group
+
+    async def load_weights(self, payload: NDArray[np.uint8], version: int) -> WeightReceipt:
+        """Replaces the weights by a safetensors payload; running requests go on under the new ones."""
+        with payload_file(payload) as path:
+            return await self._engine.load_weights(path, version)
+
+    async def shutdown(self) -> None:
+        """Ends the engine process."""
+        self._engine.shutdown()

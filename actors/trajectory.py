@@ -1,0 +1,106 @@
+"""Records of the rollout: one sampled answer and the group of answers to one prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class FinishReason(StrEnum):
+    """Why the engine stopped an answer."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Trajectory:
+    """One sampled answer."""
+
+    response_ids: NDArray[np.int32]
+    """[R] sampled token ids, end-of-turn token included when the answer ended by itself."""
+    rollout_logprobs: NDArray[np.float32]
+    """[R] log-probability (nats) of each token under the policy that sampled it, after temperature and top-p."""
+    text: str
+    """The decoded answer, special tokens of the thinking kept, end-of-turn token removed."""
+    finish_reason: FinishReason
+    policy_version: int
+    """Number of weight updates behind the policy that sampled the answer."""
+
+    def __post_init__(self) -> None:
+        if self.response_ids.size == 0:
+            raise ValueError("a trajectory needs at least one response token; the engine returned none")
+        if self.response_ids.shape != self.rollout_logprobs.shape:
+            raise ValueError(
+                f"{self.response_ids.size} response tokens but {self.rollout_logprobs.size} log-probabilities; "
+                "ask the engine for the log-probability of every sampled token"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Group:
+    """G answers to one prompt; the unit that is scored, trained on and shared in the object store."""
+
+    lease_id: int
+    """Ordinal of the lease that the group answers."""
+    task_id: str
+    data_source: str
+    question: str
+    answers: tuple[str, ...]
+    """Accepted answers."""
+    prompt_ids: NDArray[np.int32]
+    """[P] token ids of the prompt, once for the whole group."""
+    trajectories: tuple[Trajectory, ...]
+    """The G answers, in sample order."""
+    phase: int
+    """Index of the phase that asked for the group."""
+    replayed: bool
+    """True if the task came from the retrospective pool."""
+    temperature: float
+    """Sampling temperature; the learner divides its logits by the same number."""
+    engine: str
+    """Name of the rollout actor, for logs."""
+
+    def __post_init__(self) -> None:
+        if not self.trajectories:
+            raise ValueError(f"group of task {self.task_id} has no trajectory; the engine returned no sample")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupMeta:
+    """What the driver knows of a group without holding its tokens."""
+
+    lease_id: int
+    task_id: str
+    phase: int
+    replayed: bool
+    prompt_tokens: int
+    response_tokens: tuple[int, ...]
+    """[G] tokens of each answer."""
+    num_truncated: int
+    """Answers that ran into the response limit."""
+    policy_version: int
+    """Oldest policy version among the answers."""
+    engine: str
+    seconds: float
+    """From the lease to the last token."""
+
+    @classmethod
+    def of(cls, group: Group, seconds: float) -> GroupMeta:
+        """Describes a group."""
+        return cls(
+            lease_id=group.lease_id,
+            task_id=group.task_id,
+            phase=group.phase,
+            replayed=group.replayed,
+            prompt_tokens=len(group.prompt_ids),
+            response_tokens=tuple(len(trajectory.response_ids) for trajectory in group.trajectories),
+            num_truncated=sum(t.finish_reason is FinishReason.LENGTH for t in group.trajectories),
+            policy_version=min(trajectory.policy_version for trajectory in group.trajectories),
+            engine=group.engine,
+            seconds=seconds,
+        )

@@ -1,0 +1,114 @@
+"""The recipe: one strict model that describes a whole run."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from actors.config import RolloutConfig
+from curriculum.config import CurriculumConfig, DataConfig, StrictModel
+from learner.config import LearnerConfig, SftConfig
+from reward.config import RewardConfig
+
+
+class ModelConfig(StrictModel):
+    """The base model."""
+
+    path: str
+    """Hugging Face folder or hub id."""
+    trust_remote_code: bool = False
+    """Run code that ships with the model; off unless asked for."""
+
+
+class CheckpointConfig(StrictModel):
+    """When the run is saved; every end of a stage is saved as well."""
+
+    every_steps: int = Field(default=5, gt=0)
+    keep_last: int = Field(default=2, gt=0)
+
+
+class EvaluationConfig(StrictModel):
+    """Held-out accuracy between the stages."""
+
+    temperature: float | None = Field(default=None, ge=0)
+    """None: the temperature of the rollout."""
+    max_items_per_phase: int | None = Field(default=None, gt=0)
+    """Upper bound on the questions of each length; None asks all."""
+
+
+class ClusterConfig(StrictModel):
+    """Where the processes run and how often they may fail."""
+
+    address: Literal["auto", "local"] = "auto"
+    """`auto` joins the Ray of RAY_ADDRESS or of `ray start` on this machine and starts one where there is none;
+    `local` always starts one, unless RAY_ADDRESS is set."""
+    num_cpus: int = Field(default=8, gt=0)
+    """Logical CPUs of a Ray that this command starts itself; ignored when it joins a running one."""
+    dashboard_port: int | None = Field(default=None, gt=0, lt=65536)
+    """Port of the dashboard of a Ray that this command starts; None takes the first free one from 8265 on."""
+    object_store_bytes: int | None = Field(default=None, gt=0)
+    """Object store of a Ray that this command starts; None lets Ray choose."""
+    max_actor_restarts: int = Field(default=3, ge=0)
+    """Failure budget of each rollout and judge actor."""
+    startup_timeout_s: float = Field(default=900.0, gt=0)
+    """Longest wait for an actor to load its model."""
+
+
+class TrackingConfig(StrictModel):
+    """Weights & Biases; offline unless WANDB_API_KEY is set."""
+
+    wandb: bool = True
+    project: str = "qwenlong-l1"
+
+
+class RunConfig(StrictModel):
+    """A run from the base model to the trained one."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = Field(default=0, ge=0)
+    """Every random number of the run derives from it."""
+    device: Literal["cpu", "cuda"] = "cuda"
+    """Where engines and learner run."""
+    model: ModelConfig
+    data: DataConfig
+    sft: SftConfig = SftConfig()
+    curriculum: CurriculumConfig = CurriculumConfig()
+    groups_per_batch: int = Field(default=128, gt=0)
+    """Prompts of one training step."""
+    rollout: RolloutConfig = RolloutConfig()
+    reward: RewardConfig = RewardConfig()
+    learner: LearnerConfig = LearnerConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @property
+    def max_prompt_tokens(self) -> int:
+        """Longest prompt of any phase."""
+        return max((phase.max_prompt_tokens for phase in self.curriculum.phases), default=0)
+
+    @property
+    def max_response_tokens(self) -> int:
+        """Longest response of any phase."""
+        limits = [phase.max_response_tokens or 0 for phase in self.curriculum.phases]
+        return max([self.rollout.max_response_tokens, *limits])
+
+    @property
+    def max_model_len(self) -> int:
+        """Longest sequence that engines and learner must hold."""
+        return self.max_prompt_tokens + self.max_response_tokens
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> Self:
+        if self.sft.epochs and self.data.sft is None:
+            raise ValueError("sft.epochs > 0 but data.sft is empty; give data.sft a file or set sft.epochs=0")
+        if not self.curriculum.phases and not self.sft.epochs:
+            raise ValueError("curriculum.phases is empty and sft.epochs is 0: nothing to train; set one of them")
+        if self.groups_per_batch % self.learner.mini_batches:
+            raise ValueError(
+                f"groups_per_batch={self.groups_per_batch} is not a multiple of "
+                f"learner.mini_batches={self.learner.mini_batches}; change one of them"
+            )
+        return self

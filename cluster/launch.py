@@ -1,0 +1,301 @@
+"""Ray and the actors of a run: joined or started, waited for, and ended again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import ActorDiedError, RayTaskError
+
+from actors.rollout_actor import RolloutActor
+from cluster.config import RunConfig
+from cluster.handles import RayCurriculum, RayLearner, RayRollouts
+from cluster.placement import check_capacity, judge_options, learner_options, rollout_options
+from cluster.preparation import Prepared, local_or_hub
+from cluster.run_folder import RunFolder
+from cluster.supervision import ActorLost, SupervisedActor
+from curriculum.coordinator_actor import CoordinatorActor
+from learner.learner_actor import LearnerActor
+from reward.config import VllmJudge
+from reward.judge_actor import JudgeActor
+
+FIRST_DASHBOARD_PORT = 8265
+COORDINATOR = "coordinator"
+"""Name under which the rollout actors find their coordinator, in the namespace of the run."""
+
+
+class LaunchError(RuntimeError):
+    """Ray or an actor could not be started."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Processes:
+    """The roles of a running cluster."""
+
+    curriculum: RayCurriculum | None
+    rollouts: RayRollouts
+    learner: RayLearner
+
+
+@contextlib.contextmanager
+def ray_session(config: RunConfig, folder: RunFolder, say: Callable[[str], None]) -> Iterator[None]:
+    """Joins the Ray of RAY_ADDRESS (as in a submitted job) or a running local one, else starts one for this run.
+
+    Raises:
+        LaunchError: the dashboard port is taken, or the Ray to join does not answer.
+    """
+    address = os.environ.get("RAY_ADDRESS") or (_running_address() if config.cluster.address == "auto" else None)
+    common: dict[str, Any] = {"log_to_driver": False, "namespace": folder.path.name, "logging_level": "ERROR"}
+    if address:
+        say(f"joining Ray at {address}")
+        context = _init(address=address, **common)
+    else:
+        context = _start_local(config, common)
+    if context.dashboard_url:
+        say(f"Ray dashboard: http://{context.dashboard_url}")
+    _link_logs(folder)
+    try:
+        check_capacity(config)
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.asynccontextmanager
+async def launch(
+    config: RunConfig, prepared: Prepared, folder: RunFolder, on_fault: Callable[..., None]
+) -> AsyncIterator[Processes]:
+    """Starts all actors and yields their roles; ends them on the way out.
+
+    Raises:
+        LaunchError: an actor did not come up; the message holds its own error.
+        JunkRewardError: the rewards pay for junk answers.
+    """
+    actors: list[Any] = []
+    try:
+        yield await _start_actors(config, prepared, folder, on_fault, actors)
+    finally:
+        for actor in actors:
+            ray.kill(actor)
+
+
+async def _start_actors(
+    config: RunConfig, prepared: Prepared, folder: RunFolder, on_fault: Callable[..., None], actors: list[Any]
+) -> Processes:
+    def create(cls: type, name: str, options: dict[str, Any], /, **arguments: Any) -> Any:
+        handle = ray.remote(cls).options(name=name, **options).remote(**arguments)
+        actors.append(handle)
+        return handle
+
+    def supervised(name: str, handle: Any, **hooks: Any) -> SupervisedActor:
+        timeout = config.cluster.startup_timeout_s
+        return SupervisedActor(name, handle, startup_timeout_s=timeout, on_fault=on_fault, **hooks)
+
+    curriculum = None
+    coordinator = None
+    if prepared.tasks:
+        coordinator = create(
+            CoordinatorActor,
+            COORDINATOR,
+            {"num_cpus": 0},
+            tasks=prepared.tasks,
+            config=config.curriculum,
+            seed=config.seed,
+        )
+        curriculum = RayCurriculum(coordinator)
+    rollout_handles = {} if coordinator is None else _create_rollouts(config, prepared, create)
+    judge_handles = {} if coordinator is None else _create_judges(config, create)
+    ranks = [
+        create(LearnerActor, f"learner-{rank}", options, rank=rank, num_ranks=config.learner.num_ranks)
+        for rank, options in enumerate(learner_options(config))
+    ]
+    rollouts = RayRollouts(
+        [
+            supervised(
+                name,
+                handle,
+                before_restart=curriculum.release if curriculum else None,
+                after_restart=lambda restarted: learner.bring_up_to_date(restarted),
+            )
+            for name, handle in rollout_handles.items()
+        ],
+        [supervised(name, handle) for name, handle in judge_handles.items()],
+        max_groups_in_flight=config.rollout.max_groups_in_flight,
+    )
+    reference = folder.reference if config.learner.kl_coefficient > 0 else None
+    learner = RayLearner(ranks, rollouts, reference=reference)
+    waiting = [
+        *_named_ready(rollout_handles),
+        *_named_ready(judge_handles),
+        *await _start_ranks(config, prepared, ranks),
+    ]
+    await _wait(waiting, config.cluster.startup_timeout_s)
+    await asyncio.gather(*[handle.probe.remote() for handle in judge_handles.values()])
+    return Processes(curriculum=curriculum, rollouts=rollouts, learner=learner)
+
+
+def _create_rollouts(config: RunConfig, prepared: Prepared, create: Any) -> dict[str, Any]:
+    return {
+        name: create(
+            RolloutActor,
+            name,
+            rollout_options(config),
+            name=name,
+            model_path=prepared.model_path,
+            config=config.rollout,
+            coordinator=COORDINATOR,
+            max_model_len=config.max_model_len,
+            run_seed=config.seed,
+            engine_seed=config.seed + index,
+            on_gpu=config.device == "cuda",
+            trust_remote_code=config.model.trust_remote_code,
+        )
+        for index, name in enumerate(f"rollout-{i}" for i in range(config.rollout.num_actors))
+    }
+
+
+def _create_judges(config: RunConfig, create: Any) -> dict[str, Any]:
+    judge = config.reward.judge
+    reward = config.reward
+    if isinstance(judge, VllmJudge):
+        reward = reward.model_copy(update={"judge": judge.model_copy(update={"model": local_or_hub(judge.model)})})
+    replicas = judge.num_replicas if isinstance(judge, VllmJudge) else 1
+    return {
+        name: create(
+            JudgeActor,
+            name,
+            judge_options(config),
+            name=name,
+            config=reward,
+            on_gpu=config.device == "cuda",
+            enforce_eager=config.rollout.engine.enforce_eager,
+        )
+        for name in (f"judge-{i}" for i in range(replicas))
+    }
+
+
+async def _start_ranks(config: RunConfig, prepared: Prepared, ranks: Sequence[Any]) -> list[tuple[str, Any]]:
+    """Tells every rank where the ranks meet; returns what to wait for."""
+    master = await _named("learner-0", ranks[0].rendezvous.remote())
+    return [
+        (
+            f"learner-{index}",
+            rank.start.remote(
+                master=master,
+                config=config.learner,
+                sft=config.sft if config.sft.epochs else None,
+                model_path=prepared.model_path,
+                seed=config.seed,
+                trust_remote_code=config.model.trust_remote_code,
+            ),
+        )
+        for index, rank in enumerate(ranks)
+    ]
+
+
+def _named_ready(handles: dict[str, Any]) -> list[tuple[str, Any]]:
+    return [(name, handle.ready.remote()) for name, handle in handles.items()]
+
+
+async def _wait(waiting: Sequence[tuple[str, Any]], timeout_s: float) -> None:
+    try:
+        async with asyncio.timeout(timeout_s):
+            await asyncio.gather(*[_named(name, ref) for name, ref in waiting])
+    except TimeoutError as error:
+        names = ", ".join(name for name, _ in waiting)
+        raise LaunchError(
+            f"not all of {names} were ready within cluster.startup_timeout_s={timeout_s:.0f}; "
+            "raise it or read their logs under the run's logs folder"
+        ) from error
+
+
+async def _named(name: str, ref: Any) -> Any:
+    try:
+        return await ref
+    except (ActorDiedError, RayTaskError) as error:
+        raise LaunchError(f"{name} did not start: {_root_cause(error)}") from error
+
+
+def _root_cause(error: BaseException) -> str:
+    """The last line of a remote traceback, which holds the error itself."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else type(error).__name__)
+
+
+def _start_local(config: RunConfig, common: dict[str, Any]) -> Any:
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    port = config.cluster.dashboard_port
+    if port is not None and not _port_is_free(port):
+        raise LaunchError(f"cluster.dashboard_port={port}: already in use; choose another or remove the key")
+    return _init(
+        address="local",
+        num_cpus=config.cluster.num_cpus,
+        include_dashboard=True,
+        dashboard_host="127.0.0.1",
+        dashboard_port=port or _free_port(FIRST_DASHBOARD_PORT),
+        object_store_memory=config.cluster.object_store_bytes,
+        **common,
+    )
+
+
+def _init(**arguments: Any) -> Any:
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        return ray.init(**arguments)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise LaunchError(
+            f"Ray at {arguments['address']}: {reason}; unset RAY_ADDRESS or set cluster.address=local to start one here"
+        ) from error
+
+
+def _running_address() -> str | None:
+    """Address that `ray start --head` left behind, if something still listens there."""
+    note = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / "ray" / "ray_current_cluster"
+    if not note.is_file():
+        return None
+    address = note.read_text(encoding="utf-8").strip()
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=2).close()
+    except (OSError, ValueError):
+        return None
+    return address
+
+
+def _free_port(first: int) -> int:
+    return next(port for port in range(first, first + 200) if _port_is_free(port))
+
+
+def _port_is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def _global_node() -> Any:
+    """Ray's own record of this node; its log folder has no public accessor."""
+    from ray._private import worker
+
+    return worker._global_node
+
+
+def _link_logs(folder: RunFolder) -> None:
+    """A link in the run folder to the logs of this Ray session, where every actor writes."""
+    session = Path(_global_node().get_logs_dir_path())
+    link = folder.logs / f"ray-{session.parent.name}"
+    folder.logs.mkdir(exist_ok=True)
+    if not link.is_symlink():
+        link.symlink_to(session)
+
+
+__all__ = ["ActorLost", "LaunchError", "Processes", "launch", "ray_session"]

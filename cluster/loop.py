@@ -1,0 +1,311 @@
+"""The loop: warm-up SFT, then curriculum-guided phases of reinforcement learning.
+
+One step of a phase: collect a batch of scored groups, train on it, send the new weights, let the curriculum decide.
+Strictly on-policy: a batch is sampled under the weights that the step before it produced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from actors.rollout import Sampling
+from cluster.batch import BatchGroup
+from cluster.config import RunConfig
+from cluster.journal import Journal
+from cluster.metrics import StepSeconds, mean_accuracy, sft_metrics, step_metrics
+from cluster.progress import Accuracy, Progress, StageProgress
+from cluster.roles import Curriculum, Learner, Rollouts
+from curriculum.config import FixedSteps, PhaseConfig, Plateau
+from curriculum.task import Task
+from curriculum.transition import CurriculumReport, PhaseState, StepSummary
+from learner.schedule import learning_rate_at
+from learner.sft import DemonstrationBatches
+
+WARM_UP = "sft"
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; everything up to the last finished step can be saved."""
+
+
+class TrainingLoop:
+    """Runs the recipe from wherever `progress` stands.
+
+    Consumes: scored groups.  Waits for: the slowest answer of a batch, then the learner.  Unblocked by: `stop`, at once
+    while answers are sampled, otherwise when the step is done.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: RunConfig,
+        curriculum: Curriculum | None,
+        rollouts: Rollouts,
+        learner: Learner,
+        demonstrations: DemonstrationBatches | None,
+        heldout: Mapping[str, Sequence[Task]],
+        journal: Journal,
+        progress: Progress,
+        stop: asyncio.Event,
+    ) -> None:
+        self._config = config
+        self._curriculum = curriculum
+        self._rollouts = rollouts
+        self._learner = learner
+        self._demonstrations = demonstrations
+        self._heldout = heldout
+        self._journal = journal
+        self._progress = progress
+        self._stop = stop
+        self._curriculum_state: dict[str, Any] | None = None
+
+    async def run(self) -> None:
+        """The whole recipe; returns when the last stage is done.
+
+        Raises:
+            Interrupted: `stop` was set; the last finished step has been checkpointed.
+        """
+        try:
+            await self._remember()
+            await self._measure_base()
+            await self._warm_up()
+            await self._reinforce()
+        except Interrupted:
+            await self._checkpoint()
+            raise
+
+    # ---- warm-up
+
+    async def _warm_up(self) -> None:
+        batches = self._demonstrations
+        if batches is None or any(stage.name == WARM_UP for stage in self._progress.finished_stages):
+            return
+        if self._progress.stage is None:
+            await self._learner.start_stage(WARM_UP)
+            self._open_stage(WARM_UP, kind="sft")
+        stage = self._stage
+        while stage.steps < len(batches):
+            self._check_stop()
+            await self._sft_step(stage, batches)
+        await self._sync()
+        stage.end_reason = "steps"
+        await self._close_stage()
+
+    async def _sft_step(self, stage: StageProgress, batches: DemonstrationBatches) -> None:
+        sft = self._config.sft
+        learning_rate = learning_rate_at(
+            stage.steps,
+            len(batches),
+            peak=sft.learning_rate,
+            warmup_steps=sft.warmup_steps,
+            schedule=sft.schedule,
+            floor=sft.learning_rate_floor,
+        )
+        report = await self._learner.sft_step(batches[stage.steps], learning_rate)
+        self._journal.step(self._progress, stage, sft_metrics(report), total_steps=len(batches))
+        await self._finish_step(stage, report.seconds)
+
+    # ---- reinforcement learning
+
+    async def _reinforce(self) -> None:
+        if self._curriculum is None:
+            return
+        while True:
+            self._check_stop()
+            state = await self._curriculum.phase_state()
+            if self._progress.stage and (state.finished or state.name != self._progress.stage.name):
+                await self._close_stage()
+            if state.finished:
+                return
+            if self._progress.stage is None:
+                await self._open_phase(state)
+            await self._train_step(self._stage, state)
+
+    async def _open_phase(self, state: PhaseState) -> None:
+        if not any(stage.kind == "rl" for stage in self._progress.finished_stages):
+            await self._learner.start_stage("rl")
+        self._open_stage(state.name, kind="rl")
+
+    async def _train_step(self, stage: StageProgress, state: PhaseState) -> None:
+        started = time.monotonic()
+        phase = self._config.curriculum.phases[state.phase]
+        sampled, batch = await self._unless_stopped(self._collect_batch(self._sampling(phase)))
+        collected = time.monotonic()
+        report = await self._learner.train_step(batch, self._learning_rate(phase, state.num_steps)) if batch else None
+        trained = time.monotonic()
+        sync = await self._sync() if report else None
+        done = time.monotonic()
+        summary = await self._finish_curriculum_step(len(batch))
+        seconds = StepSeconds(
+            rollout_s=collected - started, learner_s=trained - collected, sync_s=done - trained, step_s=done - started
+        )
+        metrics = step_metrics(
+            sampled=sampled,
+            report=report,
+            curriculum=summary,
+            sync_version=self._progress.policy_version,
+            sync_bytes=sync.num_bytes if sync else None,
+            seconds=seconds,
+        )
+        stage.count(sampled, num_trained=len(batch))
+        self._journal.step(self._progress, stage, metrics, total_steps=_expected_steps(phase))
+        await self._journal.trajectories(self._progress.step, sampled, batch)
+        if summary.transition:
+            stage.end_reason = str(summary.transition.reason)
+            self._journal.transition(summary.transition)
+        await self._finish_step(stage, time.monotonic() - started)
+
+    async def _collect_batch(self, sampling: Sampling) -> tuple[list[BatchGroup], list[BatchGroup]]:
+        """(every group sampled, those to train on); groups without a signal are replaced for a bounded number of rounds."""
+        wanted = self._config.groups_per_batch
+        sampled: list[BatchGroup] = []
+        batch: list[BatchGroup] = []
+        for _ in range(self._config.curriculum.max_sampling_rounds if self._dynamic_sampling else 1):
+            groups = await self._collect_round(wanted - len(batch), sampling)
+            sampled += groups
+            batch += [group for group in groups if group.trainable(dynamic_sampling=self._dynamic_sampling)]
+            if len(batch) == wanted:
+                break
+        return sampled, batch
+
+    async def _collect_round(self, num_groups: int, sampling: Sampling) -> list[BatchGroup]:
+        curriculum = self._required_curriculum
+        await curriculum.open_batch(num_groups)
+        groups = await self._rollouts.collect(num_groups, sampling)
+        accepted = await curriculum.report(
+            [group.outcome(trained=group.trainable(dynamic_sampling=self._dynamic_sampling)) for group in groups]
+        )
+        return [group for group in groups if group.meta.lease_id in accepted]
+
+    async def _finish_curriculum_step(self, num_trained: int) -> CurriculumReport:
+        summary = StepSummary(step=self._progress.step, num_trained_groups=num_trained)
+        return await self._required_curriculum.finish_step(summary)
+
+    # ---- held-out accuracy
+
+    async def _measure_base(self) -> None:
+        if self._heldout and self._progress.base_accuracy is None:
+            self._progress.base_accuracy = await self._evaluate("base")
+
+    async def _evaluate(self, after: str) -> Accuracy:
+        """Sampled accuracy by length; an answer without a known reward counts as wrong."""
+        accuracy: Accuracy = {}
+        for name, tasks in self._heldout.items():
+            phase = next(phase for phase in self._config.curriculum.phases if phase.name == name)
+            groups = await self._unless_stopped(self._rollouts.answer(tasks, self._heldout_sampling(phase)))
+            known = mean_accuracy(groups)
+            answered = sum(len(group.known_accuracies) for group in groups)
+            accuracy[name] = (known or 0.0) * answered / len(tasks)
+        self._journal.evaluation(after, accuracy)
+        return accuracy
+
+    # ---- stages, steps, checkpoints
+
+    def _open_stage(self, name: str, kind: str) -> None:
+        self._progress.stage = StageProgress(name=name, kind=kind, accuracy_before=self._progress.last_accuracy)
+        self._journal.stage_opened(self._progress.stage)
+
+    async def _close_stage(self) -> None:
+        stage = self._stage
+        started = time.monotonic()
+        stage.accuracy_after = await self._evaluate(stage.name) if self._heldout else None
+        stage.wall_seconds += time.monotonic() - started
+        self._progress.finished_stages.append(stage)
+        self._progress.stage = None
+        self._journal.stage_closed(stage)
+        await self._checkpoint()
+
+    async def _finish_step(self, stage: StageProgress, seconds: float) -> None:
+        stage.steps += 1
+        stage.wall_seconds += seconds
+        self._progress.step += 1
+        await self._remember()
+        if self._progress.step % self._config.checkpoint.every_steps == 0:
+            await self._checkpoint()
+
+    async def _sync(self) -> Any:
+        self._progress.policy_version += 1
+        report = await self._learner.sync_weights(self._progress.policy_version)
+        self._journal.sync(report)
+        return report
+
+    async def _remember(self) -> None:
+        """Keeps the state of the curriculum at the end of a step, where nothing is half done."""
+        self._curriculum_state = await self._curriculum.state_dict() if self._curriculum else None
+
+    async def _checkpoint(self) -> None:
+        await self._journal.checkpoint(self._progress, self._curriculum_state, self._learner)
+
+    # ---- small things
+
+    @property
+    def _stage(self) -> StageProgress:
+        assert self._progress.stage is not None, "no stage is open"
+        return self._progress.stage
+
+    @property
+    def _required_curriculum(self) -> Curriculum:
+        assert self._curriculum is not None, "reinforcement learning without a curriculum"
+        return self._curriculum
+
+    @property
+    def _dynamic_sampling(self) -> bool:
+        algorithm = self._config.learner.algorithm
+        return algorithm.type == "dapo" and algorithm.dynamic_sampling
+
+    def _learning_rate(self, phase: PhaseConfig, phase_step: int) -> float:
+        learner = self._config.learner
+        return learning_rate_at(
+            phase_step,
+            _expected_steps(phase),
+            peak=phase.learning_rate or learner.learning_rate,
+            warmup_steps=learner.warmup_steps,
+            schedule=learner.schedule,
+            floor=learner.learning_rate_floor,
+        )
+
+    def _sampling(self, phase: PhaseConfig) -> Sampling:
+        rollout = self._config.rollout
+        return Sampling(
+            num_samples=rollout.group_size,
+            temperature=phase.temperature or rollout.temperature,
+            top_p=rollout.top_p,
+            max_response_tokens=phase.max_response_tokens or rollout.max_response_tokens,
+        )
+
+    def _heldout_sampling(self, phase: PhaseConfig) -> Sampling:
+        temperature = self._config.evaluation.temperature
+        base = self._sampling(phase)
+        return Sampling(
+            num_samples=1,
+            temperature=base.temperature if temperature is None else temperature,
+            top_p=base.top_p,
+            max_response_tokens=base.max_response_tokens,
+        )
+
+    def _check_stop(self) -> None:
+        if self._stop.is_set():
+            raise Interrupted
+
+    async def _unless_stopped(self, work: Any) -> Any:
+        """Awaits `work`, or cancels it as soon as the run is asked to stop."""
+        task, stop = asyncio.ensure_future(work), asyncio.ensure_future(self._stop.wait())
+        try:
+            await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise Interrupted
+            return task.result()
+        finally:
+            for future in (task, stop):
+                if not future.done():
+                    future.cancel()
+
+
+def _expected_steps(phase: PhaseConfig) -> int | None:
+    """Steps of a phase as far as they are known in advance."""
+    if isinstance(phase.end, FixedSteps):
+        return phase.end.steps
+    return phase.end.max_steps if isinstance(phase.end, Plateau) else None

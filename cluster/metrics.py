@@ -1,0 +1,193 @@
+"""Every metric of a run: its key, its unit and how it is computed. docs/metrics.md explains each one to people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean
+from typing import Final
+
+from cluster.batch import BatchGroup
+from curriculum.transition import CurriculumReport, GroupShare
+from learner.microbatch import SftReport, StepReport
+from reward.score import Verdict
+
+METRICS: Final[Mapping[str, str]] = {
+    "sft/loss": "nats",
+    "sft/token_accuracy": "share",
+    "sft/grad_norm": "",
+    "sft/learning_rate": "",
+    "sft/response_tokens": "tokens",
+    "learner/loss": "",
+    "learner/grad_norm": "",
+    "learner/learning_rate": "",
+    "learner/entropy": "nats",
+    "learner/clip_fraction": "share",
+    "learner/mean_ratio": "",
+    "learner/rollout_logprob_gap_mean": "nats",
+    "learner/rollout_logprob_gap_max": "nats",
+    "learner/kl_to_reference": "nats",
+    "learner/updates": "count",
+    "learner/skipped_updates": "count",
+    "learner/response_tokens": "tokens",
+    "reward/mean": "",
+    "reward/accuracy": "share",
+    "reward/judge_calls": "count",
+    "reward/judge_saves": "count",
+    "reward/unknown": "count",
+    "rollout/groups": "count",
+    "rollout/groups_trained": "count",
+    "rollout/prompt_tokens_mean": "tokens",
+    "rollout/response_tokens_mean": "tokens",
+    "rollout/truncated_share": "share",
+    "curriculum/phase": "index",
+    "curriculum/epoch": "epochs",
+    "curriculum/pool_size": "tasks",
+    "curriculum/replayed_share": "share",
+    "curriculum/fresh_accuracy": "share",
+    "curriculum/fresh_prompt_tokens": "tokens",
+    "curriculum/replayed_accuracy": "share",
+    "curriculum/replayed_prompt_tokens": "tokens",
+    "sync/version": "count",
+    "sync/bytes": "bytes",
+    "time/rollout_s": "s",
+    "time/learner_s": "s",
+    "time/sync_s": "s",
+    "time/step_s": "s",
+}
+"""Key -> unit. A record may leave a key out where it has no value, and never has another key."""
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepSeconds:
+    """Where the time of a step went, in seconds."""
+
+    rollout_s: float
+    learner_s: float
+    sync_s: float
+    step_s: float
+
+
+def sft_metrics(report: SftReport) -> Metrics:
+    """Metrics of one warm-up step."""
+    return _known(
+        {
+            "sft/loss": report.loss,
+            "sft/token_accuracy": report.token_accuracy,
+            "sft/grad_norm": report.grad_norm,
+            "sft/learning_rate": report.learning_rate,
+            "sft/response_tokens": report.num_response_tokens,
+            "time/step_s": report.seconds,
+        }
+    )
+
+
+def step_metrics(
+    *,
+    sampled: Sequence[BatchGroup],
+    report: StepReport | None,
+    curriculum: CurriculumReport,
+    sync_version: int,
+    sync_bytes: int | None,
+    seconds: StepSeconds,
+) -> Metrics:
+    """Metrics of one training step; those of the learner are absent when nothing was trained on."""
+    return _known(
+        {
+            **_learner_metrics(report),
+            **_reward_metrics(sampled),
+            **_rollout_metrics(sampled, report),
+            **_curriculum_metrics(curriculum),
+            "sync/version": sync_version,
+            "sync/bytes": sync_bytes,
+            **{f"time/{key}": value for key, value in asdict(seconds).items()},
+        }
+    )
+
+
+def num_judge_calls(groups: Sequence[BatchGroup]) -> int:
+    """Answers that the judge was asked about."""
+    return sum(score.judge is not None for group in groups for score in group.scores)
+
+
+def num_judge_saves(groups: Sequence[BatchGroup]) -> int:
+    """Answers that the rule rejected and the judge accepted."""
+    return sum(score.judge is Verdict.YES and score.rule == 0.0 for group in groups for score in group.scores)
+
+
+def num_unknown(groups: Sequence[BatchGroup]) -> int:
+    """Answers without a known reward."""
+    return sum(score.accuracy is None for group in groups for score in group.scores)
+
+
+def mean_accuracy(groups: Sequence[BatchGroup]) -> float | None:
+    """Mean over the known accuracies of all answers; None without any."""
+    return _mean([accuracy for group in groups for accuracy in group.known_accuracies])
+
+
+def _learner_metrics(report: StepReport | None) -> dict[str, float | None]:
+    if report is None:
+        return {}
+    return {
+        "learner/loss": report.loss,
+        "learner/grad_norm": report.grad_norm,
+        "learner/learning_rate": report.learning_rate,
+        "learner/entropy": report.entropy,
+        "learner/clip_fraction": report.clip_fraction,
+        "learner/mean_ratio": report.mean_ratio,
+        "learner/rollout_logprob_gap_mean": report.rollout_logprob_gap_mean,
+        "learner/rollout_logprob_gap_max": report.rollout_logprob_gap_max,
+        "learner/kl_to_reference": report.kl_to_reference,
+        "learner/updates": report.num_updates,
+        "learner/skipped_updates": report.num_skipped_updates,
+        "learner/response_tokens": report.num_response_tokens,
+    }
+
+
+def _reward_metrics(sampled: Sequence[BatchGroup]) -> dict[str, float | None]:
+    return {
+        "reward/mean": _mean([reward for group in sampled for reward in group.rewards if reward is not None]),
+        "reward/accuracy": mean_accuracy(sampled),
+        "reward/judge_calls": num_judge_calls(sampled),
+        "reward/judge_saves": num_judge_saves(sampled),
+        "reward/unknown": num_unknown(sampled),
+    }
+
+
+def _rollout_metrics(sampled: Sequence[BatchGroup], report: StepReport | None) -> dict[str, float | None]:
+    lengths = [tokens for group in sampled for tokens in group.meta.response_tokens]
+    return {
+        "rollout/groups": len(sampled),
+        "rollout/groups_trained": report.num_groups if report else 0,
+        "rollout/prompt_tokens_mean": _mean([float(group.meta.prompt_tokens) for group in sampled]),
+        "rollout/response_tokens_mean": _mean([float(tokens) for tokens in lengths]),
+        "rollout/truncated_share": sum(g.meta.num_truncated for g in sampled) / len(lengths) if lengths else None,
+    }
+
+
+def _curriculum_metrics(report: CurriculumReport) -> dict[str, float | None]:
+    return {
+        "curriculum/phase": report.phase,
+        "curriculum/epoch": report.epoch,
+        "curriculum/pool_size": report.pool_size,
+        "curriculum/replayed_share": report.replayed_share,
+        **_share_metrics("fresh", report.fresh),
+        **_share_metrics("replayed", report.replayed),
+    }
+
+
+def _share_metrics(name: str, share: GroupShare) -> dict[str, float | None]:
+    return {
+        f"curriculum/{name}_accuracy": share.accuracy,
+        f"curriculum/{name}_prompt_tokens": share.prompt_tokens,
+    }
+
+
+def _known(values: Mapping[str, float | None]) -> Metrics:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return fmean(values) if values else None

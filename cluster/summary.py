@@ -1,0 +1,24 @@
+"""summary.json: what a run came to."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from cluster.config import RunConfig
+from cluster.progress import Progress
+from curriculum.leases import LeaseCounts
+
+
+def summarise(config: RunConfig, progress: Progress, leases: LeaseCounts | None) -> dict[str, Any]:
+    """Plain JSON: per stage its steps, wall seconds, held-out accuracy before and after at each length, replayed share
+    and judge calls; the ledger of leases over the whole run."""
+    return {
+        "name": config.name,
+        "seed": config.seed,
+        "steps": progress.step,
+        "policy_version": progress.policy_version,
+        "base_accuracy": progress.base_accuracy,
+        "stages": [{**asdict(stage), "replayed_share": stage.replayed_share} for stage in progress.finished_stages],
+        "leases": asdict(leases) if leases else None,
+    }

@@ -1,0 +1,134 @@
+"""Actors that may die: one call at a time finds out, waits for the restart, repairs, and tells the journal."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError
+from ray.util.metrics import Gauge
+
+POLL_S = 1.0
+
+
+class ActorLost(RuntimeError):
+    """An actor is gone for good: its failure budget is used up, or it did not come back in time."""
+
+
+class SupervisedActor:
+    """One actor with a failure budget (`max_restarts` of Ray) and what must happen after each restart.
+
+    Consumes: nothing.  Waits for: Ray's restart, at most `startup_timeout_s`.  Unblocked by: `ready` of the actor.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        handle: Any,
+        *,
+        startup_timeout_s: float,
+        on_fault: Callable[..., None],
+        before_restart: Callable[[str], Awaitable[None]] | None = None,
+        after_restart: Callable[[Any], Awaitable[None]] | None = None,
+    ) -> None:
+        """Takes an actor that has a method `ready`.
+
+        Args:
+            name: for people.
+            handle: Ray actor handle.
+            startup_timeout_s: longest wait for `ready`.
+            on_fault: told of every death and return.
+            before_restart: runs once per death, with the name; gives back what the actor held.
+            after_restart: runs once the actor is ready again, with its handle; brings it up to date.
+        """
+        self.name = name
+        self.handle = handle
+        self.lost = False
+        self._startup_timeout_s = startup_timeout_s
+        self._on_fault = on_fault
+        self._before_restart = before_restart
+        self._after_restart = after_restart
+        self._incarnation = 0
+        self._repairing = asyncio.Lock()
+
+    async def call(self, invoke: Callable[[Any], Any], *, attempts: int = 3) -> Any:
+        """Awaits `invoke(handle)`, an idempotent call, and repeats it after a restart.
+
+        Raises:
+            ActorLost: the actor is gone for good, or died in every attempt.
+        """
+        for _ in range(attempts):
+            incarnation = self._incarnation
+            try:
+                return await invoke(self.handle)
+            except RayActorError as error:
+                await self.repair(incarnation, error)
+        raise ActorLost(f"{self.name} died {attempts} times in the same call; read its log under the run's logs folder")
+
+    @property
+    def incarnation(self) -> int:
+        """Number of repairs so far; note it before a call and hand it to `repair`."""
+        return self._incarnation
+
+    async def repair(self, incarnation: int, error: RayActorError) -> None:
+        """Waits until the actor is back and up to date; callers that saw the same death share one repair.
+
+        Raises:
+            ActorLost: it does not come back.
+        """
+        async with self._repairing:
+            if self.lost:
+                raise ActorLost(f"{self.name} is gone")
+            if incarnation != self._incarnation:
+                return
+            self._on_fault(actor=self.name, error=type(error).__name__, action="restarting")
+            if self._before_restart:
+                await self._before_restart(self.name)
+            await self._wait_until_ready()
+            if self._after_restart:
+                await self._after_restart(self.handle)
+            self._incarnation += 1
+            self._on_fault(actor=self.name, action="back")
+
+    async def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + self._startup_timeout_s
+        while time.monotonic() < deadline:
+            try:
+                await self.handle.ready.remote()
+                return
+            except ActorUnavailableError:
+                await asyncio.sleep(POLL_S)
+            except ActorDiedError as error:
+                self._give_up()
+                raise ActorLost(
+                    f"{self.name} died and its failure budget is used up (cluster.max_actor_restarts); "
+                    "read its log under the run's logs folder"
+                ) from error
+        self._give_up()
+        raise ActorLost(f"{self.name} did not come back within cluster.startup_timeout_s={self._startup_timeout_s:.0f}")
+
+    def _give_up(self) -> None:
+        self.lost = True
+        self._on_fault(actor=self.name, action="lost")
+
+
+class RayGauges:
+    """The metrics of the run as Ray gauges, which the dashboard's Prometheus scrapes."""
+
+    def __init__(self, run: str) -> None:
+        self._run = run
+        self._gauges: dict[str, Any] = {}
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Sets a gauge `qwenlong_<key>` for every metric, and the step itself."""
+        for key, value in {"step": float(step), **metrics}.items():
+            self._gauge(key).set(value)
+
+    def _gauge(self, key: str) -> Any:
+        if key not in self._gauges:
+            name = "qwenlong_" + key.replace("/", "_")
+            self._gauges[key] = Gauge(name, description=key, tag_keys=("run",))
+            self._gauges[key].set_default_tags({"run": self._run})
+        return self._gauges[key]

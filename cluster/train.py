@@ -1,0 +1,182 @@
+"""`qwenlong train`: the driver of a run from the recipe to the summary."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from cluster.config import RunConfig
+from cluster.console import Console
+from cluster.journal import Journal, Tracker
+from cluster.launch import Processes, launch, ray_session
+from cluster.loop import Interrupted, TrainingLoop
+from cluster.preparation import Prepared, prepare
+from cluster.progress import Progress
+from cluster.recipe import dump_recipe
+from cluster.run_folder import RunFolder
+from cluster.summary import summarise
+from cluster.supervision import RayGauges
+from cluster.tracking import WandbTracker
+from curriculum.rejects import write_rejects
+
+
+def train(config: RunConfig, *, run_dir: Path, resume: bool, console: Console) -> Path:
+    """Trains from a recipe and returns the run folder.
+
+    Args:
+        config: the recipe.
+        run_dir: a new folder, or with `resume` the folder of an earlier run of the same recipe.
+        resume: go on from the last complete checkpoint, or from the start where there is none.
+        console: where to tell people.
+
+    Raises:
+        ValueError, FileNotFoundError, FileExistsError: the recipe, its data or the folder cannot be used.
+        LaunchError, ActorLost: the cluster could not be started, or a part of it is gone for good.
+        Interrupted: stopped by a signal; a checkpoint has been written.
+    """
+    console.say(f"reading model and data of {config.name}")
+    prepared = prepare(config)
+    folder = RunFolder.open(run_dir) if resume else RunFolder.create(run_dir)
+    if not resume:
+        folder.recipe.write_text(dump_recipe(config), encoding="utf-8")
+    _write_rejects(folder, prepared, console)
+    console.say(f"run folder: {folder.path}")
+    with ray_session(config, folder, console.say):
+        asyncio.run(_drive(config, prepared, folder, console))
+    return folder.path
+
+
+async def _drive(config: RunConfig, prepared: Prepared, folder: RunFolder, console: Console) -> None:
+    stop = asyncio.Event()
+    with _stop_on_signals(stop, console), _trackers(config, folder) as trackers:
+        started = time.monotonic()
+        console.say("starting the actors")
+
+        def fault(**fields: Any) -> None:
+            folder.append_event("fault", **fields)
+            console.say("fault: " + ", ".join(f"{key}={value}" for key, value in fields.items()))
+
+        async with launch(config, prepared, folder, fault) as processes:
+            console.say(f"actors ready after {time.monotonic() - started:.0f} s")
+            await _run(config, prepared, folder, console, trackers, processes, stop)
+
+
+async def _run(
+    config: RunConfig,
+    prepared: Prepared,
+    folder: RunFolder,
+    console: Console,
+    trackers: list[Tracker],
+    processes: Processes,
+    stop: asyncio.Event,
+) -> None:
+    journal = Journal(
+        folder=folder,
+        console=console,
+        trackers=trackers,
+        checkpoint=config.checkpoint,
+        fetch=processes.rollouts.fetch,
+    )
+    progress = await _restore(folder, processes, journal)
+    loop = TrainingLoop(
+        config=config,
+        curriculum=processes.curriculum,
+        rollouts=processes.rollouts,
+        learner=processes.learner,
+        demonstrations=prepared.demonstrations,
+        heldout=prepared.heldout,
+        journal=journal,
+        progress=progress,
+        stop=stop,
+    )
+    await loop.run()
+    await processes.learner.export(folder.model)
+    leases = await processes.curriculum.lease_counts() if processes.curriculum else None
+    folder.write_json(folder.summary, summarise(config, progress, leases))
+    journal.event("finished")
+    console.summary(progress)
+    for line in _notices(progress):
+        console.say(line)
+    console.say(f"model:   {folder.model}\nsummary: {folder.summary}")
+
+
+async def _restore(folder: RunFolder, processes: Processes, journal: Journal) -> Progress:
+    """The position of the last complete checkpoint, loaded into every process; the beginning where there is none."""
+    checkpoint = folder.latest_checkpoint()
+    if checkpoint is None:
+        journal.event("started")
+        return Progress()
+    state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    progress = Progress.from_state_dict(state["progress"])
+    await processes.learner.start_stage(progress.learner_stage)
+    await processes.learner.load(checkpoint / "learner")
+    if processes.curriculum is not None:
+        await processes.curriculum.load_state_dict(state["curriculum"])
+        await processes.learner.sync_weights(progress.policy_version)
+    journal.event("resumed", step=progress.step, checkpoint=checkpoint.name)
+    return progress
+
+
+def _notices(progress: Progress) -> list[str]:
+    """What a person should know before trusting the result."""
+    return [
+        f"note: stage {stage.name} trained on nothing in {stage.fruitless_steps} of {stage.steps} steps: no group had "
+        "answers of different worth; an easier data set, a stronger model or a longer warm-up would change that"
+        for stage in progress.finished_stages
+        if stage.fruitless_steps
+    ]
+
+
+def _write_rejects(folder: RunFolder, prepared: Prepared, console: Console) -> None:
+    for key, rejects in prepared.rejects.items():
+        if rejects:
+            path = folder.path / f"rejects-{key}.jsonl"
+            write_rejects(rejects, path)
+            console.say(f"{key}: {len(rejects)} rows refused, listed in {path.name}")
+
+
+@contextlib.contextmanager
+def _trackers(config: RunConfig, folder: RunFolder) -> Any:
+    trackers: list[Tracker] = [RayGauges(folder.path.name)]
+    if not config.tracking.wandb:
+        yield trackers
+        return
+    wandb = WandbTracker(
+        project=config.tracking.project,
+        name=folder.path.name,
+        directory=folder.path,
+        recipe=config.model_dump(mode="json"),
+    )
+    try:
+        yield [*trackers, wandb]
+    finally:
+        wandb.finish()
+
+
+@contextlib.contextmanager
+def _stop_on_signals(stop: asyncio.Event, console: Console) -> Any:
+    """The first SIGINT or SIGTERM asks the loop to stop, a second one ends the process at once."""
+    loop = asyncio.get_running_loop()
+
+    def ask(number: int) -> None:
+        if stop.is_set():
+            os._exit(128 + number)
+        console.say("stopping after this step; again to stop at once without a checkpoint")
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, ask, number)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+__all__ = ["Interrupted", "train"]

@@ -1,0 +1,135 @@
+"""Configuration of the curriculum, and the strict base class of every configuration in this project."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class StrictModel(BaseModel):
+    """A frozen pydantic model that refuses unknown keys; every configuration class derives from it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class GeneratedData(StrictModel):
+    """Documents and questions written by `curriculum.synthetic`; nothing is read from disk."""
+
+    type: Literal["generated"] = "generated"
+    items_per_length: int = Field(gt=0)
+    """Number of items of each length range."""
+    lengths: tuple[tuple[int, int], ...]
+    """Length ranges of the documents, in words: inclusive (minimum, maximum) pairs."""
+    seed: int = 0
+    quote_share: float = Field(default=0.5, ge=0, le=1)
+    """Demonstrations only: share whose thinking quotes the document."""
+    word_share: float = Field(default=0.5, ge=0, le=1)
+    """Demonstrations only: share of the numeric answers written as a word ("seven" where the text says "7")."""
+
+
+DataSource = str | GeneratedData
+"""A parquet or JSONL file, a hub id (`owner/name`, optionally `owner/name:split`), or generated documents."""
+
+
+class DataConfig(StrictModel):
+    """Where questions and demonstrations come from, and which of them are admitted."""
+
+    train: DataSource
+    sft: DataSource | None = None
+    """Demonstrations for the warm-up; None where `sft.epochs` is 0."""
+    evaluation: DataSource | None = None
+    """Held-out questions; None turns the evaluations between stages off."""
+    over_long: Literal["drop", "truncate_middle"] = "drop"
+    """What happens to an item whose prompt is longer than the last phase admits."""
+
+
+class RetrospectiveConfig(StrictModel):
+    """Replay of hard samples from earlier phases (paper section 2.3 and 3.2)."""
+
+    selection: Literal["zero_accuracy", "difficulty"] = "zero_accuracy"
+    """`zero_accuracy`: the tasks whose mean accuracy is zero, as the paper ran it. `difficulty`: a draw without
+    replacement, weighted by 1 / (mean accuracy + epsilon) over the tasks that are not solved yet (Eq. 10)."""
+    max_share: float = Field(default=0.25, ge=0, lt=1)
+    """Largest share of replayed tasks in a batch."""
+    max_pool_size: int = Field(default=1000, gt=0)
+    epsilon: float = Field(default=0.125, gt=0)
+    """Added to the mean accuracy before the division; 1 / group size keeps zero and one success apart."""
+
+
+class FixedSteps(StrictModel):
+    """The phase ends after a number of steps, those that found nothing to train on included."""
+
+    type: Literal["steps"] = "steps"
+    steps: int = Field(gt=0)
+
+
+class FixedEpochs(StrictModel):
+    """The phase ends when its own tasks have been sampled this many times: whole passes, a fraction allowed."""
+
+    type: Literal["epochs"] = "epochs"
+    epochs: float = Field(gt=0)
+
+
+class Plateau(StrictModel):
+    """The phase ends when the smoothed accuracy stops improving, within bounds."""
+
+    type: Literal["plateau"] = "plateau"
+    min_steps: int = Field(gt=0)
+    max_steps: int = Field(gt=0)
+    window: int = Field(default=10, gt=0)
+    """Steps in the moving average of the accuracy."""
+    min_improvement: float = Field(default=0.01, ge=0)
+    """An average must exceed the best one so far by this much to count as progress."""
+    patience: int = Field(default=10, gt=0)
+    """Hysteresis: steps in a row without progress before the phase ends."""
+
+    @model_validator(mode="after")
+    def _bounds_are_ordered(self) -> Self:
+        if self.min_steps > self.max_steps:
+            raise ValueError(f"min_steps={self.min_steps} exceeds max_steps={self.max_steps}; lower min_steps")
+        return self
+
+
+PhaseEnd = Annotated[FixedSteps | FixedEpochs | Plateau, Field(discriminator="type")]
+
+
+class PhaseConfig(StrictModel):
+    """One phase: it trains on tasks with L_{k-1} < prompt tokens <= L_k (paper Eq. 9)."""
+
+    name: str
+    max_prompt_tokens: int = Field(gt=0)
+    """L_k, counted on the whole prompt (template and chat tokens included)."""
+    end: PhaseEnd
+    learning_rate: float | None = Field(default=None, gt=0)
+    """Peak learning rate of the phase; None keeps `learner.learning_rate`."""
+    temperature: float | None = Field(default=None, gt=0)
+    """Sampling temperature of the phase; None keeps `rollout.temperature`."""
+    max_response_tokens: int | None = Field(default=None, gt=0)
+    """Response limit of the phase; None keeps `rollout.max_response_tokens`."""
+
+
+class CurriculumConfig(StrictModel):
+    """Phases in order, replay, and the bound on fruitless sampling."""
+
+    phases: tuple[PhaseConfig, ...] = ()
+    """Empty: no reinforcement learning, the run is a warm-up SFT only."""
+    retrospective: RetrospectiveConfig | None = RetrospectiveConfig()
+    lease_timeout_s: float = Field(default=3600.0, gt=0)
+    """A lease that is not reported back within this time is given out again."""
+    max_sampling_rounds: int = Field(default=10, gt=0)
+    """Dynamic sampling: rounds of replacement groups for one batch before the batch is trained as it is; a step
+    that finds no group with variance in all rounds trains nothing."""
+    max_fruitless_steps: int = Field(default=3, gt=0)
+    """Steps in a row that train nothing before the phase is closed and reported."""
+
+    @model_validator(mode="after")
+    def _lengths_grow(self) -> Self:
+        lengths = [phase.max_prompt_tokens for phase in self.phases]
+        if any(a >= b for a, b in pairwise(lengths)):
+            raise ValueError(f"phases must grow in max_prompt_tokens, got {lengths}; reorder or merge them")
+        names = [phase.name for phase in self.phases]
+        if len(set(names)) < len(names):
+            raise ValueError(f"phase names must differ, got {names}")
+        return self

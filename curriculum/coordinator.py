@@ -1,0 +1,316 @@
+"""The coordinator: opens batches, hands out leases, hears outcomes, and moves from phase to phase.
+
+It is a plain object; `coordinator_actor.py` puts it into a process of its own. One step of the driver is
+
+    open_batch(n)                  the n leases of the step are fixed here: fresh tasks and replayed ones
+    lease(holder) ... report(...)  holders pull in any order; outcomes refresh the difficulty table
+    open_batch(m)                  replacements for groups without variance, as often as needed
+    finish_step(summary)           the phase clock ticks; at the end of a phase the next pool is drawn
+
+Which task a lease carries depends on the seed and on what was reported before `open_batch`, never on the order in
+which holders pull or report within a wave.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from curriculum.config import CurriculumConfig
+from curriculum.difficulty import DifficultyTable
+from curriculum.leases import LeaseBook, LeaseCounts
+from curriculum.phases import PhaseClock
+from curriculum.retrospective import RetrospectivePool, draw_pool
+from curriculum.sampler import FreshSampler, spread_slots
+from curriculum.step_tally import StepTally
+from curriculum.task import Task, TaskLease, TaskOutcome
+from curriculum.transition import CurriculumReport, EndReason, PhaseState, StepSummary, Transition
+
+STATE_FORMAT = 1
+
+
+class Coordinator:
+    """Decides what to train on next.
+
+    Args:
+        tasks: Every task of the run; ids are unique and every phase has at least one.
+        config: Phases, replay and lease timeout.
+        seed: Seed of all orders and draws; >= 0.
+        now: Monotonic clock in seconds; only lease timeouts look at it.
+
+    Raises:
+        ValueError: No phases, a phase without tasks, a task outside the phases, or ids that repeat.
+    """
+
+    def __init__(
+        self,
+        *,
+        tasks: Sequence[Task],
+        config: CurriculumConfig,
+        seed: int,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        _check_tasks(tasks, config)
+        self._config = config
+        self._seed = seed
+        self._tasks = {task.task_id: task for task in tasks}
+        self._phase_task_ids = [
+            [task.task_id for task in tasks if task.phase == phase] for phase in range(len(config.phases))
+        ]
+        self._book = LeaseBook(timeout_s=config.lease_timeout_s, now=now)
+        self._difficulty = DifficultyTable()
+        self._transitions: list[Transition] = []
+        self._finished = False
+        self._enter(0, members=())
+
+    # ---- the driver's side
+
+    def open_batch(self, num_tasks: int) -> None:
+        """Open `num_tasks` more leases for the current step.
+
+        The first call of a step fixes its batch size: up to floor(max_share * num_tasks) slots are replayed, evenly
+        spread. Later calls open replacements, which are always fresh, so that neither the batch nor its replacements
+        exceed the share.
+
+        Raises:
+            ValueError: `num_tasks` is not positive, or the last phase is over.
+        """
+        if self._finished:
+            raise ValueError(f"open_batch({num_tasks}): the last phase is over; check phase_state().finished first")
+        if num_tasks < 1:
+            raise ValueError(f"open_batch({num_tasks}): ask for at least one task")
+        replayed = self._pool.draw(self._num_replay_slots(num_tasks), self._difficulty.mean_accuracy)
+        fresh = self._sampler.draw(num_tasks - len(replayed))
+        for is_replayed in spread_slots(num_tasks, len(replayed)):
+            self._open(replayed.pop(0) if is_replayed else fresh.pop(0), is_replayed)
+
+    def finish_step(self, summary: StepSummary) -> CurriculumReport:
+        """Close the step: the phase clock ticks and, if the phase is over, the next one begins.
+
+        Leases that are still open stay open and count for the step in which they are reported.
+
+        Raises:
+            ValueError: The last phase is over.
+        """
+        if self._finished:
+            raise ValueError(f"finish_step({summary.step}): the last phase is over")
+        fresh, replayed = self._tally.shares()
+        reason = self._clock.advance(
+            accuracy=fresh.accuracy, num_trained_groups=summary.num_trained_groups, epochs=self._sampler.epochs
+        )
+        report = CurriculumReport(
+            step=summary.step,
+            phase=self._phase,
+            phase_step=self._clock.num_steps,
+            epoch=self._sampler.epochs,
+            fresh=fresh,
+            replayed=replayed,
+            replayed_share=self._tally.replayed_share,
+            pool_size=self._live_pool_size(),
+            transition=None,
+        )
+        self._tally = StepTally()
+        return replace(report, transition=self._transit(summary.step, reason, fresh.accuracy)) if reason else report
+
+    def phase_state(self) -> PhaseState:
+        """Where the curriculum stands."""
+        return PhaseState(
+            phase=self._phase,
+            name=self._config.phases[self._phase].name,
+            num_phases=len(self._config.phases),
+            num_steps=self._clock.num_steps,
+            epoch=self._sampler.epochs,
+            num_tasks=len(self._phase_task_ids[self._phase]),
+            pool_size=self._live_pool_size(),
+            num_waiting=self._book.num_waiting,
+            num_held=self._book.num_held,
+            finished=self._finished,
+        )
+
+    def lease_counts(self) -> LeaseCounts:
+        """Totals of the lease book over the run, resumes included."""
+        return self._book.counts
+
+    def transitions(self) -> tuple[Transition, ...]:
+        """The audit log: every transition so far, oldest first."""
+        return tuple(self._transitions)
+
+    # ---- the holders' side
+
+    def lease(self, holder: str) -> TaskLease | None:
+        """Hand the next open lease to `holder`; None while the quota of the step is used up.
+
+        Leases that expired or were released go out first, unchanged.
+        """
+        return self._book.hand_out(holder)
+
+    def release(self, holder: str) -> int:
+        """Take back every lease of a holder that died; returns how many."""
+        return self._book.release(holder)
+
+    def report(self, outcomes: Sequence[TaskOutcome]) -> tuple[int, ...]:
+        """Hear the outcomes of sampled groups; returns the ids of the leases they closed.
+
+        A group whose lease is not among the returned ids is a duplicate (or was never leased) and must not be
+        trained on. The order of the outcomes does not matter.
+        """
+        return tuple(outcome.lease_id for outcome in outcomes if self._hear(outcome))
+
+    # ---- checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-able state. After `load_state_dict` the sequence of leases goes on as if nothing had happened.
+
+        Taken between `finish_step` and `open_batch` it is complete. Taken within a step, the groups reported so far
+        are the caller's to keep: their leases are closed and will not be handed out again.
+        """
+        return {
+            "format": STATE_FORMAT,
+            "fingerprint": self._fingerprint(),
+            "phase": self._phase,
+            "finished": self._finished,
+            "clock": self._clock.state_dict(),
+            "sampler": self._sampler.state_dict(),
+            "pool": self._pool.state_dict(),
+            "difficulty": self._difficulty.state_dict(),
+            "leases": self._book.state_dict(),
+            "tally": self._tally.state_dict(),
+            "transitions": [asdict(transition) for transition in self._transitions],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore a state of the same tasks, phases and seed; leases that were held wait again, in order.
+
+        Raises:
+            ValueError: The state belongs to other tasks, phases or seed, or to another format.
+        """
+        if state.get("format") != STATE_FORMAT:
+            raise ValueError(
+                f"curriculum state: format={state.get('format')!r}, this version reads {STATE_FORMAT}; "
+                "resume with the version that wrote the checkpoint"
+            )
+        if state["fingerprint"] != self._fingerprint():
+            raise ValueError(
+                f"curriculum state: fingerprint={state['fingerprint']}, the recipe gives {self._fingerprint()}; "
+                "resume with the same tasks, phases and seed, or start a new run"
+            )
+        self._enter(state["phase"], members=())
+        self._finished = state["finished"]
+        self._clock.load_state_dict(state["clock"])
+        self._sampler.load_state_dict(state["sampler"])
+        self._pool.load_state_dict(state["pool"])
+        self._difficulty.load_state_dict(state["difficulty"])
+        self._book.load_state_dict(state["leases"], self._tasks)
+        self._tally.load_state_dict(state["tally"])
+        self._transitions = [Transition(**{**x, "reason": EndReason(x["reason"])}) for x in state["transitions"]]
+
+    # ---- inside
+
+    def _num_replay_slots(self, num_tasks: int) -> int:
+        retrospective = self._config.retrospective
+        if retrospective is None or self._tally.num_groups > 0:
+            return 0
+        return int(retrospective.max_share * num_tasks + 1e-9)  # 0.29 * 100 is 28.999999999999996
+
+    def _open(self, task_id: str, replayed: bool) -> None:
+        lease = self._book.open(self._tasks[task_id], phase=self._phase, replayed=replayed)
+        self._tally.add_group(replayed=replayed, prompt_tokens=int(lease.task.prompt_ids.size))
+
+    def _hear(self, outcome: TaskOutcome) -> bool:
+        lease = self._book.close(outcome.lease_id, outcome.task_id)
+        if lease is None:
+            return False
+        accuracy = self._difficulty.record(outcome.task_id, lease_id=lease.lease_id, accuracies=outcome.accuracies)
+        self._tally.add_outcome(replayed=lease.replayed, accuracy=accuracy)
+        return True
+
+    def _transit(self, step: int, reason: EndReason, accuracy: float | None) -> Transition:
+        ended, num_steps, epochs = self._phase, self._clock.num_steps, self._sampler.epochs
+        following = ended + 1 if ended + 1 < len(self._config.phases) else None
+        num_candidates, members = self._draw_members(following)
+        transition = Transition(
+            step=step,
+            from_phase=ended,
+            to_phase=following,
+            reason=reason,
+            num_steps=num_steps,
+            epochs=epochs,
+            accuracy=accuracy,
+            num_candidates=num_candidates,
+            pool_size=len(members),
+            pool_accuracy=_mean([self._difficulty.mean_accuracy(task_id) or 0.0 for task_id in members]),
+            pool_prompt_tokens=_mean([float(self._tasks[task_id].prompt_ids.size) for task_id in members]),
+        )
+        self._transitions.append(transition)
+        if following is None:
+            self._finished = True
+        else:
+            self._enter(following, members=members)
+        return transition
+
+    def _draw_members(self, following: int | None) -> tuple[int, tuple[str, ...]]:
+        retrospective = self._config.retrospective
+        if retrospective is None or following is None:
+            return 0, ()
+        earlier = [task_id for phase in range(following) for task_id in self._phase_task_ids[phase]]
+        return draw_pool(
+            {task_id: self._difficulty.mean_accuracy(task_id) for task_id in earlier},
+            selection=retrospective.selection,
+            epsilon=retrospective.epsilon,
+            max_pool_size=retrospective.max_pool_size,
+            seed=self._seed,
+            phase=following,
+        )
+
+    def _enter(self, phase: int, members: tuple[str, ...]) -> None:
+        retrospective = self._config.retrospective
+        self._phase = phase
+        self._clock = PhaseClock(
+            end=self._config.phases[phase].end, max_fruitless_steps=self._config.max_fruitless_steps
+        )
+        self._sampler = FreshSampler(self._phase_task_ids[phase], seed=self._seed, phase=phase)
+        self._pool = RetrospectivePool(
+            members,
+            epsilon=retrospective.epsilon if retrospective and retrospective.selection == "difficulty" else None,
+            seed=self._seed,
+            phase=phase,
+        )
+        self._tally = StepTally()
+
+    def _live_pool_size(self) -> int:
+        return self._pool.num_live(self._difficulty.mean_accuracy)
+
+    def _fingerprint(self) -> str:
+        """Digest of everything the sequence of leases depends on: seed, phases, replay, and the tasks in order."""
+        config = self._config.model_dump(mode="json", include={"phases", "retrospective", "max_fruitless_steps"})
+        phases = [{key: phase[key] for key in ("max_prompt_tokens", "end")} for phase in config["phases"]]
+        digest = hashlib.sha256(json.dumps([self._seed, {**config, "phases": phases}], sort_keys=True).encode())
+        for task in self._tasks.values():
+            digest.update(f"\n{task.phase} {task.task_id}".encode())
+        return digest.hexdigest()[:16]
+
+
+def _check_tasks(tasks: Sequence[Task], config: CurriculumConfig) -> None:
+    if not config.phases:
+        raise ValueError("curriculum.phases=(): nothing to coordinate; add a phase or run the warm-up only")
+    seen: set[str] = set()
+    for task in tasks:
+        if task.task_id in seen:
+            raise ValueError(f"task {task.task_id}: the id is not unique; rename or remove one of the rows")
+        if not 0 <= task.phase < len(config.phases):
+            raise ValueError(f"task {task.task_id}: phase={task.phase}, expected 0..{len(config.phases) - 1}")
+        seen.add(task.task_id)
+    for index, phase in enumerate(config.phases):
+        if not any(task.phase == index for task in tasks):
+            raise ValueError(
+                f"curriculum.phases[{index}]={phase.name}: no task has a length in this phase; "
+                "change its max_prompt_tokens or remove the phase"
+            )
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

@@ -1,0 +1,70 @@
+"""Ray shell around the coordinator: one process that every rollout actor and the driver can reach.
+
+Create it with `ray.remote(CoordinatorActor).options(name="coordinator").remote(...)`. Calls run one at a time, in the
+order of arrival, so the object inside needs no lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from curriculum.config import CurriculumConfig
+from curriculum.coordinator import Coordinator
+from curriculum.leases import LeaseCounts
+from curriculum.task import Task, TaskLease, TaskOutcome
+from curriculum.transition import CurriculumReport, PhaseState, StepSummary, Transition
+
+
+class CoordinatorActor:
+    """See `Coordinator`: every method delegates to the method of the same name."""
+
+    def __init__(self, *, tasks: Sequence[Task], config: CurriculumConfig, seed: int) -> None:
+        self._coordinator = Coordinator(tasks=tasks, config=config, seed=seed)
+
+    def __repr__(self) -> str:
+        return "Coordinator"
+
+    def ping(self) -> bool:
+        """Answer a health check."""
+        return True
+
+    def open_batch(self, num_tasks: int) -> None:
+        """Unblocks holders that wait for a lease."""
+        self._coordinator.open_batch(num_tasks)
+
+    def lease(self, holder: str) -> TaskLease | None:
+        """Never waits: None while the quota of the step is used up."""
+        return self._coordinator.lease(holder)
+
+    def release(self, holder: str) -> int:
+        """Called when `holder` died; its leases wait again."""
+        return self._coordinator.release(holder)
+
+    def report(self, outcomes: Sequence[TaskOutcome]) -> tuple[int, ...]:
+        """Ids of the leases that were closed; the rest are duplicates."""
+        return self._coordinator.report(outcomes)
+
+    def finish_step(self, summary: StepSummary) -> CurriculumReport:
+        """Closes the step, and the phase if it is over."""
+        return self._coordinator.finish_step(summary)
+
+    def phase_state(self) -> PhaseState:
+        """Where the curriculum stands."""
+        return self._coordinator.phase_state()
+
+    def lease_counts(self) -> LeaseCounts:
+        """Totals of the lease book."""
+        return self._coordinator.lease_counts()
+
+    def transitions(self) -> tuple[Transition, ...]:
+        """The audit log."""
+        return self._coordinator.transitions()
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-able state for the checkpoint."""
+        return self._coordinator.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore a checkpoint of the same tasks, phases and seed."""
+        self._coordinator.load_state_dict(state)

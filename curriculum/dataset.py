@@ -1,0 +1,259 @@
+"""From a data source to tasks and demonstrations; bad rows are collected with their reasons."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Generic, Literal, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curriculum.config import DataSource
+from curriculum.layout import (
+    DEMONSTRATION_LAYOUTS,
+    QUESTION_LAYOUTS,
+    DemonstrationItem,
+    ItemT,
+    Layout,
+    QuestionItem,
+    choose_layout,
+    derived_id,
+    row_id,
+)
+from curriculum.phases import assign_phase
+from curriculum.rejects import Reject, RejectReason, RowError, count_reasons
+from curriculum.rows import Row, Table, open_table
+from curriculum.task import Demonstration, Task
+
+RecordT = TypeVar("RecordT", Task, Demonstration)
+
+
+class PromptEncoder(Protocol):
+    """Template, chat template and tokenizer; implemented downstream, in `actors.prompt`."""
+
+    def encode(self, context: str, question: str) -> NDArray[np.int32]:
+        """[P] token ids of the chat prompt."""
+        ...
+
+    def encode_messages(self, messages: Sequence[Mapping[str, str]]) -> NDArray[np.int32]:
+        """[P] token ids of a conversation, ready for the response."""
+        ...
+
+    def encode_response(self, text: str) -> NDArray[np.int32]:
+        """[R] token ids of a response, end-of-turn token included."""
+        ...
+
+    def truncate_middle(self, context: str, question: str, max_tokens: int) -> str:
+        """The document with its middle cut so that the prompt has at most `max_tokens`; ValueError if it cannot."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskSet:
+    """The tasks of a source and the rows that were refused."""
+
+    tasks: tuple[Task, ...]
+    rejects: tuple[Reject, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemonstrationSet:
+    """The demonstrations of a source and the rows that were refused."""
+
+    demonstrations: tuple[Demonstration, ...]
+    rejects: tuple[Reject, ...]
+
+
+def load_tasks(
+    source: DataSource,
+    *,
+    encoder: PromptEncoder,
+    phase_limits: Sequence[int],
+    over_long: Literal["drop", "truncate_middle"],
+    key: str = "data.train",
+    every_phase: bool = True,
+) -> TaskSet:
+    """Read a source into tasks with phases.
+
+    Args:
+        source: File, hub id or generated data.
+        encoder: Makes token ids of documents and questions.
+        phase_limits: L_1 < L_2 < ... in prompt tokens; for a data set without phases the one limit of the model.
+        over_long: `drop` refuses prompts beyond the last limit, `truncate_middle` cuts their documents to fit it.
+        key: Recipe key of the source, for messages.
+        every_phase: Insist on at least one task in every phase.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The source cannot be read, its columns fit no layout, no row is usable, or a phase stays empty.
+    """
+    table = open_table(source, key=key)
+    name = f"{key}={table.name}"
+    intake = _Intake(QUESTION_LAYOUTS, table, name)
+    tasks = intake.convert(lambda item: _task(item, encoder, phase_limits, over_long))
+    if every_phase:
+        _check_phases(name, tasks, phase_limits)
+    return TaskSet(tasks=tasks, rejects=tuple(intake.rejects))
+
+
+def load_demonstrations(
+    source: DataSource, *, encoder: PromptEncoder, max_tokens: int, key: str = "data.sft"
+) -> DemonstrationSet:
+    """Read a source into demonstrations of at most `max_tokens` prompt and response tokens together.
+
+    Args:
+        source: File, hub id or generated data.
+        encoder: Makes token ids of prompts and responses.
+        max_tokens: Longest demonstration; longer ones are refused, for a cut one is no longer verified.
+        key: Recipe key of the source, for messages.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The source cannot be read, its columns fit no layout, or no row is usable.
+    """
+    table = open_table(source, key=key, demonstrations=True)
+    name = f"{key}={table.name}"
+    intake = _Intake(DEMONSTRATION_LAYOUTS, table, name)
+    demonstrations = intake.convert(lambda item: _demonstration(item, encoder, max_tokens))
+    return DemonstrationSet(demonstrations=demonstrations, rejects=tuple(intake.rejects))
+
+
+class _Intake(Generic[ItemT]):
+    """Passes rows through layout, duplicate check and conversion; keeps what was refused on the way."""
+
+    def __init__(self, layouts: Sequence[Layout[ItemT]], table: Table, name: str) -> None:
+        self.rejects: list[Reject] = []
+        self._table = table
+        self._name = name
+        self._row_of_content: dict[str, int] = {}
+        self._row_of_id: dict[str, int] = {}
+        self._num_rows = 0
+        if not table.columns:
+            self._count_unreadable(table.rows)
+            raise self._nothing_usable()
+        self._layout = choose_layout(layouts, table.columns, name=name)
+
+    def convert(self, make: Callable[[ItemT], RecordT]) -> tuple[RecordT, ...]:
+        """The records of all good rows. Raises ValueError if there is none."""
+        records = tuple(record for row in self._table.rows if (record := self._admit(row, make)) is not None)
+        if not records:
+            raise self._nothing_usable()
+        return records
+
+    def _admit(self, row: Row | Reject, make: Callable[[ItemT], RecordT]) -> RecordT | None:
+        self._num_rows += 1
+        if isinstance(row, Reject):
+            self.rejects.append(row)
+            return None
+        try:
+            item = self._layout.parse(row)
+            self._refuse_repetition(row.number, item)
+            return make(item)
+        except RowError as error:
+            reject = Reject(number=row.number, item_id=_readable_id(row), reason=error.reason, detail=error.detail)
+            self.rejects.append(reject)
+            return None
+
+    def _refuse_repetition(self, number: int, item: ItemT) -> None:
+        content = derived_id(*item.content)
+        if content in self._row_of_content:
+            detail = f"the same content as row {self._row_of_content[content]}"
+            raise RowError(RejectReason.DUPLICATE, detail)
+        if item.item_id in self._row_of_id:
+            detail = f"row {self._row_of_id[item.item_id]} has the id {item.item_id!r} and another content"
+            raise RowError(RejectReason.ID_CONFLICT, detail)
+        self._row_of_content[content] = self._row_of_id[item.item_id] = number
+
+    def _count_unreadable(self, rows: Iterable[Row | Reject]) -> None:
+        for row in rows:
+            self._num_rows += 1
+            if isinstance(row, Reject):
+                self.rejects.append(row)
+
+    def _nothing_usable(self) -> ValueError:
+        if not self._num_rows:
+            return ValueError(f"{self._name}: the data set is empty; give it at least one row")
+        if not self.rejects:
+            return ValueError(f"{self._name}: its {self._num_rows} rows have no columns; write them anew")
+        reasons = ", ".join(f"{reason} {count}" for reason, count in count_reasons(self.rejects).items())
+        first = self.rejects[0]
+        return ValueError(
+            f"{self._name}: none of {self._num_rows} rows is usable ({reasons}); row {first.number}: {first.detail}"
+        )
+
+
+def _readable_id(row: Row) -> str | None:
+    try:
+        return row_id(row)
+    except RowError:
+        return None
+
+
+def _task(
+    item: QuestionItem, encoder: PromptEncoder, limits: Sequence[int], over_long: Literal["drop", "truncate_middle"]
+) -> Task:
+    prompt_ids = _tokens(lambda: encoder.encode(item.context, item.question))
+    if prompt_ids.size > limits[-1]:
+        if over_long == "drop":
+            detail = f"{prompt_ids.size} prompt tokens exceed {limits[-1]}; truncate it or raise the limit"
+            raise RowError(RejectReason.OVER_LONG, detail)
+        prompt_ids = _truncated(item, encoder, limits[-1])
+    phase = assign_phase(prompt_ids.size, limits)
+    assert phase is not None
+    return Task(
+        task_id=item.item_id,
+        data_source=item.data_source,
+        question=item.question,
+        answers=item.answers,
+        prompt_ids=prompt_ids,
+        phase=phase,
+    )
+
+
+def _truncated(item: QuestionItem, encoder: PromptEncoder, max_tokens: int) -> NDArray[np.int32]:
+    try:
+        context = encoder.truncate_middle(item.context, item.question, max_tokens)
+    except ValueError as error:
+        raise RowError(RejectReason.OVER_LONG, str(error)) from error
+    prompt_ids = _tokens(lambda: encoder.encode(context, item.question))
+    if prompt_ids.size > max_tokens:
+        detail = f"{prompt_ids.size} prompt tokens exceed {max_tokens} even after truncation"
+        raise RowError(RejectReason.OVER_LONG, detail)
+    return prompt_ids
+
+
+def _demonstration(item: DemonstrationItem, encoder: PromptEncoder, max_tokens: int) -> Demonstration:
+    if item.context is not None and item.question is not None:
+        context, question = item.context, item.question
+        prompt_ids = _tokens(lambda: encoder.encode(context, question))
+    else:
+        prompt_ids = _tokens(lambda: encoder.encode_messages(item.messages))
+    response_ids = _tokens(lambda: encoder.encode_response(item.response))
+    num_tokens = prompt_ids.size + response_ids.size
+    if num_tokens > max_tokens:
+        raise RowError(RejectReason.OVER_LONG, f"{num_tokens} tokens exceed {max_tokens}; raise the limit")
+    return Demonstration(demonstration_id=item.item_id, prompt_ids=prompt_ids, response_ids=response_ids)
+
+
+def _tokens(encode: Callable[[], NDArray[np.int32]]) -> NDArray[np.int32]:
+    """Encode, turning any complaint of template or tokenizer about one row into its reject."""
+    try:
+        ids = np.asarray(encode(), dtype=np.int32)
+    except Exception as error:  # chat templates raise types of their own, for instance on unknown roles
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise RowError(RejectReason.NOT_ENCODABLE, f"the chat template refuses it: {reason[0]}") from error
+    if ids.size == 0:
+        raise RowError(RejectReason.NOT_ENCODABLE, "the tokenizer gives no token")
+    return ids
+
+
+def _check_phases(name: str, tasks: Sequence[Task], limits: Sequence[int]) -> None:
+    for index, (low, high) in enumerate(pairwise([0, *limits])):
+        if not any(task.phase == index for task in tasks):
+            lengths = [task.prompt_ids.size for task in tasks]
+            raise ValueError(
+                f"{name}: no item in phase {index} ({low} < prompt tokens <= {high}; the data has {min(lengths)} to "
+                f"{max(lengths)}); change curriculum.phases[{index}].max_prompt_tokens or add data"
+            )

@@ -1,0 +1,168 @@
+"""The lease book: which groups are wanted, who works on which, and what became of the others.
+
+A lease is fixed when it is opened: id, task and attempt do not depend on who pulls it or when, so a lease that is
+handed out a second time asks for exactly the same samples.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from curriculum.task import Task, TaskLease
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseCounts:
+    """Totals over the run. At any time opened = reported + open leases."""
+
+    opened: int = 0
+    leased: int = 0
+    """Hand-outs; a lease that comes back is counted again when it goes out again."""
+    reported: int = 0
+    """Leases closed by an outcome."""
+    late: int = 0
+    """Those of `reported` whose holder had lost the lease before: the first result wins, whoever brings it."""
+    released: int = 0
+    """Hand-outs that ended with the death of the holder, or with a resume."""
+    expired: int = 0
+    """Hand-outs that ended by timeout."""
+    duplicate: int = 0
+    """Ignored reports of a lease that was closed already."""
+    unknown: int = 0
+    """Ignored reports of a lease that was never handed out, or that names another task."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Hold:
+    holder: str
+    deadline_s: float
+
+
+class LeaseBook:
+    """Open leases in order of their ids.
+
+    Args:
+        timeout_s: Time after which a held lease is handed out again.
+        now: Monotonic clock in seconds.
+    """
+
+    def __init__(self, *, timeout_s: float, now: Callable[[], float]) -> None:
+        self._timeout_s = timeout_s
+        self._now = now
+        self._open: dict[int, TaskLease] = {}
+        self._waiting: list[int] = []  # heap; ids that were closed meanwhile are skipped
+        self._holds: dict[int, _Hold] = {}
+        self._handed_out: set[int] = set()
+        self._attempts: dict[str, int] = {}
+        self._next_id = 0
+        self.counts = LeaseCounts()
+
+    @property
+    def num_waiting(self) -> int:
+        """Open leases that nobody holds."""
+        return len(self._open) - len(self._holds)
+
+    @property
+    def num_held(self) -> int:
+        """Open leases that a holder works on."""
+        return len(self._holds)
+
+    def open(self, task: Task, *, phase: int, replayed: bool) -> TaskLease:
+        """Append a lease for one more group of `task`."""
+        attempt = self._attempts.get(task.task_id, 0)
+        lease = TaskLease(lease_id=self._next_id, task=task, attempt=attempt, replayed=replayed, phase=phase)
+        self._attempts[task.task_id] = attempt + 1
+        self._next_id += 1
+        self._open[lease.lease_id] = lease
+        heapq.heappush(self._waiting, lease.lease_id)
+        self._count(opened=1)
+        return lease
+
+    def hand_out(self, holder: str) -> TaskLease | None:
+        """Give `holder` the waiting lease with the lowest id (so the ones that came back go first), or None."""
+        self._expire()
+        while self._waiting:
+            lease_id = heapq.heappop(self._waiting)
+            if lease_id in self._open:
+                self._holds[lease_id] = _Hold(holder=holder, deadline_s=self._now() + self._timeout_s)
+                self._handed_out.add(lease_id)
+                self._count(leased=1)
+                return self._open[lease_id]
+        return None
+
+    def release(self, holder: str) -> int:
+        """Take all leases of `holder` back; returns how many."""
+        lost = [lease_id for lease_id, hold in self._holds.items() if hold.holder == holder]
+        for lease_id in lost:
+            self._take_back(lease_id)
+        self._count(released=len(lost))
+        return len(lost)
+
+    def close(self, lease_id: int, task_id: str) -> TaskLease | None:
+        """Close a lease by its outcome; None (and a count) if there is no such lease to close.
+
+        A holder that lost its lease may still report it while it is open: lease, task and attempt are the same for
+        every holder, so the first result counts and the second one is the duplicate.
+        """
+        if lease_id not in self._open:
+            known = 0 <= lease_id < self._next_id
+            self._count(duplicate=int(known), unknown=int(not known))
+            return None
+        if lease_id not in self._handed_out or self._open[lease_id].task.task_id != task_id:
+            self._count(unknown=1)
+            return None
+        self._count(reported=1, late=int(lease_id not in self._holds))
+        self._holds.pop(lease_id, None)
+        self._handed_out.discard(lease_id)
+        return self._open.pop(lease_id)
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-able state; held leases are saved as open ones."""
+        return {
+            "next_id": self._next_id,
+            "attempts": dict(self._attempts),
+            "open": [
+                {"lease_id": x.lease_id, "task_id": x.task.task_id, "attempt": x.attempt, "replayed": x.replayed,
+                 "phase": x.phase}
+                for x in self._open.values()
+            ],
+            "num_held": len(self._holds),
+            "counts": {name: getattr(self.counts, name) for name in LeaseCounts.__slots__},
+        }  # fmt: skip
+
+    def load_state_dict(self, state: Mapping[str, Any], tasks: Mapping[str, Task]) -> None:
+        """Restore `state`; every open lease waits again, in the order of the ids.
+
+        Raises:
+            KeyError: An open lease names a task that is not in `tasks`.
+        """
+        leases = [TaskLease(task=tasks[x["task_id"]], **{k: x[k] for k in _SAVED_FIELDS}) for x in state["open"]]
+        self._open = {lease.lease_id: lease for lease in leases}
+        self._waiting = sorted(self._open)
+        self._holds, self._handed_out = {}, set()
+        self._attempts = dict(state["attempts"])
+        self._next_id = state["next_id"]
+        self.counts = LeaseCounts(**state["counts"])
+        self._count(released=state["num_held"])
+
+    def _expire(self) -> None:
+        now_s = self._now()
+        lost = [lease_id for lease_id, hold in self._holds.items() if hold.deadline_s <= now_s]
+        for lease_id in lost:
+            self._take_back(lease_id)
+        self._count(expired=len(lost))
+
+    def _take_back(self, lease_id: int) -> None:
+        del self._holds[lease_id]
+        heapq.heappush(self._waiting, lease_id)
+
+    def _count(self, **increments: int) -> None:
+        if any(increments.values()):
+            totals = {name: getattr(self.counts, name) + more for name, more in increments.items()}
+            self.counts = replace(self.counts, **totals)
+
+
+_SAVED_FIELDS = ("lease_id", "attempt", "replayed", "phase")

@@ -1,0 +1,108 @@
+"""Phases: which one a task belongs to, and when the running one is over."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from math import fsum
+from typing import Any
+
+from curriculum.config import FixedEpochs, FixedSteps, PhaseEnd, Plateau
+from curriculum.transition import EndReason
+
+
+def assign_phase(num_tokens: int, limits: Sequence[int]) -> int | None:
+    """Index k with L_{k-1} < num_tokens <= L_k (paper Eq. 9; L_{-1} = 0), or None beyond the last limit.
+
+    Args:
+        num_tokens: Length of the whole prompt in tokens; positive.
+        limits: L_0 < L_1 < ... in tokens.
+
+    Raises:
+        ValueError: `num_tokens` is not positive.
+    """
+    if num_tokens < 1:
+        raise ValueError(f"num_tokens={num_tokens}: a prompt has at least one token")
+    phase = bisect_left(limits, num_tokens)
+    return phase if phase < len(limits) else None
+
+
+class PhaseClock:
+    """Counts the steps of one phase and says when it is over; a pure state machine.
+
+    Every finished step counts, fruitless ones included, so that a phase always ends. A plateau is judged on the mean
+    of the last `window` scored steps, from the moment there are `window` of them: the mean makes progress when it
+    exceeds the best one so far by more than `min_improvement` (the best one moves only then, so slow progress adds
+    up), and `patience` steps in a row without progress are a plateau. A step without accuracy makes no progress.
+
+    Args:
+        end: The rule of the phase.
+        max_fruitless_steps: Steps in a row without a trained group that end the phase whatever its rule.
+    """
+
+    def __init__(self, *, end: PhaseEnd, max_fruitless_steps: int) -> None:
+        self._end = end
+        self._max_fruitless_steps = max_fruitless_steps
+        self.num_steps = 0
+        self._num_fruitless = 0
+        self._recent: list[float] = []
+        self._best: float | None = None
+        self._num_stale = 0
+
+    def advance(self, *, accuracy: float | None, num_trained_groups: int, epochs: float) -> EndReason | None:
+        """Count one finished step; returns why the phase is over, or None.
+
+        Args:
+            accuracy: Mean accuracy of the step's fresh groups; None if none was scored.
+            num_trained_groups: Groups the learner trained on.
+            epochs: Passes over the tasks of the phase since its beginning.
+        """
+        self.num_steps += 1
+        self._num_fruitless = 0 if num_trained_groups else self._num_fruitless + 1
+        reason = self._rule_says(accuracy, epochs)
+        if reason is None and self._num_fruitless >= self._max_fruitless_steps:
+            return EndReason.FRUITLESS
+        return reason
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-able state."""
+        return {
+            "num_steps": self.num_steps,
+            "num_fruitless": self._num_fruitless,
+            "recent": list(self._recent),
+            "best": self._best,
+            "num_stale": self._num_stale,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore a state of the same phase."""
+        self.num_steps = state["num_steps"]
+        self._num_fruitless = state["num_fruitless"]
+        self._recent = list(state["recent"])
+        self._best = state["best"]
+        self._num_stale = state["num_stale"]
+
+    def _rule_says(self, accuracy: float | None, epochs: float) -> EndReason | None:
+        match self._end:
+            case FixedSteps(steps=steps):
+                return EndReason.STEPS if self.num_steps >= steps else None
+            case FixedEpochs(epochs=wanted):
+                return EndReason.EPOCHS if epochs >= wanted else None
+            case Plateau() as rule:
+                return self._plateau_says(rule, accuracy)
+
+    def _plateau_says(self, rule: Plateau, accuracy: float | None) -> EndReason | None:
+        if accuracy is not None:
+            self._recent = [*self._recent, accuracy][-rule.window :]
+        if len(self._recent) == rule.window:
+            self._judge_progress(fsum(self._recent) / rule.window, rule.min_improvement, scored=accuracy is not None)
+        if self.num_steps >= rule.max_steps:
+            return EndReason.MAX_STEPS
+        is_flat = self.num_steps >= rule.min_steps and self._num_stale >= rule.patience
+        return EndReason.PLATEAU if is_flat else None
+
+    def _judge_progress(self, smoothed: float, min_improvement: float, *, scored: bool) -> None:
+        if scored and (self._best is None or smoothed > self._best + min_improvement):
+            self._best, self._num_stale = smoothed, 0
+        else:
+            self._num_stale += 1

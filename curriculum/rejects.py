@@ -1,0 +1,58 @@
+"""Rows that were refused, and why."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+
+
+class RejectReason(StrEnum):
+    """Why a row was refused."""
+
+    NOT_UTF8 = "not_utf8"
+    BAD_JSON = "bad_json"
+    MISSING_COLUMN = "missing_column"
+    WRONG_TYPE = "wrong_type"
+    EMPTY = "empty"
+    BAD_PROMPT = "bad_prompt"
+    DUPLICATE = "duplicate"
+    ID_CONFLICT = "id_conflict"
+    OVER_LONG = "over_long"
+    NOT_ENCODABLE = "not_encodable"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reject:
+    """A refused row."""
+
+    number: int
+    """Line of a JSONL file, row of anything else; the first one is 1."""
+    item_id: str | None
+    """Id of the row where it has a readable one."""
+    reason: RejectReason
+    detail: str
+    """One line for a person."""
+
+
+class RowError(Exception):
+    """Raised while a row is read; becomes a `Reject`."""
+
+    def __init__(self, reason: RejectReason, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+
+def count_reasons(rejects: Iterable[Reject]) -> dict[str, int]:
+    """Rejects per reason, most frequent first."""
+    return dict(Counter(reject.reason.value for reject in rejects).most_common())
+
+
+def write_rejects(rejects: Sequence[Reject], path: Path) -> None:
+    """Write one JSON object per reject; an existing file is replaced."""
+    lines = [json.dumps(asdict(reject), ensure_ascii=True) + "\n" for reject in rejects]
+    path.write_text("".join(lines), encoding="utf-8")

@@ -1,0 +1,226 @@
+"""Raw rows of a parquet file, a JSONL file, a data set of the hub, or the generator.
+
+Knows files, not layouts: a row is a mapping from column to whatever was stored there. A line that cannot be read is a
+`Reject` in the stream of rows; a source that cannot be read is an error of one line.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from curriculum.config import DataSource, GeneratedData
+from curriculum.rejects import Reject, RejectReason
+from curriculum.synthetic import generate_demonstrations, generate_items
+
+USED_COLUMNS = frozenset(
+    {"id", "data_source", "context", "question", "answers", "answer", "response", "prompt", "messages", "reward_model"}
+)
+"""Columns that some layout reads; the others are not loaded."""
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.%\[\]:+-]+)?")
+_ROWS_FOR_COLUMNS = 64
+_ROWS_PER_BATCH = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One row as it was stored."""
+
+    number: int
+    """Line of a JSONL file, row of anything else; the first one is 1."""
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """A source that could be opened."""
+
+    name: str
+    """The source as an error message shows it."""
+    columns: tuple[str, ...]
+    """Columns of a table; for JSONL the keys of its first objects."""
+    rows: Iterator[Row | Reject]
+    """Can be read once."""
+
+
+def open_table(source: DataSource, *, key: str, demonstrations: bool = False) -> Table:
+    """Open a source.
+
+    Args:
+        source: File, hub id or generated data.
+        key: Recipe key of the source, for messages; its last part names the generated items.
+        demonstrations: Generate items with responses.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The extension is unknown, or the file or hub id cannot be read.
+    """
+    if isinstance(source, GeneratedData):
+        return _generate(source, role=key.rpartition(".")[2], demonstrations=demonstrations)
+    path = Path(source).expanduser()
+    try:
+        return _open_path(source, path, key)
+    except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ValueError(f"{key}={source}: cannot be read ({error.strerror or error}); check the file") from error
+
+
+def _open_path(source: str, path: Path, key: str) -> Table:
+    if path.is_dir():
+        raise ValueError(f"{key}={source}: is a folder; name a .parquet or .jsonl file in it")
+    if path.is_file():
+        match path.suffix.lower():
+            case ".parquet":
+                return _open_parquet(source, path, key)
+            case ".jsonl":
+                return _open_jsonl(source, path)
+            case suffix:
+                raise ValueError(f"{key}={source}: unknown extension {suffix!r}; give a .parquet or .jsonl file")
+    if _looks_like_hub_id(source, path):
+        return _open_hub(source, key)
+    raise FileNotFoundError(f"{key}={source}: no such file{_nearest_file(path)}; check the path")
+
+
+def _looks_like_hub_id(source: str, path: Path) -> bool:
+    is_named_like_file = path.suffix.lower() in {".parquet", ".jsonl", ".json", ".csv", ".txt"}
+    return bool(_HUB_ID.fullmatch(source)) and not is_named_like_file and not path.parent.is_dir()
+
+
+def _nearest_file(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f" (the folder {path.parent} does not exist either)"
+    near = get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=1)
+    return f" (did you mean {path.parent / near[0]}?)" if near else ""
+
+
+# ---- JSONL
+
+
+def _open_jsonl(source: str, path: Path) -> Table:
+    path.open("rb").close()  # an unreadable file is reported here, not in the middle of the rows
+    rows = _read_jsonl(path)
+    head: list[Row | Reject] = []
+    columns: dict[str, None] = {}
+    for row in rows:
+        head.append(row)
+        if isinstance(row, Row):
+            columns |= dict.fromkeys(row.values)
+        if sum(isinstance(seen, Row) for seen in head) == _ROWS_FOR_COLUMNS:
+            break
+    return Table(name=source, columns=tuple(columns), rows=chain(head, rows))
+
+
+def _read_jsonl(path: Path) -> Iterator[Row | Reject]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if number == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")
+            if line.strip():
+                yield _parse_line(number, line)
+
+
+def _parse_line(number: int, line: bytes) -> Row | Reject:
+    try:
+        value = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        detail = f"byte 0x{line[error.start]:02x} at position {error.start} is not UTF-8; convert the file"
+        return Reject(number=number, item_id=None, reason=RejectReason.NOT_UTF8, detail=detail)
+    except (ValueError, RecursionError) as error:
+        detail = f"not a JSON value: {error}"
+        return Reject(number=number, item_id=None, reason=RejectReason.BAD_JSON, detail=detail)
+    if not isinstance(value, dict):
+        detail = f"a JSON object is expected, got {type(value).__name__}"
+        return Reject(number=number, item_id=None, reason=RejectReason.BAD_JSON, detail=detail)
+    return Row(number=number, values=value)
+
+
+# ---- parquet
+
+
+def _open_parquet(source: str, path: Path, key: str) -> Table:
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        file = ParquetFile(path)
+    except (ArrowException, OSError) as error:
+        raise ValueError(f"{key}={source}: not a parquet file ({_first_line(error)}); write it anew") from error
+    return Table(name=source, columns=tuple(file.schema_arrow.names), rows=_read_parquet(file, f"{key}={source}"))
+
+
+def _read_parquet(file: Any, name: str) -> Iterator[Row | Reject]:
+    from pyarrow import ArrowException
+
+    used = [column for column in file.schema_arrow.names if column in USED_COLUMNS]
+    number = 0
+    try:
+        for batch in file.iter_batches(batch_size=_ROWS_PER_BATCH, columns=used):
+            for index in range(batch.num_rows):
+                number += 1
+                yield _parse_record(number, batch.slice(index, 1))
+    except (ArrowException, OSError) as error:
+        raise ValueError(f"{name}: damaged after row {number} ({_first_line(error)}); write it anew") from error
+
+
+def _parse_record(number: int, record: Any) -> Row | Reject:
+    try:
+        return Row(number=number, values=record.to_pylist()[0])
+    except UnicodeDecodeError as error:
+        detail = f"a text column is not UTF-8 ({error.reason}); convert it"
+        return Reject(number=number, item_id=None, reason=RejectReason.NOT_UTF8, detail=detail)
+
+
+# ---- hub
+
+
+def _open_hub(source: str, key: str) -> Table:
+    name, _, split = source.partition(":")
+    from datasets import load_dataset
+
+    try:
+        data = load_dataset(name, split=split or "train")
+    except Exception as error:  # the library raises a dozen types for "not there", "no network" and "no such split"
+        raise ValueError(
+            f"{key}={source}: neither a file here nor a data set that the hub delivers ({_first_line(error)}); "
+            "check the name and the network, or give a .parquet or .jsonl file"
+        ) from error
+    columns = tuple(data.column_names or ())
+    used: Any = data.select_columns([column for column in columns if column in USED_COLUMNS])
+    return Table(name=source, columns=columns, rows=_number(used))
+
+
+# ---- generator
+
+
+def _generate(source: GeneratedData, *, role: str, demonstrations: bool) -> Table:
+    generate: Callable[..., list[dict[str, Any]]] = generate_items
+    if demonstrations:
+        generate = partial(generate_demonstrations, quote_share=source.quote_share, word_share=source.word_share)
+    rows: list[dict[str, Any]] = []
+    for index, (min_words, max_words) in enumerate(source.lengths):
+        rows += generate(
+            num_items=source.items_per_length,
+            min_words=min_words,
+            max_words=max_words,
+            seed=source.seed,
+            prefix=f"{role}-{index}",
+        )
+    return Table(name="generated", columns=tuple(rows[0]) if rows else (), rows=_number(rows))
+
+
+def _number(rows: Iterable[Mapping[str, Any]]) -> Iterator[Row]:
+    return (Row(number=number, values=values) for number, values in enumerate(rows, start=1))
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

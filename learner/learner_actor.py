@@ -1,0 +1,148 @@
+"""Ray shell around one ZeRO-3 rank; all ranks are called together, with the same arguments."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+
+from actors.trajectory import Group
+from curriculum.task import Demonstration
+from learner.advantages import group_advantages
+from learner.config import LearnerConfig, SftConfig
+from learner.engine import LearnerEngine, Stage
+from learner.microbatch import GroupShape, ScoredGroup, SftReport, StepReport
+from learner.packing import plan_update
+from learner.weight_sender import WeightAnnouncement, pack_weights
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TrainingItem:
+    """One group of a batch, by reference."""
+
+    group: Any
+    """`ray.ObjectRef` of a `Group`; only the rank that trains on it fetches it."""
+    rewards: tuple[float | None, ...]
+    """[G] reward of each answer; None where unknown: the answer is left out."""
+    response_tokens: tuple[int, ...]
+    """[G] tokens of each answer."""
+    prompt_tokens: int
+
+    @property
+    def shape(self) -> GroupShape:
+        """Lengths of what is trained on."""
+        pairs = zip(self.response_tokens, self.rewards, strict=True)
+        return GroupShape(
+            prompt_tokens=self.prompt_tokens,
+            response_tokens=tuple(tokens for tokens, reward in pairs if reward is not None),
+        )
+
+
+class LearnerActor:
+    """Rank `rank` of the learner.
+
+    Consumes: batches of the driver.  Waits for: the other ranks, in every collective.  Unblocked by: their calls.
+    """
+
+    def __init__(self, *, rank: int, num_ranks: int) -> None:
+        self._rank = rank
+        self._num_ranks = num_ranks
+
+    def __repr__(self) -> str:
+        return f"learner-{getattr(self, '_rank', '?')}"
+
+    def rendezvous(self) -> tuple[str, int]:
+        """Address and free port of this node, where the ranks meet (asked of rank 0)."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return ray.util.get_node_ip_address(), probe.getsockname()[1]
+
+    def start(
+        self,
+        *,
+        master: tuple[str, int],
+        config: LearnerConfig,
+        sft: SftConfig | None,
+        model_path: str,
+        seed: int,
+        trust_remote_code: bool,
+    ) -> int:
+        """Joins the other ranks and loads the model; returns the process id."""
+        os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = master[0], str(master[1])
+        self._config = config
+        self._engine = LearnerEngine(
+            config,
+            model_path,
+            sft=sft,
+            rank=self._rank,
+            world_size=self._num_ranks,
+            seed=seed,
+            trust_remote_code=trust_remote_code,
+        )
+        return os.getpid()
+
+    def start_stage(self, stage: str, reference_path: str | None) -> None:
+        """A fresh optimizer for the warm-up or the reinforcement learning."""
+        self._engine.start_stage(Stage(stage), reference_path=reference_path)
+
+    def sft_step(self, demonstrations: Sequence[Demonstration], learning_rate: float) -> SftReport:
+        """One update of the warm-up."""
+        return self._engine.sft_step(demonstrations, learning_rate=learning_rate)
+
+    def train_step(self, items: Sequence[TrainingItem], learning_rate: float) -> StepReport:
+        """One training step; fetches the groups of this rank and no others."""
+        plan = plan_update(
+            [item.shape for item in items],
+            num_ranks=self._num_ranks,
+            mini_batches=self._config.mini_batches,
+            max_tokens=self._config.max_tokens_per_microbatch,
+        )
+        mine = plan.groups_of(self._rank)
+        groups = ray.get([items[index].group for index in mine])
+        scored: Mapping[int, ScoredGroup] = {
+            index: _scored_group(group, items[index].rewards) for index, group in zip(mine, groups, strict=True)
+        }
+        return self._engine.train_step(plan, scored, learning_rate=learning_rate)
+
+    def pack_weights(self, version: int) -> tuple[WeightAnnouncement | None, NDArray[np.uint8] | None]:
+        """Gathers the weights; rank 0 returns them as one payload, which the caller owns."""
+        weights = self._engine.gather_weights()
+        if self._rank == 0:
+            return pack_weights(weights, version)
+        for _ in weights:
+            pass
+        return None, None
+
+    def save(self, directory: Path) -> None:
+        """Writes this rank's share of a checkpoint."""
+        self._engine.save(directory)
+
+    def load(self, directory: Path) -> None:
+        """Restores a checkpoint."""
+        self._engine.load(directory)
+
+    def export(self, directory: Path) -> None:
+        """Writes a Hugging Face folder."""
+        self._engine.export(directory)
+
+
+def _scored_group(group: Group, rewards: Sequence[float | None]) -> ScoredGroup:
+    """The answers with a known reward, with their advantages."""
+    advantages = group_advantages(rewards)
+    if advantages is None:
+        raise ValueError(f"group of task {group.task_id}: fewer than two known rewards; it must not reach the learner")
+    known = [(t, a) for t, a in zip(group.trajectories, advantages, strict=True) if a is not None]
+    return ScoredGroup(
+        prompt_ids=group.prompt_ids,
+        response_ids=tuple(trajectory.response_ids for trajectory, _ in known),
+        rollout_logprobs=tuple(trajectory.rollout_logprobs for trajectory, _ in known),
+        advantages=tuple(advantage for _, advantage in known),
+        temperature=group.temperature,
+    )

@@ -1,0 +1,137 @@
+"""Records of the learner: scored groups, the packed rows they become, and the reports of an update."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupShape:
+    """Lengths of one group: all that planning needs, so that the tokens stay in the object store."""
+
+    prompt_tokens: int
+    """P, tokens of the shared prompt."""
+    response_tokens: tuple[int, ...]
+    """[G] tokens of each response."""
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens of the group when its prompt is stored once."""
+        return self.prompt_tokens + sum(self.response_tokens)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ScoredGroup:
+    """A group with its advantages, as the loss sees it."""
+
+    prompt_ids: NDArray[np.int32]
+    """[P] token ids of the shared prompt."""
+    response_ids: tuple[NDArray[np.int32], ...]
+    """[G] arrays of [R_i] token ids."""
+    rollout_logprobs: tuple[NDArray[np.float32], ...]
+    """[G] arrays of [R_i] log-probabilities (nats) under the sampling policy."""
+    advantages: tuple[float, ...]
+    """[G] advantage of each response; responses without a known reward are left out of the group."""
+    temperature: float
+    """Sampling temperature; logits are divided by it."""
+
+    def __post_init__(self) -> None:
+        sizes = {len(self.response_ids), len(self.rollout_logprobs), len(self.advantages)}
+        if sizes == {0} or len(sizes) != 1:
+            raise ValueError(f"group with {sorted(sizes)} responses, log-probabilities and advantages; they must agree")
+
+    @property
+    def shape(self) -> GroupShape:
+        """Lengths of the group."""
+        return GroupShape(
+            prompt_tokens=len(self.prompt_ids), response_tokens=tuple(len(ids) for ids in self.response_ids)
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrefixSegment:
+    """A stretch of a packed row: one prompt, then its responses one after the other."""
+
+    start: int
+    """Index of the first prompt token in the row."""
+    prompt_tokens: int
+    """P, at least 1."""
+    response_tokens: tuple[int, ...]
+    """[G] tokens of each response, at least 1 each."""
+
+    @property
+    def end(self) -> int:
+        """Index after the last response token."""
+        return self.start + self.prompt_tokens + sum(self.response_tokens)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class MicroBatch:
+    """One packed row, ready to be forwarded. T: tokens of the row. N: response tokens that count in the loss."""
+
+    input_ids: NDArray[np.int64]
+    """[T] token ids."""
+    position_ids: NDArray[np.int64]
+    """[T] positions; every response continues where its prompt ended."""
+    segments: tuple[PrefixSegment, ...]
+    """Cover the row without gaps."""
+    predictors: NDArray[np.int64]
+    """[N] index in the row of the token that predicts each response token: the one before it, for the first token of
+    every response the last one of the prompt."""
+    labels: NDArray[np.int64]
+    """[N] the response tokens."""
+    weights: NDArray[np.float32]
+    """[N] share of each token in the loss of the mini-batch; the shares of a mini-batch sum to 1 over all ranks."""
+    advantages: NDArray[np.float32]
+    """[N] advantage of the response each token belongs to; zeros in the warm-up."""
+    rollout_logprobs: NDArray[np.float32]
+    """[N] log-probabilities (nats) under the sampling policy; zeros in the warm-up."""
+    temperature: NDArray[np.float32]
+    """[N] sampling temperature; ones in the warm-up."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepReport:
+    """One training step on one batch of groups (all its mini-batches), equal on every rank."""
+
+    num_groups: int
+    num_response_tokens: int
+    num_updates: int
+    """Optimizer updates made; lower than the number of mini-batches if some were skipped as non-finite."""
+    num_skipped_updates: int
+    """Updates skipped because the loss or the gradient norm was not finite."""
+    learning_rate: float
+    loss: float
+    """Mean over the updates."""
+    grad_norm: float
+    """L2 norm before clipping, mean over the updates."""
+    entropy: float
+    """Mean entropy (nats) of the policy over the response tokens, after temperature."""
+    clip_fraction: float
+    """Share of response tokens where the clipped term was the smaller one."""
+    mean_ratio: float
+    """Mean of pi / pi_old over the response tokens."""
+    rollout_logprob_gap_mean: float
+    """Mean |learner log-prob - engine log-prob| (nats) before the first update: the mismatch of the two back ends."""
+    rollout_logprob_gap_max: float
+    kl_to_reference: float | None
+    """Mean k3 estimate (nats) per response token; None without a reference policy."""
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SftReport:
+    """One update of the warm-up, equal on every rank."""
+
+    num_demonstrations: int
+    num_response_tokens: int
+    learning_rate: float
+    loss: float
+    """Mean over demonstrations of the length-normalised NLL (nats), paper Eq. 11."""
+    token_accuracy: float
+    """Share of response tokens that are the argmax of the model."""
+    grad_norm: float
+    seconds: float

@@ -1,0 +1,119 @@
+"""The trained module: a causal language model that scores the response tokens of a packed row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from learner.logprobs import ResponseHead, TokenScores
+from learner.microbatch import MicroBatch
+from learner.shared_prefix import ATTENTION_KEY, RowLayout, register, row_layout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RowTensors:
+    """A `MicroBatch` on the device of the model.
+
+    Not a tuple or dict of tensors on purpose: DeepSpeed would cast the fp32 entries of those to the model's dtype.
+    """
+
+    input_ids: Tensor
+    """[1, T] int64."""
+    position_ids: Tensor
+    """[1, T] int64."""
+    layout: RowLayout
+    predictors_N: Tensor
+    """[N] int64 index in the row."""
+    labels_N: Tensor
+    """[N] int64."""
+    weights_N: Tensor
+    """[N] fp32 share of the loss."""
+    advantages_N: Tensor
+    """[N] fp32."""
+    rollout_logprobs_N: Tensor
+    """[N] fp32, nats."""
+    temperature_N: Tensor
+    """[N] fp32."""
+    is_placeholder: bool
+    """True for a row that weighs nothing and only keeps the ranks in step."""
+
+    @classmethod
+    def of(cls, row: MicroBatch, device: torch.device) -> Self:
+        """Copy the row to the device."""
+
+        def move(array: object) -> Tensor:
+            return torch.as_tensor(array).to(device, non_blocking=True)
+
+        return cls(
+            input_ids=move(row.input_ids)[None],
+            position_ids=move(row.position_ids)[None],
+            layout=row_layout(row.segments, device),
+            predictors_N=move(row.predictors),
+            labels_N=move(row.labels),
+            weights_N=move(row.weights),
+            advantages_N=move(row.advantages),
+            rollout_logprobs_N=move(row.rollout_logprobs),
+            temperature_N=move(row.temperature),
+            is_placeholder=not row.weights.any(),
+        )
+
+
+class Policy(nn.Module):
+    """Backbone and LM head of a Hugging Face model behind one `forward`, which is what DeepSpeed wraps."""
+
+    def __init__(self, causal_lm: PreTrainedModel) -> None:
+        """Take over a model loaded with `attn_implementation="shared_prefix"`; its head becomes a `ResponseHead`.
+
+        Raises:
+            ValueError: the LM head has a bias, or the model scales or caps its logits, which `ResponseHead` cannot.
+        """
+        super().__init__()
+        head = causal_lm.get_output_embeddings()
+        if not isinstance(head, nn.Linear) or head.bias is not None or _changes_logits(causal_lm.config):
+            raise ValueError(
+                f"{type(causal_lm).__name__}: the LM head is not a plain matrix; use a Qwen2, Qwen3 or Llama model"
+            )
+        self.causal_lm = causal_lm
+        causal_lm.set_output_embeddings(ResponseHead(cast(nn.Parameter, head.weight)))
+
+    def forward(self, row: RowTensors) -> TokenScores:
+        """Log-probability, entropy and argmax hit of every response token of the row."""
+        hidden_T = self.causal_lm.get_decoder()(
+            input_ids=row.input_ids,
+            position_ids=row.position_ids,
+            use_cache=False,
+            row_layout=row.layout,
+        ).last_hidden_state[0]
+        head = cast(ResponseHead, self.causal_lm.get_output_embeddings())
+        return head(hidden_T[row.predictors_N], row.labels_N, row.temperature_N)
+
+
+def load_policy(
+    model_path: str, *, dtype: torch.dtype, gradient_checkpointing: bool, trust_remote_code: bool
+) -> Policy:
+    """Load a Hugging Face folder or hub id as a policy in training mode.
+
+    Raises:
+        OSError: the folder is missing or not a model (from transformers).
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    register()
+    causal_lm = AutoModelForCausalLM.from_pretrained(
+        model_path, dtype=dtype, attn_implementation=ATTENTION_KEY, trust_remote_code=trust_remote_code
+    )
+    if gradient_checkpointing:
+        causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+    return Policy(causal_lm).train()
+
+
+def _changes_logits(config: object) -> bool:
+    return any(getattr(config, name, None) not in (None, 1.0) for name in ("logit_scale", "final_logit_softcapping"))

@@ -1,0 +1,134 @@
+"""Sums over the rows of a step, and the means they become once all ranks have added theirs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from learner.logprobs import TokenScores
+from learner.loss import ClippedLoss
+from learner.policy import RowTensors
+
+_COLUMNS = ("loss", "tokens", "entropy", "hits", "clipped", "ratio", "kl")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepSums:
+    """Means over a step, equal on every rank; those over updates count the updates that were made, NaN if none was."""
+
+    num_tokens: int
+    num_updates: int
+    num_skipped_updates: int
+    loss: float
+    """Mean over the updates."""
+    grad_norm: float
+    """Mean over the updates."""
+    entropy: float
+    """Mean over the tokens (nats)."""
+    token_accuracy: float
+    clip_fraction: float
+    mean_ratio: float
+    kl_to_reference: float
+    rollout_logprob_gap_mean: float
+    """Over the tokens whose rollout log-probability is finite."""
+    rollout_logprob_gap_max: float
+
+
+class Tally:
+    """Collects sums on the device without waiting for it; `reduce` is the only synchronisation."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._rows = [torch.zeros(len(_COLUMNS), dtype=torch.float64, device=device)]
+        self._updates: list[Tensor] = []
+        self._grad_norms: list[float] = []
+        self._num_skipped = 0
+        self._gap_sum = torch.zeros(2, dtype=torch.float64, device=device)
+        self._gap_max = torch.zeros((), dtype=torch.float64, device=device)
+
+    def add_sft_row(self, row: RowTensors, scores: TokenScores, loss: Tensor) -> None:
+        """Count a row of demonstrations."""
+        self._add(row, loss, scores)
+
+    def add_row(
+        self, row: RowTensors, scores: TokenScores, terms: ClippedLoss, kl_N: Tensor | None, loss: Tensor
+    ) -> None:
+        """Count a row of groups."""
+        self._add(row, loss, scores, terms, kl_N)
+
+    def add_gap(self, row: RowTensors, logprobs_N: Tensor) -> None:
+        """Compare with the engine's log-probabilities, before the first update; non-finite ones are left out."""
+        if row.is_placeholder:
+            return
+        gap_N = (logprobs_N - row.rollout_logprobs_N).abs().double()
+        finite_N = gap_N.isfinite()
+        gap_N = gap_N.where(finite_N, 0.0)
+        self._gap_sum += torch.stack((gap_N.sum(), finite_N.sum().double()))
+        self._gap_max = torch.maximum(self._gap_max, gap_N.max())
+
+    def close_update(self, grad_norm: float | None) -> None:
+        """End a mini-batch; `grad_norm` is None if its update was skipped, and its sums are then dropped."""
+        if grad_norm is None:
+            self._num_skipped += 1
+        else:
+            self._updates.append(torch.stack(self._rows).sum(dim=0))
+            self._grad_norms.append(grad_norm)
+        del self._rows[1:]
+
+    def reduce(self) -> StepSums:
+        """Add up over the ranks. Collective."""
+        import torch.distributed as dist
+
+        sums = torch.stack(self._updates).sum(dim=0) if self._updates else self._rows[0]
+        sums = torch.cat((sums, self._gap_sum))
+        if dist.get_world_size() > 1:
+            dist.all_reduce(sums)
+            dist.all_reduce(self._gap_max, op=dist.ReduceOp.MAX)
+        *values, gap, num_gaps = sums.tolist()
+        return self._means(dict(zip(_COLUMNS, values, strict=True)), gap, num_gaps)
+
+    def _add(
+        self,
+        row: RowTensors,
+        loss: Tensor,
+        scores: TokenScores,
+        terms: ClippedLoss | None = None,
+        kl_N: Tensor | None = None,
+    ) -> None:
+        if row.is_placeholder:
+            return
+        zero = torch.zeros((), device=self._device)
+        columns = (
+            loss.detach(),
+            torch.full_like(zero, len(row.labels_N)),
+            scores.entropy_N.sum(),
+            scores.hits_N.sum(),
+            zero if terms is None else terms.clipped_N.sum(),
+            zero if terms is None else terms.ratio_N.sum(),
+            zero if kl_N is None else kl_N.detach().sum(),
+        )
+        self._rows.append(torch.stack([column.double() for column in columns]))
+
+    def _means(self, sums: dict[str, float], gap: float, num_gaps: float) -> StepSums:
+        tokens, updates = sums["tokens"], len(self._updates)
+        return StepSums(
+            num_tokens=int(tokens),
+            num_updates=updates,
+            num_skipped_updates=self._num_skipped,
+            loss=_ratio(sums["loss"], updates),
+            grad_norm=_ratio(sum(self._grad_norms), updates),
+            entropy=_ratio(sums["entropy"], tokens),
+            token_accuracy=_ratio(sums["hits"], tokens),
+            clip_fraction=_ratio(sums["clipped"], tokens),
+            mean_ratio=_ratio(sums["ratio"], tokens),
+            kl_to_reference=_ratio(sums["kl"], tokens),
+            rollout_logprob_gap_mean=_ratio(gap, num_gaps),
+            rollout_logprob_gap_max=float(self._gap_max),
+        )
+
+
+def _ratio(total: float, count: float) -> float:
+    return total / count if count else math.nan

@@ -1,0 +1,41 @@
+"""The sending side of a weight update: all parameters as one safetensors payload with a receipt."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightAnnouncement:
+    """What is sent; every engine must report the same or the run stops."""
+
+    version: int
+    """Policy version that the weights make."""
+    num_tensors: int
+    num_bytes: int
+    """Of the payload, safetensors header included."""
+    checksum: int
+    """CRC-32 of the payload."""
+
+
+def pack_weights(
+    named_tensors: Iterable[tuple[str, torch.Tensor]], version: int
+) -> tuple[WeightAnnouncement, NDArray[np.uint8]]:
+    """Packs full parameters in Hugging Face names, tied ones once.
+
+    Returns:
+        the announcement and the payload, [num_bytes] uint8.
+    """
+    tensors = {name: tensor.detach().contiguous() for name, tensor in named_tensors}
+    payload = np.frombuffer(save(tensors), dtype=np.uint8)
+    announcement = WeightAnnouncement(
+        version=version, num_tensors=len(tensors), num_bytes=payload.nbytes, checksum=zlib.crc32(payload)
+    )
+    return announcement, payload

@@ -1,0 +1,52 @@
+"""The DeepSpeed configuration as a pure function of the learner's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from learner.config import LearnerConfig
+
+PERSISTENT_PARAMETER_ELEMENTS = 100_000
+"""Weights smaller than this stay whole on every rank: norms and biases of any model, all of a tiny one."""
+BUCKET_ELEMENTS = 50_000_000
+"""Elements reduced or gathered in one collective."""
+
+
+def zero3_config(config: LearnerConfig) -> dict[str, Any]:
+    """Settings for `deepspeed.initialize` with an optimizer of our own and gradients accumulated over streamed rows."""
+    on_gpu = config.device == "cuda"
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": config.grad_clip,
+        "steps_per_print": None,
+        "bf16": {"enabled": config.dtype == "bf16"},
+        "zero_optimization": _zero_optimization(config, on_gpu),
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_allow_untested_optimizer": True,
+    }
+
+
+def zero3_frozen_config(config: LearnerConfig) -> dict[str, Any]:
+    """Settings for a model that is only forwarded."""
+    settings = zero3_config(config)
+    settings["zero_optimization"].pop("offload_optimizer", None)
+    return settings
+
+
+def _zero_optimization(config: LearnerConfig, on_gpu: bool) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+        "stage": 3,
+        "overlap_comm": on_gpu,
+        "contiguous_gradients": True,
+        "reduce_bucket_size": BUCKET_ELEMENTS if on_gpu else BUCKET_ELEMENTS // 10,
+        "memory_efficient_linear": False,
+        "stage3_prefetch_bucket_size": BUCKET_ELEMENTS if on_gpu else 0,
+        "stage3_param_persistence_threshold": PERSISTENT_PARAMETER_ELEMENTS,
+    }
+    host = {"device": "cpu", "pin_memory": on_gpu}
+    if config.offload_optimizer:
+        settings["offload_optimizer"] = host
+    if config.offload_parameters:
+        settings["offload_param"] = host
+    return settings

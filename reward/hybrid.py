@@ -1,0 +1,156 @@
+"""Hybrid reward: the rule decides at once, and only what it rejects goes to the judge (paper Eq. 12 to 14)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+
+from reward.config import NoJudge, OverlongConfig, RewardConfig
+from reward.judge import Judge, JudgeCounts, JudgeDesk, combined_verdict
+from reward.judge_prompt import JudgeQuestion, imitates_judge_format
+from reward.kind import kind_of
+from reward.overlong import overlong_penalty
+from reward.rules import RuleOutcome, apply_rules
+from reward.score import Score, Verdict
+from reward.text_rule import text_key
+
+__all__ = ["HybridScorer", "Judge", "JudgeQuestion", "ScoringReport"]
+
+MAX_JUDGED_TRUTHS = 8
+"""Accepted answers that one rejected answer is compared with by the judge; those that read alike count once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoringReport:
+    """What the scorer did since the start."""
+
+    num_responses: int = 0
+    num_without_answer: int = 0
+    """Responses that give no answer; they score 0 and no judge is asked."""
+    num_rule_accepted: int = 0
+    num_judged: int = 0
+    """Responses that went to the judge."""
+    num_judge_accepted: int = 0
+    """Rejected by the rule, accepted by the judge."""
+    num_unknown: int = 0
+    """Responses whose accuracy is unknown because the judge abstained."""
+    judge: JudgeCounts = field(default_factory=JudgeCounts)
+
+    def since(self, earlier: ScoringReport) -> ScoringReport:
+        """The report of what happened between an earlier report and this one."""
+        numbers = {f.name: getattr(self, f.name) - getattr(earlier, f.name) for f in fields(self) if f.name != "judge"}
+        return ScoringReport(**numbers, judge=self.judge.since(earlier.judge))
+
+
+class HybridScorer:
+    """Scores groups of responses: max(rule, judge), or unknown where the judge abstains."""
+
+    def __init__(self, config: RewardConfig, judge: Judge | None = None) -> None:
+        """`judge` is None exactly where `config.judge.type` is "none" or a rule-only score is wanted."""
+        self._config = config
+        self._desk = None if judge is None else _desk(config, judge)
+        self._report = ScoringReport()
+
+    async def score_group(
+        self,
+        *,
+        data_source: str,
+        question: str,
+        answers: Sequence[str],
+        responses: Sequence[str],
+        num_tokens: Sequence[int],
+    ) -> list[Score]:
+        """One score per response, in their order; all questions for the judge travel in one batch.
+
+        `answers` are the accepted answers, bare or as sentences "Therefore, the answer is X"; `num_tokens` are the
+        lengths of the responses in tokens.
+
+        Raises:
+            ValueError: where the lengths do not fit the responses or no answer is given.
+        """
+        if len(num_tokens) != len(responses) or not answers:
+            raise ValueError(
+                f"{len(responses)} responses, {len(num_tokens)} lengths and {len(answers)} accepted answers; "
+                "give one length per response and at least one answer"
+            )
+        outcomes = [self._apply_rules(data_source, response, answers) for response in responses]
+        asked = [self._questions(question, outcome) for outcome in outcomes]
+        verdicts = await self._ask([q for questions in asked for q in questions])
+        judged = [combined_verdict([verdicts[q] for q in questions]) if questions else None for questions in asked]
+        scores = [
+            _score(outcome, verdict, length, self._config.overlong)
+            for outcome, verdict, length in zip(outcomes, judged, num_tokens, strict=True)
+        ]
+        self._count(scores)
+        return scores
+
+    @property
+    def report(self) -> ScoringReport:
+        """Counters since the start, the judge's included."""
+        return self._report
+
+    def _apply_rules(self, data_source: str, response: str, answers: Sequence[str]) -> RuleOutcome:
+        kind = kind_of(data_source, self._config.kinds)
+        required = self._config.thinking == "required"
+        return apply_rules(self._config.rules, kind, response, answers, thinking_required=required)
+
+    def _questions(self, question: str, outcome: RuleOutcome) -> list[JudgeQuestion]:
+        if self._desk is None or not outcome.answer or _is_forged(outcome):
+            return []
+        distinct = {text_key(truth).words or truth: truth for truth in reversed(outcome.truths)}
+        truths = list(reversed(distinct.values()))[:MAX_JUDGED_TRUTHS]
+        return [JudgeQuestion(question=question, answer=outcome.answer, truth=truth) for truth in truths]
+
+    async def _ask(self, questions: list[JudgeQuestion]) -> dict[JudgeQuestion, Verdict]:
+        return await self._desk.ask(questions) if self._desk is not None and questions else {}
+
+    def _count(self, scores: Sequence[Score]) -> None:
+        before = self._report
+        self._report = ScoringReport(
+            num_responses=before.num_responses + len(scores),
+            num_without_answer=before.num_without_answer + sum(score.answer is None for score in scores),
+            num_rule_accepted=before.num_rule_accepted + sum(score.rule == 1.0 for score in scores),
+            num_judged=before.num_judged + sum(score.judge is not None for score in scores),
+            num_judge_accepted=before.num_judge_accepted + sum(score.judge is Verdict.YES for score in scores),
+            num_unknown=before.num_unknown + sum(score.accuracy is None for score in scores),
+            judge=self._desk.counts if self._desk else JudgeCounts(),
+        )
+
+
+def _desk(config: RewardConfig, judge: Judge) -> JudgeDesk:
+    timeout_s = None if isinstance(config.judge, NoJudge) else config.judge.deadline_s
+    return JudgeDesk(judge, name=config.judge.name, timeout_s=timeout_s)
+
+
+def _is_forged(outcome: RuleOutcome) -> bool:
+    return not outcome.accepted and outcome.answer is not None and imitates_judge_format(outcome.answer)
+
+
+def _score(outcome: RuleOutcome, verdict: Verdict | None, num_tokens: int, overlong: OverlongConfig | None) -> Score:
+    accuracy = _accuracy(outcome, verdict)
+    penalty = 0.0
+    if overlong is not None:
+        penalty = overlong_penalty(num_tokens, max_tokens=overlong.max_tokens, cache_tokens=overlong.cache_tokens)
+    return Score(
+        answer=outcome.answer,
+        rule=float(outcome.accepted),
+        judge=verdict,
+        accuracy=accuracy,
+        reward=None if accuracy is None else accuracy + penalty,
+        reason=_reason(outcome, verdict),
+    )
+
+
+def _accuracy(outcome: RuleOutcome, verdict: Verdict | None) -> float | None:
+    """max(rule, judge); unknown only where the rule rejects and the judge was asked in vain."""
+    if outcome.accepted or verdict is Verdict.YES:
+        return 1.0
+    return None if verdict is Verdict.UNKNOWN else 0.0
+
+
+def _reason(outcome: RuleOutcome, verdict: Verdict | None) -> str:
+    if verdict is not None:
+        return f"{outcome.reason}; judge: {verdict}"
+    if _is_forged(outcome):
+        return f"{outcome.reason}; imitates the judge's format, so the judge is not asked"
+    return outcome.reason

@@ -1,0 +1,144 @@
+"""The judge as the scorer sees it: one interface for all back ends, and a desk in front that caches and abstains."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Protocol
+
+from reward.judge_prompt import JudgeQuestion
+from reward.score import Verdict
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_CACHE_SIZE = 100_000
+
+
+class Judge(Protocol):
+    """Any back end that compares answers."""
+
+    async def judge(self, questions: Sequence[JudgeQuestion]) -> list[Verdict]:
+        """One verdict per question, in their order; `unknown` where there is none. May raise: the desk abstains."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgeCounts:
+    """What happened to the questions for the judge since the start."""
+
+    num_questions: int = 0
+    """Questions that came to the desk."""
+    num_cache_hits: int = 0
+    """Questions answered by an earlier or a simultaneous identical question."""
+    num_calls: int = 0
+    """Questions that the judge itself was asked."""
+    num_batches: int = 0
+    num_unknown: int = 0
+    """Questions asked of the judge that came back without a verdict."""
+    num_failed_batches: int = 0
+    """Batches in which the judge raised, timed out or broke its interface; all their questions are unknown."""
+
+    def since(self, earlier: JudgeCounts) -> JudgeCounts:
+        """The counts between an earlier report and this one."""
+        return JudgeCounts(**{f.name: getattr(self, f.name) - getattr(earlier, f.name) for f in fields(self)})
+
+
+class JudgeDesk:
+    """Asks the judge each different question once.
+
+    Verdicts are kept by (judge, question, answer, truth), the least recently used are forgotten first. Identical
+    questions that wait at the same time share one call. A judge that fails yields `unknown`, which is never kept, so
+    that the question is asked again when it returns.
+
+    Consumes questions of any number of concurrent groups; waits for the judge, at most `timeout_s`; unblocked by the
+    batch that owns the question.
+    """
+
+    def __init__(
+        self, judge: Judge, *, name: str, timeout_s: float | None = None, max_cached: int = DEFAULT_CACHE_SIZE
+    ) -> None:
+        self._judge = judge
+        self._name = name
+        self._timeout_s = timeout_s
+        self._max_cached = max_cached
+        self._verdicts: OrderedDict[tuple[str, JudgeQuestion], Verdict] = OrderedDict()
+        self._in_flight: dict[JudgeQuestion, asyncio.Future[Verdict]] = {}
+        self._counts = JudgeCounts()
+
+    async def ask(self, questions: Sequence[JudgeQuestion]) -> dict[JudgeQuestion, Verdict]:
+        """The verdict of every different question; new ones go to the judge in one batch."""
+        known = {question: verdict for question in questions if (verdict := self._recall(question)) is not None}
+        waiting = {q: self._in_flight[q] for q in questions if q not in known and q in self._in_flight}
+        new = [q for q in dict.fromkeys(questions) if q not in known and q not in waiting]
+        self._count(num_questions=len(questions), num_cache_hits=len(questions) - len(new), num_calls=len(new))
+        known |= await self._ask_new(new)
+        for question, verdict in waiting.items():
+            known[question] = await asyncio.shield(verdict)
+        return known
+
+    @property
+    def counts(self) -> JudgeCounts:
+        """The counts since the start."""
+        return self._counts
+
+    async def _ask_new(self, questions: list[JudgeQuestion]) -> dict[JudgeQuestion, Verdict]:
+        if not questions:
+            return {}
+        loop = asyncio.get_running_loop()
+        promises = {question: loop.create_future() for question in questions}
+        self._in_flight |= promises
+        verdicts = [Verdict.UNKNOWN] * len(questions)
+        try:
+            verdicts = await self._call_judge(questions)
+        finally:
+            for (question, promise), verdict in zip(promises.items(), verdicts, strict=True):
+                del self._in_flight[question]
+                promise.set_result(verdict)
+        self._keep(questions, verdicts)
+        return dict(zip(questions, verdicts, strict=True))
+
+    async def _call_judge(self, questions: list[JudgeQuestion]) -> list[Verdict]:
+        """The one place that tolerates a failing judge; it logs, counts and abstains."""
+        self._count(num_batches=1)
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                verdicts = _checked(await self._judge.judge(questions), len(questions))
+        except Exception as error:
+            logger.warning("judge %s failed on %d questions: %r", self._name, len(questions), error)
+            self._count(num_failed_batches=1, num_unknown=len(questions))
+            return [Verdict.UNKNOWN] * len(questions)
+        self._count(num_unknown=verdicts.count(Verdict.UNKNOWN))
+        return verdicts
+
+    def _recall(self, question: JudgeQuestion) -> Verdict | None:
+        verdict = self._verdicts.get((self._name, question))
+        if verdict is not None:
+            self._verdicts.move_to_end((self._name, question))
+        return verdict
+
+    def _keep(self, questions: list[JudgeQuestion], verdicts: list[Verdict]) -> None:
+        for question, verdict in zip(questions, verdicts, strict=True):
+            if verdict is not Verdict.UNKNOWN:
+                self._verdicts[self._name, question] = verdict
+        while len(self._verdicts) > self._max_cached:
+            self._verdicts.popitem(last=False)
+
+    def _count(self, **increments: int) -> None:
+        total = {f.name: getattr(self._counts, f.name) + increments.get(f.name, 0) for f in fields(JudgeCounts)}
+        self._counts = JudgeCounts(**total)
+
+
+def combined_verdict(verdicts: Sequence[Verdict]) -> Verdict:
+    """The verdict over several accepted answers: yes if one is equivalent, no only if every one is known not to be."""
+    if Verdict.YES in verdicts:
+        return Verdict.YES
+    return Verdict.UNKNOWN if Verdict.UNKNOWN in verdicts or not verdicts else Verdict.NO
+
+
+def _checked(verdicts: Sequence[Verdict], num_questions: int) -> list[Verdict]:
+    if len(verdicts) != num_questions:
+        raise ValueError(f"the judge returned {len(verdicts)} verdicts for {num_questions} questions")
+    return [Verdict(verdict) for verdict in verdicts]

@@ -1,0 +1,58 @@
+"""Ray shell around the scorer: fetches a group, applies the rules, asks the judge, returns the scores."""
+
+from __future__ import annotations
+
+import os
+
+from actors.trajectory import Group
+from reward.config import NoJudge, OpenAIJudge, RewardConfig
+from reward.hybrid import HybridScorer, ScoringReport
+from reward.judge import Judge
+from reward.judge_engine import OpenAIJudgeClient, VllmJudgeEngine
+from reward.probe import ProbeReport, probe_rewards
+from reward.score import Score
+
+
+class JudgeActor:
+    """Scores groups; the judge's engine, if it has one, lives in this process.
+
+    Consumes: groups, by reference.  Waits for: the judge, at most its timeout.  Unblocked by: its verdicts.
+    """
+
+    def __init__(self, *, name: str, config: RewardConfig, on_gpu: bool, enforce_eager: bool) -> None:
+        self._name = name
+        self._scorer = HybridScorer(config, _back_end(config, on_gpu=on_gpu, enforce_eager=enforce_eager))
+
+    def __repr__(self) -> str:
+        return getattr(self, "_name", "judge")
+
+    async def ready(self) -> int:
+        """Process id, once the judge can answer."""
+        return os.getpid()
+
+    async def probe(self) -> ProbeReport:
+        """Refuses rewards that pay for junk (`JunkRewardError`)."""
+        return await probe_rewards(self._scorer)
+
+    async def score_group(self, group: Group) -> tuple[Score, ...]:
+        """[G] scores of the answers, in their order."""
+        scores = await self._scorer.score_group(
+            data_source=group.data_source,
+            question=group.question,
+            answers=group.answers,
+            responses=[trajectory.text for trajectory in group.trajectories],
+            num_tokens=[len(trajectory.response_ids) for trajectory in group.trajectories],
+        )
+        return tuple(scores)
+
+    async def report(self) -> ScoringReport:
+        """Counters since this process started."""
+        return self._scorer.report
+
+
+def _back_end(config: RewardConfig, *, on_gpu: bool, enforce_eager: bool) -> Judge | None:
+    if isinstance(config.judge, NoJudge):
+        return None
+    if isinstance(config.judge, OpenAIJudge):
+        return OpenAIJudgeClient(config.judge)
+    return VllmJudgeEngine(config.judge, on_gpu=on_gpu, enforce_eager=enforce_eager)

@@ -1,0 +1,189 @@
+"""What the ranks do in the tests of the learner: run as `python learner_scenarios.py SCENARIO MODEL OUT RANK RANKS PORT`.
+
+Every scenario writes its findings to OUT as `SCENARIO.RANKS.pt`, so that one start of DeepSpeed serves many checks.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from curriculum.task import Demonstration
+from learner.advantages import group_advantages
+from learner.config import DapoConfig, GrpoConfig, LearnerConfig, SftConfig
+from learner.engine import LearnerEngine, NonFiniteUpdateError, Stage
+from learner.microbatch import ScoredGroup
+from learner.packing import plan_update
+
+VOCAB = 300
+LEARNING_RATE = 1e-3
+SFT = SftConfig(betas=(0.9, 0.98), weight_decay=0.05)
+ROOMY, TIGHT = 4096, 70
+
+
+def config(num_ranks: int = 1, **settings) -> LearnerConfig:
+    """The learner of the scenarios; the gradient clip is low enough to act."""
+    return LearnerConfig(num_ranks=num_ranks, **{"max_tokens_per_microbatch": ROOMY, "grad_clip": 0.5, **settings})
+
+
+def demonstrations() -> list[Demonstration]:
+    """Five demonstrations of different lengths."""
+    rng = np.random.default_rng(1)
+    return [
+        Demonstration(
+            demonstration_id=str(i),
+            prompt_ids=rng.integers(VOCAB, size=3 + 7 * i, dtype=np.int32),
+            response_ids=rng.integers(VOCAB, size=1 + 2 * i, dtype=np.int32),
+        )
+        for i in range(5)
+    ]
+
+
+def groups(seed: int = 0) -> list[ScoredGroup]:
+    """Seven ragged groups, one of them with a single-token prompt."""
+    rng = np.random.default_rng(seed)
+    batch = []
+    for i in range(7):
+        lengths = rng.integers(1, 14, size=rng.integers(2, 6))
+        advantages = group_advantages([float(r) for r in rng.permutation(len(lengths))])
+        assert advantages is not None
+        batch.append(
+            ScoredGroup(
+                prompt_ids=rng.integers(VOCAB, size=1 + 6 * i, dtype=np.int32),
+                response_ids=tuple(rng.integers(VOCAB, size=n, dtype=np.int32) for n in lengths),
+                rollout_logprobs=tuple(np.full(n, -2.0, np.float32) for n in lengths),
+                advantages=tuple(a for a in advantages if a is not None),
+                temperature=0.8,
+            )
+        )
+    return batch
+
+
+def make_engine(learner: LearnerConfig, model: str, rank: int) -> LearnerEngine:
+    """An engine at the start of the warm-up."""
+    return LearnerEngine(learner, model, sft=SFT, rank=rank, world_size=learner.num_ranks, seed=0)
+
+
+def rl_step(engine: LearnerEngine, learner: LearnerConfig, batch: list[ScoredGroup], rank: int):
+    """One training step; the rank is handed its own groups only."""
+    plan = plan_update(
+        [group.shape for group in batch],
+        num_ranks=learner.num_ranks,
+        mini_batches=learner.mini_batches,
+        max_tokens=learner.max_tokens_per_microbatch,
+    )
+    mine = {index: batch[index] for index in plan.groups_of(rank)}
+    return engine.train_step(plan, mine, learning_rate=LEARNING_RATE)
+
+
+def two_stages(learner: LearnerConfig, model: str, rank: int) -> tuple[LearnerEngine, dict]:
+    """Two updates of the warm-up, then one training step; reports and weights after each stage."""
+    engine = make_engine(learner, model, rank)
+    engine.start_stage(Stage.SFT)
+    sft = [engine.sft_step(demonstrations(), learning_rate=LEARNING_RATE) for _ in range(2)]
+    after_sft = dict(engine.gather_weights())
+    engine.start_stage(Stage.RL)
+    rl = rl_step(engine, learner, groups(), rank)
+    return engine, {"sft": sft, "rl": rl, "after_sft": after_sft, "after_rl": dict(engine.gather_weights())}
+
+
+def parity(model: str, out: Path, rank: int, num_ranks: int) -> dict:
+    """The same two stages under every setting that must not change the numbers, then save, go on, and export."""
+    grpo = {"algorithm": GrpoConfig(), "mini_batches": 1}
+    dapo = {"algorithm": DapoConfig(), "mini_batches": 3}
+    found = {}
+    for name, settings in {
+        "grpo": grpo,
+        "dapo": dapo,
+        "tight": {**dapo, "max_tokens_per_microbatch": TIGHT},
+        "checkpointing": {**dapo, "gradient_checkpointing": True},
+    }.items():
+        learner = config(num_ranks, **settings)
+        engine, found[name] = two_stages(learner, model, rank)
+        if name != "dapo":
+            continue
+        engine.save(out / f"checkpoint_{num_ranks}")
+        found["random"] = torch.rand(3)
+        rl_step(engine, learner, groups(seed=1), rank)
+        found["continued"] = dict(engine.gather_weights())
+        engine.export(out / f"export_{num_ranks}")
+    return found
+
+
+def resume(model: str, out: Path, rank: int, num_ranks: int) -> dict:
+    """Go on from the checkpoint of `parity` in a process of its own."""
+    learner = config(num_ranks, algorithm=DapoConfig(), mini_batches=3)
+    engine = make_engine(learner, model, rank)
+    engine.start_stage(Stage.SFT)
+    found = {"wrong_stage": _error(lambda: engine.load(out / f"checkpoint_{num_ranks}"))}
+    engine.start_stage(Stage.RL)
+    found["incomplete"] = _error(lambda: engine.load(out / "nothing_here"))
+    engine.load(out / f"checkpoint_{num_ranks}")
+    found["random"] = torch.rand(3)
+    rl_step(engine, learner, groups(seed=1), rank)
+    found["continued"] = dict(engine.gather_weights())
+    return found
+
+
+def guards(model: str, out: Path, rank: int, num_ranks: int) -> dict:
+    """Non-finite updates, the KL against a reference, bf16 and the wrong stage."""
+    learner = config(num_ranks, max_nonfinite_updates=1)
+    engine = make_engine(learner, model, rank)
+    found = {"no_stage": _error(lambda: rl_step(engine, learner, groups(), rank))}
+    engine.start_stage(Stage.RL)
+    before = dict(engine.gather_weights())
+    bad = [_with_infinite_advantage(group) for group in groups()]
+    found["skipped"] = rl_step(engine, learner, bad, rank)
+    after = dict(engine.gather_weights())
+    found["unchanged"] = all(torch.equal(before[name], after[name]) for name in before)
+    found["over_budget"] = _error(lambda: rl_step(engine, learner, bad, rank))
+    found["recovered"] = rl_step(engine, learner, groups(), rank)
+
+    learner = config(num_ranks, kl_coefficient=0.1)
+    engine = make_engine(learner, model, rank)
+    engine.start_stage(Stage.RL, reference_path=model)
+    found["kl"] = [rl_step(engine, learner, groups(), rank).kl_to_reference for _ in range(2)]
+
+    learner = config(num_ranks, dtype="bf16", offload_optimizer=True)
+    engine = make_engine(learner, model, rank)
+    engine.start_stage(Stage.RL)
+    found["bf16"] = rl_step(engine, learner, groups(), rank)
+    found["bf16_dtype"] = {weight.dtype for _, weight in engine.gather_weights()}
+    return found
+
+
+def _with_infinite_advantage(group: ScoredGroup) -> ScoredGroup:
+    return ScoredGroup(
+        prompt_ids=group.prompt_ids,
+        response_ids=group.response_ids,
+        rollout_logprobs=group.rollout_logprobs,
+        advantages=(float("inf"), *group.advantages[1:]),
+        temperature=group.temperature,
+    )
+
+
+def _error(call) -> str:
+    try:
+        call()
+    except (RuntimeError, ValueError, FileNotFoundError, NonFiniteUpdateError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+
+def main() -> None:
+    """Run one scenario on one rank."""
+    scenario, model, out, rank, num_ranks, port = sys.argv[1:]
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    torch.set_num_threads(1)
+    run = {"parity": parity, "resume": resume, "guards": guards}[scenario]
+    found = run(model, Path(out), int(rank), int(num_ranks))
+    if rank == "0":
+        torch.save(found, Path(out) / f"{scenario}.{num_ranks}.pt")
+
+
+if __name__ == "__main__":
+    main()

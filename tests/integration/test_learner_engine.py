@@ -1,0 +1,251 @@
+"""The ZeRO-3 engine against plain PyTorch, against itself on two ranks, and against itself after a restart."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+sys.path.insert(0, str(Path(__file__).parent))
+import learner_scenarios as scenarios
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    shape = Qwen2Config(
+        vocab_size=scenarios.VOCAB,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+        initializer_range=0.15,
+        max_position_embeddings=512,
+    )
+    Qwen2ForCausalLM(shape).save_pretrained(folder)
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(scenarios.VOCAB)}, unk_token="w0"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="w0", eos_token="w1").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    return tmp_path_factory.mktemp("findings")
+
+
+@pytest.fixture(scope="module")
+def one_rank(model_path, out):
+    return _run("parity", model_path, out, num_ranks=1)
+
+
+@pytest.fixture(scope="module")
+def two_ranks(model_path, out):
+    return _run("parity", model_path, out, num_ranks=2)
+
+
+@pytest.fixture(scope="module")
+def resumed(one_rank, two_ranks, model_path, out):
+    return _run("resume", model_path, out, num_ranks=2)
+
+
+@pytest.fixture(scope="module")
+def guards(model_path, out):
+    return _run("guards", model_path, out, num_ranks=1)
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "dapo"])
+def test_the_engine_equals_adamw_on_every_sequence_by_itself(one_rank, model_path, algorithm):
+    plain = _Plain(model_path)
+    losses = [plain.sft_step() for _ in range(2)]
+    assert [report.loss for report in one_rank[algorithm]["sft"]] == pytest.approx([loss for loss, _ in losses])
+    assert [report.grad_norm for report in one_rank[algorithm]["sft"]] == pytest.approx([norm for _, norm in losses])
+    _assert_same_weights(one_rank[algorithm]["after_sft"], plain.weights())
+    loss, norm = plain.rl_step(algorithm)
+    assert one_rank[algorithm]["rl"].loss == pytest.approx(loss, abs=1e-6)
+    assert one_rank[algorithm]["rl"].grad_norm == pytest.approx(norm)
+    _assert_same_weights(one_rank[algorithm]["after_rl"], plain.weights())
+
+
+def test_small_micro_batches_and_checkpointing_do_not_change_the_weights(one_rank):
+    for name in ("tight", "checkpointing"):
+        _assert_same_weights(one_rank[name]["after_rl"], one_rank["dapo"]["after_rl"])
+
+
+@pytest.mark.parametrize("name", ["grpo", "dapo", "tight", "checkpointing"])
+def test_two_ranks_equal_one(one_rank, two_ranks, name):
+    _assert_same_weights(two_ranks[name]["after_rl"], one_rank[name]["after_rl"])
+    ours, theirs = two_ranks[name]["rl"], one_rank[name]["rl"]
+    for field in ("num_groups", "num_response_tokens", "num_updates"):
+        assert getattr(ours, field) == getattr(theirs, field)
+    for field in ("loss", "grad_norm", "entropy", "mean_ratio", "rollout_logprob_gap_mean", "rollout_logprob_gap_max"):
+        assert getattr(ours, field) == pytest.approx(getattr(theirs, field), rel=1e-5, abs=1e-6), field
+
+
+def test_one_mini_batch_has_ratio_one_and_more_move_away_from_it(one_rank):
+    assert one_rank["grpo"]["rl"].mean_ratio == 1.0
+    assert one_rank["grpo"]["rl"].num_updates == 1
+    assert one_rank["dapo"]["rl"].mean_ratio != 1.0
+    assert one_rank["dapo"]["rl"].num_updates == 3
+
+
+def test_a_restarted_learner_goes_on_bit_for_bit(two_ranks, resumed):
+    assert torch.equal(resumed["random"], two_ranks["random"])
+    assert resumed["continued"].keys() == two_ranks["continued"].keys()
+    for name, weight in two_ranks["continued"].items():
+        assert torch.equal(resumed["continued"][name], weight), name
+
+
+def test_a_checkpoint_of_another_stage_or_an_incomplete_one_is_not_loaded(resumed):
+    assert "stage='rl' in the checkpoint but 'sft' now" in resumed["wrong_stage"]
+    assert "not a complete checkpoint" in resumed["incomplete"]
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_the_exported_folder_loads_in_transformers_with_the_same_weights(
+    one_rank, two_ranks, model_path, out, num_ranks
+):
+    folder = out / f"export_{num_ranks}"
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    found = {1: one_rank, 2: two_ranks}[num_ranks]["continued"]
+    assert "lm_head.weight" not in found  # tied: sent once
+    assert [name for name, _ in model.named_parameters()] == list(found)
+    for name, weight in model.named_parameters():
+        assert torch.equal(weight, found[name]), name
+    expected = AutoModelForCausalLM.from_pretrained(model_path)
+    expected.load_state_dict(found, strict=False)
+    expected.tie_weights()
+    ids = torch.arange(9)[None]
+    assert torch.equal(model(ids).logits, expected(ids).logits)
+    assert AutoTokenizer.from_pretrained(folder)("w7 w8")["input_ids"] == [7, 8]
+    assert sorted(path.suffix for path in folder.iterdir() if path.name.startswith("model")) == [".safetensors"]
+
+
+def test_a_non_finite_update_is_skipped_and_a_second_one_in_a_row_stops_the_run(guards):
+    assert guards["skipped"].num_skipped_updates == 1
+    assert guards["skipped"].num_updates == 0
+    assert guards["unchanged"]
+    assert guards["over_budget"].startswith("NonFiniteUpdateError")
+    assert "learner.max_nonfinite_updates=1" in guards["over_budget"]
+    assert guards["recovered"].num_updates == 1
+
+
+def test_the_reference_is_the_start_of_the_stage(guards):
+    first, second = guards["kl"]
+    assert first == pytest.approx(0.0, abs=1e-6)
+    assert second > 1e-5
+
+
+def test_bf16_with_an_offloaded_optimizer_trains(guards):
+    assert guards["bf16"].num_updates == 1
+    assert guards["bf16_dtype"] == {torch.bfloat16}
+
+
+def test_a_step_outside_its_stage_is_refused(guards):
+    assert "start_stage" in guards["no_stage"]
+
+
+class _Plain:
+    """The two stages in a few lines of PyTorch: one forward per sequence, no packing, no DeepSpeed."""
+
+    def __init__(self, model_path):
+        self.model = AutoModelForCausalLM.from_pretrained(model_path).train()
+
+    def weights(self):
+        return dict(self.model.named_parameters())
+
+    def sft_step(self):
+        if not hasattr(self, "sft_optimizer"):
+            self.sft_optimizer = self._adamw(scenarios.SFT)
+        batch = scenarios.demonstrations()
+        loss = sum(-self._logprobs(item.prompt_ids, item.response_ids, 1.0).mean() for item in batch) / len(batch)
+        return self._update(loss, self.sft_optimizer)
+
+    def rl_step(self, algorithm):
+        batch, optimizer = scenarios.groups(), self._adamw(scenarios.config())
+        with torch.no_grad():
+            old = [self._group_logprobs(group) for group in batch]
+        cuts = [(0, 7)] if algorithm == "grpo" else [(0, 2), (2, 4), (4, 7)]
+        updates = []
+        for start, end in cuts:
+            terms = [self._group_loss(batch[i], old[i], algorithm) for i in range(start, end)]
+            updates.append(self._update(sum(terms) / len(terms), optimizer))
+        losses, norms = zip(*updates, strict=True)
+        return sum(losses) / len(cuts), sum(norms) / len(cuts)
+
+    def _group_loss(self, group, old, algorithm):
+        tokens = []
+        for new, before, advantage in zip(self._group_logprobs(group), old, group.advantages, strict=True):
+            ratio = (new - before).exp()
+            clipped = ratio.clamp(0.8, 1.2 if algorithm == "grpo" else 1.28)
+            tokens.append(-torch.minimum(ratio * advantage, clipped * advantage))
+        if algorithm == "grpo":
+            return torch.stack([response.mean() for response in tokens]).mean()
+        return torch.cat(tokens).mean()
+
+    def _group_logprobs(self, group):
+        return [self._logprobs(group.prompt_ids, ids, group.temperature) for ids in group.response_ids]
+
+    def _logprobs(self, prompt_ids, response_ids, temperature):
+        prompt, response = torch.from_numpy(prompt_ids).long(), torch.from_numpy(response_ids).long()
+        logits = self.model(torch.cat((prompt, response))[None]).logits[0, len(prompt) - 1 : -1] / temperature
+        return logits.log_softmax(-1).gather(1, response[:, None]).squeeze(1)
+
+    def _adamw(self, settings):
+        return torch.optim.AdamW(
+            self.model.parameters(),
+            lr=scenarios.LEARNING_RATE,
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
+        )
+
+    def _update(self, loss, optimizer):
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 0.5)
+        optimizer.step()
+        return loss.item(), norm.item()
+
+
+def _assert_same_weights(ours, theirs):
+    """Equal within 1e-6 of the scale of each tensor."""
+    assert ours.keys() == dict(theirs).keys()
+    for name, weight in theirs.items():
+        error = (ours[name] - weight).norm() / weight.norm()
+        assert error < 1e-6, f"{name}: {error}"
+
+
+def _run(scenario, model_path, out, *, num_ranks):
+    """Run all ranks to the end and return what rank 0 found."""
+    port = _free_port()
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, scenarios.__file__, scenario, model_path, out, str(rank), str(num_ranks), str(port)],
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(num_ranks)
+    ]
+    outputs = [rank.communicate(timeout=300)[0] for rank in ranks]
+    assert all(rank.returncode == 0 for rank in ranks), "\n".join(outputs)[-4000:]
+    return torch.load(out / f"{scenario}.{num_ranks}.pt", weights_only=False)
+
+
+def _free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,102 @@
+import json
+
+import pytest
+
+from curriculum.leases import LeaseBook, LeaseCounts
+
+
+@pytest.fixture
+def book(clock):
+    return LeaseBook(timeout_s=60.0, now=clock)
+
+
+def open_all(book, tasks):
+    return [book.open(task, phase=0, replayed=False) for task in tasks]
+
+
+def test_lease_ids_are_ordinals_and_attempts_count_the_leases_of_a_task(book, make_tasks):
+    (task,) = make_tasks(1)
+    leases = open_all(book, [task, task, task])
+    assert [(lease.lease_id, lease.attempt) for lease in leases] == [(0, 0), (1, 1), (2, 2)]
+
+
+def test_leases_go_out_in_order_and_then_there_are_none(book, make_tasks):
+    open_all(book, make_tasks(2))
+    assert book.hand_out("rollout-0").lease_id == 0
+    assert book.hand_out("rollout-1").lease_id == 1
+    assert book.hand_out("rollout-0") is None
+    assert (book.num_waiting, book.num_held) == (0, 2)
+
+
+def test_the_leases_of_a_dead_holder_go_out_first_and_unchanged(book, make_tasks):
+    open_all(book, make_tasks(4))
+    taken = [book.hand_out(holder) for holder in ("dead", "alive", "dead")]
+    assert book.release("dead") == 2
+    again = [book.hand_out("alive") for _ in range(3)]
+    assert [lease.lease_id for lease in again] == [0, 2, 3]
+    assert again[0] is taken[0]
+    assert book.release("dead") == 0
+
+
+def test_a_lease_that_is_not_reported_in_time_goes_out_again(book, clock, make_tasks):
+    open_all(book, make_tasks(2))
+    first = book.hand_out("slow")
+    clock.now_s = 59.9
+    assert book.hand_out("quick").lease_id == 1
+    clock.now_s = 60.0
+    assert book.hand_out("quick") is first
+    assert book.counts == LeaseCounts(opened=2, leased=3, expired=1)
+
+
+def test_the_first_result_of_a_lease_wins_and_the_second_is_a_duplicate(book, clock, make_tasks):
+    open_all(book, make_tasks(1))
+    book.hand_out("slow")
+    clock.now_s = 60.0
+    book.hand_out("quick")
+    assert book.close(0, "t0-0").lease_id == 0
+    assert book.close(0, "t0-0") is None
+    assert book.counts == LeaseCounts(opened=1, leased=2, expired=1, reported=1, duplicate=1)
+
+
+def test_a_late_result_is_taken_while_nobody_else_has_the_lease(book, make_tasks):
+    open_all(book, make_tasks(1))
+    book.hand_out("slow")
+    book.release("slow")
+    assert book.close(0, "t0-0").lease_id == 0
+    assert book.hand_out("quick") is None
+    assert (book.counts.late, book.counts.reported) == (1, 1)
+
+
+@pytest.mark.parametrize(("lease_id", "task_id"), [(7, "t0-0"), (-1, "t0-0"), (0, "t0-1"), (1, "t0-1")])
+def test_a_result_of_a_lease_that_never_was_or_of_another_task_is_ignored_and_counted(
+    book, make_tasks, lease_id, task_id
+):
+    open_all(book, make_tasks(2))
+    book.hand_out("rollout-0")
+    assert book.close(lease_id, task_id) is None
+    assert book.counts.unknown == 1
+    assert (book.num_waiting, book.num_held) == (1, 1)
+
+
+def test_after_a_restart_held_leases_wait_again_in_order(book, clock, make_tasks):
+    tasks = make_tasks(4)
+    open_all(book, tasks)
+    for _ in range(3):
+        book.hand_out("rollout-0")
+    book.close(1, "t0-1")
+    restored = LeaseBook(timeout_s=60.0, now=clock)
+    restored.load_state_dict(json.loads(json.dumps(book.state_dict())), {task.task_id: task for task in tasks})
+    leases = [restored.hand_out("rollout-9") for _ in range(3)]
+    assert [lease.lease_id for lease in leases] == [0, 2, 3]
+    assert restored.counts == LeaseCounts(opened=4, leased=6, reported=1, released=2)
+    assert restored.open(tasks[0], phase=0, replayed=True).attempt == 1
+
+
+def test_a_result_from_before_the_restart_is_refused(book, clock, make_tasks):
+    tasks = make_tasks(1)
+    open_all(book, tasks)
+    book.hand_out("rollout-0")
+    restored = LeaseBook(timeout_s=60.0, now=clock)
+    restored.load_state_dict(book.state_dict(), {task.task_id: task for task in tasks})
+    assert restored.close(0, "t0-0") is None
+    assert restored.num_waiting == 1

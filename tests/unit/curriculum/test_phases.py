@@ -1,0 +1,120 @@
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from curriculum.config import FixedEpochs, FixedSteps, PhaseEnd, Plateau
+from curriculum.phases import PhaseClock, assign_phase
+from curriculum.transition import EndReason
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "phase"),
+    [(1, 0), (20_000, 0), (20_001, 1), (60_000, 1), (60_001, None)],
+)
+def test_a_phase_takes_lengths_above_the_previous_limit_up_to_its_own(num_tokens, phase):
+    assert assign_phase(num_tokens, (20_000, 60_000)) == phase
+
+
+def test_a_prompt_without_tokens_has_no_phase():
+    with pytest.raises(ValueError, match="num_tokens=0"):
+        assign_phase(0, (10,))
+
+
+@given(st.sets(st.integers(1, 100), min_size=1), st.integers(1, 120))
+def test_the_limits_of_the_assigned_phase_enclose_the_length(limits, num_tokens):
+    ordered = sorted(limits)
+    phase = assign_phase(num_tokens, ordered)
+    if phase is None:
+        assert num_tokens > ordered[-1]
+    else:
+        assert ([0, *ordered])[phase] < num_tokens <= ordered[phase]
+
+
+def run(end: PhaseEnd, accuracies, *, trained=1, max_fruitless_steps=3, epochs_per_step=0.0):
+    """Step numbers and reason at which the clock stops, or None."""
+    clock = PhaseClock(end=end, max_fruitless_steps=max_fruitless_steps)
+    for step, accuracy in enumerate(accuracies, start=1):
+        reason = clock.advance(accuracy=accuracy, num_trained_groups=trained, epochs=step * epochs_per_step)
+        if reason:
+            return step, reason
+    return None
+
+
+def test_a_fixed_number_of_steps_ends_the_phase():
+    assert run(FixedSteps(steps=3), [0.5] * 9) == (3, EndReason.STEPS)
+
+
+def test_epochs_end_the_phase_when_they_are_reached():
+    assert run(FixedEpochs(epochs=1.5), [0.5] * 9, epochs_per_step=0.4) == (4, EndReason.EPOCHS)
+
+
+PLATEAU = Plateau(min_steps=2, max_steps=100, window=2, min_improvement=0.1, patience=2)
+
+
+def test_a_plateau_ends_the_phase_after_patience_steps_without_progress():
+    # means of two: .2, .4, .5, .5 -> the first sets the mark, .4 is progress, .5 is not more than .1 above it
+    assert run(PLATEAU, [0.1, 0.3, 0.5, 0.5, 0.5, 0.5]) == (5, EndReason.PLATEAU)
+
+
+def test_slow_progress_adds_up_to_progress():
+    # means of two grow by .06: every second one is more than .1 above the mark, so patience is never used up
+    assert run(PLATEAU, [0.06 * step for step in range(14)]) is None
+
+
+def test_one_step_of_progress_resets_the_patience():
+    assert run(PLATEAU, [0.2, 0.2, 0.2, 0.8, 0.8, 0.8, 0.8]) == (7, EndReason.PLATEAU)
+
+
+def test_a_plateau_waits_for_its_window_and_for_min_steps():
+    rule = Plateau(min_steps=6, max_steps=100, window=2, min_improvement=0.1, patience=1)
+    assert run(rule, [0.5] * 9) == (6, EndReason.PLATEAU)
+
+
+def test_a_plateau_rule_ends_at_max_steps_while_accuracy_grows():
+    rule = Plateau(min_steps=1, max_steps=4, window=1, min_improvement=0.0, patience=3)
+    assert run(rule, [0.1, 0.2, 0.3, 0.4, 0.5]) == (4, EndReason.MAX_STEPS)
+
+
+def test_a_step_without_accuracy_makes_no_progress_and_leaves_the_mean_alone():
+    assert run(PLATEAU, [0.2, 0.2, None, None, 0.9]) == (4, EndReason.PLATEAU)
+
+
+def test_fruitless_steps_in_a_row_end_any_phase():
+    assert run(FixedSteps(steps=50), [None] * 9, trained=0) == (3, EndReason.FRUITLESS)
+
+
+def test_a_trained_group_ends_the_row_of_fruitless_steps():
+    clock = PhaseClock(end=FixedSteps(steps=50), max_fruitless_steps=2)
+    reasons = [clock.advance(accuracy=0.0, num_trained_groups=n, epochs=0.0) for n in (0, 1, 0, 0)]
+    assert reasons == [None, None, None, EndReason.FRUITLESS]
+
+
+def test_the_rule_of_the_phase_names_the_end_if_the_step_was_fruitless_too():
+    assert run(FixedSteps(steps=3), [None] * 3, trained=0) == (3, EndReason.STEPS)
+
+
+accuracies_of_a_run = st.lists(st.one_of(st.none(), st.floats(0, 1)), min_size=1, max_size=40)
+
+
+@given(accuracies_of_a_run, st.integers(0, 40))
+def test_a_clock_restored_from_json_goes_on_as_if_never_stopped(accuracies, stop):
+    whole = PhaseClock(end=PLATEAU, max_fruitless_steps=5)
+    parts = PhaseClock(end=PLATEAU, max_fruitless_steps=5)
+    for step, accuracy in enumerate(accuracies):
+        if step == stop:
+            state = json.loads(json.dumps(parts.state_dict()))
+            parts = PhaseClock(end=PLATEAU, max_fruitless_steps=5)
+            parts.load_state_dict(state)
+        arguments = {"accuracy": accuracy, "num_trained_groups": step % 3, "epochs": 0.0}
+        assert whole.advance(**arguments) == parts.advance(**arguments)
+    assert whole.state_dict() == parts.state_dict()
+
+
+@given(accuracies_of_a_run)
+def test_a_plateau_phase_never_ends_before_min_steps_nor_after_max_steps(accuracies):
+    rule = Plateau(min_steps=5, max_steps=12, window=2, min_improvement=0.05, patience=2)
+    stop = run(rule, (accuracies * 12)[:12])
+    assert stop is not None
+    assert 5 <= stop[0] <= 12

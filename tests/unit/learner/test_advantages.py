@@ -1,0 +1,41 @@
+import pytest
+
+from learner.advantages import group_advantages, has_signal
+
+
+def test_advantages_are_centred_and_divided_by_the_unbiased_deviation():
+    # mean 0.25, squared deviations 3 * 0.0625 + 0.5625 = 0.75, unbiased variance 0.25, deviation 0.5
+    advantages = group_advantages([0.0, 0.0, 0.0, 1.0])
+    assert advantages == pytest.approx((-0.5, -0.5, -0.5, 1.5), rel=1e-5)
+
+
+def test_the_epsilon_is_added_to_the_deviation():
+    advantages = group_advantages([0.0, 1e-6])  # deviation 0.7071e-6
+    assert advantages is not None
+    assert advantages[1] == pytest.approx(0.5e-6 / (0.70710678e-6 + 1e-6))
+
+
+def test_unknown_rewards_are_left_out_of_mean_and_deviation():
+    advantages = group_advantages([None, 1.0, 0.0, None])
+    assert advantages is not None
+    assert advantages[0] is None
+    assert advantages[3] is None
+    assert advantages[1] == pytest.approx(0.5 / 0.70710678, rel=1e-5)
+    assert advantages[2] == pytest.approx(-0.5 / 0.70710678, rel=1e-5)
+
+
+def test_a_group_with_equal_rewards_has_zero_advantage():
+    assert group_advantages([0.1, 0.1, 0.1, None]) == (0.0, 0.0, 0.0, None)
+
+
+@pytest.mark.parametrize("rewards", [[], [1.0], [None, None], [None, 0.5]])
+def test_a_group_with_fewer_than_two_known_rewards_has_no_advantages(rewards):
+    assert group_advantages(rewards) is None
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [([0.0, 1.0], True), ([1.0, 1.0], False), ([None, 1.0, None], False), ([None, 0.0, 0.5], True), ([], False)],
+)
+def test_signal_needs_two_known_values_that_differ(values, expected):
+    assert has_signal(values) is expected

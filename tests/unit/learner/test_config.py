@@ -1,0 +1,53 @@
+import pytest
+from pydantic import ValidationError
+
+from learner.config import DapoConfig, GrpoConfig, LearnerConfig, SftConfig
+from learner.zero3_config import zero3_config, zero3_frozen_config
+
+
+def test_the_defaults_are_the_papers():
+    learner, sft = LearnerConfig(), SftConfig()
+    assert learner.learning_rate == 2e-6
+    assert learner.algorithm == DapoConfig(clip_low=0.2, clip_high=0.28, dynamic_sampling=True)
+    assert learner.kl_coefficient == 0
+    assert (sft.epochs, sft.batch_size, sft.learning_rate) == (3, 128, 5e-6)
+
+
+def test_the_algorithm_is_chosen_by_type():
+    assert LearnerConfig.model_validate({"algorithm": {"type": "grpo", "clip": 0.1}}).algorithm == GrpoConfig(clip=0.1)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"algorithm": {"type": "grpo", "clip_high": 0.3}},
+        {"algorithm": {"type": "ppo"}},
+        {"learning_rate": 0},
+        {"learning_rate": float("nan")},
+        {"schedule": "step"},
+        {"zero_stage": 2},
+        {"max_tokens_per_microbatch": 1},
+        {"betas": (0.9, 1.0)},
+    ],
+)
+def test_contradictory_and_unknown_settings_are_refused(bad):
+    with pytest.raises(ValidationError):
+        LearnerConfig.model_validate(bad)
+
+
+def test_deepspeed_runs_zero3_with_our_own_optimizer():
+    settings = zero3_config(LearnerConfig(dtype="bf16", grad_clip=0.5))
+    assert settings["zero_optimization"]["stage"] == 3
+    assert settings["bf16"] == {"enabled": True}
+    assert settings["gradient_clipping"] == 0.5
+    assert settings["zero_force_ds_cpu_optimizer"] is False
+    assert settings["zero_allow_untested_optimizer"] is True
+
+
+def test_offload_is_set_only_where_asked_and_a_frozen_model_has_no_optimizer_to_offload():
+    config = LearnerConfig(offload_optimizer=True, offload_parameters=True)
+    assert "offload_optimizer" not in zero3_config(LearnerConfig())["zero_optimization"]
+    assert zero3_config(config)["zero_optimization"]["offload_optimizer"]["device"] == "cpu"
+    frozen = zero3_frozen_config(config)["zero_optimization"]
+    assert "offload_optimizer" not in frozen
+    assert frozen["offload_param"]["device"] == "cpu"

@@ -1,0 +1,59 @@
+import math
+
+import pytest
+import torch
+
+from learner.loss import clipped_policy_loss, kl_estimate, token_weights
+
+
+def test_grpo_gives_every_response_the_same_weight():
+    assert token_weights([1, 4], "response_mean") == [0.5, 0.125]
+
+
+def test_dapo_gives_every_token_of_the_group_the_same_weight():
+    assert token_weights([1, 4], "group_token_mean") == [0.2, 0.2]
+
+
+@pytest.mark.parametrize("aggregation", ["response_mean", "group_token_mean"])
+def test_the_token_weights_of_a_group_sum_to_one(aggregation):
+    lengths = [3, 1, 7]
+    weights = token_weights(lengths, aggregation)
+    assert sum(w * n for w, n in zip(weights, lengths, strict=True)) == pytest.approx(1.0)
+
+
+def test_the_clip_bounds_the_ratio_from_the_side_that_the_advantage_pushes_to():
+    ratios = torch.tensor([1.0, 1.5, 1.5, 0.5, 0.5])
+    advantages = torch.tensor([2.0, 1.0, -1.0, 1.0, -1.0])
+    terms = clipped_policy_loss(ratios.log(), torch.zeros(5), advantages, clip_low=0.2, clip_high=0.28)
+    # 1.5 with A=1 is held at 1.28; 0.5 with A=-1 is held at 0.8; the other two keep the worse, unclipped value
+    torch.testing.assert_close(terms.loss_N, torch.tensor([-2.0, -1.28, 1.5, -0.5, 0.8]))
+    assert terms.clipped_N.tolist() == [False, True, False, False, True]
+    torch.testing.assert_close(terms.ratio_N, ratios)
+
+
+def test_a_clipped_token_has_no_gradient_and_an_unclipped_one_has_ratio_times_advantage():
+    logprobs = torch.tensor([math.log(1.5), math.log(1.1)], requires_grad=True)
+    terms = clipped_policy_loss(logprobs, torch.zeros(2), torch.ones(2), clip_low=0.2, clip_high=0.28)
+    terms.loss_N.sum().backward()
+    torch.testing.assert_close(logprobs.grad, torch.tensor([0.0, -1.1]))
+
+
+def test_with_the_own_log_probs_as_old_ones_the_ratio_is_one_and_the_gradient_is_the_advantage():
+    logprobs = torch.tensor([-1.0, -2.0], requires_grad=True)
+    terms = clipped_policy_loss(logprobs, logprobs, torch.tensor([3.0, -4.0]), clip_low=0.2, clip_high=0.2)
+    terms.loss_N.sum().backward()
+    assert terms.ratio_N.tolist() == [1.0, 1.0]
+    torch.testing.assert_close(logprobs.grad, torch.tensor([-3.0, 4.0]))
+
+
+def test_kl_estimators_by_hand():
+    policy, reference = torch.tensor([-1.0]), torch.tensor([-1.5])  # log(reference / policy) = -0.5
+    assert kl_estimate(policy, reference, "k1").item() == pytest.approx(0.5)
+    assert kl_estimate(policy, reference, "k2").item() == pytest.approx(0.125)
+    assert kl_estimate(policy, reference, "k3").item() == pytest.approx(math.exp(-0.5) + 0.5 - 1, rel=1e-6)
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+def test_kl_of_equal_policies_is_zero(estimator):
+    logprobs = torch.tensor([-0.3, -7.0])
+    assert kl_estimate(logprobs, logprobs, estimator).tolist() == [0.0, 0.0]

@@ -1,0 +1,66 @@
+import numpy as np
+import pytest
+
+from curriculum.task import Demonstration
+from learner.microbatch import PrefixSegment, ScoredGroup
+from learner.packing import GroupPart, MicroBatchPlan
+from learner.rows import build_microbatch, demonstration_group
+
+
+def _group(prompt, responses, advantages, temperature=0.7):
+    return ScoredGroup(
+        prompt_ids=np.array(prompt, np.int32),
+        response_ids=tuple(np.array(ids, np.int32) for ids in responses),
+        rollout_logprobs=tuple(-np.arange(1, len(ids) + 1, dtype=np.float32) for ids in responses),
+        advantages=advantages,
+        temperature=temperature,
+    )
+
+
+def _plan(*parts):
+    return MicroBatchPlan(parts=tuple(GroupPart(group=g, responses=r) for g, r in parts), num_tokens=0, cost=0.0)
+
+
+def test_a_row_holds_each_prompt_once_and_every_response_continues_at_its_end():
+    groups = {3: _group([1, 2, 3], [[4, 5], [6]], (1.0, -1.0)), 5: _group([7], [[8, 9]], (0.5,), temperature=1.0)}
+    row = build_microbatch(_plan((3, (0, 1)), (5, (0,))), groups, num_groups=2, aggregation="group_token_mean")
+    assert row.input_ids.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    assert row.position_ids.tolist() == [0, 1, 2, 3, 4, 3, 0, 1, 2]
+    assert row.segments == (
+        PrefixSegment(start=0, prompt_tokens=3, response_tokens=(2, 1)),
+        PrefixSegment(start=6, prompt_tokens=1, response_tokens=(2,)),
+    )
+    assert row.labels.tolist() == [4, 5, 6, 8, 9]
+    assert row.predictors.tolist() == [2, 3, 2, 6, 7]  # the last prompt token predicts every first response token
+    assert row.advantages.tolist() == [1.0, 1.0, -1.0, 0.5, 0.5]
+    assert row.rollout_logprobs.tolist() == [-1.0, -2.0, -1.0, -1.0, -2.0]
+    assert row.temperature.tolist() == pytest.approx([0.7, 0.7, 0.7, 1.0, 1.0])
+    assert row.weights.tolist() == pytest.approx([1 / 6, 1 / 6, 1 / 6, 1 / 4, 1 / 4])
+
+
+def test_a_part_of_a_group_keeps_the_weights_of_the_whole_group():
+    group = _group([1], [[2], [3, 4], [5]], (1.0, 2.0, 3.0))
+    row = build_microbatch(_plan((0, (1,))), {0: group}, num_groups=1, aggregation="response_mean")
+    assert row.weights.tolist() == pytest.approx([1 / 6, 1 / 6])
+    assert row.advantages.tolist() == [2.0, 2.0]
+
+
+def test_a_placeholder_row_weighs_nothing():
+    row = build_microbatch(_plan(), {}, num_groups=4, aggregation="response_mean")
+    assert row.input_ids.tolist() == [0, 0]
+    assert row.weights.tolist() == [0.0]
+
+
+def test_a_demonstration_is_a_group_of_one_with_length_normalised_weight():
+    demonstration = Demonstration(
+        demonstration_id="d", prompt_ids=np.array([1, 2], np.int32), response_ids=np.array([3, 4, 5, 6], np.int32)
+    )
+    groups = {0: demonstration_group(demonstration)}
+    row = build_microbatch(_plan((0, (0,))), groups, num_groups=2, aggregation="group_token_mean")
+    assert row.weights.tolist() == [0.125] * 4
+    assert row.temperature.tolist() == [1.0] * 4
+
+
+def test_a_scored_group_with_mismatched_columns_is_refused():
+    with pytest.raises(ValueError, match="must agree"):
+        _group([1], [[2], [3]], (1.0,))

@@ -1,0 +1,19 @@
+import json
+import subprocess
+import sys
+
+HEAVY = ("ray", "torch", "vllm", "transformers", "deepspeed", "numpy", "openai", "datasets")
+
+
+def test_scoring_loads_no_heavy_library_and_starts_quickly():
+    script = (
+        "import json, sys, time, pydantic\n"
+        "start = time.process_time()\n"
+        "import reward.hybrid, reward.probe\n"
+        "seconds = time.process_time() - start\n"
+        f"print(json.dumps([seconds, [name for name in {HEAVY} if name in sys.modules]]))\n"
+    )
+    output = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    seconds, loaded = json.loads(output.stdout)
+    assert loaded == []
+    assert seconds < 0.3
