@@ -72,7 +72,7 @@ class RolloutActor:
         """Answers one task."""
         start = time.monotonic()
         try:
-            group = await sample_group(
+            group: Group = await sample_group(
                 self._engine,
                 lease,
                 sampling,

@@ -43,6 +43,8 @@ class Processes:
     curriculum: RayCurriculum | None
     rollouts: RayRollouts
     learner: RayLearner
+    pids: dict[str, int]
+    """Process id of every actor with a model, by name."""
 
 
 @contextlib.contextmanager
@@ -137,9 +139,9 @@ async def _start_actors(
         *_named_ready(judge_handles),
         *await _start_ranks(config, prepared, ranks),
     ]
-    await _wait(waiting, config.cluster.startup_timeout_s)
+    pids = await _wait(waiting, config.cluster.startup_timeout_s)
     await asyncio.gather(*[handle.probe.remote() for handle in judge_handles.values()])
-    return Processes(curriculum=curriculum, rollouts=rollouts, learner=learner)
+    return Processes(curriculum=curriculum, rollouts=rollouts, learner=learner, pids=pids)
 
 
 def _create_rollouts(config: RunConfig, prepared: Prepared, create: Any) -> dict[str, Any]:
@@ -205,10 +207,12 @@ def _named_ready(handles: dict[str, Any]) -> list[tuple[str, Any]]:
     return [(name, handle.ready.remote()) for name, handle in handles.items()]
 
 
-async def _wait(waiting: Sequence[tuple[str, Any]], timeout_s: float) -> None:
+async def _wait(waiting: Sequence[tuple[str, Any]], timeout_s: float) -> dict[str, int]:
+    """Process ids by name, once all are ready."""
     try:
         async with asyncio.timeout(timeout_s):
-            await asyncio.gather(*[_named(name, ref) for name, ref in waiting])
+            pids = await asyncio.gather(*[_named(name, ref) for name, ref in waiting])
+            return {name: pid for (name, _), pid in zip(waiting, pids, strict=True)}
     except TimeoutError as error:
         names = ", ".join(name for name, _ in waiting)
         raise LaunchError(

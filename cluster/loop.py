@@ -159,7 +159,7 @@ class TrainingLoop:
         await self._finish_step(stage, time.monotonic() - started)
 
     async def _collect_batch(self, sampling: Sampling) -> tuple[list[BatchGroup], list[BatchGroup]]:
-        """(every group sampled, those to train on); groups without a signal are replaced for a bounded number of rounds."""
+        """(every group sampled, those to train on); groups without a signal are replaced, for some rounds."""
         wanted = self._config.groups_per_batch
         sampled: list[BatchGroup] = []
         batch: list[BatchGroup] = []

@@ -64,6 +64,7 @@ async def _drive(config: RunConfig, prepared: Prepared, folder: RunFolder, conso
 
         async with launch(config, prepared, folder, fault) as processes:
             console.say(f"actors ready after {time.monotonic() - started:.0f} s")
+            folder.append_event("actors_ready", pids=processes.pids)
             await _run(config, prepared, folder, console, trackers, processes, stop)
 
 

@@ -15,7 +15,7 @@ COLUMNS = (
     "answer", "rule", "judge", "accuracy", "reward", "reason", "advantage", "trained", "policy_version", "engine",
     "finish_reason", "prompt_tokens", "response_tokens",
 )  # fmt: skip
-"""`prompt_id` is the task's id; `judge` is null where it was not asked, `accuracy` and `reward` where they are unknown."""
+"""`prompt_id` is the task's id; `judge` is null where it was not asked, `accuracy` and `reward` where unknown."""
 
 
 def write_trajectories(

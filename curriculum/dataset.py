@@ -10,6 +10,7 @@ from typing import Generic, Literal, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from curriculum.cells import row_id
 from curriculum.config import DataSource
 from curriculum.layout import (
     DEMONSTRATION_LAYOUTS,
@@ -20,7 +21,6 @@ from curriculum.layout import (
     QuestionItem,
     choose_layout,
     derived_id,
-    row_id,
 )
 from curriculum.phases import assign_phase
 from curriculum.rejects import Reject, RejectReason, RowError, count_reasons

@@ -27,7 +27,7 @@ from learner.logprobs import TokenScores
 from learner.loss import Aggregation, clipped_policy_loss, kl_estimate
 from learner.microbatch import ScoredGroup, SftReport, StepReport
 from learner.packing import MiniBatchPlan, UpdatePlan, plan_update
-from learner.policy import Policy, RowTensors, load_policy
+from learner.policy import Policy, RowTensors, copy_tokenizer, load_policy
 from learner.rows import build_microbatch, demonstration_group
 from learner.tally import Tally
 from learner.zero3_config import zero3_config, zero3_frozen_config
@@ -212,7 +212,7 @@ class LearnerEngine:
             partial = directory.with_name(f".{directory.name}.partial")
             shutil.rmtree(partial, ignore_errors=True)
             self._policy.causal_lm.save_pretrained(partial, state_dict=weights)
-            self._save_tokenizer(partial)
+            copy_tokenizer(self._model_path, partial)
             shutil.rmtree(directory, ignore_errors=True)
             partial.rename(directory)
         dist.barrier()
@@ -363,13 +363,6 @@ class LearnerEngine:
             bucket.append((name, parameter))
             size += num_bytes
         yield bucket
-
-    def _save_tokenizer(self, directory: Path) -> None:
-        from transformers import AutoTokenizer
-
-        AutoTokenizer.from_pretrained(self._model_path, trust_remote_code=self._trust_remote_code).save_pretrained(
-            directory
-        )
 
     def _manifest(self) -> dict[str, Any]:
         return {"stage": str(self._stage), "dtype": self._config.dtype}

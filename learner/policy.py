@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Self, cast
 
 import torch
@@ -14,6 +16,16 @@ from learner.shared_prefix import ATTENTION_KEY, RowLayout, register, row_layout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+TOKENIZER_FILES = (
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "chat_template*",
+)
+"""Names of the files that make up a tokenizer in a Hugging Face folder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -113,6 +125,18 @@ def load_policy(
     if gradient_checkpointing:
         causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
     return Policy(causal_lm).train()
+
+
+def copy_tokenizer(model_path: str, directory: Path) -> None:
+    """Copy the tokenizer's files as they are: loading and saving them again may turn them into another class's."""
+    source = Path(model_path)
+    if not source.is_dir():
+        from huggingface_hub import snapshot_download
+
+        source = Path(snapshot_download(model_path, allow_patterns=list(TOKENIZER_FILES)))
+    for pattern in TOKENIZER_FILES:
+        for path in source.glob(pattern):
+            shutil.copyfile(path, directory / path.name)
 
 
 def _changes_logits(config: object) -> bool:

@@ -1,13 +1,16 @@
 """Makes the tiny base model of `recipes/local.yaml`: `python -m recipes.local_base` (one core, a few minutes).
 
 It writes a Hugging Face folder with a byte-level BPE tokenizer, in which every word of the local task is one token, and
-a two-layer Qwen2 model trained on generic in-context look-up text: copied spans of random words, documents whose facts
+a two-layer Llama model trained on generic in-context look-up text: copied spans of random words, documents whose facts
 are restated, questions answered by a restatement, and conclusions that repeat the last value. No chat format, no
 thinking tags and no prompt of the recipe occur in that text; these are what the warm-up SFT teaches.
 
 The initial weights are random, with one exception: the query and key biases of the first layer start its two heads as
 "attend one (two) tokens back". From fully random weights this text did not lead to in-context copying within the few
 minutes a reader will wait. All later structure is learned.
+
+Why Llama (with Qwen2's attention biases) and not Qwen2: transformers 5 loads the tokenizer of every Qwen2 folder as
+`Qwen2Tokenizer`, which splits numbers into digits and normalises Unicode whatever tokenizer.json says.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from actors.prompt import TEMPLATE
 from curriculum.synthetic import NAMES, VALUES, Fact, draw_document, vocabulary
@@ -62,7 +65,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
     prompts = [TEMPLATE.format(context="Notes:", question="Question:"), SYSTEM_PROMPT]
     prompts += ["Problem:\nAnswer 1:\nAnswer 2:", "[[YES]]", "[[NO]]", "system\n", "user\n", "assistant\n"]
-    words = (*vocabulary(), "Notes", "Question", "Answer")
+    words = (*vocabulary(), "Notes", "Question", "Answer", "Therefore")
     core.train_from_iterator([f" {word} {word}" for word in words] + 2 * prompts, trainer)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core,
@@ -77,15 +80,16 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
+def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     """Random weights from torch's global generator; the first layer's heads start as attention 1 and 2 tokens back."""
-    config = Qwen2Config(
+    config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=2,
         num_attention_heads=2,  # 32 dimensions each: the smallest head vLLM serves on a CPU
         num_key_value_heads=2,
+        attention_bias=True,
         max_position_embeddings=MAX_POSITIONS,
         tie_word_embeddings=True,
         initializer_range=0.1,
@@ -95,13 +99,13 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
         bos_token_id=None,
         dtype="float32",
     )
-    model = Qwen2ForCausalLM(config)
+    model = LlamaForCausalLM(config)
     _attend_back(model, head=0, distance=1)
     _attend_back(model, head=1, distance=2)
     return model
 
 
-def _attend_back(model: Qwen2ForCausalLM, *, head: int, distance: int, amplitude: float = 2.5, num_pairs: int = 8) -> None:
+def _attend_back(model: LlamaForCausalLM, *, head: int, distance: int, amplitude: float = 2.5, num_pairs: int = 8) -> None:
     """Sets biases of layer 0 so that, before any content, `head` prefers the key `distance` tokens before its query.
 
     RoPE turns pair i of a bias by position x frequency_i; a query bias turned back by distance x frequency_i meets the
@@ -191,7 +195,7 @@ def _single_token(tokenizer: PreTrainedTokenizerFast, text: str) -> int:
     return ids[0]
 
 
-def pretrain(model: Qwen2ForCausalLM, text: LookupText, rng: random.Random) -> None:
+def pretrain(model: LlamaForCausalLM, text: LookupText, rng: random.Random) -> None:
     """Copying first, then look-ups with a share of copying; AdamW with warm-up, plateau and linear decay."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
     num_steps = COPY_STEPS + LOOKUP_STEPS
@@ -213,7 +217,7 @@ def _batch(draw: Callable[[int], list[Piece]], num_tokens: int, tokens_per_step:
     return torch.tensor([draw(num_tokens) for _ in range(tokens_per_step // num_tokens)], dtype=torch.long)
 
 
-def _step(model: Qwen2ForCausalLM, optimizer: torch.optim.Optimizer, batch: torch.Tensor) -> tuple[float, float]:
+def _step(model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, batch: torch.Tensor) -> tuple[float, float]:
     """One update; returns loss (nats per marked token) and accuracy of the marked tokens."""
     ids_BT, marked_BT = batch[..., 0], batch[:, 1:, 1].bool()
     hidden_NH = model.model(input_ids=ids_BT, use_cache=False).last_hidden_state[:, :-1][marked_BT]
@@ -227,7 +231,7 @@ def _step(model: Qwen2ForCausalLM, optimizer: torch.optim.Optimizer, batch: torc
 
 
 @torch.no_grad()
-def measure(model: Qwen2ForCausalLM, text: LookupText) -> dict[int, float]:
+def measure(model: LlamaForCausalLM, text: LookupText) -> dict[int, float]:
     """Length of the text in tokens -> accuracy of the marked tokens."""
     model.eval()
     found = {}
@@ -239,7 +243,7 @@ def measure(model: Qwen2ForCausalLM, text: LookupText) -> dict[int, float]:
     return found
 
 
-def save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Writes weights, configuration, generation defaults and tokenizer as one Hugging Face folder."""
     model.generation_config.do_sample = True
     model.generation_config.temperature = 1.0

@@ -1,4 +1,4 @@
-"""What the ranks do in the tests of the learner: run as `python learner_scenarios.py SCENARIO MODEL OUT RANK RANKS PORT`.
+"""What the ranks do in the tests of the learner; run as `learner_scenarios.py SCENARIO MODEL OUT RANK RANKS PORT`.
 
 Every scenario writes its findings to OUT as `SCENARIO.RANKS.pt`, so that one start of DeepSpeed serves many checks.
 """

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parent))
 import learner_scenarios as scenarios
@@ -31,10 +31,15 @@ def model_path(tmp_path_factory):
         num_attention_heads=4,
         num_key_value_heads=2,
         tie_word_embeddings=True,
-        initializer_range=0.15,
+        initializer_range=0.1,
         max_position_embeddings=512,
     )
-    Qwen2ForCausalLM(shape).save_pretrained(folder)
+    model = Qwen2ForCausalLM(shape)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:  # zero biases would be all rounding noise after a step of Adam
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
     words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(scenarios.VOCAB)}, unk_token="w0"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(tokenizer_object=words, unk_token="w0", eos_token="w1").save_pretrained(folder)
@@ -129,7 +134,8 @@ def test_the_exported_folder_loads_in_transformers_with_the_same_weights(
     expected.tie_weights()
     ids = torch.arange(9)[None]
     assert torch.equal(model(ids).logits, expected(ids).logits)
-    assert AutoTokenizer.from_pretrained(folder)("w7 w8")["input_ids"] == [7, 8]
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (folder / name).read_bytes() == (model_path / name).read_bytes()
     assert sorted(path.suffix for path in folder.iterdir() if path.name.startswith("model")) == [".safetensors"]
 
 
@@ -220,11 +226,20 @@ class _Plain:
 
 
 def _assert_same_weights(ours, theirs):
-    """Equal within 1e-6 of the scale of each tensor."""
-    assert ours.keys() == dict(theirs).keys()
+    """Equal within 1e-6 of their norm. The bias of a key hardly changes any score: its gradient is close to rounding noise,
+    which Adam blows up to a full step, so a single tensor gets more room."""
+    assert ours.keys() == theirs.keys()
+    assert _relative_error(_flat(ours), _flat(theirs)) < 1e-6
     for name, weight in theirs.items():
-        error = (ours[name] - weight).norm() / weight.norm()
-        assert error < 1e-6, f"{name}: {error}"
+        assert _relative_error(ours[name], weight) < 1e-4, name
+
+
+def _relative_error(ours, theirs):
+    return ((ours - theirs).norm() / theirs.norm()).item()
+
+
+def _flat(weights):
+    return torch.cat([weight.flatten() for weight in weights.values()])
 
 
 def _run(scenario, model_path, out, *, num_ranks):

@@ -12,7 +12,7 @@ TaskMaker = Callable[..., list[Task]]
 
 @pytest.fixture
 def make_tasks() -> TaskMaker:
-    """`make_tasks(3, 2)`: three tasks t0-0 t0-1 t0-2 of phase 0 and two of phase 1; lengths 10, 11, ... and 20, 21, ..."""
+    """`make_tasks(2, 1)`: tasks t0-0 and t0-1 of phase 0 with 10 and 11 tokens, t1-0 of phase 1 with 20 tokens."""
 
     def make(*counts: int) -> list[Task]:
         return [

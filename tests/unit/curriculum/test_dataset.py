@@ -1,0 +1,251 @@
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from curriculum.config import GeneratedData
+from curriculum.dataset import load_demonstrations, load_tasks
+from curriculum.rejects import RejectReason, write_rejects
+
+
+def words(count):
+    return " ".join(["word"] * count)
+
+
+def item(item_id, num_tokens, *, start="", **changes):
+    """A row whose prompt has `num_tokens` tokens under the test encoder: two of the template, one of the question."""
+    context = f"{start or item_id} {words(num_tokens - 4)}"
+    return {
+        "id": item_id, "data_source": "musique", "context": context, "question": "who?", "answers": ["alice"], **changes
+    }  # fmt: skip
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(*rows):
+        path = tmp_path / "a.jsonl"
+        lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
+        path.write_bytes(b"\n".join(lines) + b"\n")
+        return str(path)
+
+    return write
+
+
+def load(path, encoder, *, limits=(10, 20), over_long="drop", **others):
+    return load_tasks(path, encoder=encoder, phase_limits=limits, over_long=over_long, **others)
+
+
+def refused(task_set):
+    return [(reject.number, reject.item_id, reject.reason) for reject in task_set.rejects]
+
+
+def test_rows_become_tasks_with_the_phase_of_their_length(write, encoder):
+    path = write(item("a", 5), item("b", 10), item("c", 11), item("d", 20))
+    tasks = load(path, encoder).tasks
+    assert [(task.task_id, task.prompt_ids.size, task.phase) for task in tasks] == [
+        ("a", 5, 0), ("b", 10, 0), ("c", 11, 1), ("d", 20, 1)
+    ]  # fmt: skip
+    assert tasks[0].prompt_ids.dtype == np.int32
+    assert (tasks[0].data_source, tasks[0].question, tasks[0].answers) == ("musique", "who?", ("alice",))
+
+
+def test_bad_rows_are_collected_with_number_id_and_reason_and_the_rest_is_kept(write, encoder):
+    path = write(
+        item("a", 5),
+        b'{"id": "b", "context": "caf\xe9"}',
+        b"{",
+        item("d", 5, question=""),
+        item("e", 5, answers=None),
+        item("f", 5, start="a"),
+        item("a", 6),
+        item("h", 21),
+        item("i", 11),
+    )
+    task_set = load(path, encoder)
+    assert [task.task_id for task in task_set.tasks] == ["a", "i"]
+    assert refused(task_set) == [
+        (2, None, RejectReason.NOT_UTF8),
+        (3, None, RejectReason.BAD_JSON),
+        (4, "d", RejectReason.EMPTY),
+        (5, "e", RejectReason.MISSING_COLUMN),
+        (6, "f", RejectReason.DUPLICATE),
+        (7, "a", RejectReason.ID_CONFLICT),
+        (8, "h", RejectReason.OVER_LONG),
+    ]
+    assert task_set.rejects[4].detail == "the same content as row 1"
+    assert "'a'" in task_set.rejects[5].detail
+
+
+def test_the_same_question_on_another_document_is_no_duplicate(write, encoder):
+    path = write(item("a", 5), item("b", 5), item("c", 15))
+    assert len(load(path, encoder).tasks) == 3
+
+
+def test_a_repeated_row_without_id_is_a_duplicate(write, encoder):
+    row = item(None, 5)
+    task_set = load(write(row, row, item("c", 15)), encoder)
+    assert [reject.reason for reject in task_set.rejects] == [RejectReason.DUPLICATE]
+
+
+def test_over_long_documents_are_cut_in_the_middle_to_fit_the_last_phase(write, encoder):
+    path = write(item("a", 5), item("b", 35, start="first"))
+    task_set = load(path, encoder, over_long="truncate_middle")
+    assert [(task.task_id, task.prompt_ids.size, task.phase) for task in task_set.tasks] == [("a", 5, 0), ("b", 20, 1)]
+    assert task_set.rejects == ()
+
+
+def test_a_question_that_is_too_long_by_itself_is_refused_even_with_truncation(write, encoder):
+    path = write(item("a", 5), item("b", 15), item("c", 30, question=words(30)))
+    task_set = load(path, encoder, over_long="truncate_middle")
+    assert refused(task_set) == [(3, "c", RejectReason.OVER_LONG)]
+
+
+def test_a_truncation_that_does_not_fit_is_refused(write, encoder):
+    encoder.truncate_middle = lambda context, question, max_tokens: context
+    task_set = load(write(item("a", 5), item("b", 15), item("c", 30)), encoder, over_long="truncate_middle")
+    assert "even after truncation" in task_set.rejects[0].detail
+
+
+def test_rejects_are_written_as_one_json_object_per_line(write, encoder, tmp_path):
+    task_set = load(write(item("a", 5), item("é", 25), item("c", 15)), encoder)
+    write_rejects(task_set.rejects, tmp_path / "rejects.jsonl")
+    lines = (tmp_path / "rejects.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {
+            "number": 2,
+            "item_id": "é",
+            "reason": "over_long",
+            "detail": "25 prompt tokens exceed 20; truncate it or raise the limit",
+        }
+    ]
+
+
+def test_a_parquet_file_in_the_published_layout_is_read(tmp_path, encoder):
+    content = "<text>\na text\n</text>\n\nwho?\n\nFormat your response as follows: ..."
+    rows = [
+        {
+            "data_source": "docmath_v1",
+            "prompt": [{"role": "user", "content": content}],
+            "ability": "doc-math",
+            "reward_model": {"style": "rule", "ground_truth": "The answer is 7"},
+            "extra_info": {"index": 0},
+        }
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    (task,) = load(str(tmp_path / "a.parquet"), encoder, limits=(10,)).tasks
+    assert (task.question, task.answers, task.prompt_ids.size) == ("who?", ("The answer is 7",), 5)
+
+
+def test_generated_data_becomes_tasks(encoder):
+    source = GeneratedData(items_per_length=4, lengths=((40, 60), (100, 120)))
+    task_set = load(source, encoder, limits=(75, 200))
+    assert [task.phase for task in task_set.tasks] == [0] * 4 + [1] * 4
+    assert task_set.rejects == ()
+
+
+# ---- sources that cannot be used
+
+
+def test_an_empty_file_is_an_empty_data_set(write, encoder, tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"^data\.train=.*a\.jsonl: the data set is empty; give it at least one row$"):
+        load(str(tmp_path / "a.jsonl"), encoder)
+
+
+def test_a_parquet_file_without_rows_is_an_empty_data_set(encoder, tmp_path):
+    columns = {name: pa.array([], pa.string()) for name in ("id", "data_source", "context", "question", "answer")}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="the data set is empty"):
+        load(str(tmp_path / "a.parquet"), encoder)
+
+
+def test_objects_without_keys_are_no_data_set(write, encoder):
+    with pytest.raises(ValueError, match="its 2 rows have no columns"):
+        load(write({}, {}), encoder)
+
+
+def test_a_file_without_a_usable_row_counts_the_reasons_and_shows_the_first(write, encoder):
+    with pytest.raises(ValueError, match="usable") as caught:
+        load(write(item("a", 5, answers=[]), item("b", 50), item("c", 60)), encoder)
+    message = str(caught.value)
+    assert "none of 3 rows is usable (over_long 2, empty 1); row 1: answers has no entry" in message
+    assert "\n" not in message
+
+
+def test_a_binary_file_named_jsonl_is_refused_without_a_crash(encoder, tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(bytes(range(256)) * 4)
+    with pytest.raises(ValueError, match=r"none of .* rows is usable"):
+        load(str(tmp_path / "a.jsonl"), encoder)
+
+
+def test_wrong_columns_name_key_value_and_way_out(write, encoder):
+    with pytest.raises(ValueError, match=r"^data\.evaluation=.*no recognised columns.*contexts -> context"):
+        load(write({"contexts": "x", "question": "y"}), encoder, key="data.evaluation")
+
+
+def test_a_phase_without_items_names_the_phase_and_the_lengths_of_the_data(write, encoder):
+    path = write(item("a", 5), item("b", 8))
+    with pytest.raises(ValueError, match="no item in phase 1") as caught:
+        load(path, encoder)
+    assert "(10 < prompt tokens <= 20; the data has 5 to 8)" in str(caught.value)
+    assert "curriculum.phases[1].max_prompt_tokens" in str(caught.value)
+    assert len(load(path, encoder, every_phase=False).tasks) == 2
+
+
+# ---- demonstrations
+
+
+def demonstration(item_id, response="alice it is", **changes):
+    return {"id": item_id, "context": f"text {item_id}", "question": "who?", "response": response, **changes}
+
+
+def test_demonstrations_are_encoded_with_their_end_of_turn(write, encoder):
+    path = write(demonstration("a"), demonstration("b", "bob"))
+    first, second = load_demonstrations(path, encoder=encoder, max_tokens=100).demonstrations
+    assert (first.demonstration_id, first.prompt_ids.size, first.response_ids.size) == ("a", 5, 4)
+    assert second.response_ids.size == 2
+
+
+def test_conversations_are_encoded_as_messages(write, encoder):
+    messages = [{"role": "user", "content": "who is it"}, {"role": "assistant", "content": "alice"}]
+    (only,) = load_demonstrations(write({"messages": messages}), encoder=encoder, max_tokens=100).demonstrations
+    assert (only.prompt_ids.size, only.response_ids.size) == (5, 2)
+    assert len(only.demonstration_id) == 16
+
+
+def test_several_responses_to_one_prompt_are_kept_and_repetitions_refused(write, encoder):
+    rows = [
+        demonstration("a", "alice", id=None),
+        demonstration("a", "bob", id=None),
+        demonstration("a", "bob", id=None),
+    ]
+    loaded = load_demonstrations(write(*rows), encoder=encoder, max_tokens=100)
+    assert len(loaded.demonstrations) == 2
+    assert [reject.reason for reject in loaded.rejects] == [RejectReason.DUPLICATE]
+
+
+def test_a_demonstration_is_over_long_by_prompt_and_response_together(write, encoder):
+    path = write(demonstration("a", words(4)), demonstration("b", words(5)))
+    loaded = load_demonstrations(path, encoder=encoder, max_tokens=10)
+    assert [entry.demonstration_id for entry in loaded.demonstrations] == ["a"]
+    assert refused(loaded) == [(2, "b", RejectReason.OVER_LONG)]
+
+
+def test_a_row_that_the_chat_template_refuses_is_a_reject(write, encoder):
+    odd = {"id": "x", "prompt": [{"role": "tool", "content": "7"}], "response": "seven"}
+    good = {"id": "y", "prompt": "who?", "response": "alice"}
+    loaded = load_demonstrations(write(odd, good), encoder=encoder, max_tokens=100)
+    assert refused(loaded) == [(1, "x", RejectReason.NOT_ENCODABLE)]
+    assert "unknown role tool" in loaded.rejects[0].detail
+
+
+def test_generated_demonstrations_are_loaded(encoder):
+    source = GeneratedData(items_per_length=5, lengths=((40, 60),))
+    assert len(load_demonstrations(source, encoder=encoder, max_tokens=200).demonstrations) == 5
+
+
+def test_demonstrations_without_responses_name_the_missing_column(write, encoder):
+    with pytest.raises(ValueError, match=r"^data\.sft=.*need \{context, question, response\}"):
+        load_demonstrations(write(item("a", 5)), encoder=encoder, max_tokens=100)
