@@ -196,6 +196,7 @@ async def _start_ranks(config: RunConfig, prepared: Prepared, ranks: Sequence[An
                 sft=config.sft if config.sft.epochs else None,
                 model_path=prepared.model_path,
                 seed=config.seed,
+                on_gpu=config.device == "cuda",
                 trust_remote_code=config.model.trust_remote_code,
             ),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import isfinite
 from statistics import fmean
 from typing import Final
 
@@ -186,7 +187,8 @@ def _share_metrics(name: str, share: GroupShare) -> dict[str, float | None]:
 
 
 def _known(values: Mapping[str, float | None]) -> Metrics:
-    return {key: value for key, value in values.items() if value is not None}
+    """Leaves out what has no value; a number that is not finite has none (nothing was updated)."""
+    return {key: value for key, value in values.items() if value is not None and isfinite(value)}
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -13,27 +13,33 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-NAMES = tuple(
-    "alice bob carol david emma frank grace henry irene jack karen leo mary nick olga paul queen rosa sam tina uma victor "
-    "wendy xavier yara zack anna brian clara derek elsa felix gina hugo iris jonas kira liam mona nora oscar petra quinn "
-    "ralph sara tom ursula vera walt xena yuri zoe amir bella cyrus dora ethan fiona gus hana ivan julia kurt lena".split()
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+NAMES = _words(
+    "alice bob carol david emma frank grace henry irene jack karen leo mary nick olga paul queen rosa sam tina "
+    "uma victor wendy xavier yara zack anna brian clara derek elsa felix gina hugo iris jonas kira liam mona nora "
+    "oscar petra quinn ralph sara tom ursula vera walt xena yuri zoe amir bella cyrus dora ethan fiona gus hana "
+    "ivan julia kurt lena"
 )
-PLACES = tuple(
-    "paris london rome tokyo cairo delhi lima oslo berlin madrid boston dublin prague vienna athens seoul miami quito "
-    "havana kyoto milan geneva lisbon dakar".split()
+PLACES = _words(
+    "paris london rome tokyo cairo delhi lima oslo berlin madrid boston dublin prague vienna athens seoul miami "
+    "quito havana kyoto milan geneva lisbon dakar"
 )
-FOODS = tuple(
-    "rice bread soup cheese apples honey fish beans corn plums dates eggs figs kale leeks melon nuts olives pasta peas "
-    "pears tofu yams salad".split()
+FOODS = _words(
+    "rice bread soup cheese apples honey fish beans corn plums dates eggs figs kale leeks melon nuts olives pasta "
+    "peas pears tofu yams salad"
 )
-NUMBER_WORDS = tuple(
-    "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen "
-    "nineteen twenty".split()
+NUMBER_WORDS = _words(
+    "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen twenty"
 )
 NUMBERS = tuple(str(value) for value in range(1, len(NUMBER_WORDS) + 1))
-FILLER = tuple(
-    "rain wind river market quiet morning evening garden old bright slow gentle road hill cloud stone bridge window music "
-    "clock winter summer distant silver".split()
+FILLER = _words(
+    "rain wind river market quiet morning evening garden old bright slow gentle road hill cloud stone bridge "
+    "window music clock winter summer distant silver"
 )
 VALUES = {"visits": PLACES, "eats": FOODS, "owns": NUMBERS, "follows": NAMES}
 """Relation -> the values it can take. The classes are disjoint."""
@@ -98,7 +104,7 @@ def generate_demonstrations(
 
     quote_share: share whose thinking quotes the evidence; the others answer (correctly) after an empty thinking.
     word_share: share of the numeric answers written as a word ("seven" where the document says "7").
-    Returns rows `{id, data_source, context, question, answers, response}`; the response ends without an end-of-turn token.
+    Returns rows `{id, data_source, context, question, answers, response}`; no end-of-turn token.
     Raises: ValueError for a length range that is empty or too short.
     """
     _check_lengths(min_words, max_words)

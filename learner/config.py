@@ -53,8 +53,6 @@ class LearnerConfig(OptimizerConfig):
 
     num_ranks: int = Field(default=1, gt=0)
     """Data-parallel ranks, one process each."""
-    device: Literal["cpu", "cuda"] = "cpu"
-    """`cuda` takes the device of LOCAL_RANK and nccl; `cpu` takes gloo."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Of weights and activations; the optimizer always keeps fp32 master weights."""
     learning_rate: float = Field(default=2e-6, gt=0)

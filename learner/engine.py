@@ -62,6 +62,7 @@ class LearnerEngine:
         rank: int,
         world_size: int,
         seed: int,
+        on_gpu: bool = False,
         trust_remote_code: bool = False,
     ) -> None:
         """Join the process group and load the model; call `start_stage` before the first step.
@@ -73,6 +74,7 @@ class LearnerEngine:
             rank: this rank, 0 to world_size - 1.
             world_size: must equal `config.num_ranks`.
             seed: of the run; each rank derives its own.
+            on_gpu: take the GPU of LOCAL_RANK and nccl, else the CPU and gloo.
             trust_remote_code: run model code from the folder or hub.
 
         MASTER_ADDR and MASTER_PORT (and LOCAL_RANK on a machine with several GPUs) are read from the environment.
@@ -82,12 +84,13 @@ class LearnerEngine:
         self._config = config
         self._sft = sft
         self._model_path = model_path
+        self._on_gpu = on_gpu
         self._trust_remote_code = trust_remote_code
         self._rank = rank
         self._world_size = world_size
         self._stage: Stage | None = None
         self._skipped_in_a_row = 0
-        self._device = _join_process_group(config, rank, world_size)
+        self._device = _join_process_group(rank, world_size, on_gpu)
         torch.manual_seed(seed + rank)
         self._policy = self._load(model_path)
         self._engine = self._trained_engine(self._policy)
@@ -339,7 +342,10 @@ class LearnerEngine:
 
         optimizer = torch.optim.AdamW(policy.parameters(), lr=0.0, fused=True)
         engine, *_ = deepspeed.initialize(
-            model=policy, optimizer=optimizer, config=zero3_config(self._config), dist_init_required=False
+            model=policy,
+            optimizer=optimizer,
+            config=zero3_config(self._config, on_gpu=self._on_gpu),
+            dist_init_required=False,
         )
         return engine
 
@@ -348,7 +354,7 @@ class LearnerEngine:
 
         policy.requires_grad_(False).eval()
         engine, *_ = deepspeed.initialize(
-            model=policy, config=zero3_frozen_config(self._config), dist_init_required=False
+            model=policy, config=zero3_frozen_config(self._config, on_gpu=self._on_gpu), dist_init_required=False
         )
         return engine
 
@@ -368,11 +374,10 @@ class LearnerEngine:
         return {"stage": str(self._stage), "dtype": self._config.dtype}
 
 
-def _join_process_group(config: LearnerConfig, rank: int, world_size: int) -> torch.device:
+def _join_process_group(rank: int, world_size: int, on_gpu: bool) -> torch.device:
     """Set the environment that DeepSpeed reads on import, join the ranks, return the device of this one."""
     local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), DS_ACCELERATOR=config.device)
-    on_gpu = config.device == "cuda"
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), DS_ACCELERATOR="cuda" if on_gpu else "cpu")
     if not on_gpu:
         os.environ.setdefault("LOCAL_SIZE", str(world_size))  # else DeepSpeed runs `numactl` in every backward pass
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)

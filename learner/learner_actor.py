@@ -72,6 +72,7 @@ class LearnerActor:
         sft: SftConfig | None,
         model_path: str,
         seed: int,
+        on_gpu: bool,
         trust_remote_code: bool,
     ) -> int:
         """Joins the other ranks and loads the model; returns the process id."""
@@ -84,6 +85,7 @@ class LearnerActor:
             rank=self._rank,
             world_size=self._num_ranks,
             seed=seed,
+            on_gpu=on_gpu,
             trust_remote_code=trust_remote_code,
         )
         return os.getpid()

@@ -102,10 +102,10 @@ class StepReport:
     num_updates: int
     """Optimizer updates made; lower than the number of mini-batches if some were skipped as non-finite."""
     num_skipped_updates: int
-    """Updates skipped because the loss or the gradient norm was not finite."""
+    """Updates skipped because the gradient norm was not finite."""
     learning_rate: float
     loss: float
-    """Mean over the updates."""
+    """Mean over the updates that were made, like everything below but the gap; NaN if none was."""
     grad_norm: float
     """L2 norm before clipping, mean over the updates."""
     entropy: float
@@ -115,7 +115,8 @@ class StepReport:
     mean_ratio: float
     """Mean of pi / pi_old over the response tokens."""
     rollout_logprob_gap_mean: float
-    """Mean |learner log-prob - engine log-prob| (nats) before the first update: the mismatch of the two back ends."""
+    """Mean |learner log-prob - engine log-prob| (nats) before the first update: the mismatch of the two back ends.
+    Tokens whose rollout log-probability is not finite are left out."""
     rollout_logprob_gap_max: float
     kl_to_reference: float | None
     """Mean k3 estimate (nats) per response token; None without a reference policy."""

@@ -5,7 +5,7 @@ A row is `prompt, response, response, ..., prompt, response, ...`: every prompt 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -80,17 +80,16 @@ class _Row:
         self._add_loss_columns(token, 0.0, 0.0, np.zeros(1, np.float32), 1.0)
 
     def finish(self) -> MicroBatch:
-        join: Callable[[Sequence[NDArray], type], NDArray] = lambda parts, dtype: np.concatenate(parts).astype(dtype)  # noqa: E731
         return MicroBatch(
-            input_ids=join(self.input_ids, np.int64),
-            position_ids=join(self.position_ids, np.int64),
+            input_ids=_join(self.input_ids, np.int64),
+            position_ids=_join(self.position_ids, np.int64),
             segments=tuple(self.segments),
-            predictors=join(self.predictors, np.int64),
-            labels=join(self.labels, np.int64),
-            weights=join(self.weights, np.float32),
-            advantages=join(self.advantages, np.float32),
-            rollout_logprobs=join(self.rollout_logprobs, np.float32),
-            temperature=join(self.temperature, np.float32),
+            predictors=_join(self.predictors, np.int64),
+            labels=_join(self.labels, np.int64),
+            weights=_join(self.weights, np.float32),
+            advantages=_join(self.advantages, np.float32),
+            rollout_logprobs=_join(self.rollout_logprobs, np.float32),
+            temperature=_join(self.temperature, np.float32),
         )
 
     def _add_prompt(self, prompt_ids: NDArray, response_tokens: list[int]) -> int:
@@ -119,3 +118,7 @@ class _Row:
         self.advantages.append(np.full(len(ids), advantage))
         self.rollout_logprobs.append(rollout_logprobs)
         self.temperature.append(np.full(len(ids), temperature))
+
+
+def _join(parts: Sequence[NDArray], dtype: type[np.generic]) -> NDArray:
+    return np.concatenate(parts, dtype=dtype, casting="same_kind")

@@ -1,4 +1,4 @@
-"""Batches of the warm-up: every demonstration once per epoch, in an order that depends on the seed and the epoch alone."""
+"""Batches of the warm-up: every demonstration once per epoch, in an order that seed and epoch alone decide."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from curriculum.task import Demonstration
 
 
 class DemonstrationBatches(Sequence[list[Demonstration]]):
-    """All batches of all epochs; batch i can be asked for at any time, so that a resumed warm-up goes on where it stopped."""
+    """All batches of all epochs; batch i can be asked for at any time, a resumed warm-up goes on where it stopped."""
 
     def __init__(self, demonstrations: Sequence[Demonstration], *, batch_size: int, epochs: int, seed: int) -> None:
         """The last batch of an epoch holds what is left and may be smaller.

@@ -36,6 +36,6 @@ def pack_weights(
     tensors = {name: tensor.detach().contiguous() for name, tensor in named_tensors}
     payload = np.frombuffer(save(tensors), dtype=np.uint8)
     announcement = WeightAnnouncement(
-        version=version, num_tensors=len(tensors), num_bytes=payload.nbytes, checksum=zlib.crc32(payload)
+        version=version, num_tensors=len(tensors), num_bytes=payload.nbytes, checksum=zlib.crc32(payload.data)
     )
     return announcement, payload

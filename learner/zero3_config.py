@@ -12,9 +12,8 @@ BUCKET_ELEMENTS = 50_000_000
 """Elements reduced or gathered in one collective."""
 
 
-def zero3_config(config: LearnerConfig) -> dict[str, Any]:
+def zero3_config(config: LearnerConfig, *, on_gpu: bool = False) -> dict[str, Any]:
     """Settings for `deepspeed.initialize` with an optimizer of our own and gradients accumulated over streamed rows."""
-    on_gpu = config.device == "cuda"
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -27,9 +26,9 @@ def zero3_config(config: LearnerConfig) -> dict[str, Any]:
     }
 
 
-def zero3_frozen_config(config: LearnerConfig) -> dict[str, Any]:
+def zero3_frozen_config(config: LearnerConfig, *, on_gpu: bool = False) -> dict[str, Any]:
     """Settings for a model that is only forwarded."""
-    settings = zero3_config(config)
+    settings = zero3_config(config, on_gpu=on_gpu)
     settings["zero_optimization"].pop("offload_optimizer", None)
     return settings
 

@@ -40,13 +40,13 @@ CHAT_TEMPLATE = (
     "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
 )
 MAX_POSITIONS = 32_768
-ROPE_THETA = 1e5
+ROPE_THETA = 1e4
 
 COPY_STEPS, LOOKUP_STEPS = 800, 1500
 LEARNING_RATE, WARMUP_STEPS = 3e-3, 50
 TOKENS_PER_STEP = {"copy": 1536, "lookup": 3072}
 COPY_TOKENS = 64
-LOOKUP_TOKENS = (48, 96, 160, 256, 352)
+LOOKUP_TOKENS = (48, 64, 96, 128, 192)
 """Lengths of the look-up texts. Longer documents are for reinforcement learning to master."""
 
 Piece = tuple[int, bool]
@@ -105,7 +105,9 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     return model
 
 
-def _attend_back(model: LlamaForCausalLM, *, head: int, distance: int, amplitude: float = 2.5, num_pairs: int = 8) -> None:
+def _attend_back(
+    model: LlamaForCausalLM, *, head: int, distance: int, amplitude: float = 2.5, num_pairs: int = 8
+) -> None:
     """Sets biases of layer 0 so that, before any content, `head` prefers the key `distance` tokens before its query.
 
     RoPE turns pair i of a bias by position x frequency_i; a query bias turned back by distance x frequency_i meets the
@@ -182,7 +184,9 @@ class LookupText:
         return pieces
 
     def _noise(self, min_tokens: int, max_tokens: int) -> list[Piece]:
-        return [(token, False) for token in self._rng.choices(self._ordinary, k=self._rng.randint(min_tokens, max_tokens))]
+        return [
+            (token, False) for token in self._rng.choices(self._ordinary, k=self._rng.randint(min_tokens, max_tokens))
+        ]
 
     def _pieces(self, text: str, *, learn: bool) -> list[Piece]:
         return [(self._encode(part), learn) for part in re.findall(r" \w+|[^\s\w]", f" {text}")]

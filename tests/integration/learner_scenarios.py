@@ -19,7 +19,7 @@ from learner.engine import LearnerEngine, NonFiniteUpdateError, Stage
 from learner.microbatch import ScoredGroup
 from learner.packing import plan_update
 
-VOCAB = 300
+VOCAB = 1700
 LEARNING_RATE = 1e-3
 SFT = SftConfig(betas=(0.9, 0.98), weight_decay=0.05)
 ROOMY, TIGHT = 4096, 70

@@ -1,0 +1,255 @@
+"""Hand-written stand-ins for the other processes; they write down what was asked of them."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from actors.rollout import Sampling
+from actors.trajectory import FinishReason, Group, GroupMeta, Trajectory
+from cluster.batch import BatchGroup
+from cluster.config import RunConfig
+from cluster.console import Console
+from cluster.journal import Journal
+from cluster.loop import TrainingLoop
+from cluster.progress import Progress
+from cluster.roles import SyncReport
+from cluster.run_folder import RunFolder
+from curriculum.coordinator import Coordinator
+from curriculum.task import Demonstration, Task
+from learner.microbatch import SftReport, StepReport
+from learner.sft import DemonstrationBatches
+from reward.score import Score
+
+
+def make_task(task_id: str, phase: int) -> Task:
+    return Task(
+        task_id=task_id,
+        data_source="test",
+        question=f"question of {task_id}?",
+        answers=("yes",),
+        prompt_ids=np.arange(10 + 10 * phase, dtype=np.int32),
+        phase=phase,
+    )
+
+
+def make_group(lease, num_samples: int) -> Group:
+    trajectory = Trajectory(
+        response_ids=np.array([5, 6, 2], np.int32),
+        rollout_logprobs=np.array([-0.1, -0.2, -0.3], np.float32),
+        text="the answer is yes",
+        finish_reason=FinishReason.STOP,
+        policy_version=0,
+    )
+    return Group(
+        lease_id=lease.lease_id,
+        task_id=lease.task.task_id,
+        data_source=lease.task.data_source,
+        question=lease.task.question,
+        answers=lease.task.answers,
+        prompt_ids=lease.task.prompt_ids,
+        trajectories=(trajectory,) * num_samples,
+        phase=lease.phase,
+        replayed=lease.replayed,
+        temperature=1.0,
+        engine="fake",
+    )
+
+
+def make_score(accuracy: float | None) -> Score:
+    rule = accuracy or 0.0
+    return Score(answer="yes", rule=rule, judge=None, accuracy=accuracy, reward=accuracy, reason="test")
+
+
+class AsyncCoordinator:
+    """The real coordinator behind the asynchronous role."""
+
+    def __init__(self, coordinator: Coordinator, calls: list[str]) -> None:
+        self.coordinator = coordinator
+        self.calls = calls
+
+    async def open_batch(self, num_tasks):
+        self.calls.append(f"open {num_tasks}")
+        self.coordinator.open_batch(num_tasks)
+
+    async def report(self, outcomes):
+        self.calls.append(f"report {len(outcomes)}")
+        return self.coordinator.report(outcomes)
+
+    async def finish_step(self, summary):
+        self.calls.append(f"finish step {summary.step}")
+        return self.coordinator.finish_step(summary)
+
+    async def phase_state(self):
+        return self.coordinator.phase_state()
+
+    async def lease_counts(self):
+        return self.coordinator.lease_counts()
+
+    async def state_dict(self):
+        return self.coordinator.state_dict()
+
+    async def load_state_dict(self, state):
+        self.coordinator.load_state_dict(state)
+
+
+class FakeRollouts:
+    """Answers every lease; `accuracies(lease)` says what the samples are worth."""
+
+    def __init__(self, coordinator: Coordinator, accuracies, calls: list[str]) -> None:
+        self.coordinator = coordinator
+        self.accuracies = accuracies
+        self.calls = calls
+        self.block: asyncio.Event | None = None
+
+    async def collect(self, num_groups: int, sampling: Sampling) -> list[BatchGroup]:
+        self.calls.append(f"collect {num_groups}")
+        if self.block is not None:
+            await self.block.wait()
+        groups = []
+        while len(groups) < num_groups:
+            lease = self.coordinator.lease("fake")
+            assert lease is not None, "fewer leases than groups asked for"
+            groups.append(self._scored(lease, self.accuracies(lease)))
+        return groups
+
+    async def answer(self, tasks, sampling: Sampling) -> list[BatchGroup]:
+        self.calls.append(f"evaluate {len(tasks)}")
+        assert sampling.num_samples == 1
+        from curriculum.task import TaskLease
+
+        leases = [TaskLease(lease_id=i, task=t, attempt=0, replayed=False, phase=0) for i, t in enumerate(tasks)]
+        return [self._scored(lease, [float(i % 2 == 0)]) for i, lease in enumerate(leases)]
+
+    async def judge_events(self):
+        return []
+
+    def _scored(self, lease, accuracies) -> BatchGroup:
+        group = make_group(lease, len(accuracies))
+        return BatchGroup(meta=GroupMeta.of(group, 0.1), scores=tuple(map(make_score, accuracies)), group=group)
+
+
+class FakeLearner:
+    def __init__(self, calls: list[str]) -> None:
+        self.calls = calls
+        self.batches: list[list[str]] = []
+        self.learning_rates: list[float] = []
+
+    async def start_stage(self, stage):
+        self.calls.append(f"stage {stage}")
+
+    async def sft_step(self, demonstrations, learning_rate):
+        self.calls.append(f"sft {len(demonstrations)}")
+        self.learning_rates.append(learning_rate)
+        return SftReport(
+            num_demonstrations=len(demonstrations), num_response_tokens=3, learning_rate=learning_rate, loss=1.0,
+            token_accuracy=0.5, grad_norm=1.0, seconds=0.1,
+        )  # fmt: skip
+
+    async def train_step(self, batch, learning_rate):
+        self.calls.append(f"train {len(batch)}")
+        self.batches.append([group.meta.task_id for group in batch])
+        self.learning_rates.append(learning_rate)
+        return StepReport(
+            num_groups=len(batch), num_response_tokens=24, num_updates=1, num_skipped_updates=0,
+            learning_rate=learning_rate, loss=0.1, grad_norm=1.0, entropy=0.5, clip_fraction=0.0, mean_ratio=1.0,
+            rollout_logprob_gap_mean=0.0, rollout_logprob_gap_max=0.0, kl_to_reference=None, seconds=0.1,
+        )  # fmt: skip
+
+    async def sync_weights(self, version):
+        self.calls.append(f"sync {version}")
+        return SyncReport(version=version, num_tensors=1, num_bytes=4, num_engines=1, seconds=0.0)
+
+    async def save(self, directory: Path):
+        self.calls.append("save")
+        directory.mkdir()
+
+    async def load(self, directory: Path):
+        self.calls.append("load")
+
+    async def export(self, directory: Path):
+        self.calls.append("export")
+
+
+class Bench:
+    """A loop on stand-ins, with the real coordinator, journal and run folder."""
+
+    def __init__(
+        self, tmp_path: Path, *, accuracies, name: str = "run", demonstrations: int = 0, heldout=None, **overrides
+    ) -> None:
+        phases = overrides.pop("phases", None) or [
+            {"name": "short", "max_prompt_tokens": 15, "end": {"type": "steps", "steps": 2}},
+            {"name": "long", "max_prompt_tokens": 25, "end": {"type": "steps", "steps": 2}},
+        ]
+        curriculum = {"phases": phases, "max_sampling_rounds": 3, **overrides.pop("curriculum", {})}
+        self.config = RunConfig.model_validate(
+            {
+                "name": "test",
+                "device": "cpu",
+                "model": {"path": "none/none"},
+                "data": {"train": "none.parquet", "sft": "none.parquet"},
+                "sft": {"epochs": 1, "batch_size": 2, "learning_rate": 0.5},
+                "curriculum": curriculum,
+                "groups_per_batch": 4,
+                "rollout": {"group_size": 2},
+                "checkpoint": {"every_steps": 100, "keep_last": 2},
+                **overrides,
+            }
+        )
+        self.calls: list[str] = []
+        names = [phase["name"] for phase in phases]
+        tasks = [make_task(f"{name}-{i}", phase) for phase, name in enumerate(names) for i in range(12)]
+        self.coordinator = Coordinator(tasks=tasks, config=self.config.curriculum, seed=0)
+        self.rollouts = FakeRollouts(self.coordinator, accuracies, self.calls)
+        self.learner = FakeLearner(self.calls)
+        self.folder = RunFolder.create(tmp_path / name)
+        self.progress = Progress()
+        self.stop = asyncio.Event()
+        self.heldout = heldout or {}
+        self.demonstrations = None
+        if demonstrations:
+            ids = np.array([1, 2], np.int32)
+            rows = [
+                Demonstration(demonstration_id=str(i), prompt_ids=ids, response_ids=ids) for i in range(demonstrations)
+            ]
+            self.demonstrations = DemonstrationBatches(rows, batch_size=2, epochs=1, seed=0)
+
+    def loop(self) -> TrainingLoop:
+        journal = Journal(
+            folder=self.folder,
+            console=Console(quiet=True),
+            trackers=[],
+            checkpoint=self.config.checkpoint,
+            fetch=lambda groups: groups,
+        )
+        return TrainingLoop(
+            config=self.config,
+            curriculum=AsyncCoordinator(self.coordinator, self.calls),
+            rollouts=self.rollouts,
+            learner=self.learner,
+            demonstrations=self.demonstrations,
+            heldout=self.heldout,
+            journal=journal,
+            progress=self.progress,
+            stop=self.stop,
+        )
+
+    def run(self) -> list[str]:
+        asyncio.run(self.loop().run())
+        return self.calls
+
+
+@pytest.fixture
+def bench(tmp_path):
+    def build(**arguments) -> Bench:
+        return Bench(tmp_path, **arguments)
+
+    return build
+
+
+@pytest.fixture
+def task():
+    return make_task

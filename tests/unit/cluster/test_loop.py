@@ -1,0 +1,129 @@
+"""The loop on stand-ins: what happens in which order, and what happens when groups carry no signal."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pyarrow.parquet as pq
+import pytest
+
+from cluster.loop import Interrupted
+from cluster.progress import Progress
+
+
+def always_mixed(lease):
+    return [1.0, 0.0]
+
+
+def test_a_step_samples_reports_trains_syncs_and_closes_in_this_order(bench):
+    one_phase = [{"name": "short", "max_prompt_tokens": 25, "end": {"type": "steps", "steps": 1}}]
+    b = bench(accuracies=always_mixed, phases=one_phase, curriculum={"retrospective": None})
+    calls = b.run()
+    assert calls == ["stage rl", "open 4", "collect 4", "report 4", "train 4", "sync 1", "finish step 0", "save"]
+
+
+def test_the_recipe_runs_warm_up_then_the_phases_in_order(bench):
+    b = bench(accuracies=always_mixed, demonstrations=3)
+    calls = b.run()
+    assert calls[:4] == ["stage sft", "sft 2", "sft 1", "sync 1"]
+    assert [stage.name for stage in b.progress.finished_stages] == ["sft", "short", "long"]
+    assert calls.count("stage rl") == 1, "the optimizer keeps its state between phases"
+    assert b.progress.step == 2 + 2 + 2
+
+
+def test_each_phase_trains_on_its_own_lengths_and_at_most_the_share_is_replayed(bench):
+    b = bench(accuracies=lambda lease: [1.0, 0.0] if lease.phase else [0.0, 1.0])
+    b.run()
+    short, long = b.learner.batches[:2], b.learner.batches[2:]
+    assert all(name.startswith("short") for batch in short for name in batch)
+    assert all(sum(name.startswith("short") for name in batch) <= 1 for batch in long)
+
+
+def test_groups_without_variance_are_replaced_until_the_batch_is_full(bench):
+    b = bench(accuracies=lambda lease: [1.0, 1.0] if lease.lease_id < 3 else [1.0, 0.0])
+    calls = b.run()
+    assert calls[1:8] == ["open 4", "collect 4", "report 4", "open 3", "collect 3", "report 3", "train 4"]
+
+
+def test_grpo_trains_on_groups_without_variance_and_asks_for_no_replacement(bench):
+    b = bench(accuracies=lambda lease: [0.0, 0.0], learner={"algorithm": {"type": "grpo"}})
+    calls = b.run()
+    assert calls.count("train 4") == 4
+    assert calls.count("open 4") == 4
+
+
+def test_a_run_where_nothing_has_variance_ends_and_trains_on_nothing(bench):
+    b = bench(accuracies=lambda lease: [0.0, 0.0], curriculum={"max_fruitless_steps": 1})
+    calls = b.run()
+    assert not any(call.startswith("train") for call in calls)
+    assert [stage.end_reason for stage in b.progress.finished_stages] == ["fruitless", "fruitless"]
+    assert [stage.fruitless_steps for stage in b.progress.finished_stages] == [1, 1]
+
+
+def test_a_group_with_fewer_than_two_known_rewards_is_never_trained_on(bench):
+    b = bench(accuracies=lambda lease: [1.0, None], learner={"algorithm": {"type": "grpo"}})
+    calls = b.run()
+    assert not any(call.startswith("train") for call in calls)
+    assert sum(stage.unknown_rewards for stage in b.progress.finished_stages) == 4 * 4
+
+
+def test_held_out_accuracy_is_measured_before_the_run_and_after_every_stage(bench, task):
+    heldout = {"short": [task(f"h{i}", 0) for i in range(4)], "long": [task(f"k{i}", 1) for i in range(3)]}
+    b = bench(accuracies=always_mixed, demonstrations=2, heldout=heldout)
+    b.run()
+    assert b.calls.count("evaluate 4") == b.calls.count("evaluate 3") == 4
+    assert b.progress.base_accuracy == {"short": 0.5, "long": pytest.approx(2 / 3)}
+    assert b.progress.finished_stages[1].accuracy_before == b.progress.finished_stages[0].accuracy_after
+
+
+def test_every_answer_is_written_with_its_advantage(bench):
+    b = bench(accuracies=always_mixed)
+    b.run()
+    rows = pq.read_table(b.folder.trajectories / "step-000000.parquet").to_pylist()
+    assert len(rows) == 4 * 2
+    assert [round(row["advantage"], 4) for row in rows[:2]] == [0.7071, -0.7071]
+    assert all(row["trained"] for row in rows)
+
+
+def test_metrics_hold_one_line_per_step_and_the_events_hold_the_transition(bench):
+    b = bench(accuracies=always_mixed)
+    b.run()
+    metrics = [json.loads(line) for line in (b.folder.path / "metrics.jsonl").read_text().splitlines()]
+    events = [json.loads(line) for line in (b.folder.path / "events.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in metrics] == [0, 1, 2, 3]
+    transitions = [event for event in events if event["event"] == "transition"]
+    assert [(t["from_phase"], t["to_phase"], t["reason"]) for t in transitions] == [(0, 1, "steps"), (1, None, "steps")]
+
+
+def test_a_stop_while_answers_are_sampled_saves_the_last_finished_step(bench):
+    b = bench(accuracies=always_mixed)
+
+    async def stop_in_the_second_step():
+        running = asyncio.create_task(b.loop().run())
+        while b.progress.step < 1:
+            await asyncio.sleep(0)
+        b.rollouts.block = asyncio.Event()
+        while b.calls[-1] != "collect 4":
+            await asyncio.sleep(0)
+        b.stop.set()
+        await running
+
+    with pytest.raises(Interrupted):
+        asyncio.run(stop_in_the_second_step())
+    state = json.loads((b.folder.latest_checkpoint() / "state.json").read_text())
+    assert state["progress"]["step"] == 1
+    assert b.calls[-1] == "save"
+
+
+def test_a_run_resumed_from_its_checkpoint_trains_on_the_same_batches(bench):
+    whole = bench(name="whole", accuracies=always_mixed)
+    whole.run()
+    half = bench(name="half", accuracies=always_mixed, checkpoint={"every_steps": 1, "keep_last": 9})
+    half.run()
+    saved = json.loads((half.folder.checkpoints / "step-000002" / "state.json").read_text())
+    resumed = bench(name="resumed", accuracies=always_mixed)
+    resumed.coordinator.load_state_dict(saved["curriculum"])
+    resumed.progress = Progress.from_state_dict(saved["progress"])
+    resumed.run()
+    assert resumed.learner.batches == whole.learner.batches[2:]
