@@ -22,6 +22,7 @@ COMPLETE = "COMPLETE"
 """File whose presence says that every rank has written everything."""
 _SHARDS = "shards"
 _MANIFEST = "manifest.json"
+_STATE = "state.json"
 
 
 def is_complete(directory: Path) -> bool:
@@ -48,13 +49,14 @@ def prune(parent: Path, keep: int) -> None:
         shutil.rmtree(path)
 
 
-def save(engine: DeepSpeedEngine, directory: Path, *, manifest: dict[str, Any]) -> None:
+def save(engine: DeepSpeedEngine, directory: Path, *, manifest: dict[str, Any], state: dict[str, Any]) -> None:
     """Write weights, optimizer and random state of all ranks. Collective; every rank sees the same file system.
 
     Args:
         engine: the DeepSpeed engine.
         directory: final name; an earlier checkpoint of that name is replaced.
         manifest: what must agree when the checkpoint is loaded; plain JSON.
+        state: what is handed back then; plain JSON.
     """
     import torch.distributed as dist
 
@@ -69,14 +71,15 @@ def save(engine: DeepSpeedEngine, directory: Path, *, manifest: dict[str, Any]) 
     dist.barrier()
     if rank == 0:
         (partial / _MANIFEST).write_text(json.dumps({**manifest, "world_size": dist.get_world_size()}) + "\n")
+        (partial / _STATE).write_text(json.dumps(state) + "\n")
         (partial / COMPLETE).touch()
         shutil.rmtree(directory, ignore_errors=True)
         partial.rename(directory)
     dist.barrier()
 
 
-def load(engine: DeepSpeedEngine, directory: Path, *, manifest: dict[str, Any]) -> None:
-    """Restore what `save` wrote. Collective.
+def load(engine: DeepSpeedEngine, directory: Path, *, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Restore what `save` wrote and return its state. Collective.
 
     Raises:
         FileNotFoundError: no complete checkpoint of that name.
@@ -90,6 +93,7 @@ def load(engine: DeepSpeedEngine, directory: Path, *, manifest: dict[str, Any]) 
     engine.load_checkpoint(str(directory), tag=_SHARDS, load_lr_scheduler_states=False)
     _restore_random_state(torch.load(directory / f"rng_{dist.get_rank()}.pt", weights_only=True))
     dist.barrier()
+    return json.loads((directory / _STATE).read_text())
 
 
 def _checkpoints(parent: Path) -> list[Path]:

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from curriculum.task import Demonstration
-from learner.microbatch import PrefixSegment, ScoredGroup
+from learner.loss import RESPONSE_MEAN, TOKEN_MEAN
+from learner.microbatch import PhasedMicroBatch, PrefixSegment, ScoredGroup
 from learner.packing import GroupPart, MicroBatchPlan
 from learner.rows import build_microbatch, demonstration_group
 
@@ -23,7 +24,7 @@ def _plan(*parts):
 
 def test_a_row_holds_each_prompt_once_and_every_response_continues_at_its_end():
     groups = {3: _group([1, 2, 3], [[4, 5], [6]], (1.0, -1.0)), 5: _group([7], [[8, 9]], (0.5,), temperature=1.0)}
-    row = build_microbatch(_plan((3, (0, 1)), (5, (0,))), groups, num_groups=2, aggregation="group_token_mean")
+    row = build_microbatch(_plan((3, (0, 1)), (5, (0,))), groups, num_groups=2, aggregation=TOKEN_MEAN)
     assert row.input_ids.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9]
     assert row.position_ids.tolist() == [0, 1, 2, 3, 4, 3, 0, 1, 2]
     assert row.segments == (
@@ -40,13 +41,13 @@ def test_a_row_holds_each_prompt_once_and_every_response_continues_at_its_end():
 
 def test_a_part_of_a_group_keeps_the_weights_of_the_whole_group():
     group = _group([1], [[2], [3, 4], [5]], (1.0, 2.0, 3.0))
-    row = build_microbatch(_plan((0, (1,))), {0: group}, num_groups=1, aggregation="response_mean")
+    row = build_microbatch(_plan((0, (1,))), {0: group}, num_groups=1, aggregation=RESPONSE_MEAN)
     assert row.weights.tolist() == pytest.approx([1 / 6, 1 / 6])
     assert row.advantages.tolist() == [2.0, 2.0]
 
 
 def test_a_placeholder_row_weighs_nothing():
-    row = build_microbatch(_plan(), {}, num_groups=4, aggregation="response_mean")
+    row = build_microbatch(_plan(), {}, num_groups=4, aggregation=RESPONSE_MEAN)
     assert row.input_ids.tolist() == [0, 0]
     assert row.weights.tolist() == [0.0]
 
@@ -56,7 +57,7 @@ def test_a_demonstration_is_a_group_of_one_with_length_normalised_weight():
         demonstration_id="d", prompt_ids=np.array([1, 2], np.int32), response_ids=np.array([3, 4, 5, 6], np.int32)
     )
     groups = {0: demonstration_group(demonstration)}
-    row = build_microbatch(_plan((0, (0,))), groups, num_groups=2, aggregation="group_token_mean")
+    row = build_microbatch(_plan((0, (0,))), groups, num_groups=2, aggregation=TOKEN_MEAN)
     assert row.weights.tolist() == [0.125] * 4
     assert row.temperature.tolist() == [1.0] * 4
 
