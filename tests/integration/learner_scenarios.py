@@ -202,6 +202,7 @@ def main() -> None:
     found = run(model, Path(out), int(rank), int(num_ranks))
     if rank == "0":
         torch.save(found, Path(out) / f"{scenario}.{num_ranks}.pt")
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
