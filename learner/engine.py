@@ -262,7 +262,7 @@ class LearnerEngine:
 
         Raises:
             FileNotFoundError: the checkpoint is missing or incomplete.
-            ValueError: it belongs to another stage, dtype or number of ranks.
+            ValueError: it belongs to another stage, dtype or model.
         """
         state = checkpoint.load(self._engine, directory, manifest=self._manifest())
         self._num_steps = int(state["num_steps"])

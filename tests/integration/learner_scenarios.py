@@ -134,6 +134,18 @@ def resume(model: str, out: Path, rank: int, num_ranks: int) -> dict:
     return found
 
 
+def reshard(model: str, out: Path, rank: int, num_ranks: int) -> dict:
+    """Go on from the checkpoint of two ranks on another number of ranks."""
+    learner = config(num_ranks, algorithm=DapoConfig(), mini_batches=3)
+    engine = make_engine(learner, model, rank)
+    engine.start_stage(Stage.RL)
+    engine.load(out / "checkpoint_2")
+    found = {"loaded": dict(engine.gather_weights())}
+    rl_step(engine, learner, groups(seed=1), rank)
+    found["continued"] = dict(engine.gather_weights())
+    return found
+
+
 def guards(model: str, out: Path, rank: int, num_ranks: int) -> dict:
     """Non-finite updates, the KL against a reference, bf16 and the wrong stage."""
     learner = config(num_ranks, max_nonfinite_updates=1)
@@ -198,7 +210,7 @@ def main() -> None:
     scenario, model, out, rank, num_ranks, port = sys.argv[1:]
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     torch.set_num_threads(1)
-    run = {"parity": parity, "resume": resume, "guards": guards}[scenario]
+    run = {"parity": parity, "resume": resume, "reshard": reshard, "guards": guards}[scenario]
     found = run(model, Path(out), int(rank), int(num_ranks))
     if rank == "0":
         torch.save(found, Path(out) / f"{scenario}.{num_ranks}.pt")

@@ -137,6 +137,14 @@ def test_a_restarted_learner_goes_on_bit_for_bit(two_ranks, resumed):
         assert torch.equal(resumed["continued"][name], weight), name
 
 
+@pytest.mark.parametrize("num_ranks", [1, 3])
+def test_a_checkpoint_goes_on_with_another_number_of_ranks(two_ranks, model_path, out, num_ranks):
+    found = _run("reshard", model_path, out, num_ranks=num_ranks)
+    for name, weight in two_ranks["dapo"]["after_rl"].items():
+        assert torch.equal(found["loaded"][name], weight), name
+    _assert_same_weights(found["continued"], two_ranks["continued"])
+
+
 def test_a_checkpoint_of_another_stage_or_an_incomplete_one_is_not_loaded(resumed):
     assert "stage='rl' in the checkpoint but 'sft' now" in resumed["wrong_stage"]
     assert "not a complete checkpoint" in resumed["incomplete"]
