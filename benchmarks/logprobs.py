@@ -27,6 +27,8 @@ from benchmarks.line import Claim, environment, print_line, say
 from learner.logprobs import token_loss
 
 CONSTANT, CPU_RATIO = 1.10, 1.3
+TRL_CHUNK = 8192
+"""Vocabulary rows of a tile in TRL's head."""
 
 
 def main() -> None:
@@ -51,7 +53,7 @@ def compare(options: argparse.Namespace) -> None:
     ours = _child("ours", few)
     long = _child("ours", many, "--repeats", "1")
     naive = _child("naive", few)
-    peers = {name: _child(name, few) for name in ("verl", "trl") if importlib.util.find_spec(name) is not None}
+    peers = {name: _child(name, few, "--repeats", "1") for name in ("verl", "trl") if importlib.util.find_spec(name) is not None}
     for name in {"verl", "trl"} - peers.keys():
         say(f"{name} is not installed here; its head is left out")
     growth = long["extra_mb"] / ours["extra_mb"]
@@ -133,9 +135,9 @@ def _verl(hidden: Tensor, weight: Tensor, labels: Tensor, coefficients: Tensor, 
 
 
 def _trl(hidden: Tensor, weight: Tensor, labels: Tensor, coefficients: Tensor, options: Any) -> Tensor:
-    from trl.trainer.utils import chunked_selective_log_softmax  # type: ignore[import-not-found]
+    from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 
-    logprobs = chunked_selective_log_softmax(hidden, weight, labels)
+    logprobs, *_ = ChunkedLogProbFunction.apply(hidden, weight, None, labels, 1.0, TRL_CHUNK, None, 1.0, ("entropy",))
     return -(coefficients * logprobs).sum()
 
 
