@@ -53,13 +53,19 @@ def compare(options: argparse.Namespace) -> None:
     ours = _child("ours", few)
     long = _child("ours", many, "--repeats", "1")
     naive = _child("naive", few)
-    peers = {name: _child(name, few, "--repeats", "1") for name in ("verl", "trl") if importlib.util.find_spec(name) is not None}
+    peers = {
+        name: _child(name, few, "--repeats", "1")
+        for name in ("verl", "trl")
+        if importlib.util.find_spec(name) is not None
+    }
     for name in {"verl", "trl"} - peers.keys():
         say(f"{name} is not installed here; its head is left out")
     growth = long["extra_mb"] / ours["extra_mb"]
     claims = [
         Claim.at_most(f"extra memory at {many} tokens against {few}", growth, "ratio", CONSTANT),
-        Claim.at_most("CPU time against the naive head", ours["cpu_seconds"] / naive["cpu_seconds"], "ratio", CPU_RATIO),
+        Claim.at_most(
+            "CPU time against the naive head", ours["cpu_seconds"] / naive["cpu_seconds"], "ratio", CPU_RATIO
+        ),
     ]
     claims += [
         Claim.above(f"{name}'s CPU time against ours", peer["cpu_seconds"] / ours["cpu_seconds"], "ratio", 1.0)
@@ -128,14 +134,14 @@ def _naive(hidden: Tensor, weight: Tensor, labels: Tensor, coefficients: Tensor,
 
 
 def _verl(hidden: Tensor, weight: Tensor, labels: Tensor, coefficients: Tensor, options: Any) -> Tensor:
-    from verl.utils.experimental.torch_functional import FusedLinearForPPO
+    from verl.utils.experimental.torch_functional import FusedLinearForPPO  # pyright: ignore[reportMissingImports]
 
     logprobs, _entropy = FusedLinearForPPO()(hidden[None], weight, labels[None], temperature=1.0)
     return -(coefficients * logprobs[0]).sum()
 
 
 def _trl(hidden: Tensor, weight: Tensor, labels: Tensor, coefficients: Tensor, options: Any) -> Tensor:
-    from trl.kernels.chunked_logprob import ChunkedLogProbFunction
+    from trl.kernels.chunked_logprob import ChunkedLogProbFunction  # pyright: ignore[reportMissingImports]
 
     logprobs, *_ = ChunkedLogProbFunction.apply(hidden, weight, None, labels, 1.0, TRL_CHUNK, None, 1.0, ("entropy",))
     return -(coefficients * logprobs).sum()
@@ -145,7 +151,17 @@ HEADS = {"ours": _ours, "naive": _naive, "verl": _verl, "trl": _trl}
 
 
 def _child(head: str, tokens: int, *more: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.logprobs", *sys.argv[1:], "--head", head, "--tokens", str(tokens), *more]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.logprobs",
+        *sys.argv[1:],
+        "--head",
+        head,
+        "--tokens",
+        str(tokens),
+        *more,
+    ]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     say(done.stdout.strip())
     return json.loads(done.stdout.splitlines()[-1])

@@ -71,7 +71,10 @@ def main() -> None:
     runs = {name: _child(name) for name in (["ours", *present] if present else [])}
     claims = [
         Claim.at_least(
-            f"{name}'s CPU time against ours", runs[name]["cpu_seconds"] / runs["ours"]["cpu_seconds"], "ratio", GOALS[name]
+            f"{name}'s CPU time against ours",
+            runs[name]["cpu_seconds"] / runs["ours"]["cpu_seconds"],
+            "ratio",
+            GOALS[name],
         )
         for name in present
     ]
@@ -108,7 +111,7 @@ def _ours(shape: Shape, group: ScoredGroup, seed: int) -> Side:
 
 
 def _prefix_grouper(shape: Shape, group: ScoredGroup, seed: int) -> Side:
-    import prefix_grouper
+    import prefix_grouper  # pyright: ignore[reportMissingImports]
     from torch.nn.functional import scaled_dot_product_attention
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -135,8 +138,8 @@ def _prefix_grouper(shape: Shape, group: ScoredGroup, seed: int) -> Side:
 
 
 def _trl(shape: Shape, group: ScoredGroup, seed: int) -> Side:
-    from trl.trainer.grpo_trainer import GRPOTrainer
-    from trl.trainer.utils import add_fused_lm_head
+    from trl.trainer.grpo_trainer import GRPOTrainer  # pyright: ignore[reportMissingImports]
+    from trl.trainer.utils import add_fused_lm_head  # pyright: ignore[reportMissingImports]
 
     model = make_model(shape, seed, "sdpa")
     add_fused_lm_head(model, outputs=("log_probs", "entropy"))  # type: ignore[arg-type]

@@ -46,9 +46,7 @@ def batch_advantages(
     for rewards_G, task in zip(rewards_B, tasks_B, strict=True):
         known.setdefault(task, []).extend(reward for reward in rewards_G if reward is not None)
     std = {task: statistics.stdev(rewards) if len(rewards) > 1 else 0.0 for task, rewards in known.items()}
-    return [
-        _centred(rewards_G, std[task] + STD_EPSILON) for rewards_G, task in zip(rewards_B, tasks_B, strict=True)
-    ]
+    return [_centred(rewards_G, std[task] + STD_EPSILON) for rewards_G, task in zip(rewards_B, tasks_B, strict=True)]
 
 
 def group_advantages(rewards_G: Sequence[float | None]) -> tuple[float | None, ...] | None:

@@ -143,7 +143,9 @@ class LearnerConfig(OptimizerConfig):
                 "every row needs a whole set of ranks"
             )
         if self.offload_activations and not self.gradient_checkpointing:
-            raise ValueError("learner.offload_activations moves checkpointed layer inputs; set gradient_checkpointing=true")
+            raise ValueError(
+                "learner.offload_activations moves checkpointed layer inputs; set gradient_checkpointing=true"
+            )
         return self
 
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -43,6 +43,7 @@ from learner.zero3_config import zero3_config, zero3_frozen_config
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
+    from torch.distributed import ProcessGroup
 
 logger = logging.getLogger(__name__)
 
@@ -277,9 +278,7 @@ class LearnerEngine:
 
     # one update --------------------------------------------------------------------------------------------------
 
-    def _update(
-        self, rows: list[Row], old: list[list[TokenScores]] | None, tally: Tally, learning_rate: float
-    ) -> None:
+    def _update(self, rows: list[Row], old: list[list[TokenScores]] | None, tally: Tally, learning_rate: float) -> None:
         """Forward and backward of every row, then one optimizer step, skipped on all ranks if it is not finite."""
         for group in self._zero_optimizer.param_groups:
             group["lr"] = learning_rate
@@ -361,7 +360,7 @@ class LearnerEngine:
         return offloaded_layer_inputs() if self._config.offload_activations else nullcontext()
 
     def _check_sharing(self, mini_batch: MiniBatchPlan, groups: Mapping[int, ScoredGroup]) -> None:
-        """Compare the shared prompt with the dense path on one group per rank; fall back on all ranks if they differ."""
+        """Compare the shared prompt with the dense path on one group per rank; all ranks fall back if any differs."""
         pair = sharing_check.check_rows(mini_batch.ranks[self._data_rank][0], groups)
         shared, dense = to_device(pair.shared, self._placement), to_device(pair.dense, self._placement, stock=True)
         gap = sharing_check.mean_gap(
@@ -438,7 +437,7 @@ class LearnerEngine:
         shape: Any = self._policy.causal_lm.config
         check_heads(shape.num_attention_heads, shape.num_key_value_heads, size)
         groups = [dist.new_group(list(range(start, start + size))) for start in range(0, self._world_size, size)]
-        exchange = HeadExchange(groups[self._data_rank], size)
+        exchange = HeadExchange(cast("ProcessGroup", groups[self._data_rank]), size)
         return Placement(device=self._device, exchange=exchange, rank=self._rank % size)
 
     def _sharing_supported(self) -> bool:

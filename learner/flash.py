@@ -1,13 +1,13 @@
 """The flash kernels that ship with torch, behind two calls: attention with its log-sum-exp, and its gradient.
 
-Both work on rows cut into consecutive pieces; piece i of the queries sees piece i of the keys. The CPU runs one call per
-run of equal pieces, a GPU one call for the whole row (FlashAttention-2 inside torch, or FlashAttention-3 once
+Both work on rows cut into consecutive pieces; piece i of the queries sees piece i of the keys. The CPU runs one call
+per run of equal pieces, a GPU one call for the whole row (FlashAttention-2 inside torch, or FlashAttention-3 once
 `torch.nn.attention.activate_flash_attention_impl("FA3")` was called, which needs the flash-attn package).
 
-The gradient call takes output and log-sum-exp from outside. When they belong to a softmax over more keys than the ones
-given, the result is exactly the part of the gradient that flows through these keys: with p = exp(score - lse) the score
-gradient is p * (grad . v - grad . out), and both `lse` and `out` are those of the whole softmax. Ring attention rests on
-the same fact (Liu et al., 2023).
+The gradient call takes output and log-sum-exp from outside. When they belong to a softmax over more keys than the
+ones given, the result is exactly the part of the gradient that flows through these keys: with p = exp(score - lse) the
+score gradient is p * (grad . v - grad . out), and both `lse` and `out` are those of the whole softmax. Ring attention
+rests on the same fact (Liu et al., 2023).
 
 Dimensions: `H` heads, `K` key-value heads (a divisor of H), `T` queries, `S` keys, `D` head width.
 """
@@ -74,7 +74,7 @@ def attend(
         k: [1, K, S, D].
         v: [1, K, S, D].
         queries: pieces of T.
-        keys: as many pieces of S.
+        keys: as many pieces of S, and equal runs of them in the same places.
         causal: query i of a piece sees the keys up to i of its piece; needs equal pieces.
         scale: factor on the scores.
 

@@ -99,7 +99,9 @@ def score_tokens(
     """
     with torch.no_grad():
         tiles = [
-            _score_tile(hidden_NH[n], weight_VH, labels_N[n], temperature_N[n], None if top_p_N is None else top_p_N[n])[0]
+            _score_tile(
+                hidden_NH[n], weight_VH, labels_N[n], temperature_N[n], None if top_p_N is None else top_p_N[n]
+            )[0]
             for n in _tiles(len(labels_N), weight_VH.shape[0], max_tile_logits)
         ]
     return _joined(tiles)
@@ -122,9 +124,7 @@ def token_loss(
     """
     tiles = list(_tiles(len(labels_N), weight_VH.shape[0], max_tile_logits))
     if not torch.is_grad_enabled():
-        scores = score_tokens(
-            hidden_NH, weight_VH, labels_N, temperature_N, top_p_N, max_tile_logits=max_tile_logits
-        )
+        scores = score_tokens(hidden_NH, weight_VH, labels_N, temperature_N, top_p_N, max_tile_logits=max_tile_logits)
         return torch.stack([loss(n, _part(scores, n)).sum() for n in tiles]).sum(), scores
     total, *columns = _TiledLoss.apply(hidden_NH, weight_VH, labels_N, temperature_N, top_p_N, loss, tiles)
     return total, TokenScores(*columns)
@@ -150,9 +150,7 @@ class _TiledLoss(torch.autograd.Function):
         columns: list[TokenScores] = []
         for n in tiles:
             top_p_n = None if top_p_N is None else top_p_N[n]
-            scores, logprobs_nV, probs_nV = _score_tile(
-                hidden_NH[n], weight_VH, labels_N[n], temperature_N[n], top_p_n
-            )
+            scores, logprobs_nV, probs_nV = _score_tile(hidden_NH[n], weight_VH, labels_N[n], temperature_N[n], top_p_n)
             terms_n, wrt_logprob_n, wrt_entropy_n = _loss_and_slopes(loss, n, scores)
             total += terms_n.sum()
             columns.append(scores)
@@ -204,8 +202,8 @@ def _loss_and_slopes(loss: TokenLoss, n: slice, scores: TokenScores) -> tuple[Te
         terms_n = loss(n, scores._replace(logprobs_N=logprobs_n, entropy_N=entropy_n))
         if not terms_n.requires_grad:
             return terms_n, None, None
-        slopes = torch.autograd.grad(terms_n.sum(), (logprobs_n, entropy_n), allow_unused=True)
-    return terms_n.detach(), *slopes
+        wrt_logprob_n, wrt_entropy_n = torch.autograd.grad(terms_n.sum(), (logprobs_n, entropy_n), allow_unused=True)
+    return terms_n.detach(), wrt_logprob_n, wrt_entropy_n
 
 
 def _logit_gradient(

@@ -22,14 +22,16 @@ class Aggregation:
     """How the tokens of a group share its weight; always followed by the mean over groups."""
 
     over: Literal["responses", "tokens", "constant"]
-    """`responses`: GRPO, mean over answers of the token mean (paper Eq. 4). `tokens`: DAPO, mean over all tokens of the
-    group (paper Eq. 6). `constant`: Dr. GRPO (Liu et al., 2025), sum over tokens divided by answers times a constant."""
+    """`responses`: GRPO, mean over answers of the token mean (paper Eq. 4). `tokens`: DAPO, mean over all tokens of
+    the group (paper Eq. 6). `constant`: Dr. GRPO (Liu et al., 2025), sum over tokens by answers times a constant."""
     constant_tokens: int | None = None
     """The constant, in tokens; for `constant` only."""
 
     def __post_init__(self) -> None:
         if (self.over == "constant") != (self.constant_tokens is not None):
-            raise ValueError(f"aggregation over {self.over} with constant_tokens={self.constant_tokens}; give both or none")
+            raise ValueError(
+                f"aggregation over {self.over} with constant_tokens={self.constant_tokens}; give both or none"
+            )
 
 
 RESPONSE_MEAN = Aggregation(over="responses")

@@ -111,7 +111,9 @@ def unshare(plan: MiniBatchPlan) -> MiniBatchPlan:
 
     For the dense path; `num_tokens` and `cost` stay those of the row that a response came from, an upper bound.
     """
-    ranks = [[_single(row, part, i) for row in rank for part in row.parts for i in part.responses] for rank in plan.ranks]
+    ranks = [
+        [_single(row, part, i) for row in rank for part in row.parts for i in part.responses] for rank in plan.ranks
+    ]
     steps = max(len(rank) for rank in ranks)
     return MiniBatchPlan(groups=plan.groups, ranks=tuple((*rank, *[_EMPTY] * (steps - len(rank))) for rank in ranks))
 
@@ -174,7 +176,7 @@ def _plan_run(
 
 
 def balance(costs: Mapping[int, float], num_ranks: int) -> list[list[int]]:
-    """Groups of each rank: heaviest first to the rank with the least cost so far, then trades with the heaviest rank."""
+    """Groups of each rank: heaviest first to the rank with the least cost so far, then trades of the heaviest rank."""
     groups = sorted(costs, key=lambda i: (-costs[i], i))
     cost_N = np.array([costs[i] for i in groups])
     owner_N = np.empty(len(groups), np.int64)

@@ -68,7 +68,7 @@ class Policy(nn.Module):
             return (hidden_TH[row.last_S],)
         if prompt_states_SH is not None:
             hidden_TH = torch.cat((prompt_states_SH, hidden_TH))
-        head = self.causal_lm.get_output_embeddings()
+        head = cast(ResponseHead, self.causal_lm.get_output_embeddings())
         return head(hidden_TH[row.predictors_N], row.labels_N, row.temperature_N, row.top_p_N, loss)
 
 

@@ -173,7 +173,9 @@ class PhasedTensors:
         )
 
 
-def to_device(row: MicroBatch | PhasedMicroBatch, placement: Placement, *, stock: bool = False) -> RowTensors | PhasedTensors:
+def to_device(
+    row: MicroBatch | PhasedMicroBatch, placement: Placement, *, stock: bool = False
+) -> RowTensors | PhasedTensors:
     """The row on the device, whichever kind it is."""
     if isinstance(row, PhasedMicroBatch):
         return PhasedTensors.of(row, placement)
@@ -202,7 +204,9 @@ def _own_predictors(row: MicroBatch, placement: Placement, own: slice) -> tuple[
     place = np.cumsum(held) - 1  # index of a held prompt among the held ones
     from_prompt = row.predictors < len(prompts)
     token = row.predictors - len(prompts)
-    wanted = np.where(from_prompt, held[np.minimum(row.predictors, len(prompts) - 1)], (token >= own.start) & (token < own.stop))
+    wanted = np.where(
+        from_prompt, held[np.minimum(row.predictors, len(prompts) - 1)], (token >= own.start) & (token < own.stop)
+    )
     mine = np.flatnonzero(wanted)
     local = np.where(
         from_prompt, place[np.minimum(row.predictors, len(prompts) - 1)], token - own.start + int(held.sum())

@@ -1,7 +1,7 @@
 """From planned groups to packed rows: the arrays that one forward pass reads.
 
-A row is `prompt, response, response, ..., prompt, response, ...`: every prompt once, its responses behind it. A row that
-is too large to be forwarded at once becomes its prompts and several rows of responses, see `learner.three_phase`.
+A row is `prompt, response, response, ..., prompt, response, ...`: every prompt once, its responses behind it. A row
+that is too large to be forwarded at once becomes its prompts and several rows of responses, see `learner.three_phase`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from curriculum.task import Demonstration
 from learner.loss import Aggregation, token_weights
 from learner.microbatch import MicroBatch, PhasedMicroBatch, PrefixSegment, PromptRow, ScoredGroup
-from learner.packing import GroupPart, MicroBatchPlan
+from learner.packing import MicroBatchPlan
 
 _PLACEHOLDER = ScoredGroup(
     prompt_ids=np.zeros(1, np.int32),

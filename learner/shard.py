@@ -12,15 +12,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from deepspeed import DeepSpeedEngine
 
 WEIGHTS = "weights"
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -47,8 +44,8 @@ class Shard:
     rank: int
 
     @classmethod
-    def of(cls, engine: DeepSpeedEngine) -> Shard:
-        """What this rank holds now."""
+    def of(cls, engine: Any) -> Shard:
+        """What this rank of a `DeepSpeedEngine` holds now."""
         zero: Any = engine.optimizer
         index: Index = {}
         rank = 0
@@ -143,4 +140,6 @@ def _check_same_parameters(directory: Path, saved: Index, own: Index) -> None:
     sizes, own_sizes = ({name: entry[3] for name, entry in index.items()} for index in (saved, own))
     if sizes != own_sizes:
         names = sorted(name for name in sizes.keys() | own_sizes.keys() if sizes.get(name) != own_sizes.get(name))
-        raise ValueError(f"{directory} belongs to another model: {names[0]} differs; resume with the model it came from")
+        raise ValueError(
+            f"{directory} belongs to another model: {names[0]} differs; resume with the model it came from"
+        )

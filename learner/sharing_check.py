@@ -47,9 +47,9 @@ def check_rows(plan: MicroBatchPlan, groups: Mapping[int, ScoredGroup]) -> Check
         assert isinstance(alone, MicroBatch)
         return CheckRows(shared=empty, dense=alone, num_first=0, num_common=0)
     part = plan.parts[0]
-    chosen = tuple(sorted({part.responses[0], part.responses[-1]}))
+    chosen = sorted({part.responses[0], part.responses[-1]})
     first, last = (GroupPart(group=part.group, responses=(i,)) for i in (chosen[0], chosen[-1]))
-    both = GroupPart(group=part.group, responses=chosen)
+    both = GroupPart(group=part.group, responses=tuple(chosen))
     # every rank needs the same number of batches
     batches = ((first,), (last,)) if len(chosen) > 1 else ((first,),)
     batches = (*batches, *[()] * len(plan.batches))[: len(plan.batches)] if plan.batches else ()

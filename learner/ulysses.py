@@ -25,7 +25,9 @@ def check_heads(num_heads: int, num_kv_heads: int, num_ranks: int) -> None:
         ValueError: they do not divide.
     """
     if num_heads % num_ranks or (num_kv_heads % num_ranks and num_ranks % num_kv_heads):
-        fitting = [n for n in range(1, num_heads + 1) if not num_heads % n and (not num_kv_heads % n or not n % num_kv_heads)]
+        fitting = [
+            n for n in range(1, num_heads + 1) if not num_heads % n and (not num_kv_heads % n or not n % num_kv_heads)
+        ]
         raise ValueError(
             f"learner.sequence_parallel={num_ranks} does not divide the model's {num_heads} heads and {num_kv_heads} "
             f"key-value heads; use one of {fitting}"

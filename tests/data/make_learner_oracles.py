@@ -97,7 +97,9 @@ class Config(SimpleNamespace):
 
     def __init__(self, mode: str) -> None:
         norm = {"loss_scale_factor": MAX_COMPLETION_TOKENS} if mode.endswith("norm") else {}
-        super().__init__(clip_ratio=CLIP_LOW, clip_ratio_low=CLIP_LOW, clip_ratio_high=CLIP_HIGH, global_batch_info=norm)
+        super().__init__(
+            clip_ratio=CLIP_LOW, clip_ratio_low=CLIP_LOW, clip_ratio_high=CLIP_HIGH, global_batch_info=norm
+        )
 
     def get(self, key: str, default: float) -> float:
         return 1e9 if key == "clip_ratio_c" else default

@@ -10,7 +10,9 @@ from learner.rows import build_microbatch
 from learner.shared_prefix import stock_layout
 from learner.ulysses import HeadExchange, check_heads
 
-WHOLE = MicroBatchPlan(parts=(GroupPart(group=0, responses=(0, 1)), GroupPart(group=1, responses=(0,))), num_tokens=0, cost=0.0)
+WHOLE = MicroBatchPlan(
+    parts=(GroupPart(group=0, responses=(0, 1)), GroupPart(group=1, responses=(0,))), num_tokens=0, cost=0.0
+)
 
 
 @pytest.fixture

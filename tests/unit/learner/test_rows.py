@@ -3,7 +3,7 @@ import pytest
 
 from curriculum.task import Demonstration
 from learner.loss import RESPONSE_MEAN, TOKEN_MEAN
-from learner.microbatch import PhasedMicroBatch, PrefixSegment, ScoredGroup
+from learner.microbatch import PrefixSegment, ScoredGroup
 from learner.packing import GroupPart, MicroBatchPlan
 from learner.rows import build_microbatch, demonstration_group
 
