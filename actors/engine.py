@@ -20,6 +20,7 @@ CPU_ENVIRONMENT = {
 ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_LOGGING_STREAM": "ext://sys.stderr",
     "TOKENIZERS_PARALLELISM": "false",
 }
 
@@ -137,8 +138,9 @@ class VLLMEngine:
         return WeightReceipt(version=version, **receipts[0])
 
     def shutdown(self) -> None:
-        """Ends the engine process."""
+        """Ends the engine process, and lets go of the engine: its destructor fails at the end of the interpreter."""
         self._engine.shutdown()
+        del self._engine
 
 
 def _gpu_resources(config: EngineConfig) -> dict[str, Any]:

@@ -28,7 +28,9 @@ class RunFolder:
         Raises:
             FileExistsError: something is there already.
         """
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and not path.is_dir():
+            raise FileExistsError(f"run folder {path}: is a file; choose a folder with --run-dir")
+        if path.is_dir() and any(path.iterdir()):
             raise FileExistsError(
                 f"run folder {path}: exists and is not empty; continue it with --resume {path}, "
                 "or choose another with --run-dir"
@@ -109,8 +111,12 @@ class RunFolder:
         """Marks a checkpoint as complete, gives it its name, and removes the oldest beyond `keep_last`."""
         (partial / COMPLETE).touch()
         final = self.checkpoints / f"step-{step:06d}"
-        shutil.rmtree(final, ignore_errors=True)
+        replaced = self.checkpoints / f".step-{step:06d}.replaced"
+        shutil.rmtree(replaced, ignore_errors=True)
+        if final.exists():
+            final.rename(replaced)
         partial.rename(final)
+        shutil.rmtree(replaced, ignore_errors=True)
         for old in self._complete_checkpoints()[:-keep_last]:
             (old / COMPLETE).unlink()
             shutil.rmtree(old)

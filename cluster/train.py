@@ -14,7 +14,7 @@ from typing import Any
 from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.journal import Journal, Tracker
-from cluster.launch import Processes, launch, ray_session
+from cluster.launch import Processes, check_ray, launch, ray_session
 from cluster.loop import Interrupted, TrainingLoop
 from cluster.preparation import Prepared, prepare
 from cluster.progress import Progress
@@ -42,6 +42,7 @@ def train(config: RunConfig, *, run_dir: Path, resume: bool, console: Console) -
     """
     console.say(f"reading model and data of {config.name}")
     prepared = prepare(config)
+    check_ray(config)
     folder = RunFolder.open(run_dir) if resume else RunFolder.create(run_dir)
     if not resume:
         folder.recipe.write_text(dump_recipe(config), encoding="utf-8")
