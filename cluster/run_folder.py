@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,22 @@ class RunFolder:
         if not (path / "recipe.yaml").is_file():
             raise FileNotFoundError(f"--resume {path}: no recipe.yaml there; give the folder of an earlier run")
         return cls(path.resolve())
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps every other process out for the length of a block; the lock of a process that died is free.
+
+        Raises:
+            FileExistsError: another process is writing this run.
+        """
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise FileExistsError(
+                    f"run folder {self.path}: another process is training in it; wait for it or choose another folder"
+                ) from None
+            yield
 
     @property
     def recipe(self) -> Path:

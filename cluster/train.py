@@ -44,12 +44,13 @@ def train(config: RunConfig, *, run_dir: Path, resume: bool, console: Console) -
     prepared = prepare(config)
     check_ray(config)
     folder = RunFolder.open(run_dir) if resume else RunFolder.create(run_dir)
-    if not resume:
-        folder.recipe.write_text(dump_recipe(config), encoding="utf-8")
-    _write_rejects(folder, prepared, console)
-    console.say(f"run folder: {folder.path}")
-    with ray_session(config, folder, console.say):
-        asyncio.run(_drive(config, prepared, folder, console))
+    with folder.locked():
+        if not resume:
+            folder.recipe.write_text(dump_recipe(config), encoding="utf-8")
+        _write_rejects(folder, prepared, console)
+        console.say(f"run folder: {folder.path}")
+        with ray_session(config, folder, console.say):
+            asyncio.run(_drive(config, prepared, folder, console))
     return folder.path
 
 

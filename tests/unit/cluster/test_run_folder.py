@@ -120,3 +120,12 @@ def test_a_checkpoint_of_the_same_step_replaces_the_older_one(folder):
     assert names(folder) == ["step-000005"]
     assert (path / "state.json").read_text() == "stage closed"
     assert folder.latest_checkpoint() == path
+
+
+def test_a_second_process_is_kept_out_until_the_first_lets_go(tmp_path):
+    folder = RunFolder.create(tmp_path / "run")
+    refused = pytest.raises(FileExistsError, match="another process is training in it")
+    with folder.locked(), refused, folder.locked():
+        pass
+    with folder.locked():
+        pass
