@@ -153,9 +153,7 @@ def test_a_step_waits_for_a_judge_that_is_away_and_the_phase_does_not_notice(ben
 
 
 def test_a_judge_that_stays_away_stops_the_run_after_a_checkpoint(bench):
-    b = bench(
-        accuracies=lambda lease: [1.0, 0.0] if lease.lease_id < 4 else [None, 1.0], reward={"max_outage_s": 0.0}
-    )
+    b = bench(accuracies=lambda lease: [1.0, 0.0] if lease.lease_id < 4 else [None, 1.0], reward={"max_outage_s": 0.0})
     with pytest.raises(JudgeLost, match=r"reward.max_outage_s=0 .*--resume"):
         b.run()
     assert b.calls[-1] == "save"
