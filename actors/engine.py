@@ -20,6 +20,7 @@ CPU_ENVIRONMENT = {
 ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_LOGGING_STREAM": "ext://sys.stderr",
     "TOKENIZERS_PARALLELISM": "false",
 }
 
@@ -127,18 +128,27 @@ class VLLMEngine:
         """Replaces all weights by those of a safetensors file and returns what the worker read.
 
         Running requests are kept and continue under the new weights; cached prefixes of the old ones are dropped.
+
+        Raises:
+            ValueError: the workers of this engine read different files.
         """
         await self._engine.pause_generation(mode="keep", clear_cache=True)
         try:
             receipts = await self._engine.collective_rpc("load_safetensors", args=(path,))
         finally:
             await self._engine.resume_generation()
+        if any(receipt != receipts[0] for receipt in receipts):
+            raise ValueError(
+                f"weights {path}, version {version}: the {len(receipts)} workers of the engine read different "
+                "contents; put the payload where all of them see it"
+            )
         self._policy_version = version
         return WeightReceipt(version=version, **receipts[0])
 
     def shutdown(self) -> None:
-        """Ends the engine process."""
+        """Ends the engine process, and lets go of the engine: its destructor fails at the end of the interpreter."""
         self._engine.shutdown()
+        del self._engine
 
 
 def _gpu_resources(config: EngineConfig) -> dict[str, Any]:

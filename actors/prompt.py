@@ -18,6 +18,13 @@ TEMPLATE = (
 """QwenLong-L1 paper, Table 1."""
 
 
+def fill_template(context: str, question: str) -> str:
+    """The user message that asks `question` about `context`; braces in either are plain text."""
+    before, _, rest = TEMPLATE.partition("{context}")
+    middle, _, after = rest.partition("{question}")
+    return before + context + middle + question + after
+
+
 class ChatPrompt:
     """Turns documents, questions and messages into token ids; implements `curriculum.dataset.PromptEncoder`.
 
@@ -51,7 +58,7 @@ class ChatPrompt:
 
     def encode(self, context: str, question: str) -> NDArray[np.int32]:
         """[P] token ids of the chat prompt that asks `question` about `context`."""
-        return self.encode_messages([{"role": "user", "content": self._fill(context, question)}])
+        return self.encode_messages([{"role": "user", "content": fill_template(context, question)}])
 
     def encode_messages(self, messages: Sequence[Mapping[str, str]]) -> NDArray[np.int32]:
         """[P] token ids of a conversation, ready for the assistant's turn."""
@@ -99,11 +106,6 @@ class ChatPrompt:
     def _head_and_tail(self, ids: NDArray[np.int32], keep: int) -> str:
         head, tail = ids[: keep - keep // 2], ids[len(ids) - keep // 2 :]
         return self._tokenizer.decode(head.tolist()) + "\n" + self._tokenizer.decode(tail.tolist())
-
-    def _fill(self, context: str, question: str) -> str:
-        before, _, rest = TEMPLATE.partition("{context}")
-        middle, _, after = rest.partition("{question}")
-        return before + context + middle + question + after
 
     def _ids(self, text: str) -> NDArray[np.int32]:
         return np.asarray(self._tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from typing import Any
 
 import numpy as np
 import ray
@@ -40,7 +41,7 @@ class RolloutActor:
         trust_remote_code: bool,
     ) -> None:
         self._name = name
-        self._coordinator = ray.get_actor(coordinator)
+        self._coordinator: Any = ray.get_actor(coordinator)
         self._run_seed = run_seed
         self._prompt = ChatPrompt(load_tokenizer(model_path, trust_remote_code=trust_remote_code))
         self._engine = VLLMEngine(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +15,24 @@ class WeightReceipt:
 
     version: int
     """Policy version that the weights make."""
-    num_tensors: int
     num_bytes: int
-    checksum: int
-    """CRC-32 of the payload."""
+    """Of the payload, safetensors header included."""
+    checksums: Mapping[str, int]
+    """CRC-32 of every tensor, shape and dtype included, by name."""
+
+
+def tensor_checksums(payload: bytes | memoryview) -> dict[str, int]:
+    """CRC-32 of every tensor of a safetensors payload, by name; a tensor of another shape or dtype differs as well."""
+    header_bytes = int.from_bytes(payload[:8], "little")
+    header = json.loads(bytes(payload[8 : 8 + header_bytes]))
+    data = memoryview(payload)[8 + header_bytes :]
+    header.pop("__metadata__", None)
+    return {name: _checksum(tensor, data) for name, tensor in header.items()}
+
+
+def _checksum(tensor: dict[str, Any], data: memoryview) -> int:
+    begin, end = tensor["data_offsets"]
+    return zlib.crc32(data[begin:end], zlib.crc32(f"{tensor['dtype']} {tensor['shape']}".encode()))
 
 
 class WeightReceiver:
@@ -28,7 +44,7 @@ class WeightReceiver:
         """Reloads every weight from a safetensors file in Hugging Face names.
 
         Returns:
-            the receipt: number of tensors, bytes of the file, CRC-32 of the file as this worker read it.
+            the receipt: bytes of the file and checksums of its tensors, as this worker read them.
         """
         from safetensors.torch import load
 
@@ -37,7 +53,7 @@ class WeightReceiver:
         tensors = load(payload)
         self.model_runner.reload_weights(weights_iterator=iter(tensors.items()))
         _repack_tied_head(self.model_runner.get_model())
-        return {"num_tensors": len(tensors), "num_bytes": len(payload), "checksum": zlib.crc32(payload)}
+        return {"num_bytes": len(payload), "checksums": tensor_checksums(payload)}
 
 
 def _repack_tied_head(model: Any) -> None:

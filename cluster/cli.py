@@ -1,4 +1,4 @@
-"""The command line: `qwenlong check`, `qwenlong data inspect`, `qwenlong train`."""
+"""The command line `qwenlong`: arguments, help and exit statuses; the work is done elsewhere, imported late."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -30,6 +30,9 @@ Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML recipe, f
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, for example learner.learning_rate=1e-6 seed=3."),
+]
+JudgeModel = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Name of the model behind the URL.", show_default=False)
 ]
 
 
@@ -110,6 +113,195 @@ def inspect(
         inspect_data(source, recipe, overrides or (), rejects)
 
 
+@app.command()
+def score(
+    source: Annotated[
+        Path, typer.Argument(metavar="IN.jsonl", help="Rows {id, data_source, question?, response, ground_truth}.")
+    ],
+    rules: Annotated[
+        Literal["strict", "released"], typer.Option(help="Exact match, or the scores of the released code.")
+    ] = "strict",
+    judge: Annotated[str, typer.Option(metavar="none|URL|MODEL", help="Asked about what the rule rejects.")] = "none",
+    judge_model: JudgeModel = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File to write. Default: standard output.", show_default=False)
+    ] = None,
+) -> None:
+    """Score responses: one line {id, answer, rule, judge, score, reason} per row, score null where it is unknown.
+
+    Exit status 0: every row is scored. 2: some rows could not be read (each is told with its line number, the others
+    are scored), or nothing could be.
+    """
+    with _errors():
+        from cluster.score_command import score_file
+
+        num_bad = score_file(source, rules=rules, judge=judge, judge_model=judge_model, out=out)
+    if num_bad:
+        raise typer.Exit(EXIT_USAGE)
+
+
+@app.command()
+def judge_report(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PAIRS.jsonl|RUN", help="Rows {question?, prediction, ground_truth, label}, or a run folder."
+        ),
+    ],
+    judge: Annotated[
+        str, typer.Option(metavar="none|URL|MODEL", help="The judge; none: the verdicts that a run recorded.")
+    ] = "none",
+    judge_model: JudgeModel = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file. Default: standard output.", show_default=False)] = None,
+    examples: Annotated[int, typer.Option(min=0, help="Disagreements to list.")] = 20,
+) -> None:
+    """Measure a judge: false yes, false no, unknown, and where it contradicts the rule. JSON and a table.
+
+    Exit status 0: done. 2: some rows could not be read (told with their line numbers), or nothing could be.
+    """
+    with _errors():
+        from cluster.judge_report_command import report_judge
+
+        num_bad = report_judge(source, judge=judge, judge_model=judge_model, out=out, max_examples=examples)
+    if num_bad:
+        raise typer.Exit(EXIT_USAGE)
+
+
+# Options of `eval` and `distill`.
+ModelOrUrl = Annotated[
+    str, typer.Argument(metavar="MODEL|URL", help="Model folder, hub id, or root of an OpenAI-compatible API.")
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(help="Folder; one with answers is continued. Default: evaluations/…", show_default=False),
+]
+ModelName = Annotated[str | None, typer.Option(metavar="NAME", help="Model behind the URL.", show_default=False)]
+Tokenizer = Annotated[
+    str | None,
+    typer.Option(metavar="MODEL", help="Measures prompts for a URL. Default: the served model.", show_default=False),
+]
+Replicas = Annotated[int, typer.Option(min=0, help="Engines in Ray actors; 0: one engine in this process.")]
+TensorParallel = Annotated[int, typer.Option(min=1, help="GPUs of one engine.")]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda"],
+    typer.Option(help="Of the engines; auto: a GPU where this machine has one. cuda: for a head node without one."),
+]
+Samples = Annotated[int, typer.Option("--samples", min=1, help="Answers to each question.")]
+MaxInput = Annotated[int, typer.Option(min=1, help="Prompt tokens.")]
+MaxOutput = Annotated[int, typer.Option(min=1, help="Response tokens.")]
+Temperature = Annotated[float, typer.Option(min=0)]
+TopP = Annotated[float, typer.Option(min=0, max=1)]
+Seed = Annotated[int, typer.Option(min=0)]
+MaxItems = Annotated[
+    int | None, typer.Option(min=1, help="Only the first items of each benchmark.", show_default=False)
+]
+Concurrency = Annotated[int, typer.Option(min=1, help="Answers in flight.")]
+Rules = Annotated[Literal["strict", "released"], typer.Option(help="Exact match, or the scores of the released code.")]
+JudgeOption = Annotated[
+    str, typer.Option("--judge", metavar="none|URL|MODEL", help="Asked about what the rule rejects.")
+]
+Thinking = Annotated[
+    Literal["optional", "required"],
+    typer.Option(help="required: a response without </think> has no answer (the chat template opens the thinking)."),
+]
+TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that ships with the model.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors and the result.")]
+
+
+@app.command("eval")
+def evaluate(
+    model: ModelOrUrl,
+    benchmarks: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="BENCHMARK...",
+            help="docmath, 2wikimqa, hotpotqa, musique, narrativeqa, qasper, [NAME=]FILE or [NAME=]OWNER/DATA[:SPLIT].",
+        ),
+    ],
+    out: Out = None,
+    model_name: ModelName = None,
+    tokenizer: Tokenizer = None,
+    replicas: Replicas = 0,
+    tensor_parallel: TensorParallel = 1,
+    device: Device = "auto",
+    num_samples: Samples = 1,
+    max_input: MaxInput = 120_000,
+    max_output: MaxOutput = 10_000,
+    temperature: Temperature = 0.7,
+    top_p: TopP = 0.95,
+    seed: Seed = 0,
+    max_items: MaxItems = None,
+    concurrency: Concurrency = 64,
+    rules: Rules = "strict",
+    judge: JudgeOption = "none",
+    judge_model: JudgeModel = None,
+    thinking: Thinking = "optional",
+    behaviours: Annotated[
+        Literal["patterns", "judge"], typer.Option(help="Who counts reasoning behaviours.")
+    ] = "patterns",
+    trust_remote_code: TrustRemoteCode = False,
+    quiet: Quiet = False,
+) -> None:
+    """Evaluate a model on long-document benchmarks, as the paper does: one report beside the paper's rows.
+
+    Everything is in the folder: answers.jsonl, scores.jsonl, results.jsonl, report.json, report.md. A killed
+    evaluation goes on with the same command and --out; nothing that is there is asked again. The judge, the rules, the
+    number of samples and of items may change on the way, what decides an answer may not.
+
+    Exit status 0: done. 1: the model is gone. 2: model, data, options or folder cannot be used.
+    """
+    options = locals()
+    with _errors():
+        from evaluation.command import Options, run_evaluation
+
+        run_evaluation(Options.of(options), sources=benchmarks, out=out, behaviours=behaviours, quiet=quiet)
+
+
+@app.command()
+def distill(
+    model: ModelOrUrl,
+    questions: Annotated[
+        list[str], typer.Argument(metavar="FILE...", help="Training questions: files or hub ids (owner/name[:split]).")
+    ],
+    out: Out = None,
+    model_name: ModelName = None,
+    tokenizer: Tokenizer = None,
+    replicas: Replicas = 0,
+    tensor_parallel: TensorParallel = 1,
+    device: Device = "auto",
+    num_samples: Samples = 4,
+    max_input: MaxInput = 18_000,
+    max_output: MaxOutput = 10_000,
+    temperature: Temperature = 0.7,
+    top_p: TopP = 0.95,
+    seed: Seed = 0,
+    max_items: MaxItems = None,
+    concurrency: Concurrency = 64,
+    rules: Rules = "strict",
+    judge: JudgeOption = "none",
+    judge_model: JudgeModel = None,
+    thinking: Thinking = "optional",
+    max_kept: Annotated[int, typer.Option(min=1, help="Demonstrations of one question.")] = 1,
+    max_total: Annotated[int, typer.Option(min=1, help="Prompt and response tokens of a demonstration.")] = 20_000,
+    trust_remote_code: TrustRemoteCode = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make demonstrations for the warm-up: a teacher answers, the hybrid reward verifies, filters select.
+
+    The folder holds sft.parquet, which data.sft of a recipe takes, and data_card.md; a killed command goes on with
+    --out.
+
+    Exit status 0: done. 1: the teacher is gone. 2: model, data, options or folder cannot be used.
+    """
+    options = locals()
+    with _errors():
+        from evaluation.command import Options, run_distillation
+
+        run_distillation(
+            Options.of(options), sources=questions, out=out, max_kept=max_kept, max_total=max_total, quiet=quiet
+        )
+
+
 def main() -> None:
     """Entry point of the command `qwenlong`."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -188,10 +380,12 @@ def _fail(error: BaseException, status: int) -> None:
 
 def _is_expected(error: RuntimeError) -> bool:
     from cluster.launch import ActorLost, LaunchError
+    from cluster.loop import JudgeLost
     from cluster.placement import PlacementError
     from cluster.weight_sync import WeightSyncError
+    from evaluation.generator import GeneratorDown
 
-    return isinstance(error, ActorLost | LaunchError | PlacementError | WeightSyncError)
+    return isinstance(error, GeneratorDown | ActorLost | JudgeLost | LaunchError | PlacementError | WeightSyncError)
 
 
 if __name__ == "__main__":

@@ -104,6 +104,8 @@ class RunConfig(StrictModel):
     def _parts_agree(self) -> Self:
         if self.sft.epochs and self.data.sft is None:
             raise ValueError("sft.epochs > 0 but data.sft is empty; give data.sft a file or set sft.epochs=0")
+        if self.curriculum.phases and self.data.train is None:
+            raise ValueError("curriculum.phases has phases but data.train is empty; give data.train a file or hub id")
         if not self.curriculum.phases and not self.sft.epochs:
             raise ValueError("curriculum.phases is empty and sft.epochs is 0: nothing to train; set one of them")
         if self.groups_per_batch % self.learner.mini_batches:

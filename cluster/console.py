@@ -52,7 +52,9 @@ class Console:
         self._bar = self._bars.add_task(name, total=None)
 
     def step(self, stage: str, step: int, total: int | None, metrics: Metrics) -> None:
-        """One line for one step."""
+        """One line for one step; the bar of a stage that a resumed run is in the middle of starts here."""
+        if self._bar is None:
+            self.open_stage(stage)
         if self._bar is not None:
             self._bars.update(self._bar, completed=step + 1, total=total)
         values = [f"{label} {metrics[key]:{form}}" for label, key, form in LINE if key in metrics]

@@ -23,6 +23,7 @@ from curriculum.task import Demonstration, Task, TaskLease, TaskOutcome
 from curriculum.transition import CurriculumReport, PhaseState, StepSummary
 from learner.learner_actor import TrainingItem
 from learner.microbatch import SftReport, StepReport
+from reward.circuit import JudgeEvent
 
 
 class RayCurriculum:
@@ -74,7 +75,8 @@ class RayRollouts:
         self, rollouts: Sequence[SupervisedActor], judges: Sequence[SupervisedActor], *, max_groups_in_flight: int
     ) -> None:
         self._rollouts = rollouts
-        self._judges = itertools.cycle(judges)
+        self._judges = judges
+        self._next_judge = itertools.cycle(judges)
         self._max_groups_in_flight = max_groups_in_flight
 
     async def collect(self, num_groups: int, sampling: Sampling) -> list[BatchGroup]:
@@ -113,6 +115,14 @@ class RayRollouts:
             *[actor.call(lambda handle: handle.load_weights.remote(payload, version)) for actor in alive]
         )
         return [(actor.name, receipt) for actor, receipt in zip(alive, receipts, strict=True)]
+
+    async def judge_events(self) -> list[JudgeEvent]:
+        """What the circuit breakers of the judges did since the last call, oldest first; a dead judge takes its own
+        along."""
+        drained = await asyncio.gather(
+            *[judge.call(lambda handle: handle.drain_events.remote()) for judge in self._judges]
+        )
+        return sorted((event for events in drained for event in events), key=lambda event: event.unix_s)
 
     def fetch(self, groups: Sequence[Any]) -> Sequence[Group]:
         """The groups behind references; blocks."""
@@ -153,7 +163,7 @@ class RayRollouts:
             self._alive()
 
     async def _score(self, meta: GroupMeta, group: Any) -> BatchGroup:
-        judge = next(self._judges)
+        judge = next(self._next_judge)
         scores = await judge.call(lambda handle: handle.score_group.remote(group))
         return BatchGroup(meta=meta, scores=scores, group=group)
 
@@ -208,7 +218,7 @@ class RayLearner:
             check_receipt(announcement, receipt, engine)
         return SyncReport(
             version=version,
-            num_tensors=announcement.num_tensors,
+            num_tensors=len(announcement.checksums),
             num_bytes=announcement.num_bytes,
             num_engines=len(receipts),
             seconds=time.monotonic() - start,

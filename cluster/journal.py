@@ -17,6 +17,13 @@ from cluster.roles import Learner, SyncReport
 from cluster.run_folder import RunFolder
 from cluster.trajectory_log import write_trajectories
 from curriculum.transition import Transition
+from reward.circuit import CircuitState, JudgeEvent
+
+_CIRCUIT_EVENTS = {
+    CircuitState.OPEN: "judge_circuit_opened",
+    CircuitState.HALF_OPEN: "judge_circuit_half_opened",
+    CircuitState.CLOSED: "judge_circuit_closed",
+}
 
 
 class Tracker(Protocol):
@@ -89,6 +96,14 @@ class Journal:
     def sync(self, report: SyncReport) -> None:
         """New weights are in every engine."""
         self._folder.append_event("sync", **asdict(report))
+
+    def judge_events(self, events: Sequence[JudgeEvent]) -> None:
+        """The circuit of a judge opened, tries again, or closed."""
+        for event in events:
+            fields = {key: value for key, value in asdict(event).items() if key != "state"}
+            self._folder.append_event(_CIRCUIT_EVENTS[event.state], **fields)
+            if event.state is not CircuitState.HALF_OPEN:
+                self._console.say(f"circuit of judge {event.judge} is {event.state}: {event.reason}")
 
     def fault(self, **fields: Any) -> None:
         """Something failed and was handled."""

@@ -7,7 +7,7 @@ import contextlib
 import os
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,14 +47,30 @@ class Processes:
     """Process id of every actor with a model, by name."""
 
 
+def check_ray(config: RunConfig) -> None:
+    """Looks at the address to join, or at the port to open, before anything is written.
+
+    Raises:
+        LaunchError: nothing listens at RAY_ADDRESS, or this run would start a Ray whose dashboard port is taken.
+    """
+    address, port = _address_to_join(config), config.cluster.dashboard_port
+    if address and not _listens(address):
+        raise LaunchError(
+            f"RAY_ADDRESS={address}: nothing listens there; start that Ray, or unset RAY_ADDRESS to start one here"
+        )
+    if not address and port is not None and not _port_is_free(port):
+        raise LaunchError(f"cluster.dashboard_port={port}: already in use; choose another or remove the key")
+
+
 @contextlib.contextmanager
 def ray_session(config: RunConfig, folder: RunFolder, say: Callable[[str], None]) -> Iterator[None]:
     """Joins the Ray of RAY_ADDRESS (as in a submitted job) or a running local one, else starts one for this run.
 
     Raises:
-        LaunchError: the dashboard port is taken, or the Ray to join does not answer.
+        LaunchError: the Ray to join does not answer, or none can be started.
+        PlacementError: the cluster is too small.
     """
-    address = os.environ.get("RAY_ADDRESS") or (_running_address() if config.cluster.address == "auto" else None)
+    address = _address_to_join(config)
     common: dict[str, Any] = {"log_to_driver": False, "namespace": folder.path.name, "logging_level": "ERROR"}
     if address:
         say(f"joining Ray at {address}")
@@ -140,7 +156,7 @@ async def _start_actors(
         *await _start_ranks(config, prepared, ranks),
     ]
     pids = await _wait(waiting, config.cluster.startup_timeout_s)
-    await asyncio.gather(*[handle.probe.remote() for handle in judge_handles.values()])
+    await _probe(judge_handles.values())
     return Processes(curriculum=curriculum, rollouts=rollouts, learner=learner, pids=pids)
 
 
@@ -178,7 +194,6 @@ def _create_judges(config: RunConfig, create: Any) -> dict[str, Any]:
             name=name,
             config=reward,
             on_gpu=config.device == "cuda",
-            enforce_eager=config.rollout.engine.enforce_eager,
         )
         for name in (f"judge-{i}" for i in range(replicas))
     }
@@ -202,6 +217,14 @@ async def _start_ranks(config: RunConfig, prepared: Prepared, ranks: Sequence[An
         )
         for index, rank in enumerate(ranks)
     ]
+
+
+async def _probe(judges: Iterable[Any]) -> None:
+    """Lets every judge refuse rewards that pay for junk; its error arrives without the remote traceback."""
+    try:
+        await asyncio.gather(*[judge.probe.remote() for judge in judges])
+    except RayTaskError as error:
+        raise error.cause from None
 
 
 def _named_ready(handles: dict[str, Any]) -> list[tuple[str, Any]]:
@@ -237,15 +260,12 @@ def _root_cause(error: BaseException) -> str:
 
 def _start_local(config: RunConfig, common: dict[str, Any]) -> Any:
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    port = config.cluster.dashboard_port
-    if port is not None and not _port_is_free(port):
-        raise LaunchError(f"cluster.dashboard_port={port}: already in use; choose another or remove the key")
     return _init(
         address="local",
         num_cpus=config.cluster.num_cpus,
         include_dashboard=True,
         dashboard_host="127.0.0.1",
-        dashboard_port=port or _free_port(FIRST_DASHBOARD_PORT),
+        dashboard_port=config.cluster.dashboard_port or _free_port(FIRST_DASHBOARD_PORT),
         object_store_memory=config.cluster.object_store_bytes,
         **common,
     )
@@ -263,18 +283,29 @@ def _init(**arguments: Any) -> Any:
         ) from error
 
 
+def _address_to_join(config: RunConfig) -> str | None:
+    return os.environ.get("RAY_ADDRESS") or (_running_address() if config.cluster.address == "auto" else None)
+
+
 def _running_address() -> str | None:
     """Address that `ray start --head` left behind, if something still listens there."""
     note = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / "ray" / "ray_current_cluster"
     if not note.is_file():
         return None
     address = note.read_text(encoding="utf-8").strip()
-    host, _, port = address.rpartition(":")
+    return address if _listens(address) else None
+
+
+def _listens(address: str) -> bool:
+    """Whether something accepts connections at host:port; an address without a port (`auto`) is Ray's to judge."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return True
     try:
-        socket.create_connection((host, int(port)), timeout=2).close()
-    except (OSError, ValueError):
-        return None
-    return address
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError:
+        return False
+    return True
 
 
 def _free_port(first: int) -> int:
@@ -303,4 +334,4 @@ def _link_logs(folder: RunFolder) -> None:
         link.symlink_to(session)
 
 
-__all__ = ["ActorLost", "LaunchError", "Processes", "launch", "ray_session"]
+__all__ = ["ActorLost", "LaunchError", "Processes", "check_ray", "launch", "ray_session"]

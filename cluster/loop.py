@@ -15,7 +15,7 @@ from actors.rollout import Sampling
 from cluster.batch import BatchGroup
 from cluster.config import RunConfig
 from cluster.journal import Journal
-from cluster.metrics import StepSeconds, mean_accuracy, sft_metrics, step_metrics
+from cluster.metrics import StepSeconds, judge_is_away, mean_accuracy, sft_metrics, step_metrics
 from cluster.progress import Accuracy, Progress, StageProgress
 from cluster.roles import Curriculum, Learner, Rollouts
 from curriculum.config import FixedSteps, PhaseConfig, Plateau
@@ -25,10 +25,16 @@ from learner.schedule import learning_rate_at
 from learner.sft import DemonstrationBatches
 
 WARM_UP = "sft"
+OUTAGE_PAUSE_S = 5.0
+"""Pause before a step that found the judge away samples again."""
 
 
 class Interrupted(Exception):
     """The run was asked to stop; everything up to the last finished step can be saved."""
+
+
+class JudgeLost(RuntimeError):
+    """The judge has been away too long; everything up to the last finished step has been saved."""
 
 
 class TrainingLoop:
@@ -67,13 +73,14 @@ class TrainingLoop:
 
         Raises:
             Interrupted: `stop` was set; the last finished step has been checkpointed.
+            JudgeLost: the judge stayed away too long; likewise.
         """
         try:
             await self._remember()
             await self._measure_base()
             await self._warm_up()
             await self._reinforce()
-        except Interrupted:
+        except (Interrupted, JudgeLost):
             await self._checkpoint()
             raise
 
@@ -90,7 +97,8 @@ class TrainingLoop:
         while stage.steps < len(batches):
             self._check_stop()
             await self._sft_step(stage, batches)
-        await self._sync()
+        if self._curriculum is not None:
+            await self._sync()
         stage.end_reason = "steps"
         await self._close_stage()
 
@@ -132,7 +140,7 @@ class TrainingLoop:
     async def _train_step(self, stage: StageProgress, state: PhaseState) -> None:
         started = time.monotonic()
         phase = self._config.curriculum.phases[state.phase]
-        sampled, batch = await self._unless_stopped(self._collect_batch(self._sampling(phase)))
+        sampled, batch = await self._judged_batch(self._sampling(phase))
         collected = time.monotonic()
         report = await self._learner.train_step(batch, self._learning_rate(phase, state.num_steps)) if batch else None
         trained = time.monotonic()
@@ -157,6 +165,29 @@ class TrainingLoop:
             stage.end_reason = str(summary.transition.reason)
             self._journal.transition(summary.transition)
         await self._finish_step(stage, time.monotonic() - started)
+
+    async def _judged_batch(self, sampling: Sampling) -> tuple[list[BatchGroup], list[BatchGroup]]:
+        """As `_collect_batch`; a step that only the absence of the judge left empty waits for it, so that an outage
+        neither ends a phase nor uses up its steps.
+
+        Raises:
+            JudgeLost: the judge stayed away for `reward.max_outage_s`.
+        """
+        sampled: list[BatchGroup] = []
+        deadline = time.monotonic() + self._config.reward.max_outage_s
+        while True:
+            groups, batch = await self._unless_stopped(self._collect_batch(sampling))
+            self._journal.judge_events(await self._rollouts.judge_events())
+            sampled += groups
+            if batch or not judge_is_away(groups):
+                return sampled, batch
+            if time.monotonic() >= deadline:
+                raise JudgeLost(
+                    f"the judge gave no verdict for reward.max_outage_s={self._config.reward.max_outage_s:g} s and "
+                    "without it no group can be trained on; mend the judge, then go on with --resume"
+                )
+            self._journal.event("waiting_for_judge", step=self._progress.step)
+            await self._unless_stopped(asyncio.sleep(min(OUTAGE_PAUSE_S, self._config.reward.max_outage_s)))
 
     async def _collect_batch(self, sampling: Sampling) -> tuple[list[BatchGroup], list[BatchGroup]]:
         """(every group sampled, those to train on); groups without a signal are replaced, for some rounds."""
@@ -199,6 +230,7 @@ class TrainingLoop:
             known = mean_accuracy(groups)
             answered = sum(len(group.known_accuracies) for group in groups)
             accuracy[name] = (known or 0.0) * answered / len(tasks)
+        self._journal.judge_events(await self._rollouts.judge_events())
         self._journal.evaluation(after, accuracy)
         return accuracy
 

@@ -113,6 +113,11 @@ def num_judge_calls(groups: Sequence[BatchGroup]) -> int:
     return sum(score.judge is not None for group in groups for score in group.scores)
 
 
+def judge_is_away(groups: Sequence[BatchGroup]) -> bool:
+    """Whether the judge was asked and most of its verdicts are missing."""
+    return num_unknown(groups) * 2 > num_judge_calls(groups)
+
+
 def num_judge_saves(groups: Sequence[BatchGroup]) -> int:
     """Answers that the rule rejected and the judge accepted."""
     return sum(score.judge is Verdict.YES and score.rule == 0.0 for group in groups for score in group.scores)

@@ -14,6 +14,7 @@ from curriculum.rejects import Reject
 from curriculum.task import Task
 from learner.sft import DemonstrationBatches
 from reward.config import VllmJudge
+from reward.judge_prompt import JudgeQuestion, judge_messages
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +44,7 @@ def prepare(config: RunConfig) -> Prepared:
     limits = [phase.max_prompt_tokens for phase in config.curriculum.phases]
     rejects: dict[str, tuple[Reject, ...]] = {}
     tasks: tuple[Task, ...] = ()
-    if limits:
+    if limits and config.data.train is not None:
         task_set = load_tasks(
             config.data.train, encoder=prompt, phase_limits=limits, over_long=config.data.over_long, key="data.train"
         )
@@ -51,7 +52,7 @@ def prepare(config: RunConfig) -> Prepared:
     demonstrations = None
     if config.sft.epochs and config.data.sft is not None:
         room = min(config.learner.max_tokens_per_microbatch, _max_positions(config, model_path))
-        found = load_demonstrations(config.data.sft, encoder=prompt, max_tokens=room)
+        found = load_demonstrations(config.data.sft, encoder=prompt, max_tokens=room, judge_prompt=_judge_prompt)
         rejects["data.sft"] = found.rejects
         demonstrations = DemonstrationBatches(
             found.demonstrations, batch_size=config.sft.batch_size, epochs=config.sft.epochs, seed=config.seed
@@ -65,17 +66,17 @@ def prepare(config: RunConfig) -> Prepared:
     )
 
 
-def local_or_hub(path: str) -> str:
+def local_or_hub(path: str, key: str = "model.path") -> str:
     """An existing folder as an absolute path, so that actors find it from any directory; a hub id as it is.
 
     Raises:
-        ValueError: it looks like a path and nothing is there.
+        ValueError: it looks like a path and nothing is there; names the recipe key.
     """
     local = Path(path).expanduser()
     if local.exists():
         return str(local.resolve())
     if path.startswith((".", "/", "~")) or path.count("/") != 1:
-        raise ValueError(f"model path {path!r}: no such folder; give a Hugging Face folder or a hub id (owner/name)")
+        raise ValueError(f"{key}={path!r}: no such folder; give a Hugging Face folder or a hub id (owner/name)")
     return path
 
 
@@ -83,7 +84,7 @@ def check_model(config: RunConfig, model_path: str) -> None:
     """Compares the lengths of the recipe with what the model and the learner can hold, and looks for the judge.
 
     Raises:
-        ValueError: prompt and response do not fit.
+        ValueError: prompt and response do not fit, or the weights of a local model cannot be read.
     """
     longest, positions = config.max_model_len, _max_positions(config, model_path)
     lengths = f"{config.max_prompt_tokens} prompt + {config.max_response_tokens} response tokens = {longest}"
@@ -97,8 +98,34 @@ def check_model(config: RunConfig, model_path: str) -> None:
         raise ValueError(
             f"learner.max_tokens_per_microbatch={budget}: {lengths} exceed it; raise it to at least {longest}"
         )
+    _check_weights(model_path, "model.path")
     if isinstance(config.reward.judge, VllmJudge):
-        local_or_hub(config.reward.judge.model)
+        _check_weights(local_or_hub(config.reward.judge.model, "reward.judge.model"), "reward.judge.model")
+
+
+def _check_weights(model_path: str, key: str) -> None:
+    """Reads the headers of the weight files of a local folder, which tell a file that is cut off."""
+    from safetensors import SafetensorError, safe_open
+
+    folder = Path(model_path)
+    if not folder.is_dir():
+        return
+    files = sorted(folder.glob("*.safetensors"))
+    if not files and not any(folder.glob("*.bin")):
+        raise ValueError(f"{key}={model_path!r}: no weights (*.safetensors) in the folder; download the whole model")
+    for file in files:
+        try:
+            with safe_open(file, framework="numpy"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise ValueError(
+                f"{key}={model_path!r}: {file.name} cannot be read ({error}); download the model again"
+            ) from error
+
+
+def _judge_prompt(*, question: str, answer: str, truth: str) -> list[dict[str, str]]:
+    """The prompt that a judge is trained on is the one that it is asked with."""
+    return judge_messages(JudgeQuestion(question=question, answer=answer, truth=truth))
 
 
 def _max_positions(config: RunConfig, model_path: str) -> int:

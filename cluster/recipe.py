@@ -1,16 +1,17 @@
-"""Recipe files: YAML with `extends`, typed `key=value` overrides, and errors that name the key and the way out."""
+"""Recipe files: YAML with `extends`, and typed `key=value` overrides."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from cluster.config import RunConfig
+from cluster.recipe_faults import explain_faults
 
 
 class RecipeError(ValueError):
@@ -29,7 +30,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        raise RecipeError("\n".join(_explain(fault) for fault in error.errors())) from error
+        raise RecipeError("\n".join(explain_faults(error, values))) from error
 
 
 def dump_recipe(config: RunConfig) -> str:
@@ -100,40 +101,6 @@ def _list_index(node: list[Any], key: str, override: str) -> int:
     if not key.isdigit() or int(key) >= len(node):
         raise RecipeError(f"override {override!r}: {key!r} must be an index from 0 to {len(node) - 1}")
     return int(key)
-
-
-def _explain(fault: Any) -> str:
-    location = [str(part) for part in fault["loc"]]
-    key = ".".join(location) or "recipe"
-    value = fault.get("input")
-    if fault["type"] == "extra_forbidden":
-        known = _known_keys(RunConfig, location[:-1])
-        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
-        way_out = f"did you mean {'.'.join([*location[:-1], near[0]])}?" if near else f"known: {', '.join(known)}"
-        return f"{key}={value!r}: unknown key; {way_out}"
-    if fault["type"] == "missing":
-        return f"{key}: missing; add it to the recipe"
-    if fault["type"] == "value_error":
-        return f"{key}: {fault['ctx']['error']}" if location else str(fault["ctx"]["error"])
-    shown = repr(value) if len(repr(value)) <= 80 else repr(value)[:77] + "..."
-    return f"{key}={shown}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
-
-
-def _known_keys(model: type[BaseModel], location: Sequence[str]) -> list[str]:
-    """Field names of every model that a location can lead to; union tags and list indices are stepped over."""
-    models = {model}
-    for part in location:
-        inner = {
-            m for parent in models if part in parent.model_fields for m in _models(parent.model_fields[part].annotation)
-        }
-        models = inner or models
-    return sorted({name for m in models for name in m.model_fields})
-
-
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for argument in get_args(annotation) for model in _models(argument)]
 
 
 def differing_keys(a: RunConfig, b: RunConfig) -> list[str]:

@@ -13,6 +13,7 @@ from curriculum.leases import LeaseCounts
 from curriculum.task import Demonstration, Task, TaskOutcome
 from curriculum.transition import CurriculumReport, PhaseState, StepSummary
 from learner.microbatch import SftReport, StepReport
+from reward.circuit import JudgeEvent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +48,10 @@ class Rollouts(Protocol):
 
     async def answer(self, tasks: Sequence[Task], sampling: Sampling) -> list[BatchGroup]:
         """Answers given tasks outside the curriculum, in their order."""
+        ...
+
+    async def judge_events(self) -> list[JudgeEvent]:
+        """What the circuit breakers of the judges did since the last call."""
         ...
 
 

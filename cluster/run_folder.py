@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,9 @@ class RunFolder:
         Raises:
             FileExistsError: something is there already.
         """
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and not path.is_dir():
+            raise FileExistsError(f"run folder {path}: is a file; choose a folder with --run-dir")
+        if path.is_dir() and any(path.iterdir()):
             raise FileExistsError(
                 f"run folder {path}: exists and is not empty; continue it with --resume {path}, "
                 "or choose another with --run-dir"
@@ -46,6 +50,22 @@ class RunFolder:
         if not (path / "recipe.yaml").is_file():
             raise FileNotFoundError(f"--resume {path}: no recipe.yaml there; give the folder of an earlier run")
         return cls(path.resolve())
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps every other process out for the length of a block; the lock of a process that died is free.
+
+        Raises:
+            FileExistsError: another process is writing this run.
+        """
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise FileExistsError(
+                    f"run folder {self.path}: another process is training in it; wait for it or choose another folder"
+                ) from None
+            yield
 
     @property
     def recipe(self) -> Path:
@@ -109,8 +129,12 @@ class RunFolder:
         """Marks a checkpoint as complete, gives it its name, and removes the oldest beyond `keep_last`."""
         (partial / COMPLETE).touch()
         final = self.checkpoints / f"step-{step:06d}"
-        shutil.rmtree(final, ignore_errors=True)
+        replaced = self.checkpoints / f".step-{step:06d}.replaced"
+        shutil.rmtree(replaced, ignore_errors=True)
+        if final.exists():
+            final.rename(replaced)
         partial.rename(final)
+        shutil.rmtree(replaced, ignore_errors=True)
         for old in self._complete_checkpoints()[:-keep_last]:
             (old / COMPLETE).unlink()
             shutil.rmtree(old)

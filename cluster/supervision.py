@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -86,28 +85,36 @@ class SupervisedActor:
             self._on_fault(actor=self.name, error=type(error).__name__, action="restarting")
             if self._before_restart:
                 await self._before_restart(self.name)
-            await self._wait_until_ready()
-            if self._after_restart:
-                await self._after_restart(self.handle)
+            await self._wait_until_up_to_date()
             self._incarnation += 1
             self._on_fault(actor=self.name, action="back")
 
-    async def _wait_until_ready(self) -> None:
-        deadline = time.monotonic() + self._startup_timeout_s
-        while time.monotonic() < deadline:
-            try:
-                await self.handle.ready.remote()
-                return
-            except ActorUnavailableError:
-                await asyncio.sleep(POLL_S)
-            except ActorDiedError as error:
-                self._give_up()
-                raise ActorLost(
-                    f"{self.name} died and its failure budget is used up (cluster.max_actor_restarts); "
-                    "read its log under the run's logs folder"
-                ) from error
-        self._give_up()
-        raise ActorLost(f"{self.name} did not come back within cluster.startup_timeout_s={self._startup_timeout_s:.0f}")
+    async def _wait_until_up_to_date(self) -> None:
+        """An actor that dies again on the way is waited for again."""
+        try:
+            async with asyncio.timeout(self._startup_timeout_s):
+                while not await self._is_up_to_date():
+                    await asyncio.sleep(POLL_S)
+        except TimeoutError as error:
+            self._give_up()
+            raise ActorLost(
+                f"{self.name} did not come back within cluster.startup_timeout_s={self._startup_timeout_s:.0f}"
+            ) from error
+        except ActorDiedError as error:
+            self._give_up()
+            raise ActorLost(
+                f"{self.name} died and its failure budget is used up (cluster.max_actor_restarts); "
+                "read its log under the run's logs folder"
+            ) from error
+
+    async def _is_up_to_date(self) -> bool:
+        try:
+            await self.handle.ready.remote()
+            if self._after_restart:
+                await self._after_restart(self.handle)
+        except ActorUnavailableError:
+            return False
+        return True
 
     def _give_up(self) -> None:
         self.lost = True

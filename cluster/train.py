@@ -14,7 +14,7 @@ from typing import Any
 from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.journal import Journal, Tracker
-from cluster.launch import Processes, launch, ray_session
+from cluster.launch import Processes, check_ray, launch, ray_session
 from cluster.loop import Interrupted, TrainingLoop
 from cluster.preparation import Prepared, prepare
 from cluster.progress import Progress
@@ -42,13 +42,15 @@ def train(config: RunConfig, *, run_dir: Path, resume: bool, console: Console) -
     """
     console.say(f"reading model and data of {config.name}")
     prepared = prepare(config)
+    check_ray(config)
     folder = RunFolder.open(run_dir) if resume else RunFolder.create(run_dir)
-    if not resume:
-        folder.recipe.write_text(dump_recipe(config), encoding="utf-8")
-    _write_rejects(folder, prepared, console)
-    console.say(f"run folder: {folder.path}")
-    with ray_session(config, folder, console.say):
-        asyncio.run(_drive(config, prepared, folder, console))
+    with folder.locked():
+        if not resume:
+            folder.recipe.write_text(dump_recipe(config), encoding="utf-8")
+        _write_rejects(folder, prepared, console)
+        console.say(f"run folder: {folder.path}")
+        with ray_session(config, folder, console.say):
+            asyncio.run(_drive(config, prepared, folder, console))
     return folder.path
 
 

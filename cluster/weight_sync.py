@@ -11,15 +11,33 @@ class WeightSyncError(RuntimeError):
 
 
 def check_receipt(announcement: WeightAnnouncement, receipt: WeightReceipt, engine: str) -> None:
-    """Compares field by field.
+    """Compares version, tensors and size.
 
     Raises:
-        WeightSyncError: naming the engine and the first field that differs.
+        WeightSyncError: naming the engine and the first thing that differs.
     """
-    for field in ("version", "num_tensors", "num_bytes", "checksum"):
-        sent, received = getattr(announcement, field), getattr(receipt, field)
-        if sent != received:
-            raise WeightSyncError(
-                f"{engine}: {field}={received!r} after the update, but the learner sent {field}={sent!r}; "
-                "resume from the last checkpoint"
-            )
+    difference = _difference(announcement, receipt)
+    if difference:
+        raise WeightSyncError(f"{engine}: {difference} after the weight update; resume from the last checkpoint")
+
+
+def _difference(announcement: WeightAnnouncement, receipt: WeightReceipt) -> str | None:
+    sent, received = announcement.checksums, receipt.checksums
+    missing, extra = sorted(sent.keys() - received.keys()), sorted(received.keys() - sent.keys())
+    changed = sorted(name for name in sent.keys() & received.keys() if sent[name] != received[name])
+    if announcement.version != receipt.version:
+        return f"version={receipt.version}, but the learner sent version={announcement.version},"
+    if missing:
+        return f"{_some(missing)} missing"
+    if extra:
+        return f"{_some(extra)} not sent by the learner but there"
+    if changed:
+        return f"{_some(changed)} different from what the learner sent"
+    if announcement.num_bytes != receipt.num_bytes:
+        return f"num_bytes={receipt.num_bytes}, but the learner sent num_bytes={announcement.num_bytes},"
+    return None
+
+
+def _some(names: list[str]) -> str:
+    """`tensor a is` or `tensor a and 3 others are`."""
+    return f"tensor {names[0]} is" if len(names) == 1 else f"tensor {names[0]} and {len(names) - 1} others are"

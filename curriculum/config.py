@@ -29,15 +29,26 @@ class GeneratedData(StrictModel):
     """Demonstrations only: share of the numeric answers written as a word ("seven" where the text says "7")."""
 
 
+class GeneratedJudgePairs(StrictModel):
+    """Pairs of answers and their verdicts, written by `curriculum.synthetic_judge`: demonstrations for a judge."""
+
+    type: Literal["generated_judge_pairs"] = "generated_judge_pairs"
+    num_items: int = Field(gt=0)
+    seed: int = 0
+
+
 DataSource = str | GeneratedData
 """A parquet or JSONL file, a hub id (`owner/name`, optionally `owner/name:split`), or generated documents."""
+DemonstrationSource = str | Annotated[GeneratedData | GeneratedJudgePairs, Field(discriminator="type")]
+"""As above, or the lessons of a judge."""
 
 
 class DataConfig(StrictModel):
     """Where questions and demonstrations come from, and which of them are admitted."""
 
-    train: DataSource
-    sft: DataSource | None = None
+    train: DataSource | None = None
+    """Questions for the reinforcement learning; None where `curriculum.phases` is empty."""
+    sft: DemonstrationSource | None = None
     """Demonstrations for the warm-up; None where `sft.epochs` is 0."""
     evaluation: DataSource | None = None
     """Held-out questions; None turns the evaluations between stages off."""

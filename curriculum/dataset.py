@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curriculum.cells import row_id
-from curriculum.config import DataSource
+from curriculum.config import DataSource, DemonstrationSource
 from curriculum.layout import (
     DEMONSTRATION_LAYOUTS,
     QUESTION_LAYOUTS,
@@ -25,9 +25,10 @@ from curriculum.layout import (
 from curriculum.phases import assign_phase
 from curriculum.rejects import Reject, RejectReason, RowError, count_reasons
 from curriculum.rows import Row, Table, open_table
+from curriculum.synthetic_judge import JudgePrompt
 from curriculum.task import Demonstration, Task
 
-RecordT = TypeVar("RecordT", Task, Demonstration)
+RecordT = TypeVar("RecordT")
 
 
 class PromptEncoder(Protocol):
@@ -91,7 +92,7 @@ def load_tasks(
     """
     table = open_table(source, key=key)
     name = f"{key}={table.name}"
-    intake = _Intake(QUESTION_LAYOUTS, table, name)
+    intake = Intake(QUESTION_LAYOUTS, table, name)
     tasks = intake.convert(lambda item: _task(item, encoder, phase_limits, over_long))
     if every_phase:
         _check_phases(name, tasks, phase_limits)
@@ -99,7 +100,12 @@ def load_tasks(
 
 
 def load_demonstrations(
-    source: DataSource, *, encoder: PromptEncoder, max_tokens: int, key: str = "data.sft"
+    source: DemonstrationSource,
+    *,
+    encoder: PromptEncoder,
+    max_tokens: int,
+    key: str = "data.sft",
+    judge_prompt: JudgePrompt | None = None,
 ) -> DemonstrationSet:
     """Read a source into demonstrations of at most `max_tokens` prompt and response tokens together.
 
@@ -108,19 +114,20 @@ def load_demonstrations(
         encoder: Makes token ids of prompts and responses.
         max_tokens: Longest demonstration; longer ones are refused, for a cut one is no longer verified.
         key: Recipe key of the source, for messages.
+        judge_prompt: Words of the judge, for generated judge pairs.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: The source cannot be read, its columns fit no layout, or no row is usable.
     """
-    table = open_table(source, key=key, demonstrations=True)
+    table = open_table(source, key=key, demonstrations=True, judge_prompt=judge_prompt)
     name = f"{key}={table.name}"
-    intake = _Intake(DEMONSTRATION_LAYOUTS, table, name)
+    intake = Intake(DEMONSTRATION_LAYOUTS, table, name)
     demonstrations = intake.convert(lambda item: _demonstration(item, encoder, max_tokens))
     return DemonstrationSet(demonstrations=demonstrations, rejects=tuple(intake.rejects))
 
 
-class _Intake(Generic[ItemT]):
+class Intake(Generic[ItemT]):
     """Passes rows through layout, duplicate check and conversion; keeps what was refused on the way."""
 
     def __init__(self, layouts: Sequence[Layout[ItemT]], table: Table, name: str) -> None:

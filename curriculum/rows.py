@@ -16,14 +16,16 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from curriculum.config import DataSource, GeneratedData
+from curriculum.config import DemonstrationSource, GeneratedData, GeneratedJudgePairs
 from curriculum.rejects import Reject, RejectReason
 from curriculum.synthetic import generate_demonstrations, generate_items
+from curriculum.synthetic_judge import JudgePrompt, generate_judge_pairs
 
 USED_COLUMNS = frozenset(
     {"id", "data_source", "context", "question", "answers", "answer", "response", "prompt", "messages", "reward_model"}
+    | {"_id", "dataset", "input", "question_id", "paragraphs", "ground_truth", "Prompt", "Answer"}
 )
-"""Columns that some layout reads; the others are not loaded."""
+"""Columns that some layout reads, those of published benchmarks included; the others are not loaded."""
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.%\[\]:+-]+)?")
 _ROWS_FOR_COLUMNS = 64
@@ -51,20 +53,28 @@ class Table:
     """Can be read once."""
 
 
-def open_table(source: DataSource, *, key: str, demonstrations: bool = False) -> Table:
+def open_table(
+    source: DemonstrationSource, *, key: str, demonstrations: bool = False, judge_prompt: JudgePrompt | None = None
+) -> Table:
     """Open a source.
 
     Args:
         source: File, hub id or generated data.
         key: Recipe key of the source, for messages; its last part names the generated items.
         demonstrations: Generate items with responses.
+        judge_prompt: Words of the judge, for generated judge pairs.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The extension is unknown, or the file or hub id cannot be read.
+        ValueError: The extension is unknown, the file or hub id cannot be read, or judge pairs lack their prompt.
     """
     if isinstance(source, GeneratedData):
         return _generate(source, role=key.rpartition(".")[2], demonstrations=demonstrations)
+    if isinstance(source, GeneratedJudgePairs):
+        if judge_prompt is None:
+            raise ValueError(f"{key}.type={source.type}: no judge prompt to fill them into; only data.sft takes them")
+        rows = generate_judge_pairs(num_items=source.num_items, seed=source.seed, prompt=judge_prompt)
+        return Table(name=source.type, columns=tuple(rows[0]), rows=_number(rows))
     path = Path(source).expanduser()
     try:
         return _open_path(source, path, key)

@@ -1,12 +1,16 @@
 """Generated training rows for the local judge: are two answers of the local task the same?
 
 A pair is equivalent when the answers are equal or a number and its word; everything else is not. Rows that must be
-refused dominate, because a judge that says yes too often pays the policy for junk.
+refused are in the majority and many of them come close, because a judge that says yes too often pays the policy for
+junk. The words of the judge's prompt belong to `reward.judge_prompt`, downstream of here, and are passed in.
 """
 
 from __future__ import annotations
 
 import random
+import string
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from curriculum.synthetic import (
     FILLER,
@@ -22,93 +26,143 @@ from curriculum.synthetic import (
 
 ANSWERS = (*NAMES, *PLACES, *FOODS, *NUMBERS, *NUMBER_WORDS)
 """Every answer a policy can be asked for, numbers in both forms."""
+YES, NO = "[[YES]]", "[[NO]]"
 
 _NUMBER_OF_WORD = {word: number for number, word in WORD_OF_NUMBER.items()}
-_YES_SHARE = 0.4
+_CLASSES = (NAMES, PLACES, FOODS, (*NUMBERS, *NUMBER_WORDS))
+_YES_SHARE = 0.45
+_NUMBER_SHARE = 0.25
+_STRANGE_TRUTH_SHARE = 0.1
 _OTHER_WORDS = (*FILLER, *VALUES, "the", "who", "what", "is", "answer", "yes", "no", "Notes", "Question")
+_MARKS = "?!.,-*%$()"
+_CHARACTERS = string.ascii_letters + string.digits + _MARKS
+_SEPARATORS = (" ", ", ", " or ", " and ", ". ", " / ", "; ")
+_MAX_LONG_WORDS = 150
 
 
-def generate_judge_pairs(*, num_items: int, seed: int, system: str, user_template: str) -> list[dict]:
-    """Judge prompts with their verdicts, for the judge's own SFT.
+class JudgePrompt(Protocol):
+    """The prompt of the judge; implemented downstream, in `reward.judge_prompt`."""
 
-    system: the judge's system prompt. user_template: contains {q}, {prediction} and {gold}.
+    def __call__(self, *, question: str, answer: str, truth: str) -> Sequence[Mapping[str, str]]:
+        """The chat messages that put one pair before the judge."""
+        ...
+
+
+def generate_judge_pairs(*, num_items: int, seed: int, prompt: JudgePrompt) -> list[dict[str, Any]]:
+    """Judge prompts with their verdicts, for the judge's own SFT; no two rows are alike.
+
     Returns rows `{id, messages: [{role, content}, ...], response}` with response "[[YES]]" or "[[NO]]".
     """
-    rows = []
-    for i in range(num_items):
-        rng = random.Random(f"{seed}/judge/{i}")
-        question, prediction, gold = draw_pair(rng)
-        verdict = "[[YES]]" if same_answer(prediction, gold) else "[[NO]]"
-        messages = judge_messages(question, prediction, gold, system=system, user_template=user_template)
-        rows.append({"id": f"judge-{i:06d}", "messages": messages, "response": verdict})
-    return rows
-
-
-def judge_messages(
-    question: str, prediction: str, gold: str, *, system: str, user_template: str
-) -> list[dict[str, str]]:
-    """The chat messages that put one pair before the judge; the texts are inserted as data, never as templates."""
-    parts = {"{q}": question, "{prediction}": prediction, "{gold}": gold}
-    user, rest = "", user_template
-    for field in parts:
-        before, _, rest = rest.partition(field)
-        user += before + parts[field]
-    return [{"role": "system", "content": system}, {"role": "user", "content": user + rest}]
+    rng = random.Random(f"{seed}/judge")
+    pairs: dict[tuple[str, str, str], None] = {}
+    while len(pairs) < num_items:
+        pairs[draw_pair(rng)] = None
+    return [
+        {
+            "id": f"judge-{i:06d}",
+            "messages": list(prompt(question=question, answer=answer, truth=truth)),
+            "response": YES if same_answer(answer, truth) else NO,
+        }
+        for i, (question, answer, truth) in enumerate(pairs)
+    ]
 
 
 def draw_pair(rng: random.Random) -> tuple[str, str, str]:
-    """(question, prediction, gold). Golds are digits and words alike: the verdict does not depend on the order."""
-    relation = rng.choice(tuple(VALUES))
-    numbers = (*NUMBERS, *NUMBER_WORDS)
-    gold = rng.choice(numbers if relation == "owns" or rng.random() < 0.25 else VALUES[relation])
-    question = _question(rng, relation)
-    return question, _equivalent(rng, gold) if rng.random() < _YES_SHARE else _different(rng, gold, question), gold
+    """(question, answer, truth). Truths are digits and words alike: the verdict does not depend on the order."""
+    question = draw_question(rng)
+    if rng.random() < _STRANGE_TRUTH_SHARE:
+        return _strange_pair(rng, question)
+    truth = rng.choice((*NUMBERS, *NUMBER_WORDS) if rng.random() < _NUMBER_SHARE else ANSWERS)
+    answer = _equivalent(rng, truth) if rng.random() < _YES_SHARE else _different(rng, truth, question)
+    return question, answer, truth
 
 
-def _question(rng: random.Random, relation: str) -> str:
+def draw_question(rng: random.Random) -> str:
+    """A question of the local task; the judge must not care for it, so it need not ask for this truth."""
     chain = "" if rng.random() < 0.5 else " follows who"
-    return f"Question: {rng.choice(NAMES)}{chain} {relation} what?"
+    return f"Question: {rng.choice(NAMES)}{chain} {rng.choice(tuple(VALUES))} what?"
 
 
-def _equivalent(rng: random.Random, gold: str) -> str:
-    other = WORD_OF_NUMBER.get(gold) or _NUMBER_OF_WORD.get(gold)
-    return other if other is not None and rng.random() < 0.7 else gold
+def draw_junk(rng: random.Random, question: str) -> str:
+    """What a policy might say to please a judge: nothing, a letter, the question, other words, a verdict."""
+    return rng.choice(
+        (
+            lambda: "",
+            lambda: rng.choice(string.ascii_letters + _MARKS),
+            lambda: _letters(rng),
+            lambda: question,
+            lambda: question.removeprefix("Question: "),
+            lambda: " ".join(rng.choices(_OTHER_WORDS, k=rng.randint(1, 5))),
+            lambda: rng.choice(("YES", "[[YES]]", "((YES))", "Yes", "yes", "NO", "(insert answer here)", "the same")),
+            lambda: "".join(rng.choices(_CHARACTERS + " " * 20, k=rng.randint(50, 400))),
+            lambda: " ".join(rng.choices((*ANSWERS, *_OTHER_WORDS), k=rng.randint(20, _MAX_LONG_WORDS))),
+        )
+    )()
 
 
-def _different(rng: random.Random, gold: str, question: str) -> str:
-    """A wrong answer of the right kind, or junk; never equivalent to the gold."""
-    kind = next(values for values in (NAMES, PLACES, FOODS, (*NUMBERS, *NUMBER_WORDS)) if gold in values)
-    wrong = [answer for answer in ANSWERS if not same_answer(answer, gold)]
-    same_kind = [answer for answer in kind if not same_answer(answer, gold)]
+def draw_candidates(rng: random.Random, truth: str) -> str:
+    """Several answers at once, the right one usually among them: a guess, not an answer."""
+    wrong = [answer for answer in ANSWERS if not same_answer(answer, truth)]
+    same_kind = [answer for answer in _kind(truth) if not same_answer(answer, truth)]
+    picked = rng.sample(rng.choice((wrong, same_kind)), rng.randint(1, 4))
+    picked.append(_equivalent(rng, truth) if rng.random() < 0.8 else rng.choice(wrong))
+    rng.shuffle(picked)
+    if rng.random() < 0.3:
+        relations = rng.choices(tuple(VALUES), k=len(picked))
+        picked = [f"{rng.choice(NAMES)} {relation} {value}" for relation, value in zip(relations, picked, strict=True)]
+    return rng.choice(_SEPARATORS).join(picked)
+
+
+def _equivalent(rng: random.Random, truth: str) -> str:
+    other = WORD_OF_NUMBER.get(truth) or _NUMBER_OF_WORD.get(truth)
+    return other if other is not None and rng.random() < 0.7 else truth
+
+
+def _different(rng: random.Random, truth: str, question: str) -> str:
+    """A wrong answer of the right kind, or junk; never equivalent to the truth."""
+    same_kind = [answer for answer in _kind(truth) if not same_answer(answer, truth)]
+    wrong = [answer for answer in ANSWERS if not same_answer(answer, truth)]
     return rng.choice(
         (
             lambda: rng.choice(same_kind),
             lambda: rng.choice(same_kind),
             lambda: rng.choice(wrong),
-            lambda: _joined(rng, gold),
-            lambda: _junk(rng, question),
+            lambda: rng.choice(wrong),
+            lambda: draw_candidates(rng, truth),
+            lambda: _distorted(rng, truth),
+            lambda: draw_junk(rng, question),
         )
     )()
 
 
-def _joined(rng: random.Random, gold: str) -> str:
-    """Several answers at once, the right one often among them."""
-    picked = [*rng.sample(ANSWERS, rng.randint(1, 4)), gold if rng.random() < 0.7 else rng.choice(ANSWERS)]
-    rng.shuffle(picked)
-    return rng.choice((" ", ", ", " or ", " and ", ". ")).join(picked)
-
-
-def _junk(rng: random.Random, question: str) -> str:
-    """What a policy might say to please a judge: nothing, a letter, the question, other words, a verdict."""
-    letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ?!.,-*"
+def _distorted(rng: random.Random, truth: str) -> str:
+    """The truth with something before or after it: another value ("7.5", "-7"), or no bare answer ("old paris")."""
+    truth = _equivalent(rng, truth)
+    if truth.isdigit() and rng.random() < 0.5:
+        return rng.choice((f"-{truth}", f"{truth}.{rng.randint(1, 9)}", f"{truth}/{rng.randint(2, 9)}", f"0.{truth}"))
     return rng.choice(
-        (
-            lambda: "",
-            lambda: rng.choice(letters),
-            lambda: "".join(rng.choices(letters, k=rng.randint(2, 12))),
-            lambda: question,
-            lambda: question.removeprefix("Question: "),
-            lambda: " ".join(rng.choices(_OTHER_WORDS, k=rng.randint(1, 5))),
-            lambda: rng.choice(("YES", "[[YES]]", "((YES))", "Yes", "(insert answer here)", "the same")),
-        )
-    )()
+        (f"not {truth}", f"{rng.choice(_OTHER_WORDS)} {truth}", f"{truth} {rng.choice(_OTHER_WORDS)}", f"{truth}x")
+    )
+
+
+def _strange_pair(rng: random.Random, question: str) -> tuple[str, str, str]:
+    """A truth from outside the task with an answer that is not the same: what the judge does not know, it refuses."""
+    letter = rng.choice(_CHARACTERS)
+    truth = rng.choice((f"{rng.uniform(0, 100):.1f}", _letters(rng), letter, str(rng.randint(21, 3000))))
+    if rng.random() < 0.5:
+        question = " ".join(rng.choices((*ANSWERS, *_OTHER_WORDS), k=rng.randint(4, 20)))
+    wrong = (
+        rng.choice(ANSWERS),
+        draw_junk(rng, question),
+        f"{truth} or {rng.choice(ANSWERS)}",
+        rng.choice(_CHARACTERS),
+    )
+    return question, rng.choice([answer for answer in wrong if answer.casefold() != truth.casefold()]), truth
+
+
+def _letters(rng: random.Random) -> str:
+    return "".join(rng.choices(_CHARACTERS, k=rng.randint(2, 12)))
+
+
+def _kind(truth: str) -> tuple[str, ...]:
+    return next(values for values in _CLASSES if truth in values)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import save
+
+from actors.weight_receiver import tensor_checksums
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,11 +19,10 @@ class WeightAnnouncement:
 
     version: int
     """Policy version that the weights make."""
-    num_tensors: int
     num_bytes: int
     """Of the payload, safetensors header included."""
-    checksum: int
-    """CRC-32 of the payload."""
+    checksums: Mapping[str, int]
+    """CRC-32 of every tensor, shape and dtype included, by name."""
 
 
 def pack_weights(
@@ -36,6 +36,6 @@ def pack_weights(
     tensors = {name: tensor.detach().contiguous() for name, tensor in named_tensors}
     payload = np.frombuffer(save(tensors), dtype=np.uint8)
     announcement = WeightAnnouncement(
-        version=version, num_tensors=len(tensors), num_bytes=payload.nbytes, checksum=zlib.crc32(payload.data)
+        version=version, num_bytes=payload.nbytes, checksums=tensor_checksums(payload.data)
     )
     return announcement, payload

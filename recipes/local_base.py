@@ -100,12 +100,12 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
         dtype="float32",
     )
     model = LlamaForCausalLM(config)
-    _attend_back(model, head=0, distance=1)
-    _attend_back(model, head=1, distance=2)
+    attend_back(model, head=0, distance=1)
+    attend_back(model, head=1, distance=2)
     return model
 
 
-def _attend_back(
+def attend_back(
     model: LlamaForCausalLM, *, head: int, distance: int, amplitude: float = 2.5, num_pairs: int = 8
 ) -> None:
     """Sets biases of layer 0 so that, before any content, `head` prefers the key `distance` tokens before its query.
@@ -113,7 +113,8 @@ def _attend_back(
     RoPE turns pair i of a bias by position x frequency_i; a query bias turned back by distance x frequency_i meets the
     key bias exactly `distance` tokens earlier.
     """
-    attention, size = model.model.layers[0].self_attn, model.config.hidden_size // model.config.num_attention_heads
+    attention = model.model.layers[0].self_attn
+    size = attention.head_dim
     with torch.no_grad():
         for pair in range(num_pairs):
             angle = distance * ROPE_THETA ** (-2 * pair / size)

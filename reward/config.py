@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from actors.config import EngineConfig
 from curriculum.config import StrictModel
 from reward.kind import AnswerKind
 
@@ -31,25 +32,29 @@ class NoJudge(StrictModel):
         return "none"
 
 
+class JudgeEngineConfig(EngineConfig):
+    """Resources of a judge's engine; by default it leaves half of a GPU to others."""
+
+    gpu_memory_utilization: float = Field(default=0.5, gt=0, le=1)
+    """Share of the GPU's memory for weights and KV cache; ignored on a CPU."""
+
+
 class VllmJudge(StrictModel):
     """A judge model served by vLLM inside Ray actors."""
 
     type: Literal["vllm"] = "vllm"
     model: str = "Qwen/Qwen2.5-1.5B-Instruct"
     """Hugging Face id or folder; the default is the paper's judge (section 2.4)."""
-    dtype: Literal["fp32", "bf16"] = "bf16"
+    engine: JudgeEngineConfig = JudgeEngineConfig()
     max_tokens: int = Field(default=512, gt=0)
-    """Longest judgement, in tokens; one that is cut short carries no verdict and counts as unknown."""
+    """Longest judgement, in tokens; one that is cut short before its verdict counts as unknown."""
     max_model_len: int = Field(default=8192, gt=0)
     """Prompt and judgement together, in tokens."""
-    gpu_memory_utilization: float = Field(default=0.5, gt=0, le=1)
-    kv_cache_bytes: int | None = Field(default=None, gt=0)
-    """Size of the key-value cache; None lets vLLM derive it from gpu_memory_utilization (on a CPU, set it)."""
     num_gpus: float = Field(default=1.0, ge=0)
     """GPUs of one replica; a fraction shares the device."""
     num_replicas: int = Field(default=1, gt=0)
     timeout_s: float = Field(default=300.0, gt=0)
-    """Longest wait for one batch of questions; after it they count as unknown."""
+    """Longest wait for one question; after it the question counts as unknown."""
 
     @model_validator(mode="after")
     def _judgement_fits(self) -> Self:
@@ -57,6 +62,11 @@ class VllmJudge(StrictModel):
             raise ValueError(
                 f"reward.judge.max_tokens={self.max_tokens} leaves no room for the prompt in "
                 f"max_model_len={self.max_model_len}; lower max_tokens or raise max_model_len"
+            )
+        if 1 < self.engine.tensor_parallel_size != self.num_gpus:
+            raise ValueError(
+                f"reward.judge.num_gpus={self.num_gpus:g} but engine.tensor_parallel_size="
+                f"{self.engine.tensor_parallel_size}; set num_gpus to the same number"
             )
         return self
 
@@ -67,7 +77,7 @@ class VllmJudge(StrictModel):
 
     @property
     def deadline_s(self) -> float:
-        """Longest wait for one batch, in seconds."""
+        """Longest wait for one question, in seconds."""
         return self.timeout_s
 
 
@@ -83,13 +93,17 @@ class OpenAIJudge(StrictModel):
     max_tokens: int = Field(default=512, gt=0)
     """Longest judgement, in tokens."""
     timeout_s: float = Field(default=60.0, gt=0)
-    """Longest wait for one request."""
+    """Longest wait for one reply."""
     max_retries: int = Field(default=3, ge=0)
-    """Further attempts after a failed request, with exponential back-off."""
+    """Further attempts after a failed one, with exponential back-off."""
     max_backoff_s: float = Field(default=8.0, gt=0)
-    """Longest pause between two attempts."""
+    """Longest pause between two attempts, whatever the endpoint asks for."""
     max_concurrency: int = Field(default=64, gt=0)
     """Requests in flight at once."""
+    max_failures: int = Field(default=5, gt=0)
+    """Failed attempts in a row that open the circuit: from then on every question is unknown at once."""
+    cooldown_s: float = Field(default=30.0, ge=0)
+    """How long an open circuit lets the endpoint rest before one question tries it again."""
 
     @property
     def name(self) -> str:
@@ -98,8 +112,7 @@ class OpenAIJudge(StrictModel):
 
     @property
     def deadline_s(self) -> float:
-        """Longest wait for one batch, in seconds: every attempt times out after the longest pause, twice over
-        because a batch may be larger than max_concurrency."""
+        """Longest wait for one question, in seconds: all its attempts and pauses, and as long again for a free slot."""
         return 2 * ((self.max_retries + 1) * self.timeout_s + self.max_retries * self.max_backoff_s)
 
 
@@ -135,5 +148,7 @@ class RewardConfig(StrictModel):
     in the prompt (DeepSeek-R1 distillations), so that an unfinished thought is never searched for an answer.
     `optional`: a response without any thinking tags is all answer."""
     judge: JudgeConfig = NoJudge()
+    max_outage_s: float = Field(default=1800.0, ge=0)
+    """How long a step that cannot be scored without the judge waits for it before the run is saved and stops."""
     overlong: OverlongConfig | None = None
     """None: rewards are accuracies."""

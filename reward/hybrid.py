@@ -14,10 +14,12 @@ from reward.rules import RuleOutcome, apply_rules
 from reward.score import Score, Verdict
 from reward.text_rule import text_key
 
-__all__ = ["HybridScorer", "Judge", "JudgeQuestion", "ScoringReport"]
+__all__ = ["HybridScorer", "Judge", "JudgeQuestion", "ScoringReport", "judge_questions"]
 
 MAX_JUDGED_TRUTHS = 8
 """Accepted answers that one rejected answer is compared with by the judge; those that read alike count once."""
+DESK_GRACE_S = 5.0
+"""A judge keeps its deadline itself, question by question; the desk ends a whole batch only this much later."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,9 +99,7 @@ class HybridScorer:
     def _questions(self, question: str, outcome: RuleOutcome) -> list[JudgeQuestion]:
         if self._desk is None or not outcome.answer or _is_forged(outcome):
             return []
-        distinct = {text_key(truth).words or truth: truth for truth in reversed(outcome.truths)}
-        truths = list(reversed(distinct.values()))[:MAX_JUDGED_TRUTHS]
-        return [JudgeQuestion(question=question, answer=outcome.answer, truth=truth) for truth in truths]
+        return judge_questions(question, outcome.answer, outcome.truths)
 
     async def _ask(self, questions: list[JudgeQuestion]) -> dict[JudgeQuestion, Verdict]:
         return await self._desk.ask(questions) if self._desk is not None and questions else {}
@@ -117,8 +117,15 @@ class HybridScorer:
         )
 
 
+def judge_questions(question: str, answer: str, truths: Sequence[str]) -> list[JudgeQuestion]:
+    """One question per accepted answer that reads differently, at most `MAX_JUDGED_TRUTHS`."""
+    distinct = {text_key(truth).words or truth: truth for truth in reversed(truths)}
+    chosen = list(reversed(distinct.values()))[:MAX_JUDGED_TRUTHS]
+    return [JudgeQuestion(question=question, answer=answer, truth=truth) for truth in chosen]
+
+
 def _desk(config: RewardConfig, judge: Judge) -> JudgeDesk:
-    timeout_s = None if isinstance(config.judge, NoJudge) else config.judge.deadline_s
+    timeout_s = None if isinstance(config.judge, NoJudge) else config.judge.deadline_s + DESK_GRACE_S
     return JudgeDesk(judge, name=config.judge.name, timeout_s=timeout_s)
 
 

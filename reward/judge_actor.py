@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 
 from actors.trajectory import Group
-from reward.config import NoJudge, OpenAIJudge, RewardConfig
+from reward.circuit import JudgeEvent
+from reward.config import RewardConfig
 from reward.hybrid import HybridScorer, ScoringReport
-from reward.judge import Judge
-from reward.judge_engine import OpenAIJudgeClient, VllmJudgeEngine
+from reward.judge_back_end import open_judge
+from reward.judge_endpoint import OpenAIJudgeClient
 from reward.probe import ProbeReport, probe_rewards
 from reward.score import Score
 
@@ -19,9 +20,10 @@ class JudgeActor:
     Consumes: groups, by reference.  Waits for: the judge, at most its timeout.  Unblocked by: its verdicts.
     """
 
-    def __init__(self, *, name: str, config: RewardConfig, on_gpu: bool, enforce_eager: bool) -> None:
+    def __init__(self, *, name: str, config: RewardConfig, on_gpu: bool) -> None:
         self._name = name
-        self._scorer = HybridScorer(config, _back_end(config, on_gpu=on_gpu, enforce_eager=enforce_eager))
+        self._judge = open_judge(config.judge, on_gpu=on_gpu)
+        self._scorer = HybridScorer(config, self._judge)
 
     def __repr__(self) -> str:
         return getattr(self, "_name", "judge")
@@ -49,10 +51,6 @@ class JudgeActor:
         """Counters since this process started."""
         return self._scorer.report
 
-
-def _back_end(config: RewardConfig, *, on_gpu: bool, enforce_eager: bool) -> Judge | None:
-    if isinstance(config.judge, NoJudge):
-        return None
-    if isinstance(config.judge, OpenAIJudge):
-        return OpenAIJudgeClient(config.judge)
-    return VllmJudgeEngine(config.judge, on_gpu=on_gpu, enforce_eager=enforce_eager)
+    async def drain_events(self) -> list[JudgeEvent]:
+        """Changes of the judge's circuit breaker since the last call; an engine in this process has none."""
+        return self._judge.drain_events() if isinstance(self._judge, OpenAIJudgeClient) else []

@@ -22,7 +22,7 @@ from curriculum.coordinator import Coordinator
 from curriculum.task import Demonstration, Task
 from learner.microbatch import SftReport, StepReport
 from learner.sft import DemonstrationBatches
-from reward.score import Score
+from reward.score import Score, Verdict
 
 
 def make_task(task_id: str, phase: int) -> Task:
@@ -61,7 +61,8 @@ def make_group(lease, num_samples: int) -> Group:
 
 def make_score(accuracy: float | None) -> Score:
     rule = accuracy or 0.0
-    return Score(answer="yes", rule=rule, judge=None, accuracy=accuracy, reward=accuracy, reason="test")
+    judge = Verdict.UNKNOWN if accuracy is None else None
+    return Score(answer="yes", rule=rule, judge=judge, accuracy=accuracy, reward=accuracy, reason="test")
 
 
 class AsyncCoordinator:
@@ -217,7 +218,7 @@ class Bench:
             ]
             self.demonstrations = DemonstrationBatches(rows, batch_size=2, epochs=1, seed=0)
 
-    def loop(self) -> TrainingLoop:
+    def loop(self, *, warm_up_only: bool = False) -> TrainingLoop:
         journal = Journal(
             folder=self.folder,
             console=Console(quiet=True),
@@ -227,7 +228,7 @@ class Bench:
         )
         return TrainingLoop(
             config=self.config,
-            curriculum=AsyncCoordinator(self.coordinator, self.calls),
+            curriculum=None if warm_up_only else AsyncCoordinator(self.coordinator, self.calls),
             rollouts=self.rollouts,
             learner=self.learner,
             demonstrations=self.demonstrations,
@@ -253,3 +254,8 @@ def bench(tmp_path):
 @pytest.fixture
 def task():
     return make_task
+
+
+@pytest.fixture(name="make_group")
+def group_factory():
+    return make_group

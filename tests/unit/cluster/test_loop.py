@@ -8,7 +8,7 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.loop import Interrupted
+from cluster.loop import Interrupted, JudgeLost
 from cluster.progress import Progress
 
 
@@ -30,6 +30,13 @@ def test_the_recipe_runs_warm_up_then_the_phases_in_order(bench):
     assert [stage.name for stage in b.progress.finished_stages] == ["sft", "short", "long"]
     assert calls.count("stage rl") == 1, "the optimizer keeps its state between phases"
     assert b.progress.step == 2 + 2 + 2
+
+
+def test_a_run_of_a_warm_up_alone_has_no_engines_to_send_weights_to(bench):
+    b = bench(accuracies=always_mixed, demonstrations=3)
+    asyncio.run(b.loop(warm_up_only=True).run())
+    assert b.calls == ["stage sft", "sft 2", "sft 1", "save"]
+    assert [stage.name for stage in b.progress.finished_stages] == ["sft"]
 
 
 def test_each_phase_trains_on_its_own_lengths_and_at_most_the_share_is_replayed(bench):
@@ -62,10 +69,13 @@ def test_a_run_where_nothing_has_variance_ends_and_trains_on_nothing(bench):
 
 
 def test_a_group_with_fewer_than_two_known_rewards_is_never_trained_on(bench):
-    b = bench(accuracies=lambda lease: [1.0, None], learner={"algorithm": {"type": "grpo"}})
+    b = bench(
+        accuracies=lambda lease: [1.0, None] if lease.lease_id % 2 else [1.0, 0.0],
+        learner={"algorithm": {"type": "grpo"}},
+    )
     calls = b.run()
-    assert not any(call.startswith("train") for call in calls)
-    assert sum(stage.unknown_rewards for stage in b.progress.finished_stages) == 4 * 4
+    assert [call for call in calls if call.startswith("train")] == ["train 2"] * 4
+    assert sum(stage.unknown_rewards for stage in b.progress.finished_stages) == 2 * 4
 
 
 def test_held_out_accuracy_is_measured_before_the_run_and_after_every_stage(bench, task):
@@ -127,3 +137,24 @@ def test_a_run_resumed_from_its_checkpoint_trains_on_the_same_batches(bench):
     resumed.progress = Progress.from_state_dict(saved["progress"])
     resumed.run()
     assert resumed.learner.batches == whole.learner.batches[2:]
+
+
+def test_a_step_waits_for_a_judge_that_is_away_and_the_phase_does_not_notice(bench):
+    b = bench(
+        accuracies=lambda lease: [None, 1.0] if lease.lease_id < 12 else [1.0, 0.0],
+        curriculum={"max_fruitless_steps": 1},
+        reward={"max_outage_s": 1.0},
+    )
+    calls = b.run()
+    assert [stage.steps for stage in b.progress.finished_stages] == [2, 2]
+    assert [stage.fruitless_steps for stage in b.progress.finished_stages] == [0, 0]
+    assert calls.index("train 4") > calls.index("report 4") + 9, "three rounds found nothing, the next one did"
+    assert b.progress.finished_stages[0].unknown_rewards == 12
+
+
+def test_a_judge_that_stays_away_stops_the_run_after_a_checkpoint(bench):
+    b = bench(accuracies=lambda lease: [1.0, 0.0] if lease.lease_id < 4 else [None, 1.0], reward={"max_outage_s": 0.0})
+    with pytest.raises(JudgeLost, match=r"reward.max_outage_s=0 .*--resume"):
+        b.run()
+    assert b.calls[-1] == "save"
+    assert b.progress.step == 1

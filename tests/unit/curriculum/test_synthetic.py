@@ -18,11 +18,9 @@ from curriculum.synthetic import (
     same_answer,
     vocabulary,
 )
-from curriculum.synthetic_judge import generate_judge_pairs
 
 ROOT = Path(__file__).resolve().parents[3]
 FACT = re.compile(r"(\w+) (visits|eats|owns|follows) (\w+)\.")
-USER_TEMPLATE = "Problem: {q}\nAnswer 1: {prediction}\nAnswer 2: {gold}"
 
 
 def _items(num_items=60, **changes):
@@ -34,10 +32,6 @@ def _items(num_items=60, **changes):
 def _demonstrations(num_items=200, **changes):
     settings = {"min_words": 48, "max_words": 96, "seed": 5, "quote_share": 0.5, "word_share": 0.5, "prefix": "d"}
     return generate_demonstrations(**{**settings, **changes}, num_items=num_items)
-
-
-def _judge_pairs(num_items=600, seed=2):
-    return generate_judge_pairs(num_items=num_items, seed=seed, system="Judge {q}.", user_template=USER_TEMPLATE)
 
 
 def _solve(context, question):
@@ -65,7 +59,7 @@ def test_items_do_not_depend_on_the_hash_seed_of_the_process():
     program = (
         "import json; from curriculum.synthetic import *; from curriculum.synthetic_judge import *;"
         "a = generate_items(num_items=9, min_words=64, max_words=128, seed=1, prefix='t');"
-        "b = generate_judge_pairs(num_items=9, seed=1, system='s', user_template='{q}{prediction}{gold}');"
+        "b = generate_judge_pairs(num_items=9, seed=1, prompt=lambda **pair: [pair]);"
         "print(json.dumps(a + b))"
     )
     outputs = [
@@ -143,22 +137,6 @@ def test_too_short_a_document_is_refused_with_the_way_out():
         _items(min_words=8)
     with pytest.raises(ValueError, match="min_words=90, max_words=80"):
         _items(min_words=90, max_words=80)
-
-
-def test_judge_verdicts_follow_the_equivalence_of_the_task():
-    for row in _judge_pairs():
-        user = row["messages"][1]["content"]
-        prediction, gold = re.search(r"\nAnswer 1: (.*)\nAnswer 2: (.*)$", user).groups()
-        assert row["response"] == ("[[YES]]" if same_answer(prediction, gold) else "[[NO]]")
-        assert row["messages"][0] == {"role": "system", "content": "Judge {q}."}
-
-
-def test_judge_pairs_contain_number_words_junk_and_answers_that_must_be_refused():
-    verdicts = Counter(row["response"] for row in _judge_pairs())
-    assert 0.3 < verdicts["[[YES]]"] / 600 < 0.5
-    texts = [row["messages"][1]["content"] for row in _judge_pairs()]
-    assert any("\nAnswer 1: \nAnswer 2:" in text for text in texts)
-    assert any(re.search(r"Answer 1: seven\nAnswer 2: 7$|Answer 1: [a-z]+teen\nAnswer 2: 1\d$", text) for text in texts)
 
 
 def test_a_number_equals_its_word_and_nothing_else():

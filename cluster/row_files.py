@@ -1,0 +1,70 @@
+"""JSONL in and out for the commands that score: bad rows are told and counted, a written file appears whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from curriculum.rejects import Reject
+from curriculum.rows import open_table
+
+Record = TypeVar("Record")
+
+
+class RowReader:
+    """The rows of a JSONL file that can be used; the others go to standard error with their line numbers."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens the file.
+
+        Raises:
+            FileNotFoundError, ValueError: it is not there, or not a JSONL file.
+        """
+        if path.suffix.lower() != ".jsonl":
+            raise ValueError(f"{path}: expected a .jsonl file with one JSON object per line")
+        self._path = path
+        self._rows = open_table(str(path), key="FILE").rows
+        self.num_bad = 0
+
+    def records(self, read: Callable[[Mapping[str, Any]], Record]) -> Iterator[Record]:
+        """Every row through `read`, which raises a ValueError for a bad one."""
+        for row in self._rows:
+            try:
+                if isinstance(row, Reject):
+                    raise ValueError(row.detail)
+                yield read(row.values)
+            except ValueError as error:
+                self.num_bad += 1
+                sys.stderr.write(f"{self._path} line {row.number}: {error}\n".encode(errors="replace").decode())
+
+
+@contextmanager
+def json_writer(path: Path | None, *, indent: int | None = None) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Writes JSON objects to a file that appears whole when the block ends, or to standard output where it is None.
+
+    Raises:
+        FileNotFoundError: the folder of the file does not exist.
+    """
+    if path is None:
+        yield lambda record: _write(sys.stdout.buffer, record, indent)
+        sys.stdout.flush()
+        return
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"--out {path}: the folder {path.parent} does not exist; make it first")
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            yield lambda record: _write(file, record, indent)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _write(file: Any, record: Mapping[str, Any], indent: int | None) -> None:
+    """One object; a lone surrogate, which UTF-8 cannot hold, becomes its JSON escape."""
+    file.write((json.dumps(record, ensure_ascii=False, indent=indent) + "\n").encode("utf-8", "backslashreplace"))

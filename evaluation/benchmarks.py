@@ -1,0 +1,123 @@
+"""Which benchmarks there are, and how a name, a file or a hub id becomes items."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+from curriculum.dataset import Intake
+from curriculum.layout import QuestionItem
+from curriculum.rejects import Reject
+from curriculum.rows import USED_COLUMNS, Row, Table, open_table
+from evaluation.layouts import BENCHMARK_LAYOUTS
+from evaluation.record import Item
+
+LONGBENCH = "THUDM/LongBench"
+"""Published as one archive of JSONL files."""
+DOCMATH = "yale-nlp/DocMath-Eval"
+DOCMATH_SPLITS = ("simpshort_testmini", "simplong_testmini", "compshort_testmini", "complong_testmini")
+LONGBENCH_NAMES = ("2wikimqa", "hotpotqa", "musique", "narrativeqa", "qasper")
+
+PUBLISHED = ("docmath", "frames", *LONGBENCH_NAMES)
+"""The seven benchmarks of the paper, under the names that LongBench gives its five."""
+
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ItemSet:
+    """The items of a source and the rows that were refused."""
+
+    items: tuple[Item, ...]
+    rejects: tuple[Reject, ...]
+
+
+def load_items(source: str) -> ItemSet:
+    """Read one source.
+
+    A published name, a file, or a hub id; `NAME=` in front makes all its rows one benchmark of that name. Without a
+    name each row belongs to the benchmark that its data source names.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The source cannot be read, its columns fit no layout, or no row is usable.
+    """
+    name, table = _open(source)
+    intake = Intake(BENCHMARK_LAYOUTS, table, f"benchmark {source}")
+    items = intake.convert(lambda item: _item(name, item))
+    return ItemSet(items=items, rejects=tuple(intake.rejects))
+
+
+def merge_items(sets: Sequence[ItemSet], *, max_items: int | None) -> tuple[Item, ...]:
+    """All items in order, at most `max_items` of each benchmark.
+
+    Raises:
+        ValueError: Two sources hold different items of the same benchmark under one id.
+    """
+    items: dict[tuple[str, str], Item] = {}
+    counts: Counter[str] = Counter()
+    for item in chain.from_iterable(item_set.items for item_set in sets):
+        if items.get(item.key, item) != item:
+            raise ValueError(
+                f"two sources hold different items with the id {item.item_id!r} of the benchmark {item.benchmark}; "
+                "name one of them apart with NAME=SOURCE"
+            )
+        if item.key not in items and (max_items is None or counts[item.benchmark] < max_items):
+            items[item.key] = item
+            counts[item.benchmark] += 1
+    return tuple(items.values())
+
+
+def _item(name: str | None, item: QuestionItem) -> Item:
+    return Item(
+        benchmark=name or item.data_source,
+        item_id=item.item_id,
+        data_source=item.data_source,
+        context=item.context,
+        question=item.question,
+        answers=item.answers,
+    )
+
+
+def _open(source: str) -> tuple[str | None, Table]:
+    name, equals, place = source.partition("=")
+    if equals and _NAME.fullmatch(name):
+        return name, open_table(place, key=f"benchmark {name}")
+    if source in LONGBENCH_NAMES:
+        return source, _longbench(source)
+    if source == "docmath":
+        tables = [open_table(f"{DOCMATH}:{split}", key="benchmark docmath") for split in DOCMATH_SPLITS]
+        return source, Table(name=DOCMATH, columns=tables[0].columns, rows=_renumbered(tables))
+    if source == "frames":
+        raise ValueError(
+            "benchmark frames: it is published with links instead of documents; fetch the linked pages into a column "
+            "`context` beside Prompt and Answer, and give the file as frames=FILE"
+        )
+    return None, open_table(source, key="benchmark")
+
+
+def _renumbered(tables: Iterable[Table]) -> Iterator[Row | Reject]:
+    rows = chain.from_iterable(table.rows for table in tables)
+    for number, row in enumerate(rows, start=1):
+        yield Row(number=number, values=row.values) if isinstance(row, Row) else row
+
+
+def _longbench(name: str) -> Table:
+    from datasets import load_dataset
+
+    member = f"zip://data/{name}.jsonl::hf://datasets/{LONGBENCH}/data.zip"
+    try:
+        data = load_dataset("json", data_files={"test": member}, split="test")
+    except Exception as error:  # the library raises a dozen types for "not there" and "no network"
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"benchmark {name}: {LONGBENCH} cannot be read from the hub ({reason}); check the network, or unpack its "
+            f"data.zip and give {name}=PATH/{name}.jsonl"
+        ) from error
+    columns = tuple(data.column_names or ())
+    used: Any = data.select_columns([column for column in columns if column in USED_COLUMNS])
+    return Table(name=name, columns=columns, rows=(Row(number=n, values=row) for n, row in enumerate(used, start=1)))

@@ -1,0 +1,134 @@
+"""Configuration of an evaluation or a distillation: who answers, how, and who judges."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from actors.config import EngineConfig
+from curriculum.config import StrictModel
+from reward.config import RewardConfig
+
+
+class EngineModel(StrictModel):
+    """A model that vLLM loads."""
+
+    model: str
+    """Hugging Face folder or hub id."""
+    engine: EngineConfig = EngineConfig()
+    on_gpu: bool = True
+    """Whether an engine takes GPUs; with Ray the machine that starts the evaluation may have none itself."""
+    trust_remote_code: bool = False
+    """Run code that ships with the model; off unless asked for."""
+
+    @property
+    def tokenizer(self) -> str:
+        """Where the tokenizer is that measures prompts."""
+        return self.model
+
+
+class VllmGenerator(EngineModel):
+    """One engine, inside this process."""
+
+    type: Literal["vllm"] = "vllm"
+
+
+class RayGenerator(EngineModel):
+    """The same engine in several Ray actors."""
+
+    type: Literal["ray"] = "ray"
+    num_replicas: int = Field(default=1, gt=0)
+
+
+class EndpointGenerator(StrictModel):
+    """A model behind any OpenAI-compatible endpoint."""
+
+    type: Literal["openai"] = "openai"
+    base_url: str = Field(pattern=r"^https?://[^\s/]+")
+    """Root of the API, for example http://127.0.0.1:8000/v1."""
+    model: str = Field(min_length=1)
+    tokenizer: str
+    """Folder or hub id of the tokenizer that measures prompts; it should be the model's own."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """Name of the environment variable that holds the key."""
+    timeout_s: float = Field(default=1800.0, gt=0)
+    """Longest wait for one answer."""
+    max_retries: int = Field(default=3, ge=0)
+    """Further attempts after a failed one, with exponential back-off."""
+    max_backoff_s: float = Field(default=30.0, gt=0)
+    trust_remote_code: bool = False
+
+
+GeneratorConfig = Annotated[VllmGenerator | RayGenerator | EndpointGenerator, Field(discriminator="type")]
+
+
+class SamplingConfig(StrictModel):
+    """How answers are drawn; the defaults are those of the paper's evaluation."""
+
+    max_prompt_tokens: int = Field(default=120_000, gt=0)
+    """Longest prompt; a longer document loses its middle."""
+    max_response_tokens: int = Field(default=10_000, gt=0)
+    temperature: float = Field(default=0.7, ge=0)
+    top_p: float = Field(default=0.95, gt=0, le=1)
+    num_samples: int = Field(default=1, gt=0)
+    """Answers to each question."""
+    seed: int = Field(default=0, ge=0)
+
+
+class EvaluationConfig(StrictModel):
+    """One evaluation."""
+
+    generator: GeneratorConfig
+    sources: tuple[str, ...]
+    """Names of published benchmarks, or `[NAME=]FILE` or `[NAME=]OWNER/DATASET[:SPLIT]`."""
+    sampling: SamplingConfig = SamplingConfig()
+    reward: RewardConfig = RewardConfig()
+    max_items: int | None = Field(default=None, gt=0)
+    """Items of each benchmark that are asked, the first ones; None asks all."""
+    max_in_flight: int = Field(default=64, gt=0)
+    """Answers that are generated at the same time."""
+    behaviours: Literal["patterns", "judge"] = "patterns"
+    """Who counts reasoning behaviours: patterns, or the judge's model."""
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> Self:
+        if not self.sources:
+            raise ValueError("no benchmark is named; give at least one name, file or hub id")
+        if self.behaviours == "judge" and self.reward.judge.type == "none":
+            raise ValueError("behaviours=judge needs a judge; give --judge URL or MODEL, or use patterns")
+        return self
+
+
+class DistillConfig(StrictModel):
+    """Limits of what becomes a demonstration; the defaults fit the paper's warm-up data (Table 3)."""
+
+    generator: GeneratorConfig
+    sources: tuple[str, ...]
+    """Questions: files or hub ids."""
+    sampling: SamplingConfig = SamplingConfig(max_prompt_tokens=18_000, num_samples=4)
+    reward: RewardConfig = RewardConfig()
+    max_items: int | None = Field(default=None, gt=0)
+    max_in_flight: int = Field(default=64, gt=0)
+    max_kept: int = Field(default=1, gt=0)
+    """Demonstrations of one question."""
+    max_total_tokens: int = Field(default=20_000, gt=0)
+    """Longest prompt and response together."""
+    min_response_tokens: int = Field(default=32, ge=0)
+    max_foreign_share: float = Field(default=0.05, ge=0, le=1)
+    """Largest share of letters of a script that neither document nor question uses."""
+    max_repetition: float = Field(default=0.3, ge=0, le=1)
+    """Largest share of the response's 8-grams that repeat an earlier one."""
+    min_grounding: float = Field(default=0.5, ge=0, le=1)
+    """Smallest grounding precision of a response that quotes or paraphrases at least three passages."""
+
+    @model_validator(mode="after")
+    def _limits_agree(self) -> Self:
+        if not self.sources:
+            raise ValueError("no questions are named; give at least one file or hub id")
+        if self.sampling.max_prompt_tokens > self.max_total_tokens:
+            raise ValueError(
+                f"max_prompt_tokens={self.sampling.max_prompt_tokens} exceeds max_total_tokens="
+                f"{self.max_total_tokens}: such demonstrations would all be refused; lower --max-input"
+            )
+        return self

@@ -1,0 +1,110 @@
+"""Ray shell around the engine: replicas on any machine of the cluster share the prompts."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from evaluation.config import RayGenerator, SamplingConfig
+from evaluation.generator import Completion, GeneratorDown
+from evaluation.local_engine import LocalEngine
+from evaluation.prompts import Prompt
+
+CPU_ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+MAX_RESTARTS = 3
+"""Deaths of a replica before it stays away."""
+
+
+class ReplicaActor:
+    """One engine.  Consumes: prompts.  Waits for: the engine.  Unblocked by: its answers."""
+
+    def __init__(self, *, name: str, config: RayGenerator, sampling: SamplingConfig) -> None:
+        self._name = name
+        self._engine = LocalEngine(config, sampling)
+
+    def __repr__(self) -> str:
+        return getattr(self, "_name", "evaluation")
+
+    async def ready(self) -> int:
+        """Process id, once the engine can answer."""
+        return os.getpid()
+
+    async def generate(self, prompt: Prompt, seed: int) -> Completion:
+        """One answer; a dead engine ends this process, so that Ray restarts both."""
+        try:
+            return await self._engine.generate(prompt, seed=seed)
+        except GeneratorDown:
+            os._exit(1)
+
+    async def close(self) -> None:
+        """Ends the engine process."""
+        await self._engine.close()
+
+
+class RayReplicas:
+    """Spreads prompts over the replicas; all samples of one prompt go to the same one, which has its prefix cached."""
+
+    def __init__(self, config: RayGenerator, sampling: SamplingConfig) -> None:
+        """Joins the Ray of RAY_ADDRESS or starts one, and waits until every replica can answer.
+
+        Raises:
+            GeneratorDown: a replica does not start.
+        """
+        self._owns_ray = not ray.is_initialized()
+        if self._owns_ray:
+            _join()
+        options: dict[str, Any] = {
+            "num_cpus": 1 if config.on_gpu else 0,
+            "num_gpus": config.engine.tensor_parallel_size if config.on_gpu else 0,
+            "max_restarts": MAX_RESTARTS,
+            "max_task_retries": MAX_RESTARTS,
+            "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "4"} if config.on_gpu else CPU_ENVIRONMENT},
+        }
+        self._replicas: list[Any] = [
+            ray.remote(ReplicaActor).options(**options).remote(name=name, config=config, sampling=sampling)
+            for name in (f"evaluation-{index}" for index in range(config.num_replicas))
+        ]
+        with _as_down("the replicas did not start"):
+            ray.get([replica.ready.remote() for replica in self._replicas])
+
+    async def generate(self, prompt: Prompt, *, seed: int) -> Completion:
+        """One sampled answer; a replica that dies meanwhile is restarted by Ray and asked again."""
+        replica = self._replicas[zlib.crc32(prompt.token_ids.tobytes()) % len(self._replicas)]
+        with _as_down("no replica answers"):
+            return await replica.generate.remote(prompt, seed)
+
+    async def close(self) -> None:
+        """Ends the replicas, and Ray if this object started it."""
+        await asyncio.gather(*[replica.close.remote() for replica in self._replicas], return_exceptions=True)
+        for replica in self._replicas:
+            ray.kill(replica)
+        if self._owns_ray:
+            ray.shutdown()
+
+
+def _join() -> None:
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address := os.environ.get("RAY_ADDRESS"):
+        ray.init(address=address, **common)
+        return
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    ray.init(address="local", include_dashboard=False, **common)
+
+
+@contextmanager
+def _as_down(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (RayActorError, RayTaskError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = next((line for line in reversed(lines) if "Error" in line), type(error).__name__)
+        raise GeneratorDown(f"{what}: {reason}; run the same command again, it goes on where it stopped") from error

@@ -1,0 +1,69 @@
+"""Kill it, interrupt it, resume it: the numbers are those of an undisturbed run."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+pytestmark = pytest.mark.integration
+
+NUM_SFT_STEPS, NUM_STEPS = 24, 32  # as in conftest.py
+
+
+def test_a_killed_rollout_actor_comes_back_within_the_run(disturbed):
+    faults = [(event["actor"], event["action"]) for event in disturbed.events("fault")]
+    assert faults == [("rollout-0", "restarting"), ("rollout-0", "back")]
+
+
+def test_a_killed_rollout_actor_does_not_change_the_numbers(reference, disturbed):
+    _assert_same(reference, disturbed, range(NUM_SFT_STEPS, NUM_SFT_STEPS + 2))
+
+
+def test_an_interrupted_run_saves_its_last_step_and_exits_with_130(disturbed):
+    assert disturbed.exit_statuses[:2] == [130, 130]
+    resumed_from = [event["checkpoint"] for event in disturbed.events("resumed")]
+    assert resumed_from == [checkpoints[-1] for checkpoints in disturbed.checkpoints[:3]]
+
+
+def test_an_interrupt_before_the_actors_start_ends_at_once(workshop):
+    run = workshop.new_run("early")
+    command = workshop.train(run)
+    command.wait_for(lambda: "reading model and data" in command.output, "sign of life")
+    os.killpg(command.process.pid, signal.SIGINT)
+    run.finish(command)
+    assert (run.exit_statuses, run.survivors) == ([130], [[]])
+    assert "Traceback" not in run.output
+    assert "interrupted" in run.output
+
+
+def test_nothing_outlives_an_interrupted_a_killed_or_a_finished_driver(disturbed):
+    assert disturbed.survivors == [[], [], [], []]
+
+
+def test_a_killed_driver_is_resumed_from_its_last_checkpoint_and_finishes(disturbed):
+    assert disturbed.exit_statuses[2:] == [-9, 0], disturbed.output[-4000:]
+    steps = [line["step"] for line in disturbed.metrics]
+    assert set(steps) == set(range(NUM_STEPS))
+    assert len(steps) > NUM_STEPS, "the steps after the last checkpoint are repeated"
+    assert disturbed.summary["steps"] == NUM_STEPS
+
+
+def test_a_resumed_run_repeats_the_numbers_of_an_uninterrupted_one_bit_for_bit(reference, disturbed):
+    _assert_same(reference, disturbed, range(NUM_STEPS))
+    assert _without_times(disturbed.summary) == _without_times(reference.summary)
+    ours, theirs = (run.folder / "model" / "model.safetensors" for run in (disturbed, reference))
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
+def _assert_same(reference, disturbed, steps):
+    expected = {line["step"]: line for line in reference.numbers}
+    for line in disturbed.numbers:
+        if line["step"] in steps:
+            assert line == expected[line["step"]]
+
+
+def _without_times(summary):
+    stages = [{key: value for key, value in stage.items() if key != "wall_seconds"} for stage in summary["stages"]]
+    return {**{key: summary[key] for key in ("steps", "policy_version", "base_accuracy")}, "stages": stages}

@@ -1,0 +1,136 @@
+"""The whole recipe on real parts: warm-up, two phases with replay, and everything the run folder must hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from cluster.metrics import METRICS
+from cluster.recipe import load_recipe
+from cluster.trajectory_log import COLUMNS
+
+pytestmark = pytest.mark.integration
+
+NUM_SFT_STEPS, NUM_SHORT_STEPS, NUM_LONG_STEPS = 24, 2, 6  # as in conftest.py
+NUM_STEPS = NUM_SFT_STEPS + NUM_SHORT_STEPS + NUM_LONG_STEPS
+GROUP_SIZE = 8
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_run_folder_holds_everything_that_is_promised(reference):
+    names = {path.name for path in reference.folder.iterdir()}
+    assert names == {
+        "recipe.yaml", "metrics.jsonl", "events.jsonl", "trajectories", "checkpoints", "model", "summary.json", "logs",
+        "wandb",
+    }  # fmt: skip
+    assert list((reference.folder / "wandb").glob("offline-run-*/*.wandb"))
+    session = next((reference.folder / "logs").iterdir())
+    assert any(path.stat().st_size for path in session.glob("worker-*.err"))
+
+
+def test_no_process_outlives_a_finished_run(reference):
+    assert reference.survivors == [[]]
+
+
+def test_the_stored_recipe_is_the_resolved_one(reference):
+    config = load_recipe(reference.folder / "recipe.yaml")
+    assert config.name == "tiny"
+    assert config.rollout.group_size == GROUP_SIZE
+    assert config.learner.betas == load_recipe(ROOT / "recipes" / "local.yaml").learner.betas
+
+
+def test_every_step_has_one_line_of_metrics(reference):
+    assert [line["step"] for line in reference.metrics] == list(range(NUM_STEPS))
+    stages = ["sft"] * NUM_SFT_STEPS + ["short"] * NUM_SHORT_STEPS + ["long"] * NUM_LONG_STEPS
+    assert [line["stage"] for line in reference.metrics] == stages
+    for line in reference.metrics:
+        assert line.keys() - {"step", "stage"} <= METRICS.keys()
+
+
+def test_the_warm_up_learns_the_demonstrations(reference):
+    losses = [line["sft/loss"] for line in reference.metrics[:NUM_SFT_STEPS]]
+    assert losses[-1] < 0.3 * losses[0]
+
+
+def test_both_phases_train_and_the_second_one_replays_within_its_share(reference):
+    short = reference.metrics[NUM_SFT_STEPS : NUM_SFT_STEPS + NUM_SHORT_STEPS]
+    long = reference.metrics[NUM_SFT_STEPS + NUM_SHORT_STEPS :]
+    assert all(line["rollout/groups_trained"] > 0 and line["learner/updates"] == 1 for line in short + long)
+    assert [line["curriculum/phase"] for line in short + long] == [0] * NUM_SHORT_STEPS + [1] * NUM_LONG_STEPS
+    assert all(line["curriculum/replayed_share"] == 0 for line in short)
+    assert all(0 < line["curriculum/replayed_share"] <= 0.25 for line in long)
+    assert all(line["curriculum/replayed_prompt_tokens"] < line["curriculum/fresh_prompt_tokens"] for line in long)
+
+
+def test_the_events_tell_stages_transitions_and_syncs_in_order(reference):
+    assert [event["stage"] for event in reference.events("stage_closed")] == ["sft", "short", "long"]
+    transitions = reference.events("transition")
+    assert [(t["from_phase"], t["to_phase"], t["reason"]) for t in transitions] == [(0, 1, "steps"), (1, None, "steps")]
+    assert transitions[0]["pool_size"] > 0
+    versions = [event["version"] for event in reference.events("sync")]
+    assert versions == list(range(1, 2 + NUM_SHORT_STEPS + NUM_LONG_STEPS)), "one after the warm-up, one per step"
+    assert [event["event"] for event in reference.lines("events.jsonl")][-1] == "finished"
+
+
+def test_the_summary_tells_each_stage(reference):
+    summary = reference.summary
+    assert (summary["steps"], summary["policy_version"]) == (NUM_STEPS, 1 + NUM_SHORT_STEPS + NUM_LONG_STEPS)
+    assert [stage["name"] for stage in summary["stages"]] == ["sft", "short", "long"]
+    for before, stage in zip([summary["base_accuracy"], *_after(summary)], summary["stages"], strict=False):
+        assert stage["accuracy_before"] == before
+        assert set(stage["accuracy_after"]) == {"short", "long"}
+        assert stage["wall_seconds"] > 0
+        assert {"steps", "replayed_share", "judge_calls", "end_reason"} <= stage.keys()
+    assert summary["stages"][2]["replayed_share"] > 0
+    assert summary["leases"]["opened"] == summary["leases"]["reported"] > 0
+
+
+def _after(summary):
+    return [stage["accuracy_after"] for stage in summary["stages"]]
+
+
+def test_every_answer_is_in_the_trajectories(reference):
+    for line in reference.metrics[NUM_SFT_STEPS:]:
+        table = pq.read_table(reference.folder / "trajectories" / f"step-{line['step']:06d}.parquet")
+        assert tuple(table.column_names) == COLUMNS
+        rows = table.to_pylist()
+        assert len(rows) == GROUP_SIZE * line["rollout/groups"]
+        assert sum(row["reward"] for row in rows) / len(rows) == pytest.approx(line["reward/mean"])
+        assert {row["policy_version"] for row in rows} == {line["sync/version"] - 1}, "strictly on-policy"
+        assert all(row["advantage"] == 0 for row in rows if not row["trained"])
+        assert len({row["response"] for row in rows}) > 1
+
+
+def test_two_learner_ranks_give_the_metrics_of_one(reference, two_ranks):
+    for line in two_ranks.metrics[: NUM_SFT_STEPS + 1]:
+        one = reference.metrics[line["step"]]
+        assert one.keys() == line.keys()
+        for key in line.keys() - {"stage", "learner/rollout_logprob_gap_mean", "learner/rollout_logprob_gap_max"}:
+            if not key.startswith("time/"):
+                assert line[key] == pytest.approx(one[key], rel=1e-3, abs=1e-5), (line["step"], key)
+
+
+def test_a_job_submitted_to_a_running_cluster_finishes(submitted):
+    run, _ = submitted
+    assert run.exit_statuses == [0], run.output[-4000:]
+    assert "succeeded" in run.output
+    assert run.summary["steps"] == NUM_SFT_STEPS + 2
+    assert (run.folder / "model" / "model.safetensors").is_file()
+
+
+def test_the_actors_of_a_job_have_readable_names(submitted):
+    from ray.util.state import list_actors
+
+    _, url = submitted
+    names = {actor["name"] for actor in list_actors(address=url)}
+    assert {"coordinator", "rollout-0", "learner-0"} <= names
+
+
+def test_a_run_where_every_answer_is_wrong_ends_and_says_so(submitted):
+    run, _ = submitted
+    assert [stage["end_reason"] for stage in run.summary["stages"]] == ["steps", "fruitless", "fruitless"]
+    assert "note: stage short trained on nothing in 1 of 1 steps" in run.output
+    assert all(line["rollout/groups_trained"] == 0 for line in run.metrics[NUM_SFT_STEPS:])
+    assert len(run.events("sync")) == 1, "no new weights without training"

@@ -1,0 +1,90 @@
+"""The journal: everybody hears of every step, and nothing undefined is written."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from cluster.config import CheckpointConfig
+from cluster.console import Console
+from cluster.journal import Journal
+from cluster.progress import Progress, StageProgress
+from cluster.roles import SyncReport
+from cluster.run_folder import RunFolder
+
+
+class WritingTracker:
+    def __init__(self):
+        self.logged = []
+
+    def log(self, step, metrics):
+        self.logged.append((step, metrics))
+
+
+class SavingLearner:
+    async def save(self, directory):
+        directory.mkdir()
+        (directory / "weights").write_text("weights")
+
+
+@pytest.fixture
+def tracker():
+    return WritingTracker()
+
+
+@pytest.fixture
+def journal(tmp_path, tracker):
+    return Journal(
+        folder=RunFolder.create(tmp_path / "run"),
+        console=Console(quiet=True),
+        trackers=[tracker],
+        checkpoint=CheckpointConfig(every_steps=1, keep_last=1),
+        fetch=list,
+    )
+
+
+def lines(tmp_path, name):
+    return [json.loads(line) for line in (tmp_path / "run" / name).read_text().splitlines()]
+
+
+def test_a_step_reaches_the_folder_and_every_tracker(journal, tracker, tmp_path):
+    stage = StageProgress(name="short", kind="rl")
+    journal.step(Progress(step=4), stage, {"reward/mean": 0.5}, total_steps=None)
+    assert lines(tmp_path, "metrics.jsonl") == [{"step": 4, "stage": "short", "reward/mean": 0.5}]
+    assert tracker.logged == [(4, {"reward/mean": 0.5})]
+
+
+def test_a_metric_without_definition_is_refused_before_it_is_written(journal, tracker, tmp_path):
+    with pytest.raises(KeyError, match="reward/luck"):
+        journal.step(Progress(), StageProgress(name="s", kind="rl"), {"reward/luck": 1.0}, total_steps=1)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    assert tracker.logged == []
+
+
+def test_events_carry_their_fields(journal, tmp_path):
+    journal.stage_opened(StageProgress(name="short", kind="rl"))
+    journal.sync(SyncReport(version=2, num_tensors=3, num_bytes=40, num_engines=1, seconds=0.5))
+    journal.evaluation("sft", {"short": 0.25})
+    events = [{k: v for k, v in event.items() if k != "time"} for event in lines(tmp_path, "events.jsonl")]
+    assert events == [
+        {"event": "stage_opened", "stage": "short", "kind": "rl"},
+        {"event": "sync", "version": 2, "num_tensors": 3, "num_bytes": 40, "num_engines": 1, "seconds": 0.5},
+        {"event": "evaluation", "after": "sft", "accuracy": {"short": 0.25}},
+    ]
+
+
+def test_before_the_first_step_there_is_nothing_to_save(journal, tmp_path):
+    asyncio.run(journal.checkpoint(Progress(), None, SavingLearner()))
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_checkpoint_holds_learner_progress_and_curriculum(journal, tmp_path):
+    asyncio.run(journal.checkpoint(Progress(step=3, policy_version=2), {"phase": 1}, SavingLearner()))
+    folder = tmp_path / "run" / "checkpoints" / "step-000003"
+    state = json.loads((folder / "state.json").read_text())
+    assert Progress.from_state_dict(state["progress"]) == Progress(step=3, policy_version=2)
+    assert state["curriculum"] == {"phase": 1}
+    assert (folder / "learner" / "weights").is_file()
+    assert [event["path"] for event in lines(tmp_path, "events.jsonl")] == ["checkpoints/step-000003"]

@@ -1,0 +1,50 @@
+"""How many GPUs a recipe takes, and how actors share them."""
+
+from __future__ import annotations
+
+import pytest
+
+from cluster.config import RunConfig
+from cluster.placement import judge_options, learner_options, required_gpus, rollout_options
+
+
+def config(**overrides):
+    values = {
+        "name": "x",
+        "model": {"path": "a/b"},
+        "data": {"train": "t.parquet", "sft": "s.parquet"},
+        "rollout": {"num_actors": 2, "engine": {"tensor_parallel_size": 4}},
+        "learner": {"num_ranks": 8},
+        "reward": {"judge": {"type": "vllm", "num_gpus": 0.5, "num_replicas": 2}},
+    }
+    return RunConfig.model_validate({**values, **overrides})
+
+
+def test_ranks_engines_and_judges_add_up():
+    assert required_gpus(config()) == 8 + 2 * 4 + 2 * 0.5
+
+
+@pytest.mark.parametrize(
+    "judge", [{"type": "none"}, {"type": "openai", "base_url": "http://127.0.0.1:1/v1", "model": "m"}]
+)
+def test_a_judge_without_a_model_of_its_own_takes_no_gpu(judge):
+    assert required_gpus(config(reward={"judge": judge})) == 8 + 2 * 4
+    assert judge_options(config(reward={"judge": judge}))["num_gpus"] == 0
+
+
+def test_on_a_cpu_nothing_takes_a_gpu_and_nothing_sees_one():
+    on_cpu = config(device="cpu")
+    assert required_gpus(on_cpu) == 0
+    for options in (rollout_options(on_cpu), judge_options(on_cpu), *learner_options(on_cpu)):
+        assert (options["num_gpus"], options["num_cpus"]) == (0, 0)
+        assert options["runtime_env"]["env_vars"]["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_engines_and_judges_restart_within_the_budget_and_a_rank_never_alone():
+    on_cpu = config(device="cpu", cluster={"max_actor_restarts": 5})
+    assert rollout_options(on_cpu)["max_restarts"] == judge_options(on_cpu)["max_restarts"] == 5
+    assert [options["max_restarts"] for options in learner_options(on_cpu)] == [0] * 8
+
+
+def test_an_engine_takes_its_tensor_parallel_gpus():
+    assert rollout_options(config())["num_gpus"] == 4

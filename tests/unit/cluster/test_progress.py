@@ -1,0 +1,77 @@
+"""Progress survives a checkpoint, and counts what a stage did."""
+
+from __future__ import annotations
+
+import json
+
+from actors.trajectory import GroupMeta
+from cluster.batch import BatchGroup
+from cluster.progress import Progress, StageProgress
+from reward.score import Score, Verdict
+
+
+def score(*, rule=0.0, judge=None, accuracy=None):
+    return Score(answer="a", rule=rule, judge=judge, accuracy=accuracy, reward=accuracy, reason="test")
+
+
+def batch_group(*scores, replayed=False):
+    meta = GroupMeta(
+        lease_id=0,
+        task_id="t",
+        phase=0,
+        replayed=replayed,
+        prompt_tokens=5,
+        response_tokens=(3,) * len(scores),
+        num_truncated=0,
+        policy_version=0,
+        engine="e",
+        seconds=1.0,
+    )
+    return BatchGroup(meta=meta, scores=scores, group=None)
+
+
+def test_progress_reads_back_from_json_as_it_was():
+    progress = Progress(
+        step=7,
+        policy_version=3,
+        finished_stages=[StageProgress(name="sft", kind="sft", steps=5, accuracy_after={"short": 0.5})],
+        stage=StageProgress(name="short", kind="rl", steps=2, groups_sampled=8, groups_replayed=2),
+        base_accuracy={"short": 0.1},
+    )
+    assert Progress.from_state_dict(json.loads(json.dumps(progress.state_dict()))) == progress
+
+
+def test_a_beginning_reads_back_as_well():
+    assert Progress.from_state_dict(json.loads(json.dumps(Progress().state_dict()))) == Progress()
+
+
+def test_the_optimizer_belongs_to_the_reinforcement_learning_from_its_first_stage_on():
+    sft, rl = StageProgress(name="sft", kind="sft"), StageProgress(name="short", kind="rl")
+    assert Progress().learner_stage == "sft"
+    assert Progress(finished_stages=[sft]).learner_stage == "sft"
+    assert Progress(finished_stages=[sft], stage=rl).learner_stage == "rl"
+    assert Progress(finished_stages=[sft, rl]).learner_stage == "rl", "between two phases"
+
+
+def test_the_last_accuracy_is_that_of_the_base_model_until_a_stage_is_over():
+    progress = Progress(base_accuracy={"short": 0.1})
+    assert progress.last_accuracy == {"short": 0.1}
+    progress.finished_stages.append(StageProgress(name="sft", kind="sft", accuracy_after={"short": 0.4}))
+    assert progress.last_accuracy == {"short": 0.4}
+
+
+def test_a_stage_counts_groups_judge_calls_saves_and_unknown_rewards():
+    stage = StageProgress(name="short", kind="rl")
+    saved = score(judge=Verdict.YES, accuracy=1.0)
+    refused = score(judge=Verdict.NO, accuracy=0.0)
+    unknown = score(judge=Verdict.UNKNOWN)
+    stage.count([batch_group(saved, refused), batch_group(unknown, score(rule=1.0, accuracy=1.0), replayed=True)], 1)
+    stage.count([batch_group(refused, refused)], 0)
+    assert (stage.groups_sampled, stage.groups_trained, stage.groups_replayed) == (3, 1, 1)
+    assert (stage.judge_calls, stage.judge_saves, stage.unknown_rewards) == (5, 1, 1)
+    assert stage.fruitless_steps == 1
+    assert stage.replayed_share == 1 / 3
+
+
+def test_a_stage_without_groups_has_replayed_nothing():
+    assert StageProgress(name="sft", kind="sft").replayed_share == 0.0

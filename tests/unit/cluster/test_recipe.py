@@ -1,0 +1,210 @@
+"""Recipes: inheritance, typed overrides, errors that name key and way out, and the way back from YAML."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cluster.recipe import RecipeError, differing_keys, dump_recipe, load_recipe
+
+RECIPES = Path(__file__).parents[3] / "recipes"
+MINIMAL = "name: tiny\nmodel: {path: owner/name}\ndata: {train: a.parquet, sft: b.parquet}\n"
+
+
+@pytest.fixture
+def write(tmp_path):
+    def _write(text, name="recipe.yaml"):
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return _write
+
+
+def fault_of(path, *overrides):
+    with pytest.raises(RecipeError) as error:
+        load_recipe(path, overrides)
+    return str(error.value)
+
+
+# ---- inheritance
+
+
+def test_a_recipe_adds_to_the_one_it_extends(write):
+    write(MINIMAL + "seed: 1\nlearner: {num_ranks: 2, warmup_steps: 3}\n", "base.yaml")
+    config = load_recipe(write("extends: base.yaml\nseed: 7\nlearner: {warmup_steps: 9}\n"))
+    assert (config.name, config.seed) == ("tiny", 7)
+    assert (config.learner.num_ranks, config.learner.warmup_steps) == (2, 9)
+
+
+def test_a_list_replaces_the_list_it_overrides(write):
+    phase = "{name: %s, max_prompt_tokens: %d, end: {type: steps, steps: 1}}"
+    write(MINIMAL + f"curriculum: {{phases: [{phase % ('a', 10)}, {phase % ('b', 20)}]}}\n", "base.yaml")
+    config = load_recipe(write(f"extends: base.yaml\ncurriculum: {{phases: [{phase % ('c', 30)}]}}\n"))
+    assert [p.name for p in config.curriculum.phases] == ["c"]
+
+
+def test_another_type_replaces_the_whole_mapping(write):
+    write(MINIMAL + "learner: {algorithm: {type: dapo, clip_high: 0.3}}\n", "base.yaml")
+    config = load_recipe(write("extends: base.yaml\nlearner: {algorithm: {type: grpo}}\n"))
+    assert config.learner.algorithm.type == "grpo"
+
+
+def test_a_recipe_that_extends_itself_is_refused(write):
+    write("extends: b.yaml\n", "a.yaml")
+    b = write("extends: a.yaml\n", "b.yaml")
+    assert "extends itself through b.yaml -> a.yaml -> b.yaml" in fault_of(b)
+
+
+def test_a_missing_parent_is_named(write):
+    assert "gone.yaml: no such file" in fault_of(write("extends: gone.yaml\n"))
+
+
+# ---- overrides
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("seed=3", "seed", 3),
+        ("learner.learning_rate=1.0e-6", "learner.learning_rate", 1e-6),
+        ("learner.learning_rate=1e-6", "learner.learning_rate", 1e-6),
+        ("model.trust_remote_code=true", "model.trust_remote_code", True),
+        ("learner.betas=[0.8, 0.9]", "learner.betas", (0.8, 0.9)),
+        ("data.train=c.jsonl", "data.train", "c.jsonl"),
+        ("rollout.engine.max_num_batched_tokens=null", "rollout.engine.max_num_batched_tokens", None),
+        ("curriculum.retrospective=null", "curriculum.retrospective", None),
+        ("learner.algorithm={type: grpo, clip: 0.1}", "learner.algorithm.clip", 0.1),
+    ],
+)
+def test_an_override_has_the_type_of_its_key(write, override, key, value):
+    node = load_recipe(write(MINIMAL), [override])
+    for part in key.split("."):
+        node = getattr(node, part)
+    assert node == value
+
+
+def test_an_override_reaches_into_a_list():
+    config = load_recipe(RECIPES / "local.yaml", ["curriculum.phases.1.end.steps=7"])
+    assert config.curriculum.phases[1].end.steps == 7
+
+
+def test_the_last_override_wins(write):
+    assert load_recipe(write(MINIMAL), ["seed=1", "seed=2"]).seed == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed", "override 'seed': expected key=value"),
+        ("=3", "override '=3': expected key=value"),
+        ("learner.betas=[0.9", "override 'learner.betas=[0.9': the value is not valid YAML"),
+        ("curriculum.phases.2.name=x", "'2' must be an index from 0 to 1"),
+        ("curriculum.phases.first.name=x", "'first' must be an index from 0 to 1"),
+    ],
+)
+def test_an_override_that_cannot_be_applied_is_refused(override, message):
+    assert message in fault_of(RECIPES / "local.yaml", override)
+
+
+# ---- faults name the key, the value and the way out
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seeed=3", "seeed=3: unknown key; did you mean seed?"),
+        ("learner.learning_rat=1", "learner.learning_rat=1: unknown key; did you mean learner.learning_rate?"),
+        (
+            "curriculum.phases.0.nme=x",
+            "curriculum.phases.0.nme='x': unknown key; did you mean curriculum.phases.0.name?",
+        ),
+        ("model.xyzzy=1", "model.xyzzy=1: unknown key; known: path, trust_remote_code"),
+        ("rollout.group_size=eight", "rollout.group_size='eight': input should be a valid integer"),
+        ("seed=-1", "seed=-1: input should be greater than or equal to 0"),
+        ("learner.learning_rate=.nan", "learner.learning_rate=nan: input should be"),
+        ("model=x", "model='x': expected a mapping of keys, found str"),
+        ("name=a/b", "name='a/b': string should match pattern"),
+    ],
+)
+def test_a_faulty_value_is_named_with_its_key_and_the_way_out(override, message):
+    assert fault_of(RECIPES / "local.yaml", override).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.train.sed=3", "data.train.sed=3: unknown key; did you mean data.train.seed?"),
+        ("learner.algorithm={type: dapo, clip_lo: 3}",
+         "learner.algorithm.clip_lo=3: unknown key; did you mean learner.algorithm.clip_low?"),
+        ("curriculum.phases.0.end.steps=0", "curriculum.phases.0.end.steps=0: input should be greater than 0"),
+        ("curriculum.phases.0.end={type: plateau, min_steps: 9, max_steps: 2}",
+         "curriculum.phases.0.end: min_steps=9 exceeds max_steps=2; lower min_steps"),
+        ("reward.judge={type: vllm, engine: {dtyp: fp32}}",
+         "reward.judge.engine.dtyp='fp32': unknown key; did you mean reward.judge.engine.dtype?"),
+        ("reward.judge={type: vlm}", "reward.judge.type='vlm': unknown; known: 'none', 'vllm', 'openai'"),
+        ("reward.judge={model: x}", "reward.judge.type: missing; add it"),
+        ("data.train=3", "data.train=3: input should be a valid string"),
+    ],
+)  # fmt: skip
+def test_a_fault_within_alternatives_is_one_line_with_the_key_of_the_recipe(override, message):
+    fault = fault_of(RECIPES / "local.yaml", override)
+    assert fault.startswith(message)
+    assert "\n" not in fault
+
+
+def test_every_fault_has_its_own_line(write):
+    fault = fault_of(write("name: x\nsed: 3\n"))
+    assert fault.splitlines() == [
+        "model: missing; add it to the recipe",
+        "data: missing; add it to the recipe",
+        "sed=3: unknown key; did you mean seed?",
+    ]
+
+
+def test_a_missing_recipe_names_the_nearest_one():
+    assert fault_of(RECIPES / "locl.yaml").endswith(f"did you mean {RECIPES / 'local.yaml'}?")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"name: caf\xe9\n", "not UTF-8 at byte 9; save the file as UTF-8"),
+        (b"a: [1\n", "not valid YAML"),
+        (b"- a\n", "expected a mapping of keys, found list"),
+        (b"", "expected a mapping of keys, found NoneType"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_refused_in_one_line(tmp_path, content, message):
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(content)
+    fault = fault_of(path)
+    assert message in fault
+    assert "\n" not in fault
+
+
+def test_yaml_creates_no_objects(write):
+    path = write(MINIMAL + "seed: !!python/object/apply:os.getpid []\n")
+    assert "not valid YAML" in fault_of(path)
+
+
+# ---- the way back
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.name)
+def test_a_dumped_recipe_reads_back_as_the_same(path, tmp_path):
+    config = load_recipe(path)
+    stored = tmp_path / "recipe.yaml"
+    stored.write_text(dump_recipe(config), encoding="utf-8")
+    assert load_recipe(stored) == config
+    assert differing_keys(load_recipe(stored), config) == []
+
+
+def test_recipes_differ_in_the_keys_that_differ(write):
+    path = write(MINIMAL)
+    a = load_recipe(path)
+    b = load_recipe(path, ["seed=4", "learner.betas=[0.5, 0.9]", "curriculum.retrospective=null"])
+    different = differing_keys(a, b)
+    assert {"seed", "learner.betas", "curriculum.retrospective.max_share"} <= set(different)
+    assert all(key in ("seed", "learner.betas") or key.startswith("curriculum.retrospective.") for key in different)

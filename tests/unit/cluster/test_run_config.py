@@ -1,0 +1,40 @@
+"""A run whose parts contradict each other is refused as a whole."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from cluster.config import RunConfig
+
+PHASES = [
+    {"name": "short", "max_prompt_tokens": 100, "end": {"type": "steps", "steps": 1}},
+    {"name": "long", "max_prompt_tokens": 300, "end": {"type": "steps", "steps": 1}},
+]
+
+
+def config(**overrides):
+    values = {"name": "x", "model": {"path": "a/b"}, "data": {"train": "t.parquet"}, "sft": {"epochs": 0}}
+    return RunConfig.model_validate({**values, "curriculum": {"phases": PHASES}, **overrides})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"sft": {"epochs": 1}}, r"sft.epochs > 0 but data.sft is empty; give data.sft a file or set sft.epochs=0"),
+        ({"curriculum": {"phases": []}}, r"nothing to train; set one of them"),
+        (
+            {"groups_per_batch": 10, "learner": {"mini_batches": 4}},
+            r"groups_per_batch=10 is not a multiple of learner.mini_batches=4",
+        ),
+    ],
+)
+def test_parts_that_contradict_each_other_are_refused(overrides, message):
+    with pytest.raises(ValidationError, match=message):
+        config(**overrides)
+
+
+def test_the_longest_sequence_is_that_of_the_longest_phase_and_response():
+    long_answers = [PHASES[0], {**PHASES[1], "max_response_tokens": 70}]
+    assert config(rollout={"max_response_tokens": 50}).max_model_len == 350
+    assert config(rollout={"max_response_tokens": 50}, curriculum={"phases": long_answers}).max_model_len == 370

@@ -1,0 +1,47 @@
+"""summary.json: plain JSON that says per stage what it came to."""
+
+from __future__ import annotations
+
+import json
+
+from cluster.config import RunConfig
+from cluster.progress import Progress, StageProgress
+from cluster.summary import summarise
+from curriculum.leases import LeaseCounts
+
+CONFIG = RunConfig.model_validate(
+    {"name": "tiny", "seed": 5, "model": {"path": "a/b"}, "data": {"train": "t.parquet", "sft": "s.parquet"}}
+)
+
+
+def test_the_summary_tells_each_stage_with_its_replayed_share():
+    stage = StageProgress(
+        name="long",
+        kind="rl",
+        steps=4,
+        wall_seconds=2.5,
+        accuracy_before={"long": 0.25},
+        accuracy_after={"long": 0.5},
+        groups_sampled=8,
+        groups_replayed=2,
+        judge_calls=3,
+        end_reason="steps",
+    )
+    progress = Progress(step=4, policy_version=5, finished_stages=[stage], base_accuracy={"long": 0.0})
+    summary = json.loads(json.dumps(summarise(CONFIG, progress, LeaseCounts(opened=8, reported=8))))
+    assert {key: summary[key] for key in ("name", "seed", "steps", "policy_version", "base_accuracy")} == {
+        "name": "tiny",
+        "seed": 5,
+        "steps": 4,
+        "policy_version": 5,
+        "base_accuracy": {"long": 0.0},
+    }
+    (told,) = summary["stages"]
+    assert told["replayed_share"] == 0.25
+    assert (told["steps"], told["wall_seconds"], told["judge_calls"], told["end_reason"]) == (4, 2.5, 3, "steps")
+    assert (told["accuracy_before"], told["accuracy_after"]) == ({"long": 0.25}, {"long": 0.5})
+    assert (summary["leases"]["opened"], summary["leases"]["expired"]) == (8, 0)
+
+
+def test_a_run_without_reinforcement_learning_has_no_leases():
+    assert summarise(CONFIG, Progress(), None)["leases"] is None
