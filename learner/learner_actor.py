@@ -151,4 +151,5 @@ def _scored_group(group: Group, advantages: Sequence[float | None] | None) -> Sc
         rollout_logprobs=tuple(trajectory.rollout_logprobs for trajectory, _ in known),
         advantages=tuple(advantage for _, advantage in known),
         temperature=group.temperature,
+        top_p=group.top_p,
     )

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-MAX_TILE_LOGITS = 1 << 26
-"""Logits of one tile: 256 MiB in fp32, 441 tokens of a vocabulary of 152K. The tile exists twice."""
+MAX_TILE_LOGITS = {"cpu": 1 << 23, "cuda": 1 << 26}
+"""Logits of one tile, which exists twice: 32 MiB in fp32 keep a CPU busy, 256 MiB (441 tokens of a vocabulary of 152K)
+a GPU."""
 VOCABULARY_BLOCK = 1 << 14
 """Rows of the head whose gradient is in flight at once where it is summed in another dtype than it is computed in."""
 NUCLEUS_CANDIDATES = 1024
@@ -85,7 +86,7 @@ def score_tokens(
     temperature_N: Tensor,
     top_p_N: Tensor | None = None,
     *,
-    max_tile_logits: int = MAX_TILE_LOGITS,
+    max_tile_logits: int | None = None,
 ) -> TokenScores:
     """Score each label under softmax(hidden @ weight.T / temperature), without gradient.
 
@@ -95,14 +96,14 @@ def score_tokens(
         labels_N: int64 token ids.
         temperature_N: fp32 sampling temperature of each token.
         top_p_N: fp32 nucleus of the sampler; None where it kept the whole distribution, which saves a search.
-        max_tile_logits: bound on tokens times vocabulary of one tile.
+        max_tile_logits: bound on tokens times vocabulary of one tile; None for that of the device.
     """
     with torch.no_grad():
         tiles = [
             _score_tile(
                 hidden_NH[n], weight_VH, labels_N[n], temperature_N[n], None if top_p_N is None else top_p_N[n]
             )[0]
-            for n in _tiles(len(labels_N), weight_VH.shape[0], max_tile_logits)
+            for n in _tiles(len(labels_N), weight_VH, max_tile_logits)
         ]
     return _joined(tiles)
 
@@ -115,14 +116,14 @@ def token_loss(
     loss: TokenLoss,
     top_p_N: Tensor | None = None,
     *,
-    max_tile_logits: int = MAX_TILE_LOGITS,
+    max_tile_logits: int | None = None,
 ) -> tuple[Tensor, TokenScores]:
     """Sum of a loss over the tokens, and their scores; arguments as for `score_tokens`.
 
     Returns:
         the loss, an fp32 scalar whose gradient for hidden states and weight is known already, and the scores.
     """
-    tiles = list(_tiles(len(labels_N), weight_VH.shape[0], max_tile_logits))
+    tiles = list(_tiles(len(labels_N), weight_VH, max_tile_logits))
     if not torch.is_grad_enabled():
         scores = score_tokens(hidden_NH, weight_VH, labels_N, temperature_N, top_p_N, max_tile_logits=max_tile_logits)
         return torch.stack([loss(n, _part(scores, n)).sum() for n in tiles]).sum(), scores
@@ -265,9 +266,10 @@ def _accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _tiles(num_tokens: int, vocabulary: int, max_tile_logits: int) -> Iterator[slice]:
+def _tiles(num_tokens: int, weight_VH: Tensor, max_tile_logits: int | None) -> Iterator[slice]:
     """At least one tile, be it empty: a rank without tokens still takes part."""
-    size = max(1, max_tile_logits // vocabulary)
+    bound = MAX_TILE_LOGITS[weight_VH.device.type] if max_tile_logits is None else max_tile_logits
+    size = max(1, bound // weight_VH.shape[0])
     for start in range(0, max(num_tokens, 1), size):
         yield slice(start, min(start + size, num_tokens))
 

@@ -20,7 +20,9 @@ def _plan(*responses, batches=()):
 def _gap(policy, rows):
     def logprobs(row):
         with torch.no_grad():
-            batches = score_in_phases(policy, row) if isinstance(row, PhasedTensors) else [TokenScores(*policy(row)[1:])]
+            batches = (
+                score_in_phases(policy, row) if isinstance(row, PhasedTensors) else [TokenScores(*policy(row)[1:])]
+            )
         return torch.cat([scores.logprobs_N for scores in batches])
 
     shared = logprobs(to_device(rows.shared, CPU))[rows.num_first : rows.num_first + rows.num_common]
