@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 
 from learner.logprobs import TokenScores
 from learner.loss import TOKEN_MEAN
-from learner.microbatch import ScoredGroup
+from learner.microbatch import MicroBatch, PhasedMicroBatch, ScoredGroup
 from learner.objective import Objective, PolicyLoss
 from learner.packing import GroupPart, MicroBatchPlan
 from learner.policy import Policy
-from learner.row_tensors import Placement, RowTensors
+from learner.row_tensors import PhasedTensors, Placement, RowTensors
 from learner.rows import build_microbatch
 from learner.shared_prefix import ATTENTION_KEY, register
+from learner.three_phase import backward_in_phases
 
 CPU = Placement(device=torch.device("cpu"))
 OBJECTIVE = Objective(clip_low=0.2, clip_high=0.28)
@@ -135,7 +136,8 @@ def make_rows(group: ScoredGroup, *, shared: bool) -> list[RowTensors]:
     for responses in parts:
         plan = MicroBatchPlan(parts=(GroupPart(group=0, responses=responses),), num_tokens=0, cost=0.0)
         row = build_microbatch(plan, {0: group}, num_groups=1, aggregation=TOKEN_MEAN)
-        rows.append(RowTensors.of(row, CPU, stock=not shared))  # type: ignore[arg-type]
+        assert isinstance(row, MicroBatch)
+        rows.append(RowTensors.of(row, CPU, stock=not shared))
     return rows
 
 
@@ -151,6 +153,25 @@ def update(policy: Policy, rows: Sequence[RowTensors]) -> float:
         total = total + policy(row, loss)[0]
     total.backward()
     return total.item()
+
+
+def make_phased_row(group: ScoredGroup) -> PhasedTensors:
+    """The group in three phases, its responses one by one."""
+    everything = tuple(range(len(group.response_ids)))
+    batches = tuple((GroupPart(group=0, responses=(i,)),) for i in everything)
+    whole = (GroupPart(group=0, responses=everything),)
+    plan = MicroBatchPlan(parts=whole, num_tokens=0, cost=0.0, batches=batches)
+    row = build_microbatch(plan, {0: group}, num_groups=1, aggregation=TOKEN_MEAN)
+    assert isinstance(row, PhasedMicroBatch)
+    return PhasedTensors.of(row, CPU)
+
+
+def update_in_phases(policy: Policy, row: PhasedTensors) -> float:
+    """The same update as `update`, with one response at a time in memory."""
+    policy.zero_grad(set_to_none=True)
+    losses = [PolicyLoss(batch, OBJECTIVE, old=_old_scores(batch), reference_N=None) for batch in row.batches]
+    done = backward_in_phases(policy, lambda scalar, _: scalar.backward(), row, iter(losses))
+    return sum(total.item() for _, total, _ in done)
 
 
 def gradient(policy: torch.nn.Module) -> torch.Tensor:

@@ -1,7 +1,8 @@
 """One update of one group: the prompt forwarded once against once per response.
 
-`--mode shared` and `--mode dense` measure one side in this process. `--mode both`, the default, runs the two in turn in
-processes of their own and compares them: speed against the ceiling in FLOPs, peak memory, and the gradients.
+`--mode shared`, `dense` or `phased` measures one side in this process. `--mode all`, the default, runs them in turn in
+processes of their own and compares them: speed against the ceiling in FLOPs, peak memory, and the gradients. `phased`
+is the shared prompt in three phases, with one response at a time in memory.
 
 Dense is torch's own attention on every prompt-response pair, no padding, LM head on response tokens only, one backward
 pass for the whole group, which is what a micro-batch of G answers costs. Seconds are CPU seconds of this process,
@@ -18,15 +19,29 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.group_update import add_shape_options, gradient, make_group, make_policy, make_rows, shape_of, update
+from benchmarks.group_update import (
+    add_shape_options,
+    gradient,
+    make_group,
+    make_phased_row,
+    make_policy,
+    make_rows,
+    shape_of,
+    update,
+    update_in_phases,
+)
 from benchmarks.line import Claim, environment, print_line, say
+from learner.microbatch import ScoredGroup
+from learner.policy import Policy
 
+SIDES = ("dense", "shared", "phased")
 SHARE_OF_CEILING, MEMORY_SHARE, GRADIENT_ERROR = 0.90, 0.4, 1e-6
 
 
@@ -34,12 +49,12 @@ def main() -> None:
     """Parse the options, measure, print the line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.learner", description=__doc__)
     add_shape_options(parser)
-    parser.add_argument("--mode", choices=("both", "shared", "dense"), default="both")
+    parser.add_argument("--mode", choices=("all", *SIDES), default="all")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=1, help="runs of each side in mode both")
+    parser.add_argument("--rounds", type=int, default=1, help="runs of each side in mode all")
     parser.add_argument("--gradients", type=Path, help="file for the gradient vector (.npy)")
     options = parser.parse_args()
-    if options.mode == "both":
+    if options.mode == "all":
         compare(options)
     else:
         print_line("learner", [], measure(options))
@@ -50,11 +65,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(options.threads)
     shape = shape_of(options)
     policy = make_policy(shape, options.seed)
-    rows = make_rows(make_group(shape, options.seed), shared=options.mode == "shared")
+    group = make_group(shape, options.seed)
+    run, tokens = _side(options.mode, policy, group)
     seconds, cpu_seconds, loss = [], [], 0.0
     for repeat in range(options.repeats + 1):
         wall, cpu = time.perf_counter(), time.process_time()
-        loss = update(policy, rows)
+        loss = run()
         seconds.append(time.perf_counter() - wall)
         cpu_seconds.append(time.process_time() - cpu)
         say(f"{options.mode} {repeat}: {cpu_seconds[-1]:.2f} s of CPU")
@@ -68,7 +84,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "loss": loss,
         "grad_norm": float(gradients.double().norm()),
-        "tokens": sum(row.input_ids.shape[1] for row in rows),
+        "tokens": tokens,
         "ceiling": shape.ceiling,
         "repeats": cpu_seconds,
         "threads": options.threads,
@@ -79,26 +95,46 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def compare(options: argparse.Namespace) -> None:
     """Both sides in turn, in processes of their own."""
+    runs: dict[str, list[dict[str, Any]]] = {mode: [] for mode in SIDES}
     with tempfile.TemporaryDirectory() as folder:
-        files = {mode: Path(folder) / f"{mode}.npy" for mode in ("dense", "shared")}
-        runs = {mode: [] for mode in files}
+        files = {mode: Path(folder) / f"{mode}.npy" for mode in SIDES}
         for _ in range(options.rounds):
             for mode, file in files.items():
                 runs[mode].append(_child(mode, file))
-        dense, shared = (np.load(files[mode]) for mode in ("dense", "shared"))
-    error = float(np.linalg.norm(shared - dense) / np.linalg.norm(dense))
-    ratios = [d["cpu_seconds"] / s["cpu_seconds"] for d, s in zip(runs["dense"], runs["shared"], strict=True)]
-    memory = statistics.median(
-        s["peak_rss_mb"] / d["peak_rss_mb"] for d, s in zip(runs["dense"], runs["shared"], strict=True)
-    )
+        gradients = {mode: np.load(file) for mode, file in files.items()}
+
+    def ratios(field: str, mode: str, other: str) -> list[float]:
+        return [a[field] / b[field] for a, b in zip(runs[mode], runs[other], strict=True)]
+
+    def error(mode: str) -> float:
+        difference = np.linalg.norm(gradients[mode] - gradients["dense"])
+        return float(difference / np.linalg.norm(gradients["dense"]))
+
     ceiling = runs["shared"][0]["ceiling"]
-    speedup = statistics.median(ratios)
+    speedups = ratios("cpu_seconds", "dense", "shared")
+    memory = statistics.median(ratios("peak_rss_mb", "shared", "dense"))
     claims = [
-        Claim.at_least("share of the FLOP ceiling", speedup / ceiling, "ratio", SHARE_OF_CEILING),
+        Claim.at_least("share of the FLOP ceiling", statistics.median(speedups) / ceiling, "ratio", SHARE_OF_CEILING),
         Claim.at_most("peak memory against dense", memory, "ratio", MEMORY_SHARE),
-        Claim.at_most("relative difference of the gradients", error, "ratio", GRADIENT_ERROR),
+        Claim.at_most("relative difference of the gradients", error("shared"), "ratio", GRADIENT_ERROR),
+        Claim.at_most("relative difference of the gradients in phases", error("phased"), "ratio", GRADIENT_ERROR),
     ]
-    print_line("learner", claims, {"speedup": speedup, "ceiling": ceiling, "ratios": ratios, **runs})
+    detail = {
+        "ceiling": ceiling,
+        "speedups": speedups,
+        "phased_speedups": ratios("cpu_seconds", "dense", "phased"),
+        "phased_memory": ratios("peak_rss_mb", "phased", "shared"),
+    }
+    print_line("learner", claims, {**detail, **runs})
+
+
+def _side(mode: str, policy: Policy, group: ScoredGroup) -> tuple[Callable[[], float], int]:
+    """The update of one side, and the tokens that it forwards."""
+    if mode == "phased":
+        phased = make_phased_row(group)
+        return lambda: update_in_phases(policy, phased), group.shape.total_tokens
+    rows = make_rows(group, shared=mode == "shared")
+    return lambda: update(policy, rows), sum(row.input_ids.shape[1] for row in rows)
 
 
 def _child(mode: str, gradients: Path) -> dict[str, Any]:
