@@ -14,7 +14,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -294,8 +294,7 @@ class LearnerEngine:
         losses = self._losses(row, old)
         # ZeRO-3 averages over all ranks; the loss is a sum over them.
         if isinstance(row, RowTensors):
-            with self._saving_activations():
-                total, *columns = self._engine(row, losses[0])
+            total, *columns = self._forward(row, losses[0])
             self._backward(total * self._world_size, is_last=is_last)
             self._count_row(row, total, TokenScores(*columns), losses[0], old is None, tally)
             return
@@ -303,10 +302,14 @@ class LearnerEngine:
         def backward(scalar: Tensor, is_surrogate: bool) -> None:
             self._backward(scalar if is_surrogate else scalar * self._world_size, is_last=is_last and is_surrogate)
 
-        with self._saving_activations():
-            done = backward_in_phases(self._engine, backward, row, iter(losses))
-            for loss, (batch, total, scores) in zip(losses, done, strict=True):
-                self._count_row(batch, total, scores, loss, old is None, tally)
+        done = backward_in_phases(self._forward, backward, row, iter(losses))
+        for loss, (batch, total, scores) in zip(losses, done, strict=True):
+            self._count_row(batch, total, scores, loss, old is None, tally)
+
+    def _forward(self, *inputs: Any) -> tuple[Tensor, ...]:
+        """Forward pass with gradients; what it saves may go to host memory, what is recomputed later does not."""
+        with offloaded_layer_inputs() if self._config.offload_activations else nullcontext():
+            return self._engine(*inputs)
 
     def _backward(self, scalar: Tensor, *, is_last: bool) -> None:
         self._engine.set_gradient_accumulation_boundary(is_last)
@@ -355,9 +358,6 @@ class LearnerEngine:
             for batch, batch_scores in zip(_batches(row), scores, strict=True):
                 tally.add_gap(batch, batch_scores)
         return old
-
-    def _saving_activations(self) -> AbstractContextManager[None]:
-        return offloaded_layer_inputs() if self._config.offload_activations else nullcontext()
 
     def _check_sharing(self, mini_batch: MiniBatchPlan, groups: Mapping[int, ScoredGroup]) -> None:
         """Compare the shared prompt with the dense path on one group per rank; all ranks fall back if any differs."""
