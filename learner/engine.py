@@ -29,13 +29,14 @@ from learner.config import LearnerConfig, OptimizerConfig, SftConfig
 from learner.entropy_control import EntropySwitch
 from learner.flash import unsupported_reason
 from learner.logprobs import TokenLoss, TokenScores
-from learner.loss import RESPONSE_MEAN, TOKEN_MEAN, Aggregation
+from learner.loss import Aggregation
 from learner.microbatch import ScoredGroup, SftReport, StepReport
-from learner.objective import Objective, PolicyLoss, SftLoss
+from learner.objective import PolicyLoss, SftLoss
 from learner.packing import MiniBatchPlan, UpdatePlan, plan_update, unshare
 from learner.policy import Policy, copy_tokenizer, load_policy
 from learner.row_tensors import PhasedTensors, Placement, RowTensors, to_device
 from learner.rows import build_microbatch, demonstration_group
+from learner.settings import aggregation_of, entropy_switch, objective_of, torch_dtype
 from learner.tally import Tally
 from learner.three_phase import backward_in_phases, score_in_phases
 from learner.ulysses import HeadExchange, check_heads
@@ -107,7 +108,7 @@ class LearnerEngine:
         self._stage: Stage | None = None
         self._skipped_in_a_row = 0
         self._num_steps = 0
-        self._entropy_switch = _entropy_switch(config)
+        self._entropy_switch = entropy_switch(config)
         self._device = _join_process_group(rank, world_size, on_gpu)
         torch.manual_seed(seed + rank)
         self._policy = self._load(model_path)
@@ -324,7 +325,7 @@ class LearnerEngine:
         return [
             PolicyLoss(
                 batch,
-                _objective(self._config),
+                objective_of(self._config),
                 old=None if old is None else old[index],
                 reference_N=None if reference is None else reference[index].logprobs_N,
             )
@@ -401,7 +402,7 @@ class LearnerEngine:
         rows = plan.ranks[self._data_rank]
         if self._entropy_switch is not None and self._stage is Stage.RL:
             groups = {index: _with_advantages(group, self._entropy_switch) for index, group in groups.items()}
-        aggregation, num_groups = _aggregation(self._config, self._stage), len(plan.groups)
+        aggregation, num_groups = self._aggregation(), len(plan.groups)
         return [
             to_device(
                 build_microbatch(row, groups, num_groups=num_groups, aggregation=aggregation),
@@ -410,6 +411,9 @@ class LearnerEngine:
             )
             for row in rows
         ]
+
+    def _aggregation(self) -> Aggregation:
+        return aggregation_of(self._config, warm_up=self._stage is Stage.SFT)
 
     @property
     def _data_rank(self) -> int:
@@ -443,7 +447,7 @@ class LearnerEngine:
     def _sharing_supported(self) -> bool:
         shape: Any = self._policy.causal_lm.config
         head_width = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
-        reason = unsupported_reason(self._device, _dtype(self._config), head_width)
+        reason = unsupported_reason(self._device, torch_dtype(self._config), head_width)
         if reason is not None:
             logger.warning("shared prompts off: %s; every response is forwarded behind its own prompt", reason)
         return reason is None
@@ -451,7 +455,7 @@ class LearnerEngine:
     def _load(self, model_path: str) -> Policy:
         return load_policy(
             model_path,
-            dtype=_dtype(self._config),
+            dtype=torch_dtype(self._config),
             gradient_checkpointing=self._config.gradient_checkpointing,
             trust_remote_code=self._trust_remote_code,
         )
@@ -523,36 +527,3 @@ def _batches(row: Row) -> tuple[RowTensors, ...]:
 
 def _with_advantages(group: ScoredGroup, switch: EntropySwitch) -> ScoredGroup:
     return dataclasses.replace(group, advantages=switch.apply(group.advantages))
-
-
-def _entropy_switch(config: LearnerConfig) -> EntropySwitch | None:
-    control = config.entropy_control
-    return None if control is None else EntropySwitch(high=control.high, low=control.low)
-
-
-def _dtype(config: LearnerConfig) -> torch.dtype:
-    return torch.bfloat16 if config.dtype == "bf16" else torch.float32
-
-
-def _aggregation(config: LearnerConfig, stage: Stage | None) -> Aggregation:
-    algorithm = config.algorithm
-    if algorithm.type == "dr_grpo" and stage is Stage.RL:
-        return Aggregation(over="constant", constant_tokens=algorithm.constant_tokens)
-    return TOKEN_MEAN if algorithm.type == "dapo" else RESPONSE_MEAN
-
-
-def _objective(config: LearnerConfig) -> Objective:
-    algorithm = config.algorithm
-    low, high = (
-        (algorithm.clip_low, algorithm.clip_high) if algorithm.type == "dapo" else (algorithm.clip, algorithm.clip)
-    )
-    importance = config.importance
-    return Objective(
-        clip_low=low,
-        clip_high=high,
-        kl_coefficient=config.kl_coefficient,
-        kl_estimator=config.kl_estimator,
-        entropy_coefficient=config.entropy_coefficient,
-        importance_cap=None if importance is None else importance.cap,
-        importance_beyond="truncate" if importance is None else importance.beyond,
-    )
