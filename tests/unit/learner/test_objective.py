@@ -102,3 +102,11 @@ def test_the_warm_up_is_the_weighted_negative_log_likelihood(row):
 
 def _part(scores):
     return TokenScores(*(column[1:3] for column in scores))
+
+
+def test_a_group_without_signal_has_no_loss_and_no_gradient(row):
+    row.advantages_N.zero_()
+    terms, gradient, sums = _run(row, PLAIN, _scores(row))
+    assert not terms.any()
+    assert not gradient.any()
+    assert (sums["masked"], sums["clipped"]) == (0, 0)
