@@ -135,6 +135,7 @@ def test_a_run_resumed_from_its_checkpoint_trains_on_the_same_batches(bench):
     resumed = bench(name="resumed", accuracies=always_mixed)
     resumed.coordinator.load_state_dict(saved["curriculum"])
     resumed.progress = Progress.from_state_dict(saved["progress"])
+    resumed.rollouts.policy_version = resumed.progress.policy_version
     resumed.run()
     assert resumed.learner.batches == whole.learner.batches[2:]
 
