@@ -150,11 +150,12 @@ class TrainingLoop:
         phase = self._config.curriculum.phases[state.phase]
         order = self._order(phase, state)
         collected = await self._judged_batch(order)
-        batch, is_collected = collected.batch, time.monotonic()
+        batch = collected.batch
+        collected_at = time.monotonic()
         report = await self._learner.train_step(batch, self._learning_rate(phase, state.num_steps)) if batch else None
-        is_trained = time.monotonic()
+        trained_at = time.monotonic()
         sync = await self._sync() if report else None
-        is_synced = time.monotonic()
+        synced_at = time.monotonic()
         summary = await self._finish_curriculum_step(collected)
         self._progress.ledger.add(collected.fates)
         metrics = step_metrics(
@@ -170,10 +171,10 @@ class TrainingLoop:
             sync_version=self._progress.policy_version,
             sync_bytes=sync.num_bytes if sync else None,
             seconds=StepSeconds(
-                rollout_s=is_collected - started,
-                learner_s=is_trained - is_collected,
-                sync_s=is_synced - is_trained,
-                step_s=is_synced - started,
+                rollout_s=collected_at - started,
+                learner_s=trained_at - collected_at,
+                sync_s=synced_at - trained_at,
+                step_s=synced_at - started,
             ),
         )
         stage.count(collected.sampled, num_trained=len(batch))

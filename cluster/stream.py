@@ -76,10 +76,8 @@ class Stream:
         """
         await self._begin(order)
         while not self._buffer.is_ready():
-            if sum(self._dropped.fates.values()) >= self._max_dropped:
-                self._is_admitting = False
-                if self._buffer.num_under_way == 0:
-                    break
+            if self._is_exhausted and self._buffer.num_under_way == 0:
+                break
             await self._admit()
             await self._next_change()
         return self._leave()
@@ -153,9 +151,14 @@ class Stream:
     async def _admit(self) -> None:
         """Opens as many leases as there is room for; one admission at a time."""
         async with self._opening:
-            num_tasks = self._room() if self._is_admitting else 0
+            num_tasks = self._room() if self._is_admitting and not self._is_exhausted else 0
             if num_tasks:
                 self._sample(await self._curriculum.open_stream(num_tasks))
+
+    @property
+    def _is_exhausted(self) -> bool:
+        """Whether too many groups were dropped for the next batch to go on trying."""
+        return sum(self._dropped.fates.values()) >= self._max_dropped
 
     def _room(self) -> int:
         return self._buffer.room(
@@ -188,14 +191,16 @@ class Stream:
     async def _arrive(self, group: BatchGroup) -> None:
         if not await self._curriculum.keep([(group.meta.lease_id, group.meta.task_id)]):
             return  # a second answer to the same lease
-        fate = self._buffer.arrive(group, trainable=group.trainable(dynamic_sampling=self._dynamic_sampling))
+        async with self._opening:  # its own admission may not be booked yet
+            fate = self._buffer.arrive(group, trainable=group.trainable(dynamic_sampling=self._dynamic_sampling))
         if fate is not None:
             self._dropped.add(group, fate)
 
     async def _lose(self, lost: GroupLost) -> None:
         if not await self._curriculum.keep([(lost.lease_id, lost.task_id)]):
             return
-        self._buffer.lose(lost.lease_id)
+        async with self._opening:
+            self._buffer.lose(lost.lease_id)
         self._dropped.lose(lost)
         if self._dropped.fates[Fate.FAILED] > self._batch_size:
             raise lost
