@@ -127,7 +127,6 @@ class Stream:
         for group in self._buffer.take_batch():
             collected.add(group, Fate.TRAINED)
         self._outcomes += collected.outcomes
-        self._is_admitting = bool(collected.batch)
         return collected
 
     async def _next_change(self) -> None:

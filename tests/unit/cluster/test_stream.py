@@ -75,6 +75,11 @@ class Engines:
         return BatchGroup(meta=GroupMeta.of(group, 0.0), scores=tuple(map(self.make_score, accuracies)), group=group)
 
 
+def _end(steps):
+    """A number of steps, or another rule as a recipe writes it."""
+    return {"type": "steps", "steps": steps} if isinstance(steps, int) else steps
+
+
 class Simulation:
     """Phases on a stream, with a learner that takes its time."""
 
@@ -92,19 +97,22 @@ class Simulation:
         sync_s=0.25,
         share=0.25,
         num_tasks=12,
+        lease_timeout_s=1e6,
     ):
         names = [f"phase-{i}" for i in range(len(steps))]
         config = CurriculumConfig.model_validate(
             {
                 "phases": [
-                    {"name": name, "max_prompt_tokens": 15 + 10 * i, "end": {"type": "steps", "steps": steps[i]}}
+                    {"name": name, "max_prompt_tokens": 15 + 10 * i, "end": _end(steps[i])}
                     for i, name in enumerate(names)
                 ],
+                "lease_timeout_s": lease_timeout_s,
                 "retrospective": {"max_share": share, "selection": "difficulty"},
             }
         )
         tasks = [make_task(f"{name}-{i}", phase) for phase, name in enumerate(names) for i in range(num_tasks)]
-        self.coordinator = Coordinator(tasks=tasks, config=config, seed=0)
+        self.clock = SimulatedClock()
+        self.coordinator = Coordinator(tasks=tasks, config=config, seed=0, now=self.clock.time)
         self.engines = engines(self.coordinator)
         self.max_policy_lag = max_policy_lag
         self.batch_size = batch_size
@@ -127,15 +135,18 @@ class Simulation:
         self.phases = []
 
     def run(self, num_steps=10**6):
-        with asyncio.Runner(loop_factory=SimulatedClock) as runner:
+        with asyncio.Runner(loop_factory=lambda: self.clock) as runner:
             return runner.run(self._run(num_steps))
 
     async def _run(self, num_steps):
         step = 0
         while not (state := self.coordinator.phase_state()).finished and step < num_steps:
             self.phases.append(state.phase)
-            await self._step(step, self.steps[state.phase] - state.num_steps)
+            steps = self.steps[state.phase]
+            await self._step(step, steps - state.num_steps if isinstance(steps, int) else None)
             step += 1
+            if self.coordinator.phase_state().phase != state.phase:
+                assert asyncio.all_tasks() == {asyncio.current_task()}, "a pull outlived its phase"
         await self.stream.close()
         return asyncio.get_running_loop().time()
 
@@ -272,15 +283,45 @@ def test_the_last_batch_of_a_phase_leaves_nothing_over(simulate):
     assert simulation.ledger == Ledger(trained=6 * 4)
 
 
-def test_groups_that_a_phase_leaves_unused_are_given_back_and_never_trained_on(simulate):
-    never_mixed_at_first = lambda lease: [0.0, 0.0] if lease.phase == 0 else [1.0, 0.0]  # noqa: E731
+def test_a_phase_where_nothing_has_a_signal_ends_and_opens_nothing_more(simulate):
     simulation = simulate(
-        max_policy_lag=2, accuracies=never_mixed_at_first, steps=(40, 2), seconds=lambda lease: 1.0 + lease.lease_id % 3
+        max_policy_lag=2,
+        accuracies=lambda lease: [0.0, 0.0] if lease.phase == 0 else [1.0, 0.0],
+        seconds=lambda lease: 1.0 + lease.lease_id % 3,
+        steps=(40, 2),
     )
     simulation.run()
     assert [len(batch) for batch in simulation.batches] == [0, 0, 0, 4, 4]
-    assert simulation.ledger.no_variance >= 3 * 3 * 4, "three steps with three batches' worth of tries each"
-    assert simulation.ledger.no_variance + simulation.ledger.returned + 8 == simulation.ledger.ended
+    assert 3 * 3 * 4 <= simulation.ledger.no_variance < 3 * (3 * 4 + 3 * 4), (
+        "three steps, three batches' worth of tries"
+    )
+    assert simulation.ledger.returned == 0
+
+
+def test_groups_that_a_phase_leaves_unused_are_given_back_and_never_trained_on(simulate):
+    simulation = simulate(
+        max_policy_lag=2,
+        seconds=lambda lease: 0.3 + lease.lease_id % 3,
+        steps=({"type": "epochs", "epochs": 1.0}, 2),
+    )
+    simulation.run()
+    assert simulation.phases == [0, 0, 0, 1, 1], "twelve tasks are three batches"
+    assert simulation.ledger.trained == 5 * 4
+    assert simulation.ledger.returned > 0
+    assert simulation.ledger.returned == simulation.coordinator.lease_counts().returned
+
+
+def test_a_lease_whose_engine_hangs_is_taken_over_when_it_expires(simulate):
+    calls = Counter()
+
+    def seconds(lease):
+        calls[lease.lease_id] += 1
+        return 1e9 if lease.lease_id == 3 and calls[3] == 1 else 0.5
+
+    simulation = simulate(max_policy_lag=1, seconds=seconds, steps=(3, 3), lease_timeout_s=20.0)
+    assert simulation.run() < 60
+    assert calls[3] == 2
+    assert simulation.ledger == Ledger(trained=6 * 4)
 
 
 def test_oversampling_follows_the_acceptance_rate_within_the_bound(simulate):
