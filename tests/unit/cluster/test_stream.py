@@ -247,6 +247,8 @@ def test_whatever_the_order_of_completion_the_bound_holds_and_the_ledger_balance
     assert simulation.engines.most_busy <= (max_policy_lag + 1) * batch_size
     assert simulation.coordinator.open_leases() == ()
     assert simulation.imbalance() is None
+    counts = simulation.coordinator.lease_counts()
+    assert counts.duplicate == counts.unknown == 0, "every outcome is reported once"
     for phase, batch in zip(simulation.phases, simulation.batches, strict=True):
         assert {group.meta.phase for group in batch} <= {phase}
 
