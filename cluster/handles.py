@@ -112,6 +112,9 @@ class RayRollouts:
         """
         while True:
             actor = self._least_busy()
+            if actor.is_repairing:
+                await actor.repaired()
+                continue
             incarnation = actor.incarnation
             self._in_flight[actor.name] += 1
             try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from cluster.batch import BatchGroup
 from cluster.batch_source import BatchOrder, Collected
-from cluster.buffer import WINDOW_BATCHES, AcceptanceRate, LagBoundError, policy_lag, without_signal
+from cluster.buffer import AcceptanceRate, LagBoundError, policy_lag, without_signal
 from cluster.ledger import Fate, Fates
 from cluster.roles import Curriculum, Rollouts
 from curriculum.transition import CurriculumReport, StepSummary
@@ -29,11 +29,11 @@ class Waves:
         self._batch_size = batch_size
         self._max_rounds = max_rounds
         self._dynamic_sampling = dynamic_sampling
-        self._acceptance = AcceptanceRate(WINDOW_BATCHES * batch_size)
+        self._acceptance = self._fresh_acceptance()
 
     @property
     def acceptance_rate(self) -> float:
-        """Share of the latest groups that had a signal."""
+        """Share of the groups of the latest batch that had a signal."""
         return self._acceptance.value
 
     @property
@@ -43,6 +43,7 @@ class Waves:
 
     async def next_batch(self, order: BatchOrder) -> Collected:
         """Wave after wave until the batch is full or the waves are used up."""
+        self._acceptance = self._fresh_acceptance()
         collected = Collected()
         for _ in range(self._max_rounds):
             await self._collect_wave(self._batch_size - len(collected.batch), order, collected)
@@ -60,6 +61,9 @@ class Waves:
 
     async def close(self) -> None:
         """Nothing runs between batches."""
+
+    def _fresh_acceptance(self) -> AcceptanceRate:
+        return AcceptanceRate(self._max_rounds * self._batch_size)
 
     async def _collect_wave(self, num_groups: int, order: BatchOrder, collected: Collected) -> None:
         await self._curriculum.open_batch(num_groups)

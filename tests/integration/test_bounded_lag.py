@@ -1,7 +1,8 @@
-"""A run that samples while it trains, on real parts: the bound, the ledger, and a stop in the middle with a resume."""
+"""A run that samples while it trains, on real parts: bound and ledger hold over a dead engine, a stop and a resume."""
 
 from __future__ import annotations
 
+import os
 import signal
 
 import pyarrow.parquet as pq
@@ -16,9 +17,11 @@ MAX_POLICY_LAG = 2
 
 @pytest.fixture(scope="module")
 def lagging(workshop):
-    """A run with a lag of at most two updates, interrupted in the middle of the last phase and resumed."""
+    """A run with a lag of at most two updates: its rollout actor is killed, then it is interrupted and resumed."""
     run = workshop.new_run("lagging")
     command = workshop.train(run, rollout__max_policy_lag=MAX_POLICY_LAG)
+    command.wait_for(lambda: len(run.metrics) >= NUM_SFT_STEPS + 1, "first step of the first phase")
+    os.kill(run.events("actors_ready")[0]["pids"]["rollout-0"], signal.SIGKILL)
     command.wait_for(lambda: len(run.metrics) >= NUM_STEPS - 4, "fourth step from the end")
     command.process.send_signal(signal.SIGINT)
     run.finish(command)
@@ -35,6 +38,11 @@ def last_lines(lagging):
 def test_the_run_stops_resumes_and_leaves_no_process_behind(lagging):
     assert lagging.exit_statuses == [130, 0], lagging.output[-2000:]
     assert lagging.survivors == [[], []]
+
+
+def test_a_killed_rollout_actor_comes_back_within_the_run(lagging):
+    faults = [(event["actor"], event["action"]) for event in lagging.events("fault")]
+    assert faults == [("rollout-0", "restarting"), ("rollout-0", "back")]
 
 
 def test_batches_are_old_by_two_updates_at_most_and_some_are_old(last_lines):
