@@ -89,6 +89,7 @@ async def sample_group(
         replayed=lease.replayed,
         temperature=sampling.temperature,
         engine=engine_name,
+        top_p=sampling.top_p,
     )
 
 

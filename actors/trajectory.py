@@ -64,6 +64,8 @@ class Group:
     """Sampling temperature; the learner divides its logits by the same number."""
     engine: str
     """Name of the rollout actor, for logs."""
+    top_p: float = 1.0
+    """Nucleus that the answers were drawn from; `rollout_logprobs` are those of the distribution cut to it."""
 
     def __post_init__(self) -> None:
         if not self.trajectories:
@@ -88,6 +90,8 @@ class GroupMeta:
     engine: str
     seconds: float
     """From the lease to the last token."""
+    data_source: str = ""
+    """Kind of task, for advantages that are scaled by task."""
 
     @classmethod
     def of(cls, group: Group, seconds: float) -> GroupMeta:
@@ -103,4 +107,5 @@ class GroupMeta:
             policy_version=min(trajectory.policy_version for trajectory in group.trajectories),
             engine=group.engine,
             seconds=seconds,
+            data_source=group.data_source,
         )

@@ -215,7 +215,8 @@ def evaluate(
         list[str],
         typer.Argument(
             metavar="BENCHMARK...",
-            help="docmath, 2wikimqa, hotpotqa, musique, narrativeqa, qasper, [NAME=]FILE or [NAME=]OWNER/DATA[:SPLIT].",
+            help="docmath, 2wikimqa, hotpotqa, musique, narrativeqa, qasper, frames=FILE, [NAME=]FILE or "
+            "[NAME=]OWNER/DATA[:SPLIT].",
         ),
     ],
     out: Out = None,

@@ -251,6 +251,7 @@ class RayLearner:
                 rewards=group.rewards,
                 response_tokens=group.meta.response_tokens,
                 prompt_tokens=group.meta.prompt_tokens,
+                data_source=group.meta.data_source,
             )
             for group in batch
         ]

@@ -148,7 +148,7 @@ async def _start_actors(
         [supervised(name, handle) for name, handle in judge_handles.items()],
         max_groups_in_flight=config.rollout.max_groups_in_flight,
     )
-    reference = folder.reference if config.learner.kl_coefficient > 0 else None
+    reference = folder.reference if config.learner.needs_reference else None
     learner = RayLearner(ranks, rollouts, reference=reference)
     waiting = [
         *_named_ready(rollout_handles),

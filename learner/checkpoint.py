@@ -15,13 +15,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from learner.shard import Shard, shard_name
+
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
 COMPLETE = "COMPLETE"
 """File whose presence says that every rank has written everything."""
-_SHARDS = "shards"
 _MANIFEST = "manifest.json"
+_INDEX = "index.json"
+_STEP = "optimizer_step"
+_STATE = "state.json"
 
 
 def is_complete(directory: Path) -> bool:
@@ -48,13 +52,14 @@ def prune(parent: Path, keep: int) -> None:
         shutil.rmtree(path)
 
 
-def save(engine: DeepSpeedEngine, directory: Path, *, manifest: dict[str, Any]) -> None:
+def save(engine: DeepSpeedEngine, directory: Path, *, manifest: dict[str, Any], state: dict[str, Any]) -> None:
     """Write weights, optimizer and random state of all ranks. Collective; every rank sees the same file system.
 
     Args:
         engine: the DeepSpeed engine.
         directory: final name; an earlier checkpoint of that name is replaced.
         manifest: what must agree when the checkpoint is loaded; plain JSON.
+        state: what is handed back then; plain JSON.
     """
     import torch.distributed as dist
 
@@ -64,32 +69,44 @@ def save(engine: DeepSpeedEngine, directory: Path, *, manifest: dict[str, Any]) 
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     dist.barrier()
-    engine.save_checkpoint(str(partial), tag=_SHARDS, save_latest=False)
+    shard = Shard.of(engine)
+    shard.save(partial / shard_name(rank))
     torch.save(_random_state(), partial / f"rng_{rank}.pt")
     dist.barrier()
     if rank == 0:
         (partial / _MANIFEST).write_text(json.dumps({**manifest, "world_size": dist.get_world_size()}) + "\n")
+        (partial / _INDEX).write_text(json.dumps(shard.index) + "\n")
+        (partial / _STATE).write_text(json.dumps({**state, _STEP: shard.step}) + "\n")
         (partial / COMPLETE).touch()
         shutil.rmtree(directory, ignore_errors=True)
         partial.rename(directory)
     dist.barrier()
 
 
-def load(engine: DeepSpeedEngine, directory: Path, *, manifest: dict[str, Any]) -> None:
-    """Restore what `save` wrote. Collective.
+def load(engine: DeepSpeedEngine, directory: Path, *, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Restore what `save` wrote and return its state. Collective.
+
+    The number of ranks may differ from the one that saved. Weights and optimizer are then the same; random states are
+    those of the old ranks, over and over, since there is one per rank.
 
     Raises:
         FileNotFoundError: no complete checkpoint of that name.
-        ValueError: the checkpoint was written by another number of ranks or with another manifest.
+        ValueError: the checkpoint was written with another manifest, or belongs to another model.
     """
     import torch.distributed as dist
 
     if not is_complete(directory):
         raise FileNotFoundError(f"{directory} is not a complete checkpoint (no {COMPLETE}); resume from an earlier one")
-    _check_manifest(directory, {**manifest, "world_size": dist.get_world_size()})
-    engine.load_checkpoint(str(directory), tag=_SHARDS, load_lr_scheduler_states=False)
-    _restore_random_state(torch.load(directory / f"rng_{dist.get_rank()}.pt", weights_only=True))
+    found = json.loads((directory / _MANIFEST).read_text())
+    _check_manifest(directory, found, manifest)
+    state = json.loads((directory / _STATE).read_text())
+    num_shards = int(found["world_size"])
+    index = json.loads((directory / _INDEX).read_text())
+    Shard.of(engine).restore(directory, index, num_shards, step=state.pop(_STEP))
+    random_state = torch.load(directory / f"rng_{dist.get_rank() % num_shards}.pt", weights_only=True)
+    _restore_random_state(random_state)
     dist.barrier()
+    return state
 
 
 def _checkpoints(parent: Path) -> list[Path]:
@@ -98,8 +115,7 @@ def _checkpoints(parent: Path) -> list[Path]:
     return [path for path in parent.iterdir() if path.is_dir() and not path.name.startswith(".")]
 
 
-def _check_manifest(directory: Path, expected: dict[str, Any]) -> None:
-    found = json.loads((directory / _MANIFEST).read_text())
+def _check_manifest(directory: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
     different = {key: (found.get(key), value) for key, value in expected.items() if found.get(key) != value}
     if different:
         text = ", ".join(f"{key}={old!r} in the checkpoint but {new!r} now" for key, (old, new) in different.items())

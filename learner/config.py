@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from curriculum.config import StrictModel
 
@@ -45,7 +45,42 @@ class DapoConfig(StrictModel):
     """Replace groups whose accuracies are all equal; off, they are trained on with zero advantage."""
 
 
-Algorithm = Annotated[GrpoConfig | DapoConfig, Field(discriminator="type")]
+class DrGrpoConfig(StrictModel):
+    """Mean over groups of the token sum divided by a constant, without dividing advantages by their deviation
+    (Liu et al., 2025, "Understanding R1-Zero-like training")."""
+
+    type: Literal["dr_grpo"] = "dr_grpo"
+    clip: float = Field(default=0.2, gt=0, lt=1)
+    """The ratio is clipped to [1 - clip, 1 + clip]."""
+    constant_tokens: int = Field(gt=0)
+    """What every answer's token sum is divided by; the response limit of the rollout."""
+
+
+Algorithm = Annotated[GrpoConfig | DapoConfig | DrGrpoConfig, Field(discriminator="type")]
+
+
+class ImportanceConfig(StrictModel):
+    """Truncated importance sampling between the policy that sampled and the learner's."""
+
+    cap: float = Field(default=2.0, gt=0)
+    """Largest weight of a token."""
+    beyond: Literal["truncate", "mask"] = "truncate"
+    """Hold larger weights at the cap, or leave their tokens out."""
+
+
+class EntropyControlConfig(StrictModel):
+    """Leave answers with negative advantage out while the policy is too uncertain (AEPO of QwenLong-L1.5)."""
+
+    high: float = Field(gt=0)
+    """Entropy (nats per token) of the last step above which they are left out."""
+    low: float = Field(ge=0)
+    """Entropy below which they come back."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> EntropyControlConfig:
+        if self.low > self.high:
+            raise ValueError(f"learner.entropy_control: low={self.low} is above high={self.high}; swap them")
+        return self
 
 
 class LearnerConfig(OptimizerConfig):
@@ -59,19 +94,59 @@ class LearnerConfig(OptimizerConfig):
     grad_clip: float = Field(default=1.0, gt=0)
     """Largest L2 norm of the gradient."""
     algorithm: Algorithm = DapoConfig()
+    advantage_scale: Literal["group", "task", "none"] = "group"
+    """Standard deviation that advantages are divided by: of the group, of all answers in the batch to questions of the
+    same data source (QwenLong-L1.5), or none (Dr. GRPO)."""
     kl_coefficient: float = Field(default=0.0, ge=0)
-    """Weight of the k3 estimate against the frozen reference policy; 0 keeps no reference in memory."""
+    """Weight of the KL estimate against the frozen reference policy in the loss."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    kl_every: int = Field(default=0, ge=0)
+    """Report the KL every so many training steps though it is not in the loss, from a reference in host memory;
+    0 never. Without this and `kl_coefficient` there is no reference."""
+    entropy_coefficient: float = Field(default=0.0, ge=0)
+    """Weight of an entropy bonus."""
+    importance: ImportanceConfig | None = None
+    """Correction for the difference between sampler and learner; none by default."""
+    entropy_control: EntropyControlConfig | None = None
     mini_batches: int = Field(default=1, gt=0)
     """Optimizer updates per batch; the paper's run has 4. More than 1 costs a pass for the old log-probabilities."""
     max_tokens_per_microbatch: int = Field(default=80_000, gt=1)
-    """Largest row that a rank forwards at once, shared prompts counted once."""
+    """Largest row that is forwarded at once, shared prompts counted once. A prompt with its longest response must fit;
+    the responses of a larger group go through in batches behind one pass of the prompt."""
+    sequence_parallel: int = Field(default=1, gt=0)
+    """Ranks that share one row, each with a stretch of its tokens; divides `num_ranks` and the model's heads."""
     gradient_checkpointing: bool = False
+    offload_activations: bool = False
+    """Keep the checkpointed layer inputs in host memory; needs `gradient_checkpointing`."""
     offload_optimizer: bool = False
     """Keep the optimizer state and the master weights in host memory."""
     offload_parameters: bool = False
     """Keep the partitioned weights in host memory."""
     max_nonfinite_updates: int = Field(default=3, ge=0)
     """Updates with a non-finite loss or gradient that are skipped before the run stops."""
+
+    @property
+    def num_data_ranks(self) -> int:
+        """Rows that are forwarded at the same time."""
+        return self.num_ranks // self.sequence_parallel
+
+    @property
+    def needs_reference(self) -> bool:
+        """True if the KL against a frozen reference policy is in the loss or in the report."""
+        return self.kl_coefficient > 0 or self.kl_every > 0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> LearnerConfig:
+        if self.num_ranks % self.sequence_parallel:
+            raise ValueError(
+                f"learner.num_ranks={self.num_ranks} is not divisible by sequence_parallel={self.sequence_parallel}; "
+                "every row needs a whole set of ranks"
+            )
+        if self.offload_activations and not self.gradient_checkpointing:
+            raise ValueError(
+                "learner.offload_activations moves checkpointed layer inputs; set gradient_checkpointing=true"
+            )
+        return self
 
 
 class SftConfig(OptimizerConfig):

@@ -7,36 +7,53 @@ Unblocked by: all ranks making the same call.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import shutil
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
 from curriculum.task import Demonstration
-from learner import checkpoint
+from learner import checkpoint, sharing_check
+from learner.activations import offloaded_layer_inputs
 from learner.config import LearnerConfig, OptimizerConfig, SftConfig
-from learner.logprobs import TokenScores
-from learner.loss import Aggregation, clipped_policy_loss, kl_estimate
+from learner.entropy_control import EntropySwitch
+from learner.flash import unsupported_reason
+from learner.logprobs import TokenLoss, TokenScores
+from learner.loss import Aggregation
 from learner.microbatch import ScoredGroup, SftReport, StepReport
-from learner.packing import MiniBatchPlan, UpdatePlan, plan_update
-from learner.policy import Policy, RowTensors, copy_tokenizer, load_policy
+from learner.objective import PolicyLoss, SftLoss
+from learner.packing import MiniBatchPlan, UpdatePlan, plan_update, unshare
+from learner.policy import Policy, copy_tokenizer, load_policy
+from learner.row_tensors import PhasedTensors, Placement, RowTensors, to_device
 from learner.rows import build_microbatch, demonstration_group
+from learner.settings import aggregation_of, entropy_switch, objective_of, torch_dtype
 from learner.tally import Tally
+from learner.three_phase import backward_in_phases, score_in_phases
+from learner.ulysses import HeadExchange, check_heads
 from learner.zero3_config import zero3_config, zero3_frozen_config
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
+    from torch.distributed import ProcessGroup
+
+logger = logging.getLogger(__name__)
 
 EXPORT_BUCKET_BYTES = 256 << 20
 """Full weights gathered at once when they leave the learner."""
+
+
+Row = RowTensors | PhasedTensors
+"""What one micro-step forwards."""
 
 
 class Stage(StrEnum):
@@ -90,9 +107,13 @@ class LearnerEngine:
         self._world_size = world_size
         self._stage: Stage | None = None
         self._skipped_in_a_row = 0
+        self._num_steps = 0
+        self._entropy_switch = entropy_switch(config)
         self._device = _join_process_group(rank, world_size, on_gpu)
         torch.manual_seed(seed + rank)
         self._policy = self._load(model_path)
+        self._placement = self._place()
+        self._sharing = self._sharing_supported()
         self._engine = self._trained_engine(self._policy)
         self._reference: DeepSpeedEngine | None = None
 
@@ -106,8 +127,8 @@ class LearnerEngine:
 
         Args:
             stage: what comes next.
-            reference_path: model that the KL is measured against, if `kl_coefficient` > 0; None for the model that
-                the engine was started with.
+            reference_path: model that the KL is measured against, if `kl_coefficient` or `kl_every` is set; None for
+                the model that the engine was started with.
         """
         optimizer: OptimizerConfig = self._config
         if stage is Stage.SFT:
@@ -119,7 +140,7 @@ class LearnerEngine:
         for group in base.param_groups:
             group.update(betas=optimizer.betas, weight_decay=optimizer.weight_decay)
         self._stage = stage
-        if stage is Stage.RL and self._config.kl_coefficient > 0:
+        if stage is Stage.RL and self._config.needs_reference:
             self._reference = self._frozen_engine(self._load(reference_path or self._model_path))
 
     def sft_step(self, demonstrations: Sequence[Demonstration], *, learning_rate: float) -> SftReport:
@@ -166,12 +187,19 @@ class LearnerEngine:
         """
         started = time.perf_counter()
         self._expect(Stage.RL)
+        if self._sharing and self._num_steps < sharing_check.CHECKED_STEPS:
+            self._check_sharing(plan.mini_batches[0], groups)
         batches = [self._rows(mini_batch, groups) for mini_batch in plan.mini_batches]
+        negatives_masked = self._entropy_switch is not None and self._entropy_switch.masking
         tally = Tally(self._device)
-        old = [self._old_logprobs(rows, tally) if len(batches) > 1 else None for rows in batches]
-        for rows, old_logprobs in zip(batches, old, strict=True):
-            self._update(rows, old_logprobs, tally, learning_rate)
+        old = [self._old_scores(rows, tally) if len(batches) > 1 else None for rows in batches]
+        for rows, old_scores in zip(batches, old, strict=True):
+            self._update(rows, old_scores, tally, learning_rate)
         sums = tally.reduce()
+        kl_measured = self._reference_due()
+        self._num_steps += 1
+        if self._entropy_switch is not None:
+            self._entropy_switch.observe(sums.entropy)
         return StepReport(
             num_groups=sum(len(mini_batch.groups) for mini_batch in plan.mini_batches),
             num_response_tokens=sums.num_tokens,
@@ -185,7 +213,12 @@ class LearnerEngine:
             mean_ratio=sums.mean_ratio,
             rollout_logprob_gap_mean=sums.rollout_logprob_gap_mean,
             rollout_logprob_gap_max=sums.rollout_logprob_gap_max,
-            kl_to_reference=sums.kl_to_reference if self._reference is not None else None,
+            kl_to_reference=sums.kl_to_reference if kl_measured else None,
+            masked_fraction=sums.masked_fraction,
+            importance_weight=sums.importance_weight,
+            log_nucleus=sums.log_nucleus,
+            negatives_masked=negatives_masked,
+            prompt_sharing=self._sharing,
             seconds=time.perf_counter() - started,
         )
 
@@ -224,16 +257,19 @@ class LearnerEngine:
 
     def save(self, directory: Path) -> None:
         """Write a checkpoint that is either whole or not there; see `learner.checkpoint`."""
-        checkpoint.save(self._engine, directory, manifest=self._manifest())
+        checkpoint.save(self._engine, directory, manifest=self._manifest(), state=self._state())
 
     def load(self, directory: Path) -> None:
         """Restore weights, optimizer and random state; call `start_stage` with the checkpoint's stage first.
 
         Raises:
             FileNotFoundError: the checkpoint is missing or incomplete.
-            ValueError: it belongs to another stage, dtype or number of ranks.
+            ValueError: it belongs to another stage, dtype or model.
         """
-        checkpoint.load(self._engine, directory, manifest=self._manifest())
+        state = checkpoint.load(self._engine, directory, manifest=self._manifest())
+        self._num_steps = int(state["num_steps"])
+        if self._entropy_switch is not None:
+            self._entropy_switch.masking = bool(state["negatives_masked"])
 
     def close(self) -> None:
         """Leave the process group; the engine is of no use afterwards."""
@@ -243,58 +279,106 @@ class LearnerEngine:
 
     # one update --------------------------------------------------------------------------------------------------
 
-    def _update(
-        self, rows: list[RowTensors], old_logprobs: list[Tensor] | None, tally: Tally, learning_rate: float
-    ) -> None:
+    def _update(self, rows: list[Row], old: list[list[TokenScores]] | None, tally: Tally, learning_rate: float) -> None:
         """Forward and backward of every row, then one optimizer step, skipped on all ranks if it is not finite."""
         for group in self._zero_optimizer.param_groups:
             group["lr"] = learning_rate
         for index, row in enumerate(rows):
-            self._engine.set_gradient_accumulation_boundary(index == len(rows) - 1)
-            loss = self._row_loss(row, None if old_logprobs is None else old_logprobs[index], tally)
-            self._engine.backward(loss * self._world_size)
+            self._row_backward(row, None if old is None else old[index], tally, is_last=index == len(rows) - 1)
         self._engine.step()
         applied = self._engine.was_step_applied()
         tally.close_update(float(self._zero_optimizer._global_grad_norm) if applied else None)
         self._count_skipped(applied)
 
-    def _row_loss(self, row: RowTensors, old_logprobs_N: Tensor | None, tally: Tally) -> Tensor:
-        """The row's share of the loss of the mini-batch."""
-        scores: TokenScores = self._engine(row)
+    def _row_backward(self, row: Row, old: list[TokenScores] | None, tally: Tally, *, is_last: bool) -> None:
+        """Gradients of the row's share of the loss of the mini-batch."""
+        losses = self._losses(row, old)
+        # ZeRO-3 averages over all ranks; the loss is a sum over them.
+        if isinstance(row, RowTensors):
+            total, *columns = self._forward(row, losses[0])
+            self._backward(total * self._world_size, is_last=is_last)
+            self._count_row(row, total, TokenScores(*columns), losses[0], old is None, tally)
+            return
+
+        def backward(scalar: Tensor, is_surrogate: bool) -> None:
+            self._backward(scalar if is_surrogate else scalar * self._world_size, is_last=is_last and is_surrogate)
+
+        done = backward_in_phases(self._forward, backward, row, iter(losses))
+        for loss, (batch, total, scores) in zip(losses, done, strict=True):
+            self._count_row(batch, total, scores, loss, old is None, tally)
+
+    def _forward(self, *inputs: Any) -> tuple[Tensor, ...]:
+        """Forward pass with gradients; what it saves may go to host memory, what is recomputed later does not."""
+        with offloaded_layer_inputs() if self._config.offload_activations else nullcontext():
+            return self._engine(*inputs)
+
+    def _backward(self, scalar: Tensor, *, is_last: bool) -> None:
+        self._engine.set_gradient_accumulation_boundary(is_last)
+        self._engine.backward(scalar)
+
+    def _losses(self, row: Row, old: list[TokenScores] | None) -> Sequence[TokenLoss]:
+        """One loss for the row, or for each batch of its responses."""
+        batches = _batches(row)
         if self._stage is Stage.SFT:
-            loss = -(row.weights_N * scores.logprobs_N).sum()
-            tally.add_sft_row(row, scores, loss)
-            return loss
-        if old_logprobs_N is None:
-            tally.add_gap(row, scores.logprobs_N.detach())
-        clip_low, clip_high = _clip_range(self._config)
-        terms = clipped_policy_loss(
-            scores.logprobs_N,
-            scores.logprobs_N if old_logprobs_N is None else old_logprobs_N,
-            row.advantages_N,
-            clip_low=clip_low,
-            clip_high=clip_high,
-        )
-        loss = (row.weights_N * terms.loss_N).sum()
-        kl_N = self._kl(row, scores.logprobs_N)
-        if kl_N is not None:
-            loss = loss + self._config.kl_coefficient * (row.weights_N * kl_N).sum()
-        tally.add_row(row, scores, terms, kl_N, loss)
-        return loss
+            return [SftLoss(batch) for batch in batches]
+        reference = self._scores(self._reference, row) if self._reference and self._reference_due() else None
+        return [
+            PolicyLoss(
+                batch,
+                objective_of(self._config),
+                old=None if old is None else old[index],
+                reference_N=None if reference is None else reference[index].logprobs_N,
+            )
+            for index, batch in enumerate(batches)
+        ]
 
-    def _kl(self, row: RowTensors, logprobs_N: Tensor) -> Tensor | None:
+    def _count_row(
+        self, row: RowTensors, total: Tensor, scores: TokenScores, loss: TokenLoss, is_first_pass: bool, tally: Tally
+    ) -> None:
+        if not isinstance(loss, PolicyLoss):
+            tally.add_row(row, scores, total)
+            return
+        tally.add_row(row, scores, total, loss.sums)
+        if is_first_pass:
+            tally.add_gap(row, scores)
+
+    def _reference_due(self) -> bool:
+        """True if this step measures the KL; in the loss it always is."""
         if self._reference is None:
-            return None
-        with torch.no_grad():
-            reference_N = self._reference(row).logprobs_N
-        return kl_estimate(logprobs_N, reference_N, "k3")
+            return False
+        return self._config.kl_coefficient > 0 or self._num_steps % self._config.kl_every == 0
 
-    def _old_logprobs(self, rows: list[RowTensors], tally: Tally) -> list[Tensor]:
+    def _scores(self, engine: DeepSpeedEngine, row: Row) -> list[TokenScores]:
+        """Scores of the row, or of each batch of its responses, without gradient."""
         with torch.no_grad():
-            old = [self._engine(row).logprobs_N for row in rows]
-        for row, logprobs_N in zip(rows, old, strict=True):
-            tally.add_gap(row, logprobs_N)
+            return score_in_phases(engine, row) if isinstance(row, PhasedTensors) else [TokenScores(*engine(row)[1:])]
+
+    def _old_scores(self, rows: list[Row], tally: Tally) -> list[list[TokenScores]]:
+        old = [self._scores(self._engine, row) for row in rows]
+        for row, scores in zip(rows, old, strict=True):
+            for batch, batch_scores in zip(_batches(row), scores, strict=True):
+                tally.add_gap(batch, batch_scores)
         return old
+
+    def _check_sharing(self, mini_batch: MiniBatchPlan, groups: Mapping[int, ScoredGroup]) -> None:
+        """Compare the shared prompt with the dense path on one group per rank; all ranks fall back if any differs."""
+        pair = sharing_check.check_rows(mini_batch.ranks[self._data_rank][0], groups)
+        shared, dense = to_device(pair.shared, self._placement), to_device(pair.dense, self._placement, stock=True)
+        gap = sharing_check.mean_gap(
+            zip(_batches(shared), self._scores(self._engine, shared), strict=True),
+            zip(_batches(dense), self._scores(self._engine, dense), strict=True),
+            pair,
+            self._placement,
+        )
+        limit = sharing_check.MAX_MEAN_GAP[self._config.dtype]
+        if not gap <= limit:  # NaN included
+            self._sharing = False
+            logger.warning(
+                "shared prompts off: log-probabilities differ from the dense path by %.2e nats on average, more than "
+                "%.0e; every response is forwarded behind its own prompt from here on",
+                gap,
+                limit,
+            )
 
     def _count_skipped(self, applied: bool) -> None:
         self._skipped_in_a_row = 0 if applied else self._skipped_in_a_row + 1
@@ -307,16 +391,34 @@ class LearnerEngine:
 
     def _plan(self, shapes: Sequence[Any]) -> UpdatePlan:
         return plan_update(
-            shapes, num_ranks=self._world_size, mini_batches=1, max_tokens=self._config.max_tokens_per_microbatch
+            shapes,
+            num_ranks=self._config.num_data_ranks,
+            mini_batches=1,
+            max_tokens=self._config.max_tokens_per_microbatch,
         )
 
-    def _rows(self, mini_batch: MiniBatchPlan, groups: Mapping[int, ScoredGroup]) -> list[RowTensors]:
-        aggregation = _aggregation(self._config)
-        num_groups = len(mini_batch.groups)
+    def _rows(self, mini_batch: MiniBatchPlan, groups: Mapping[int, ScoredGroup]) -> list[Row]:
+        plan = mini_batch if self._sharing else unshare(mini_batch)
+        rows = plan.ranks[self._data_rank]
+        if self._entropy_switch is not None and self._stage is Stage.RL:
+            groups = {index: _with_advantages(group, self._entropy_switch) for index, group in groups.items()}
+        aggregation, num_groups = self._aggregation(), len(plan.groups)
         return [
-            RowTensors.of(build_microbatch(plan, groups, num_groups=num_groups, aggregation=aggregation), self._device)
-            for plan in mini_batch.ranks[self._rank]
+            to_device(
+                build_microbatch(row, groups, num_groups=num_groups, aggregation=aggregation),
+                self._placement,
+                stock=not self._sharing,
+            )
+            for row in rows
         ]
+
+    def _aggregation(self) -> Aggregation:
+        return aggregation_of(self._config, warm_up=self._stage is Stage.SFT)
+
+    @property
+    def _data_rank(self) -> int:
+        """Which row of every step is this rank's, alone or with the ranks that share it."""
+        return self._rank // self._config.sequence_parallel
 
     @property
     def _zero_optimizer(self) -> Any:
@@ -329,10 +431,31 @@ class LearnerEngine:
 
     # building ----------------------------------------------------------------------------------------------------
 
+    def _place(self) -> Placement:
+        """The device, and the group of ranks that share a row; every rank takes part in making every group."""
+        import torch.distributed as dist
+
+        size = self._config.sequence_parallel
+        if size == 1:
+            return Placement(device=self._device)
+        shape: Any = self._policy.causal_lm.config
+        check_heads(shape.num_attention_heads, shape.num_key_value_heads, size)
+        groups = [dist.new_group(list(range(start, start + size))) for start in range(0, self._world_size, size)]
+        exchange = HeadExchange(cast("ProcessGroup", groups[self._data_rank]), size)
+        return Placement(device=self._device, exchange=exchange, rank=self._rank % size)
+
+    def _sharing_supported(self) -> bool:
+        shape: Any = self._policy.causal_lm.config
+        head_width = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+        reason = unsupported_reason(self._device, torch_dtype(self._config), head_width)
+        if reason is not None:
+            logger.warning("shared prompts off: %s; every response is forwarded behind its own prompt", reason)
+        return reason is None
+
     def _load(self, model_path: str) -> Policy:
         return load_policy(
             model_path,
-            dtype=torch.bfloat16 if self._config.dtype == "bf16" else torch.float32,
+            dtype=torch_dtype(self._config),
             gradient_checkpointing=self._config.gradient_checkpointing,
             trust_remote_code=self._trust_remote_code,
         )
@@ -373,6 +496,10 @@ class LearnerEngine:
     def _manifest(self) -> dict[str, Any]:
         return {"stage": str(self._stage), "dtype": self._config.dtype}
 
+    def _state(self) -> dict[str, Any]:
+        masking = self._entropy_switch is not None and self._entropy_switch.masking
+        return {"num_steps": self._num_steps, "negatives_masked": masking}
+
 
 def _join_process_group(rank: int, world_size: int, on_gpu: bool) -> torch.device:
     """Set the environment that DeepSpeed reads on import, join the ranks, return the device of this one."""
@@ -394,12 +521,9 @@ def _join_process_group(rank: int, world_size: int, on_gpu: bool) -> torch.devic
     return torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
 
 
-def _aggregation(config: LearnerConfig) -> Aggregation:
-    return "response_mean" if config.algorithm.type == "grpo" else "group_token_mean"
+def _batches(row: Row) -> tuple[RowTensors, ...]:
+    return row.batches if isinstance(row, PhasedTensors) else (row,)
 
 
-def _clip_range(config: LearnerConfig) -> tuple[float, float]:
-    algorithm = config.algorithm
-    if algorithm.type == "grpo":
-        return algorithm.clip, algorithm.clip
-    return algorithm.clip_low, algorithm.clip_high
+def _with_advantages(group: ScoredGroup, switch: EntropySwitch) -> ScoredGroup:
+    return dataclasses.replace(group, advantages=switch.apply(group.advantages))

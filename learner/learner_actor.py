@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from actors.trajectory import Group
 from curriculum.task import Demonstration
-from learner.advantages import group_advantages
+from learner.advantages import batch_advantages
 from learner.config import LearnerConfig, SftConfig
 from learner.engine import LearnerEngine, Stage
 from learner.microbatch import GroupShape, ScoredGroup, SftReport, StepReport
@@ -34,6 +34,8 @@ class TrainingItem:
     response_tokens: tuple[int, ...]
     """[G] tokens of each answer."""
     prompt_tokens: int
+    data_source: str = ""
+    """Kind of task, for advantages that are scaled by task."""
 
     @property
     def shape(self) -> GroupShape:
@@ -102,14 +104,17 @@ class LearnerActor:
         """One training step; fetches the groups of this rank and no others."""
         plan = plan_update(
             [item.shape for item in items],
-            num_ranks=self._num_ranks,
+            num_ranks=self._config.num_data_ranks,
             mini_batches=self._config.mini_batches,
             max_tokens=self._config.max_tokens_per_microbatch,
         )
-        mine = plan.groups_of(self._rank)
+        advantages = batch_advantages(
+            [item.rewards for item in items], [item.data_source for item in items], self._config.advantage_scale
+        )
+        mine = plan.groups_of(self._rank // self._config.sequence_parallel)
         groups = ray.get([items[index].group for index in mine])
         scored: Mapping[int, ScoredGroup] = {
-            index: _scored_group(group, items[index].rewards) for index, group in zip(mine, groups, strict=True)
+            index: _scored_group(group, advantages[index]) for index, group in zip(mine, groups, strict=True)
         }
         return self._engine.train_step(plan, scored, learning_rate=learning_rate)
 
@@ -135,9 +140,8 @@ class LearnerActor:
         self._engine.export(directory)
 
 
-def _scored_group(group: Group, rewards: Sequence[float | None]) -> ScoredGroup:
+def _scored_group(group: Group, advantages: Sequence[float | None] | None) -> ScoredGroup:
     """The answers with a known reward, with their advantages."""
-    advantages = group_advantages(rewards)
     if advantages is None:
         raise ValueError(f"group of task {group.task_id}: fewer than two known rewards; it must not reach the learner")
     known = [(t, a) for t, a in zip(group.trajectories, advantages, strict=True) if a is not None]
@@ -147,4 +151,5 @@ def _scored_group(group: Group, rewards: Sequence[float | None]) -> ScoredGroup:
         rollout_logprobs=tuple(trajectory.rollout_logprobs for trajectory, _ in known),
         advantages=tuple(advantage for _, advantage in known),
         temperature=group.temperature,
+        top_p=group.top_p,
     )

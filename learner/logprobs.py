@@ -1,46 +1,82 @@
-"""Log-probabilities of the response tokens without ever holding all logits.
+"""Log-probabilities of the response tokens, and the gradient through them, without ever holding all logits.
 
-Suffixes: `_N` response tokens, `_H` hidden width, `_V` vocabulary. The LM head runs only on the positions that predict
-a response token, in chunks; a chunk's logits are thrown away after use and computed again in the backward pass.
+The LM head runs only on the positions that predict a response token, in tiles of tokens. What the loss does with a
+token depends on its log-probability and entropy alone, so a tile knows its gradient as soon as it knows these two: the
+logits are made once, turned into the gradient in place and thrown away. Forward and backward take three matrix
+products, one less than computing the logits again; the memory on top of the gradients themselves does not grow with the
+number of tokens. The gradient of the head is summed over the tiles in fp32, also for bf16 weights.
+
+Suffixes: `_N` response tokens, `_H` hidden width, `_V` vocabulary, `_n` tokens of one tile.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-MAX_CHUNK_LOGITS = 1 << 26
-"""Logits of one chunk: 256 MiB in fp32, 441 tokens of a vocabulary of 152K."""
+MAX_TILE_LOGITS = {"cpu": 1 << 23, "cuda": 1 << 26}
+"""Logits of one tile, which exists twice: 32 MiB in fp32 keep a CPU busy, 256 MiB (441 tokens of a vocabulary of 152K)
+a GPU."""
+VOCABULARY_BLOCK = 1 << 14
+"""Rows of the head whose gradient is in flight at once where it is summed in another dtype than it is computed in."""
+NUCLEUS_CANDIDATES = 1024
+"""Most likely tokens looked at first for the nucleus; the whole vocabulary is sorted only where they do not fill it."""
 
 
 class TokenScores(NamedTuple):
-    """What the policy says about the response tokens of a micro-batch, in fp32."""
+    """What the policy says about the response tokens of a micro-batch, in fp32, without gradient."""
 
     logprobs_N: Tensor
-    """[N] log-probability (nats) of each token after temperature, with gradient."""
+    """[N] log-probability (nats) of each token after temperature, under the whole distribution."""
     entropy_N: Tensor
-    """[N] entropy (nats) of the distribution it was drawn from, after temperature, without gradient."""
+    """[N] entropy (nats) of the distribution it was drawn from, after temperature."""
     hits_N: Tensor
     """[N] 1.0 where the token is the most likely one, else 0.0."""
+    log_nucleus_N: Tensor
+    """[N] log of the probability mass (nats, at most 0) of the policy's own nucleus at the sampler's top-p."""
+    inside_N: Tensor
+    """[N] 1.0 where the token lies in that nucleus, so that the sampler could have drawn it, else 0.0."""
+
+
+class TokenLoss(Protocol):
+    """What the loss makes of the tokens of one tile."""
+
+    def __call__(self, tokens: slice, scores: TokenScores) -> Tensor:
+        """Weighted loss of each token; differentiable in `scores.logprobs_N` and `scores.entropy_N`.
+
+        Args:
+            tokens: which of the N tokens these are.
+            scores: of these tokens.
+        """
+        ...
 
 
 class ResponseHead(nn.Module):
-    """The LM head of a causal model, turned from hidden states to token scores.
+    """The LM head of a causal model, turned from hidden states to the loss of the response tokens.
 
     It takes the place of the model's own head and keeps its (maybe tied) weight under the same name. ZeRO-3 gathers the
-    weight once per call however many chunks follow, so ranks with different numbers of tokens stay in step.
+    weight once per call however many tiles follow, so ranks with different numbers of tokens stay in step.
     """
 
     def __init__(self, weight_VH: nn.Parameter) -> None:
         super().__init__()
         self.weight = weight_VH
 
-    def forward(self, hidden_NH: Tensor, labels_N: Tensor, temperature_N: Tensor) -> TokenScores:
-        """Scores of `labels_N`; see `score_tokens`."""
-        return score_tokens(hidden_NH, self.weight, labels_N, temperature_N)
+    def forward(
+        self, hidden_NH: Tensor, labels_N: Tensor, temperature_N: Tensor, top_p_N: Tensor | None, loss: TokenLoss | None
+    ) -> tuple[Tensor, ...]:
+        """The loss and the columns of the scores, see `token_loss`; without a loss zero and the scores.
+
+        One flat tuple, because DeepSpeed's hooks look for tensors there and nowhere deeper.
+        """
+        if loss is None:
+            scores = score_tokens(hidden_NH, self.weight, labels_N, temperature_N, top_p_N)
+            return hidden_NH.new_zeros((), dtype=torch.float32), *scores
+        total, scores = token_loss(hidden_NH, self.weight, labels_N, temperature_N, loss, top_p_N)
+        return total, *scores
 
 
 def score_tokens(
@@ -48,37 +84,199 @@ def score_tokens(
     weight_VH: Tensor,
     labels_N: Tensor,
     temperature_N: Tensor,
+    top_p_N: Tensor | None = None,
     *,
-    max_chunk_logits: int = MAX_CHUNK_LOGITS,
+    max_tile_logits: int | None = None,
 ) -> TokenScores:
-    """Score each label under softmax(hidden @ weight.T / temperature).
+    """Score each label under softmax(hidden @ weight.T / temperature), without gradient.
 
     Args:
         hidden_NH: last hidden state at the position before each label.
         weight_VH: weight of the LM head.
         labels_N: int64 token ids.
         temperature_N: fp32 sampling temperature of each token.
-        max_chunk_logits: bound on tokens times vocabulary of one chunk.
+        top_p_N: fp32 nucleus of the sampler; None where it kept the whole distribution, which saves a search.
+        max_tile_logits: bound on tokens times vocabulary of one tile; None for that of the device.
     """
-    chunk = max(1, max_chunk_logits // weight_VH.shape[0])
-    if len(labels_N) <= chunk:
-        return TokenScores(*_score_chunk(hidden_NH, weight_VH, labels_N, temperature_N))
-    pieces = [
-        checkpoint(_score_chunk, hidden, weight_VH, labels, temperature, use_reentrant=False, preserve_rng_state=False)
-        for hidden, labels, temperature in zip(
-            hidden_NH.split(chunk), labels_N.split(chunk), temperature_N.split(chunk), strict=True
-        )
-    ]
-    return TokenScores(*(torch.cat(columns) for columns in zip(*pieces, strict=True)))
-
-
-def _score_chunk(
-    hidden_NH: Tensor, weight_VH: Tensor, labels_N: Tensor, temperature_N: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    logits_NV = nn.functional.linear(hidden_NH, weight_VH).float() / temperature_N[:, None]
-    logprobs_NV = logits_NV.log_softmax(dim=-1)
-    logprobs_N = logprobs_NV.gather(1, labels_N[:, None]).squeeze(1)
     with torch.no_grad():
-        entropy_N = -(logprobs_NV.exp() * logprobs_NV).sum(dim=-1)
-        hits_N = (logprobs_NV.argmax(dim=-1) == labels_N).float()
-    return logprobs_N, entropy_N, hits_N
+        tiles = [
+            _score_tile(
+                hidden_NH[n], weight_VH, labels_N[n], temperature_N[n], None if top_p_N is None else top_p_N[n]
+            )[0]
+            for n in _tiles(len(labels_N), weight_VH, max_tile_logits)
+        ]
+    return _joined(tiles)
+
+
+def token_loss(
+    hidden_NH: Tensor,
+    weight_VH: Tensor,
+    labels_N: Tensor,
+    temperature_N: Tensor,
+    loss: TokenLoss,
+    top_p_N: Tensor | None = None,
+    *,
+    max_tile_logits: int | None = None,
+) -> tuple[Tensor, TokenScores]:
+    """Sum of a loss over the tokens, and their scores; arguments as for `score_tokens`.
+
+    Returns:
+        the loss, an fp32 scalar whose gradient for hidden states and weight is known already, and the scores.
+    """
+    tiles = list(_tiles(len(labels_N), weight_VH, max_tile_logits))
+    if not torch.is_grad_enabled():
+        scores = score_tokens(hidden_NH, weight_VH, labels_N, temperature_N, top_p_N, max_tile_logits=max_tile_logits)
+        return torch.stack([loss(n, _part(scores, n)).sum() for n in tiles]).sum(), scores
+    total, *columns = _TiledLoss.apply(hidden_NH, weight_VH, labels_N, temperature_N, top_p_N, loss, tiles)
+    return total, TokenScores(*columns)
+
+
+class _TiledLoss(torch.autograd.Function):
+    """See the head of the file."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_NH: Tensor,
+        weight_VH: Tensor,
+        labels_N: Tensor,
+        temperature_N: Tensor,
+        top_p_N: Tensor | None,
+        loss: TokenLoss,
+        tiles: list[slice],
+    ) -> tuple[Tensor, ...]:
+        grad_NH = torch.empty_like(hidden_NH) if ctx.needs_input_grad[0] else None
+        grad_VH = torch.zeros_like(weight_VH, dtype=_accumulator(weight_VH.dtype)) if ctx.needs_input_grad[1] else None
+        total = torch.zeros((), dtype=torch.float64, device=hidden_NH.device)
+        columns: list[TokenScores] = []
+        for n in tiles:
+            top_p_n = None if top_p_N is None else top_p_N[n]
+            scores, logprobs_nV, probs_nV = _score_tile(hidden_NH[n], weight_VH, labels_N[n], temperature_N[n], top_p_n)
+            terms_n, wrt_logprob_n, wrt_entropy_n = _loss_and_slopes(loss, n, scores)
+            total += terms_n.sum()
+            columns.append(scores)
+            grad_nV = _logit_gradient(logprobs_nV, probs_nV, scores, labels_N[n], wrt_logprob_n, wrt_entropy_n)
+            grad_nV.div_(temperature_N[n, None])
+            if grad_NH is not None:
+                torch.mm(grad_nV.to(weight_VH.dtype), weight_VH, out=grad_NH[n])
+            if grad_VH is not None:
+                _add_product(grad_VH, grad_nV, hidden_NH[n])
+        ctx.save_for_backward(grad_NH, None if grad_VH is None else grad_VH.to(weight_VH.dtype))
+        scores = _joined(columns)
+        ctx.mark_non_differentiable(*scores)
+        return total.float(), *scores
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        grad_NH, grad_VH = (None if x is None else x.mul_(grad.to(x.dtype)) for x in ctx.saved_tensors)
+        return grad_NH, grad_VH, None, None, None, None, None
+
+
+def _score_tile(
+    hidden_nH: Tensor, weight_VH: Tensor, labels_n: Tensor, temperature_n: Tensor, top_p_n: Tensor | None
+) -> tuple[TokenScores, Tensor, Tensor]:
+    """Scores of a tile, and log-probabilities and probabilities [n, V] to make the gradient from."""
+    logits_nV = nn.functional.linear(hidden_nH, weight_VH)
+    logits_nV = logits_nV.to(_accumulator(logits_nV.dtype)).div_(temperature_n[:, None])
+    logprobs_nV = logits_nV.log_softmax(dim=-1)
+    probs_nV = torch.exp(logprobs_nV, out=logits_nV)
+    label_n = labels_n[:, None]
+    zeros_n = torch.zeros_like(temperature_n)
+    log_nucleus_n, inside_n = zeros_n, zeros_n + 1
+    if top_p_n is not None:
+        log_nucleus_n, inside_n = _nucleus(probs_nV, probs_nV.gather(1, label_n), top_p_n)
+    scores = TokenScores(
+        logprobs_N=logprobs_nV.gather(1, label_n).squeeze(1),
+        entropy_N=-torch.linalg.vecdot(probs_nV, logprobs_nV),
+        hits_N=(logprobs_nV.argmax(dim=-1) == labels_n).to(temperature_n.dtype),
+        log_nucleus_N=log_nucleus_n,
+        inside_N=inside_n,
+    )
+    return scores, logprobs_nV, probs_nV
+
+
+def _loss_and_slopes(loss: TokenLoss, n: slice, scores: TokenScores) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Loss of the tokens, and its derivatives by their log-probability and entropy; None where it has none."""
+    with torch.enable_grad():
+        logprobs_n = scores.logprobs_N.detach().requires_grad_()
+        entropy_n = scores.entropy_N.detach().requires_grad_()
+        terms_n = loss(n, scores._replace(logprobs_N=logprobs_n, entropy_N=entropy_n))
+        if not terms_n.requires_grad:
+            return terms_n, None, None
+        wrt_logprob_n, wrt_entropy_n = torch.autograd.grad(terms_n.sum(), (logprobs_n, entropy_n), allow_unused=True)
+    return terms_n.detach(), wrt_logprob_n, wrt_entropy_n
+
+
+def _logit_gradient(
+    logprobs_nV: Tensor,
+    probs_nV: Tensor,
+    scores: TokenScores,
+    labels_n: Tensor,
+    wrt_logprob_n: Tensor | None,
+    wrt_entropy_n: Tensor | None,
+) -> Tensor:
+    """Gradient for the logits over temperature, in the memory of `probs_nV`.
+
+    d logp(label) / d z = onehot - p,  d entropy / d z = -p (log p + entropy).
+    """
+    factor_nV = None
+    if wrt_entropy_n is not None:
+        factor_nV = logprobs_nV.add_(scores.entropy_N[:, None]).mul_(-wrt_entropy_n[:, None])
+    if wrt_logprob_n is None:
+        return probs_nV.mul_(0.0 if factor_nV is None else factor_nV)
+    if factor_nV is None:
+        probs_nV.mul_(-wrt_logprob_n[:, None])
+    else:
+        probs_nV.mul_(factor_nV.sub_(wrt_logprob_n[:, None]))
+    return probs_nV.scatter_add_(1, labels_n[:, None], wrt_logprob_n[:, None].to(probs_nV.dtype))
+
+
+def _add_product(grad_VH: Tensor, grad_nV: Tensor, hidden_nH: Tensor) -> None:
+    """grad_VH += grad_nV.T @ hidden_nH, summed in the dtype of `grad_VH`."""
+    if hidden_nH.dtype == grad_VH.dtype:
+        grad_VH.addmm_(grad_nV.T, hidden_nH)
+        return
+    wide_nH = hidden_nH.to(grad_VH.dtype) if hidden_nH.device.type == "cpu" else None
+    for start in range(0, grad_VH.shape[0], VOCABULARY_BLOCK):
+        block = slice(start, start + VOCABULARY_BLOCK)
+        if wide_nH is not None:
+            grad_VH[block].addmm_(grad_nV[:, block].T, wide_nH)
+        else:
+            narrow = grad_nV[:, block].to(hidden_nH.dtype)
+            grad_VH[block] += torch.mm(narrow.T, hidden_nH, out_dtype=grad_VH.dtype)
+
+
+def _nucleus(probs_nV: Tensor, label_probs_n1: Tensor, top_p_n: Tensor) -> tuple[Tensor, Tensor]:
+    """Log mass of the smallest set of most likely tokens that reaches top-p, and whether the label is in it.
+
+    A token is in the set while the mass of the more likely ones is below top-p, as vLLM's sampler has it.
+    """
+    above_n = torch.where(probs_nV > label_probs_n1, probs_nV, 0.0).sum(dim=-1)
+    count = min(NUCLEUS_CANDIDATES, probs_nV.shape[1])
+    best_nk = probs_nV.topk(count, dim=-1).values
+    if count < probs_nV.shape[1] and bool((best_nk.sum(dim=-1) < top_p_n).any()):
+        best_nk = probs_nV.sort(dim=-1, descending=True).values
+    before_nk = best_nk.cumsum(dim=-1) - best_nk
+    mass_n = torch.where(before_nk < top_p_n[:, None], best_nk, 0.0).sum(dim=-1)
+    return mass_n.clamp(max=1.0).log(), (above_n < top_p_n).to(top_p_n.dtype)
+
+
+def _accumulator(dtype: torch.dtype) -> torch.dtype:
+    """fp32, or more where the model has more."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _tiles(num_tokens: int, weight_VH: Tensor, max_tile_logits: int | None) -> Iterator[slice]:
+    """At least one tile, be it empty: a rank without tokens still takes part."""
+    bound = MAX_TILE_LOGITS[weight_VH.device.type] if max_tile_logits is None else max_tile_logits
+    size = max(1, bound // weight_VH.shape[0])
+    for start in range(0, max(num_tokens, 1), size):
+        yield slice(start, min(start + size, num_tokens))
+
+
+def _part(scores: TokenScores, n: slice) -> TokenScores:
+    return TokenScores(*(column[n] for column in scores))
+
+
+def _joined(tiles: list[TokenScores]) -> TokenScores:
+    return TokenScores(*(torch.cat(columns) for columns in zip(*tiles, strict=True)))

@@ -14,9 +14,28 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Aggregation = Literal["response_mean", "group_token_mean"]
-"""`response_mean`: GRPO, mean over answers of the token mean (paper Eq. 4). `group_token_mean`: DAPO, mean over all
-tokens of the group (paper Eq. 6). Both are followed by the mean over groups."""
+KlEstimator = Literal["k1", "k2", "k3"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Aggregation:
+    """How the tokens of a group share its weight; always followed by the mean over groups."""
+
+    over: Literal["responses", "tokens", "constant"]
+    """`responses`: GRPO, mean over answers of the token mean (paper Eq. 4). `tokens`: DAPO, mean over all tokens of
+    the group (paper Eq. 6). `constant`: Dr. GRPO (Liu et al., 2025), sum over tokens by answers times a constant."""
+    constant_tokens: int | None = None
+    """The constant, in tokens; for `constant` only."""
+
+    def __post_init__(self) -> None:
+        if (self.over == "constant") != (self.constant_tokens is not None):
+            raise ValueError(
+                f"aggregation over {self.over} with constant_tokens={self.constant_tokens}; give both or none"
+            )
+
+
+RESPONSE_MEAN = Aggregation(over="responses")
+TOKEN_MEAN = Aggregation(over="tokens")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,11 +51,13 @@ class ClippedLoss:
 
 
 def token_weights(response_tokens_G: Sequence[int], aggregation: Aggregation) -> list[float]:
-    """[G] weight of each token of each answer; the weights of a group's tokens sum to 1."""
-    if aggregation == "group_token_mean":
-        total = sum(response_tokens_G)
-        return [1 / total] * len(response_tokens_G)
-    return [1 / (len(response_tokens_G) * length) for length in response_tokens_G]
+    """[G] weight of each token of each answer; the weights of a group's tokens sum to 1 (not so for `constant`)."""
+    answers = len(response_tokens_G)
+    if aggregation.constant_tokens is not None:
+        return [1 / (answers * aggregation.constant_tokens)] * answers
+    if aggregation.over == "tokens":
+        return [1 / sum(response_tokens_G)] * answers
+    return [1 / (answers * length) for length in response_tokens_G]
 
 
 def clipped_policy_loss(
@@ -61,7 +82,7 @@ def clipped_policy_loss(
     )
 
 
-def kl_estimate(logprobs_N: Tensor, reference_logprobs_N: Tensor, estimator: Literal["k1", "k2", "k3"]) -> Tensor:
+def kl_estimate(logprobs_N: Tensor, reference_logprobs_N: Tensor, estimator: KlEstimator) -> Tensor:
     """[N] estimate of KL(policy || reference) from the sampled tokens (J. Schulman, "Approximating KL divergence").
 
     With d = log(reference / policy): k1 = -d (unbiased, may be negative), k2 = d^2 / 2 (biased, low variance),
@@ -73,3 +94,23 @@ def kl_estimate(logprobs_N: Tensor, reference_logprobs_N: Tensor, estimator: Lit
     if estimator == "k2":
         return delta_N.square() / 2
     return torch.expm1(delta_N) - delta_N
+
+
+def importance_weights(
+    proximal_logprobs_N: Tensor, behaviour_logprobs_N: Tensor, *, cap: float, beyond: Literal["truncate", "mask"]
+) -> Tensor:
+    """[N] pi_proximal / pi_behaviour of every token, without gradient: truncated importance sampling.
+
+    Corrects for answers drawn by something else than the policy that the clip is centred on: another back end, a
+    nucleus, older weights (Yao et al., 2025, "Your efficient RL framework secretly brings you off-policy training").
+
+    Args:
+        proximal_logprobs_N: under the learner's policy before the update.
+        behaviour_logprobs_N: under the policy that sampled.
+        cap: largest weight.
+        beyond: `truncate` holds a larger weight at the cap, `mask` sets it to 0, which leaves the token out.
+    """
+    weight_N = torch.exp(proximal_logprobs_N - behaviour_logprobs_N).detach()
+    if beyond == "truncate":
+        return weight_N.clamp(max=cap)
+    return torch.where(weight_N <= cap, weight_N, 0.0)

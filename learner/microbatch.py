@@ -37,11 +37,23 @@ class ScoredGroup:
     """[G] advantage of each response; responses without a known reward are left out of the group."""
     temperature: float
     """Sampling temperature; logits are divided by it."""
+    top_p: float = 1.0
+    """Nucleus of the sampler; `rollout_logprobs` are those of the distribution cut to it."""
 
     def __post_init__(self) -> None:
         sizes = {len(self.response_ids), len(self.rollout_logprobs), len(self.advantages)}
         if sizes == {0} or len(sizes) != 1:
             raise ValueError(f"group with {sorted(sizes)} responses, log-probabilities and advantages; they must agree")
+        for index, (ids, logprobs) in enumerate(zip(self.response_ids, self.rollout_logprobs, strict=True)):
+            if len(ids) != len(logprobs):
+                raise ValueError(
+                    f"response {index} has {len(ids)} tokens but {len(logprobs)} rollout log-probabilities; ask the "
+                    "engine for the log-probability of every sampled token"
+                )
+        if self.temperature <= 0:
+            raise ValueError(f"temperature={self.temperature} cannot divide logits; sample with a temperature above 0")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p={self.top_p} is not a share of the distribution; it must be in (0, 1]")
 
     @property
     def shape(self) -> GroupShape:
@@ -60,7 +72,7 @@ class PrefixSegment:
     prompt_tokens: int
     """P, at least 1."""
     response_tokens: tuple[int, ...]
-    """[G] tokens of each response, at least 1 each."""
+    """[G] tokens of each response, at least 1 each; empty where a row has none of them."""
 
     @property
     def end(self) -> int:
@@ -80,7 +92,8 @@ class MicroBatch:
     """Cover the row without gaps."""
     predictors: NDArray[np.int64]
     """[N] index in the row of the token that predicts each response token: the one before it, for the first token of
-    every response the last one of the prompt."""
+    every response the last one of the prompt. In a row of responses alone, the index is into the last states of the
+    segments' prompts followed by the row."""
     labels: NDArray[np.int64]
     """[N] the response tokens."""
     weights: NDArray[np.float32]
@@ -91,6 +104,37 @@ class MicroBatch:
     """[N] log-probabilities (nats) under the sampling policy; zeros in the warm-up."""
     temperature: NDArray[np.float32]
     """[N] sampling temperature; ones in the warm-up."""
+    top_p: NDArray[np.float32]
+    """[N] nucleus of the sampler; ones in the warm-up."""
+    prompts_ahead: bool = False
+    """True for a row of responses alone, whose prompts were forwarded before; `segments` then tell the lengths, but
+    `start` is that of the prompt among the prompts."""
+
+    @property
+    def is_placeholder(self) -> bool:
+        """True for a row that weighs nothing and only keeps the ranks in step."""
+        return not self.weights.any()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PromptRow:
+    """The prompts of a row that is too large to be forwarded at once."""
+
+    input_ids: NDArray[np.int64]
+    """[T] token ids of all prompts."""
+    position_ids: NDArray[np.int64]
+    """[T] positions."""
+    prompt_tokens: tuple[int, ...]
+    """[S] tokens of each prompt."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PhasedMicroBatch:
+    """A row in three phases: its prompts, then its responses in batches, then the prompts' backward pass."""
+
+    prompts: PromptRow
+    batches: tuple[MicroBatch, ...]
+    """Rows of responses alone, `prompts_ahead` set."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,8 +163,20 @@ class StepReport:
     Tokens whose rollout log-probability is not finite are left out."""
     rollout_logprob_gap_max: float
     kl_to_reference: float | None
-    """Mean k3 estimate (nats) per response token; None without a reference policy."""
+    """Mean KL estimate (nats) per response token; None where it was not measured in this step."""
     seconds: float
+    masked_fraction: float = 0.0
+    """Share of response tokens left out of the loss: the engine reported no finite log-probability, or the token lies
+    outside the learner's nucleus."""
+    importance_weight: float = 1.0
+    """Mean weight of the truncated importance sampling; 1 where it is off."""
+    log_nucleus: float = 0.0
+    """Mean log mass (nats) of the learner's nucleus at the sampler's top-p: how far log-probabilities of the whole
+    distribution, which are trained, lie below those of the distribution that was sampled. 0 at top-p 1."""
+    negatives_masked: bool = False
+    """True if answers with negative advantage were left out by the entropy control."""
+    prompt_sharing: bool = True
+    """False once the learner has fallen back to forwarding every response behind its own prompt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,19 +2,28 @@
 
 Groups -> mini-batches (one optimizer update each) -> ranks -> micro-batches (one forward and backward each). Only the
 lengths are needed, so every rank, or the driver, makes the same plan before any token is fetched.
+
+A group beyond the token budget keeps its prompt whole: its responses go through in batches, in three phases (see
+`learner.three_phase`), and the other ranks cut their micro-batch of the same step alike, so that all make the same
+collective calls.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
 
 from learner.microbatch import GroupShape
 
 PAIR_COST = 1 / 30_000
 """Cost of one query-key pair in units of one token through the linear layers. A layer of width h spends about 24 h^2
 FLOPs on the token and 4 h on the pair, so 1 / 6h: this is h = 5120, the 14B and 32B models of the paper."""
+MAX_TRADES = 100
+"""Bound on the trades after which the balance is taken as it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +44,12 @@ class MicroBatchPlan:
     num_tokens: int
     cost: float
     """In tokens through the linear layers, see `PAIR_COST`."""
+    batches: tuple[tuple[GroupPart, ...], ...] = ()
+    """The responses of the parts in batches, where they do not fit at once or another rank's do not: the row then goes
+    through in three phases. Empty where the row is forwarded whole."""
+
+
+_EMPTY = MicroBatchPlan(parts=(), num_tokens=0, cost=0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,13 +84,14 @@ def plan_update(
     """Plan one training step; equal input gives an equal plan.
 
     The groups are cut into `mini_batches` consecutive runs whose sizes differ by at most one (fewer runs where there
-    are fewer groups). Within a run, whole groups go to the rank with the least cost so far, heaviest first.
+    are fewer groups). Within a run, whole groups go to the rank with the least cost so far, heaviest first; the
+    heaviest rank then trades groups with the others as long as that helps.
 
     Args:
         shapes: [N] lengths of the groups, in the order of the batch.
         num_ranks: data-parallel ranks.
         mini_batches: optimizer updates wanted.
-        max_tokens: tokens of a micro-batch, prompts counted once; a larger group is split between its responses.
+        max_tokens: tokens of a micro-batch, prompts counted once; the responses of a larger group go in batches.
         pair_cost: cost of a query-key pair relative to a token.
 
     Raises:
@@ -83,10 +99,23 @@ def plan_update(
     """
     if not shapes:
         raise ValueError("no groups to train on; skip the step")
-    parts = [_split_group(index, shape, max_tokens) for index, shape in enumerate(shapes)]
+    for index, shape in enumerate(shapes):
+        _check_shape(index, shape, max_tokens)
     runs = _consecutive_runs(len(shapes), min(mini_batches, len(shapes)))
-    plans = [_plan_run(run, shapes, parts, num_ranks, max_tokens, pair_cost) for run in runs]
+    plans = [_plan_run(run, shapes, num_ranks, max_tokens, pair_cost) for run in runs]
     return UpdatePlan(mini_batches=tuple(plans))
+
+
+def unshare(plan: MiniBatchPlan) -> MiniBatchPlan:
+    """The same responses on the same ranks, each in a row of its own behind its own copy of the prompt.
+
+    For the dense path; `num_tokens` and `cost` stay those of the row that a response came from, an upper bound.
+    """
+    ranks = [
+        [_single(row, part, i) for row in rank for part in row.parts for i in part.responses] for rank in plan.ranks
+    ]
+    steps = max(len(rank) for rank in ranks)
+    return MiniBatchPlan(groups=plan.groups, ranks=tuple((*rank, *[_EMPTY] * (steps - len(rank))) for rank in ranks))
 
 
 def part_tokens(shape: GroupShape, responses: Iterable[int]) -> int:
@@ -107,16 +136,6 @@ def part_cost(shape: GroupShape, responses: Sequence[int], pair_cost: float) -> 
 def _consecutive_runs(count: int, num_runs: int) -> list[range]:
     bounds = [count * i // num_runs for i in range(num_runs + 1)]
     return [range(start, end) for start, end in pairwise(bounds)]
-
-
-def _split_group(index: int, shape: GroupShape, max_tokens: int) -> list[GroupPart]:
-    """One part if the group fits, else as few as first-fit-decreasing finds, each with the prompt."""
-    _check_shape(index, shape, max_tokens)
-    if shape.total_tokens <= max_tokens:
-        return [GroupPart(group=index, responses=tuple(range(len(shape.response_tokens))))]
-    order = sorted(range(len(shape.response_tokens)), key=lambda i: (-shape.response_tokens[i], i))
-    bins = _first_fit([(i, shape.response_tokens[i]) for i in order], max_tokens - shape.prompt_tokens)
-    return [GroupPart(group=index, responses=tuple(sorted(responses))) for responses in bins]
 
 
 def _check_shape(index: int, shape: GroupShape, max_tokens: int) -> None:
@@ -149,53 +168,102 @@ def _first_fit(items: Iterable[tuple[int, int]], capacity: int) -> list[list[int
 
 
 def _plan_run(
-    run: range,
-    shapes: Sequence[GroupShape],
-    parts: Sequence[list[GroupPart]],
-    num_ranks: int,
-    max_tokens: int,
-    pair_cost: float,
+    run: range, shapes: Sequence[GroupShape], num_ranks: int, max_tokens: int, pair_cost: float
 ) -> MiniBatchPlan:
-    cost = {i: sum(part_cost(shapes[i], part.responses, pair_cost) for part in parts[i]) for i in run}
-    ranks = [_pack_rank(groups, shapes, parts, max_tokens, pair_cost) for groups in _balance(cost, num_ranks)]
-    steps = max(len(rank) for rank in ranks)
-    return MiniBatchPlan(groups=tuple(run), ranks=tuple(_pad(rank, steps) for rank in ranks))
+    costs = {i: part_cost(shapes[i], range(len(shapes[i].response_tokens)), pair_cost) for i in run}
+    ranks = [_pack_rank(groups, shapes, costs, max_tokens) for groups in balance(costs, num_ranks)]
+    return MiniBatchPlan(groups=tuple(run), ranks=_in_step(ranks))
 
 
-def _balance(cost: dict[int, float], num_ranks: int) -> list[list[int]]:
-    """Groups of each rank: the heaviest group first, always to the rank with the least cost so far."""
+def balance(costs: Mapping[int, float], num_ranks: int) -> list[list[int]]:
+    """Groups of each rank: heaviest first to the rank with the least cost so far, then trades of the heaviest rank."""
+    groups = sorted(costs, key=lambda i: (-costs[i], i))
+    cost_N = np.array([costs[i] for i in groups])
+    owner_N = np.empty(len(groups), np.int64)
+    load_R = [0.0] * num_ranks
+    for index, cost in enumerate(cost_N.tolist()):
+        rank = min(range(num_ranks), key=load_R.__getitem__)
+        owner_N[index] = rank
+        load_R[rank] += cost
+    _trade(cost_N, owner_N, np.array(load_R))
     assigned: list[list[int]] = [[] for _ in range(num_ranks)]
-    load = [0.0] * num_ranks
-    for group in sorted(cost, key=lambda i: (-cost[i], i)):
-        rank = min(range(num_ranks), key=load.__getitem__)
+    for group, rank in zip(groups, owner_N.tolist(), strict=True):
         assigned[rank].append(group)
-        load[rank] += cost[group]
     return assigned
 
 
+def _trade(cost_N: NDArray, owner_N: NDArray, load_R: NDArray) -> None:
+    """Move or swap groups of the heaviest rank, always the trade after which the worse of the two ranks is lightest."""
+    num_ranks = len(load_R)
+    for _ in range(MAX_TRADES if num_ranks > 1 else 0):
+        heaviest = int(load_R.argmax())
+        mine = np.flatnonzero(owner_N == heaviest)
+        theirs = np.flatnonzero(owner_N != heaviest)
+        given = cost_N[mine, None]
+        # columns: every group of the others in exchange, then nothing in exchange, from every rank
+        taken = np.concatenate((cost_N[theirs], np.zeros(num_ranks)))
+        partner = np.concatenate((owner_N[theirs], np.arange(num_ranks)))
+        worse = np.maximum(load_R[heaviest] - given + taken, load_R[partner] + given - taken)
+        worse[:, partner == heaviest] = np.inf
+        row, column = np.unravel_index(worse.argmin(), worse.shape)
+        if worse[row, column] >= load_R[heaviest] * (1 - 1e-12):
+            return
+        gain = given[row, 0] - taken[column]
+        other = int(partner[column])
+        owner_N[mine[row]] = other
+        if column < len(theirs):
+            owner_N[theirs[column]] = heaviest
+        load_R[heaviest] -= gain
+        load_R[other] += gain
+
+
 def _pack_rank(
-    groups: Sequence[int],
-    shapes: Sequence[GroupShape],
-    parts: Sequence[list[GroupPart]],
-    max_tokens: int,
-    pair_cost: float,
+    groups: Sequence[int], shapes: Sequence[GroupShape], costs: Mapping[int, float], max_tokens: int
 ) -> list[MicroBatchPlan]:
-    """Micro-batches of one rank, heaviest first so that the ranks wait little for each other."""
-    flat = [part for group in groups for part in parts[group]]
-    sizes = [part_tokens(shapes[part.group], part.responses) for part in flat]
-    order = sorted(range(len(flat)), key=lambda i: (-sizes[i], i))
-    bins = _first_fit([(i, sizes[i]) for i in order], max_tokens)
+    """Micro-batches of one rank, those in batches first, then heaviest first, so that the ranks wait little."""
+    order = sorted(groups, key=lambda i: (-shapes[i].total_tokens, i))
+    large = [_phased(i, shapes[i], costs[i], max_tokens) for i in order if shapes[i].total_tokens > max_tokens]
+    fitting = [(i, shapes[i].total_tokens) for i in order if shapes[i].total_tokens <= max_tokens]
     rows = [
         MicroBatchPlan(
-            parts=tuple(flat[i] for i in row),
-            num_tokens=sum(sizes[i] for i in row),
-            cost=sum(part_cost(shapes[flat[i].group], flat[i].responses, pair_cost) for i in row),
+            parts=tuple(_whole(i, shapes[i]) for i in row),
+            num_tokens=sum(shapes[i].total_tokens for i in row),
+            cost=sum(costs[i] for i in row),
         )
-        for row in bins
+        for row in _first_fit(fitting, max_tokens)
     ]
-    return sorted(rows, key=lambda row: -row.cost)
+    large.sort(key=lambda row: (-len(row.batches), -row.cost))
+    return large + sorted(rows, key=lambda row: -row.cost)
 
 
-def _pad(rows: list[MicroBatchPlan], steps: int) -> tuple[MicroBatchPlan, ...]:
-    empty = MicroBatchPlan(parts=(), num_tokens=0, cost=0.0)
-    return (*rows, *[empty] * (steps - len(rows)))
+def _phased(index: int, shape: GroupShape, cost: float, max_tokens: int) -> MicroBatchPlan:
+    """A group beyond the budget: its responses in as few batches as first-fit-decreasing finds."""
+    order = sorted(range(len(shape.response_tokens)), key=lambda i: (-shape.response_tokens[i], i))
+    bins = _first_fit([(i, shape.response_tokens[i]) for i in order], max_tokens - shape.prompt_tokens)
+    batches = tuple((GroupPart(group=index, responses=tuple(sorted(responses))),) for responses in bins)
+    largest = max(part_tokens(shape, batch[0].responses) for batch in batches)
+    return MicroBatchPlan(parts=(_whole(index, shape),), num_tokens=largest, cost=cost, batches=batches)
+
+
+def _in_step(ranks: list[list[MicroBatchPlan]]) -> tuple[tuple[MicroBatchPlan, ...], ...]:
+    """Equally many rows on every rank, and in every step equally many batches."""
+    steps = max(len(rank) for rank in ranks)
+    padded = [[*rank, *[_EMPTY] * (steps - len(rank))] for rank in ranks]
+    num_batches = [max(len(rank[step].batches) for rank in padded) for step in range(steps)]
+    return tuple(tuple(_with_batches(row, n) for row, n in zip(rank, num_batches, strict=True)) for rank in padded)
+
+
+def _with_batches(row: MicroBatchPlan, num_batches: int) -> MicroBatchPlan:
+    if not num_batches:
+        return row
+    batches = row.batches or (row.parts,)
+    return replace(row, batches=(*batches, *[()] * (num_batches - len(batches))))
+
+
+def _whole(index: int, shape: GroupShape) -> GroupPart:
+    return GroupPart(group=index, responses=tuple(range(len(shape.response_tokens))))
+
+
+def _single(row: MicroBatchPlan, part: GroupPart, response: int) -> MicroBatchPlan:
+    single = GroupPart(group=part.group, responses=(response,))
+    return MicroBatchPlan(parts=(single,), num_tokens=row.num_tokens, cost=row.cost)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
-from learner.logprobs import ResponseHead, TokenScores
-from learner.microbatch import MicroBatch
-from learner.shared_prefix import ATTENTION_KEY, RowLayout, register, row_layout
+from learner.logprobs import ResponseHead, TokenLoss
+from learner.row_tensors import PromptTensors, RowTensors
+from learner.shared_prefix import ATTENTION_KEY, register
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -26,54 +25,6 @@ TOKENIZER_FILES = (
     "chat_template*",
 )
 """Names of the files that make up a tokenizer in a Hugging Face folder."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class RowTensors:
-    """A `MicroBatch` on the device of the model.
-
-    Not a tuple or dict of tensors on purpose: DeepSpeed would cast the fp32 entries of those to the model's dtype.
-    """
-
-    input_ids: Tensor
-    """[1, T] int64."""
-    position_ids: Tensor
-    """[1, T] int64."""
-    layout: RowLayout
-    predictors_N: Tensor
-    """[N] int64 index in the row."""
-    labels_N: Tensor
-    """[N] int64."""
-    weights_N: Tensor
-    """[N] fp32 share of the loss."""
-    advantages_N: Tensor
-    """[N] fp32."""
-    rollout_logprobs_N: Tensor
-    """[N] fp32, nats."""
-    temperature_N: Tensor
-    """[N] fp32."""
-    is_placeholder: bool
-    """True for a row that weighs nothing and only keeps the ranks in step."""
-
-    @classmethod
-    def of(cls, row: MicroBatch, device: torch.device) -> Self:
-        """Copy the row to the device."""
-
-        def move(array: object) -> Tensor:
-            return torch.as_tensor(array).to(device, non_blocking=True)
-
-        return cls(
-            input_ids=move(row.input_ids)[None],
-            position_ids=move(row.position_ids)[None],
-            layout=row_layout(row.segments, device),
-            predictors_N=move(row.predictors),
-            labels_N=move(row.labels),
-            weights_N=move(row.weights),
-            advantages_N=move(row.advantages),
-            rollout_logprobs_N=move(row.rollout_logprobs),
-            temperature_N=move(row.temperature),
-            is_placeholder=not row.weights.any(),
-        )
 
 
 class Policy(nn.Module):
@@ -94,16 +45,31 @@ class Policy(nn.Module):
         self.causal_lm = causal_lm
         causal_lm.set_output_embeddings(ResponseHead(cast(nn.Parameter, head.weight)))
 
-    def forward(self, row: RowTensors) -> TokenScores:
-        """Log-probability, entropy and argmax hit of every response token of the row."""
-        hidden_T = self.causal_lm.get_decoder()(
+    def forward(
+        self, row: RowTensors | PromptTensors, loss: TokenLoss | None = None, prompt_states_SH: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """Loss and scores of the response tokens of a row, or the last states of a row of prompts.
+
+        Args:
+            row: a packed row, or the prompts of one.
+            loss: of the tokens; None to have them scored only.
+            prompt_states_SH: what the prompts' pass returned, for a row of responses alone.
+
+        Returns:
+            the loss and the columns of `TokenScores`; for prompts, one tensor [S, H].
+        """
+        hidden_TH = self.causal_lm.get_decoder()(
             input_ids=row.input_ids,
             position_ids=row.position_ids,
             use_cache=False,
             row_layout=row.layout,
         ).last_hidden_state[0]
+        if isinstance(row, PromptTensors):
+            return (hidden_TH[row.last_S],)
+        if prompt_states_SH is not None:
+            hidden_TH = torch.cat((prompt_states_SH, hidden_TH))
         head = cast(ResponseHead, self.causal_lm.get_output_embeddings())
-        return head(hidden_T[row.predictors_N], row.labels_N, row.temperature_N)
+        return head(hidden_TH[row.predictors_N], row.labels_N, row.temperature_N, row.top_p_N, loss)
 
 
 def load_policy(

@@ -4,54 +4,160 @@ A response token sees its prompt and the earlier tokens of its own response, not
 forwarding each prompt-response pair on its own, up to rounding. The function enters the registry of `transformers`
 under its own key and runs inside unmodified Qwen2, Qwen3 and Llama models; the layout of the row travels as a keyword.
 
-Per segment: causal attention of the prompt, then one call for all responses, padded to the longest, against
-[prompt; own]. Keys behind a query are never visible, so the padding at the end of a response needs no mask of its own.
+Forward: causal attention within every prompt and every response, then all responses of a segment at once against their
+prompt, and both merged by their log-sum-exp. Nothing of the prompt is copied per response. Backward: the same two
+calls, each with the merged output and log-sum-exp, which makes their sum the exact gradient (see `learner.flash`).
 
-Dimensions: `H` heads, `T` tokens of the row, `P` prompt tokens, `G` responses, `R` longest response, `D` head width.
+The same attention runs in three phases when a group is larger than memory (see `learner.three_phase`): prompts alone,
+whose keys and values stay in a `PrefixCache`; responses against the cache, any number of times; the prompts' backward.
+
+Dimensions: `H` heads, `K` key-value heads, `T` tokens of the row, `D` head width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from learner.flash import Pieces, attend, attend_backward, merge
 from learner.microbatch import PrefixSegment
+from learner.ulysses import HeadExchange
 
 ATTENTION_KEY = "shared_prefix"
 """Value of `attn_implementation` that selects this attention."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class GroupIndex:
-    """Where the tokens of the responses of one segment lie once padded; made once per row, used by every layer."""
+class Pass(StrEnum):
+    """Which tokens of the segments a row holds."""
 
-    segment: PrefixSegment
-    gather_GR: Tensor | None
-    """[G * R] index, relative to the first response token, of each padded slot; None where nothing needs padding."""
-    scatter: Tensor | None
-    """[sum of responses] index of each response token in the padded [G * R]; None where nothing needs padding."""
-    mask_RK: Tensor | None
-    """[R, P + R] bool, True where the query may look; None for a single response, which is plainly causal."""
+    WHOLE = "whole"
+    """Prompts and responses."""
+    PROMPTS = "prompts"
+    """Prompts only; their keys and values go into the cache."""
+    RESPONSES = "responses"
+    """Responses only; their prompts are in the cache."""
+    STOCK = "stock"
+    """One response per prompt, through torch's own attention: the dense path that the others are checked against."""
+
+
+@dataclass(slots=True)
+class PrefixLayer:
+    """Keys and values of all prompts in one layer, and the gradients that the responses have left for them."""
+
+    key: Tensor
+    """[1, K, prompts, D], without gradient."""
+    value: Tensor
+    """[1, K, prompts, D], without gradient."""
+    key_grad: Tensor | None = None
+    """[1, K, prompts, D] fp32."""
+    value_grad: Tensor | None = None
+    """[1, K, prompts, D] fp32."""
+
+    def accumulate(self, keys: slice, key_grad: Tensor, value_grad: Tensor) -> None:
+        """Add the gradients of one prompt."""
+        if self.key_grad is None or self.value_grad is None:
+            self.key_grad = torch.zeros_like(self.key, dtype=torch.float32)
+            self.value_grad = torch.zeros_like(self.value, dtype=torch.float32)
+        self.key_grad[:, :, keys] += key_grad
+        self.value_grad[:, :, keys] += value_grad
+
+
+@dataclass(slots=True)
+class PrefixCache:
+    """What the prompts of a row leave behind for its responses, by index of the layer."""
+
+    layers: dict[int, PrefixLayer] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cross:
+    """All responses of one segment against their prompt."""
+
+    queries: slice
+    """Of the row."""
+    keys: slice
+    """Of the row, or of the cached prompts."""
+    query_piece: Pieces
+    key_piece: Pieces
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RowLayout:
-    """The segments of a row with their index tensors."""
+    """Who sees whom in a row; made once per row, used by every layer."""
 
-    groups: tuple[GroupIndex, ...]
-    pieces: tuple[int, ...]
-    """Lengths into which each layer splits the row: per segment the prompt and all its responses together, or both as
-    one piece for a single response. Slicing instead would cost a gradient of the full row per slice."""
+    which: Pass
+    pieces: Pieces
+    """Stretches with causal attention inside; they cover the row."""
+    crosses: tuple[Cross, ...]
+    cache: PrefixCache | None = None
+    """Filled by a row of prompts, read by a row of responses; a new one for every pass over them."""
+    exchange: HeadExchange | None = None
+    """Set where the tokens of the row are spread over several ranks."""
+
+    def with_exchange(self, exchange: HeadExchange | None, padding: int, device: torch.device) -> RowLayout:
+        """The same row spread over ranks, with `padding` tokens behind it that nobody sees."""
+        lengths = (*self.pieces.lengths, padding) if padding else self.pieces.lengths
+        return replace(self, exchange=exchange, pieces=Pieces.of(lengths, device))
+
+    def with_cache(self, cache: PrefixCache) -> RowLayout:
+        """The same row with a cache for its prompts' keys and values."""
+        return replace(self, cache=cache)
 
 
-def row_layout(segments: Sequence[PrefixSegment], device: torch.device) -> RowLayout:
-    """Index tensors for the attention of one row; segments must cover the row without gaps."""
-    groups = tuple(_group_index(segment, device) for segment in segments)
-    return RowLayout(groups, tuple(length for group in groups for length in _piece_lengths(group)))
+def whole_layout(segments: Sequence[PrefixSegment], device: torch.device) -> RowLayout:
+    """Layout of a row of prompts and responses; segments must cover the row without gaps."""
+    lengths = [length for segment in segments for length in _self_pieces(segment)]
+    crosses = tuple(
+        _cross(
+            segment.start + segment.prompt_tokens, sum(segment.response_tokens), segment.start, segment.prompt_tokens,
+            device,
+        )
+        for segment in segments
+        if len(segment.response_tokens) > 1
+    )  # fmt: skip
+    return RowLayout(Pass.WHOLE, Pieces.of(lengths, device), crosses)
+
+
+def stock_layout(segments: Sequence[PrefixSegment], device: torch.device) -> RowLayout:
+    """Layout of a row in which every prompt has one response, for torch's own attention.
+
+    Raises:
+        ValueError: a segment has several responses.
+    """
+    if any(len(segment.response_tokens) > 1 for segment in segments):
+        raise ValueError("the dense path forwards every response behind its own copy of the prompt; unshare the plan")
+    return replace(whole_layout(segments, device), which=Pass.STOCK)
+
+
+def prompt_layout(prompt_tokens: Sequence[int], device: torch.device) -> RowLayout:
+    """Layout of a row of prompts alone, whose keys and values go into a cache."""
+    return RowLayout(Pass.PROMPTS, Pieces.of(prompt_tokens, device), ())
+
+
+def response_layout(
+    prompt_tokens: Sequence[int], response_tokens: Sequence[Sequence[int]], device: torch.device
+) -> RowLayout:
+    """Layout of a row of responses whose prompts are in a cache.
+
+    Args:
+        prompt_tokens: [S] of every prompt in the cache.
+        response_tokens: [S] lengths of the responses in this row, maybe none for some prompts.
+        device: of the row.
+    """
+    crosses: list[Cross] = []
+    query = key = 0
+    for prompt, responses in zip(prompt_tokens, response_tokens, strict=True):
+        if responses:
+            crosses.append(_cross(query, sum(responses), key, prompt, device))
+        query, key = query + sum(responses), key + prompt
+    lengths = [length for responses in response_tokens for length in responses]
+    return RowLayout(Pass.RESPONSES, Pieces.of(lengths, device), tuple(crosses))
 
 
 def register() -> None:
@@ -80,10 +186,10 @@ def shared_prefix_attention(
     """Attention function with the signature of the transformers registry.
 
     Args:
-        module: the attention layer; not used.
+        module: the attention layer; its `layer_idx` finds the layer in the cache.
         query: [1, H, T, D], rotated.
-        key: [1, H_kv, T, D], rotated.
-        value: [1, H_kv, T, D].
+        key: [1, K, T, D], rotated.
+        value: [1, K, T, D].
         attention_mask: must be None; the layout says who sees whom.
         row_layout: layout of the row, passed as keyword to the model.
         scaling: factor on the scores.
@@ -102,74 +208,113 @@ def shared_prefix_attention(
             f"dropout={dropout} sliding_window={sliding_window}; set attention_dropout=0 and use_sliding_window=false "
             "in the model's config.json"
         )
-    queries, keys, values = (iter(x.split(row_layout.pieces, dim=2)) for x in (query, key, value))
-    outputs: list[Tensor] = []
-    for group in row_layout.groups:
-        q, k, v = next(queries), next(keys), next(values)
-        outputs.append(_causal(q, k, v, scaling))
-        if group.mask_RK is not None:
-            own = (next(queries), next(keys), next(values))
-            outputs.append(_attend_prompt_and_own(*own, k, v, group, scaling))
-    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    exchange = row_layout.exchange
+    if exchange is not None:
+        query, key, value = exchange.to_heads(query), exchange.to_heads(key), exchange.to_heads(value)
+    if row_layout.which is Pass.STOCK:
+        out = _stock(query, key, value, row_layout.pieces, scale)
+    else:
+        layer = int(getattr(module, "layer_idx", 0))
+        out = _SharedPrefix.apply(query, key, value, row_layout, layer, scale)
+    if exchange is not None:
+        out = exchange.to_tokens(out)
+    return out.transpose(1, 2).contiguous(), None
 
 
-def _group_index(segment: PrefixSegment, device: torch.device) -> GroupIndex:
-    lengths, prompt = segment.response_tokens, segment.prompt_tokens
-    if len(lengths) == 1:
-        return GroupIndex(segment, None, None, None)
-    longest = max(lengths)
-    visible_RK = torch.ones(longest, prompt + longest, dtype=torch.bool, device=device).tril(prompt)
-    if min(lengths) == longest:
-        return GroupIndex(segment, None, None, visible_RK)
-    lengths_G = torch.tensor(lengths)
-    starts_G = lengths_G.cumsum(0) - lengths_G
-    slots_GR = torch.arange(longest).expand(len(lengths), -1)
-    gather_GR = (starts_G[:, None] + slots_GR.minimum(lengths_G[:, None] - 1)).flatten()
-    scatter = (slots_GR < lengths_G[:, None]).flatten().nonzero().squeeze(1)
-    return GroupIndex(segment, gather_GR.to(device), scatter.to(device), visible_RK)
+class _SharedPrefix(torch.autograd.Function):
+    """See the head of the file."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: RowLayout, layer: int, scale: float) -> Tensor:
+        out, lse = attend(q, k, v, layout.pieces, layout.pieces, causal=True, scale=scale)
+        if layout.which is Pass.PROMPTS:
+            # A checkpointed layer comes by twice; the second time its gradients are already there.
+            _cache(layout).layers.setdefault(layer, PrefixLayer(k.detach(), v.detach()))
+        prompt_k, prompt_v = _prompt_states(k, v, layout, layer)
+        for cross in layout.crosses:
+            here = cross.queries
+            other, other_lse = attend(
+                q[:, :, here],
+                prompt_k[:, :, cross.keys],
+                prompt_v[:, :, cross.keys],
+                cross.query_piece,
+                cross.key_piece,
+                causal=False,
+                scale=scale,
+            )
+            out[:, :, here], lse[:, :, here] = merge(out[:, :, here], lse[:, :, here], other, other_lse)
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.layout, ctx.layer, ctx.scale = layout, layer, scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        q, k, v, out, lse = ctx.saved_tensors
+        layout: RowLayout = ctx.layout
+        dq, dk, dv = attend_backward(
+            grad, q, k, v, out, lse, layout.pieces, layout.pieces, causal=True, scale=ctx.scale
+        )
+        prompt_k, prompt_v = _prompt_states(k, v, layout, ctx.layer)
+        for cross in layout.crosses:
+            here, there = cross.queries, cross.keys
+            cross_dq, cross_dk, cross_dv = attend_backward(
+                grad[:, :, here],
+                q[:, :, here],
+                prompt_k[:, :, there],
+                prompt_v[:, :, there],
+                out[:, :, here],
+                lse[:, :, here],
+                cross.query_piece,
+                cross.key_piece,
+                causal=False,
+                scale=ctx.scale,
+            )
+            dq[:, :, here] += cross_dq
+            if layout.which is Pass.RESPONSES:
+                _cache(layout).layers[ctx.layer].accumulate(there, cross_dk, cross_dv)
+            else:
+                dk[:, :, there] += cross_dk
+                dv[:, :, there] += cross_dv
+        if layout.which is Pass.PROMPTS:
+            cached = _cache(layout).layers[ctx.layer]
+            if cached.key_grad is not None and cached.value_grad is not None:
+                dk, dv = (dk + cached.key_grad).to(dk.dtype), (dv + cached.value_grad).to(dv.dtype)
+        return dq, dk, dv, None, None, None
 
 
-def _piece_lengths(group: GroupIndex) -> tuple[int, ...]:
-    prompt, responses = group.segment.prompt_tokens, sum(group.segment.response_tokens)
-    return (prompt + responses,) if group.mask_RK is None else (prompt, responses)
+def _prompt_states(k: Tensor, v: Tensor, layout: RowLayout, layer: int) -> tuple[Tensor, Tensor]:
+    """Keys and values that the responses look at across."""
+    if layout.which is not Pass.RESPONSES:
+        return k, v
+    cached = _cache(layout).layers[layer]
+    return cached.key, cached.value
 
 
-def _attend_prompt_and_own(
-    q: Tensor, k: Tensor, v: Tensor, prompt_k: Tensor, prompt_v: Tensor, group: GroupIndex, scaling: float | None
-) -> Tensor:
-    """Attention of all responses of a segment, [1, H, sum of responses, D]."""
-    own_q, own_k, own_v = (_padded(x, group) for x in (q, k, v))
-    count = len(group.segment.response_tokens)
-    out = scaled_dot_product_attention(
-        own_q,
-        _repeat_heads(torch.cat((prompt_k.expand(count, -1, -1, -1), own_k), dim=2), q.shape[1]),
-        _repeat_heads(torch.cat((prompt_v.expand(count, -1, -1, -1), own_v), dim=2), q.shape[1]),
-        attn_mask=group.mask_RK,
-        scale=scaling,
+def _cache(layout: RowLayout) -> PrefixCache:
+    if layout.cache is None:
+        raise ValueError(f"a row of {layout.which} needs the cache of its prompts; see learner.three_phase")
+    return layout.cache
+
+
+def _stock(q: Tensor, k: Tensor, v: Tensor, pieces: Pieces, scale: float) -> Tensor:
+    columns = zip(*(x.split(pieces.lengths, dim=2) for x in (q, k, v)), strict=True)
+    gqa = q.shape[1] != k.shape[1]
+    outs = [scaled_dot_product_attention(*qkv, is_causal=True, scale=scale, enable_gqa=gqa) for qkv in columns]
+    return torch.cat(outs, dim=2)
+
+
+def _self_pieces(segment: PrefixSegment) -> tuple[int, ...]:
+    """A single response simply goes on where its prompt ends."""
+    if len(segment.response_tokens) == 1:
+        return (segment.prompt_tokens + segment.response_tokens[0],)
+    return (segment.prompt_tokens, *segment.response_tokens)
+
+
+def _cross(query: int, num_queries: int, key: int, num_keys: int, device: torch.device) -> Cross:
+    return Cross(
+        queries=slice(query, query + num_queries),
+        keys=slice(key, key + num_keys),
+        query_piece=Pieces.of((num_queries,), device),
+        key_piece=Pieces.of((num_keys,), device),
     )
-    return _unpadded(out, group)
-
-
-def _causal(q: Tensor, k: Tensor, v: Tensor, scaling: float | None) -> Tensor:
-    return scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=k.shape[1] != q.shape[1])
-
-
-def _padded(x: Tensor, group: GroupIndex) -> Tensor:
-    """[1, H, sum of responses, D] -> [G, H, R, D]; the padding repeats the last token, whose output is dropped."""
-    if group.gather_GR is not None:
-        x = x.index_select(2, group.gather_GR)
-    return x.unflatten(2, (len(group.segment.response_tokens), -1)).squeeze(0).transpose(0, 1)
-
-
-def _unpadded(x: Tensor, group: GroupIndex) -> Tensor:
-    """[G, H, R, D] -> [1, H, sum of responses, D]."""
-    x = x.transpose(0, 1).flatten(1, 2)
-    if group.scatter is not None:
-        x = x.index_select(1, group.scatter)
-    return x.unsqueeze(0)
-
-
-def _repeat_heads(x: Tensor, num_heads: int) -> Tensor:
-    """Repeat key or value heads up to the query heads; with a mask no fused kernel groups them itself."""
-    repeats = num_heads // x.shape[1]
-    return x if repeats == 1 else x.repeat_interleave(repeats, dim=1)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from learner.logprobs import TokenScores
-from learner.loss import ClippedLoss
-from learner.policy import RowTensors
+from learner.objective import DIAGNOSTICS, usable_tokens
+from learner.row_tensors import RowTensors
 
-_COLUMNS = ("loss", "tokens", "entropy", "hits", "clipped", "ratio", "kl")
+_COLUMNS = ("loss", "tokens", "entropy", "hits", *DIAGNOSTICS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,8 +32,14 @@ class StepSums:
     clip_fraction: float
     mean_ratio: float
     kl_to_reference: float
+    masked_fraction: float
+    """Share of the tokens left out of the loss."""
+    importance_weight: float
+    """Mean over the tokens; 1 without correction, less by what is masked."""
+    log_nucleus: float
+    """Mean over the tokens (nats)."""
     rollout_logprob_gap_mean: float
-    """Over the tokens whose rollout log-probability is finite."""
+    """Over the tokens that take part."""
     rollout_logprob_gap_max: float
 
 
@@ -49,24 +55,32 @@ class Tally:
         self._gap_sum = torch.zeros(2, dtype=torch.float64, device=device)
         self._gap_max = torch.zeros((), dtype=torch.float64, device=device)
 
-    def add_sft_row(self, row: RowTensors, scores: TokenScores, loss: Tensor) -> None:
-        """Count a row of demonstrations."""
-        self._add(row, loss, scores)
-
-    def add_row(
-        self, row: RowTensors, scores: TokenScores, terms: ClippedLoss, kl_N: Tensor | None, loss: Tensor
-    ) -> None:
-        """Count a row of groups."""
-        self._add(row, loss, scores, terms, kl_N)
-
-    def add_gap(self, row: RowTensors, logprobs_N: Tensor) -> None:
-        """Compare with the engine's log-probabilities, before the first update; non-finite ones are left out."""
+    def add_row(self, row: RowTensors, scores: TokenScores, loss: Tensor, diagnostics: Tensor | None = None) -> None:
+        """Count a row: of demonstrations, or of groups with the sums of its `PolicyLoss`."""
         if row.is_placeholder:
             return
-        gap_N = (logprobs_N - row.rollout_logprobs_N).abs().double()
-        finite_N = gap_N.isfinite()
-        gap_N = gap_N.where(finite_N, 0.0)
-        self._gap_sum += torch.stack((gap_N.sum(), finite_N.sum().double()))
+        general = torch.stack(
+            [
+                loss.detach().double(),
+                torch.full_like(self._gap_max, len(row.labels_N)),
+                scores.entropy_N.double().sum(),
+                scores.hits_N.double().sum(),
+            ]
+        )
+        if diagnostics is None:
+            diagnostics = torch.zeros(len(DIAGNOSTICS), dtype=torch.float64, device=self._device)
+        self._rows.append(torch.cat((general, diagnostics)))
+
+    def add_gap(self, row: RowTensors, scores: TokenScores) -> None:
+        """Compare with the engine's log-probabilities, before the first update; tokens that are left out do not count.
+
+        The engine reports log-probabilities of the distribution cut to its nucleus, so the learner's are cut to theirs.
+        """
+        if row.is_placeholder or not len(row.labels_N):
+            return
+        used_N = usable_tokens(scores, row.rollout_logprobs_N)
+        gap_N = (scores.logprobs_N - scores.log_nucleus_N - row.rollout_logprobs_N).abs().double().where(used_N, 0.0)
+        self._gap_sum += torch.stack((gap_N.sum(), used_N.sum().double()))
         self._gap_max = torch.maximum(self._gap_max, gap_N.max())
 
     def close_update(self, grad_norm: float | None) -> None:
@@ -90,28 +104,6 @@ class Tally:
         *values, gap, num_gaps = sums.tolist()
         return self._means(dict(zip(_COLUMNS, values, strict=True)), gap, num_gaps)
 
-    def _add(
-        self,
-        row: RowTensors,
-        loss: Tensor,
-        scores: TokenScores,
-        terms: ClippedLoss | None = None,
-        kl_N: Tensor | None = None,
-    ) -> None:
-        if row.is_placeholder:
-            return
-        zero = torch.zeros((), device=self._device)
-        columns = (
-            loss.detach(),
-            torch.full_like(zero, len(row.labels_N)),
-            scores.entropy_N.sum(),
-            scores.hits_N.sum(),
-            zero if terms is None else terms.clipped_N.sum(),
-            zero if terms is None else terms.ratio_N.sum(),
-            zero if kl_N is None else kl_N.detach().sum(),
-        )
-        self._rows.append(torch.stack([column.double() for column in columns]))
-
     def _means(self, sums: dict[str, float], gap: float, num_gaps: float) -> StepSums:
         tokens, updates = sums["tokens"], len(self._updates)
         return StepSums(
@@ -125,6 +117,9 @@ class Tally:
             clip_fraction=_ratio(sums["clipped"], tokens),
             mean_ratio=_ratio(sums["ratio"], tokens),
             kl_to_reference=_ratio(sums["kl"], tokens),
+            masked_fraction=_ratio(sums["masked"], tokens),
+            importance_weight=_ratio(sums["importance"], tokens),
+            log_nucleus=_ratio(sums["nucleus"], tokens),
             rollout_logprob_gap_mean=_ratio(gap, num_gaps),
             rollout_logprob_gap_max=float(self._gap_max),
         )

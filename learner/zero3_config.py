@@ -27,9 +27,11 @@ def zero3_config(config: LearnerConfig, *, on_gpu: bool = False) -> dict[str, An
 
 
 def zero3_frozen_config(config: LearnerConfig, *, on_gpu: bool = False) -> dict[str, Any]:
-    """Settings for a model that is only forwarded."""
+    """Settings for a model that is only forwarded; one that is only asked now and then stays in host memory."""
     settings = zero3_config(config, on_gpu=on_gpu)
     settings["zero_optimization"].pop("offload_optimizer", None)
+    if config.kl_coefficient == 0:
+        settings["zero_optimization"]["offload_param"] = {"device": "cpu", "pin_memory": on_gpu}
     return settings
 
 

@@ -26,6 +26,7 @@ from curriculum.synthetic import VALUES, generate_demonstrations, generate_items
 
 ROOT = Path(__file__).parents[2]
 MARKER = "QWENLONG_TEST_COMMAND"
+RAY_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 START_S, RUN_S = 180.0, 240.0
 """Longest waits, in seconds, for actors to be ready and for a run to end."""
 
@@ -78,12 +79,12 @@ class Command:
     def survivors(self, patience_s: float = 30.0) -> list[str]:
         """Command lines of the descendants that are still there after the patience.
 
-        After a SIGKILL of the driver Ray's own agent tries to reach the dead cluster for up to a minute before it ends.
+        After a SIGKILL of the driver Ray's own agents try to reach the dead cluster for up to a minute before they end.
         """
-        tolerated = "ray::DashboardAgent" if self.process.returncode == -signal.SIGKILL else None
+        tolerated = RAY_AGENTS if self.process.returncode == -signal.SIGKILL else ()
         deadline = time.monotonic() + patience_s
         while True:
-            left = [command for _, command in self._marked() if tolerated is None or not command.startswith(tolerated)]
+            left = [command for _, command in self._marked() if not command.startswith(tolerated)]
             if not left or time.monotonic() > deadline:
                 return left
             time.sleep(0.2)

@@ -72,11 +72,11 @@ def rl_step(engine: LearnerEngine, learner: LearnerConfig, batch: list[ScoredGro
     """One training step; the rank is handed its own groups only."""
     plan = plan_update(
         [group.shape for group in batch],
-        num_ranks=learner.num_ranks,
+        num_ranks=learner.num_data_ranks,
         mini_batches=learner.mini_batches,
         max_tokens=learner.max_tokens_per_microbatch,
     )
-    mine = {index: batch[index] for index in plan.groups_of(rank)}
+    mine = {index: batch[index] for index in plan.groups_of(rank // learner.sequence_parallel)}
     return engine.train_step(plan, mine, learning_rate=LEARNING_RATE)
 
 
@@ -95,13 +95,18 @@ def parity(model: str, out: Path, rank: int, num_ranks: int) -> dict:
     """The same two stages under every setting that must not change the numbers, then save, go on, and export."""
     grpo = {"algorithm": GrpoConfig(), "mini_batches": 1}
     dapo = {"algorithm": DapoConfig(), "mini_batches": 3}
-    found = {}
-    for name, settings in {
+    runs = {
         "grpo": grpo,
         "dapo": dapo,
         "tight": {**dapo, "max_tokens_per_microbatch": TIGHT},
         "checkpointing": {**dapo, "gradient_checkpointing": True},
-    }.items():
+        "tight_checkpointing": {**dapo, "max_tokens_per_microbatch": TIGHT, "gradient_checkpointing": True},
+    }
+    if num_ranks == 2:
+        runs["sequence"] = {**dapo, "sequence_parallel": 2}
+        runs["tight_sequence"] = {**dapo, "sequence_parallel": 2, "max_tokens_per_microbatch": TIGHT}
+    found = {}
+    for name, settings in runs.items():
         learner = config(num_ranks, **settings)
         engine, found[name] = two_stages(learner, model, rank)
         if name != "dapo":
@@ -129,6 +134,18 @@ def resume(model: str, out: Path, rank: int, num_ranks: int) -> dict:
     return found
 
 
+def reshard(model: str, out: Path, rank: int, num_ranks: int) -> dict:
+    """Go on from the checkpoint of two ranks on another number of ranks."""
+    learner = config(num_ranks, algorithm=DapoConfig(), mini_batches=3)
+    engine = make_engine(learner, model, rank)
+    engine.start_stage(Stage.RL)
+    engine.load(out / "checkpoint_2")
+    found = {"loaded": dict(engine.gather_weights())}
+    rl_step(engine, learner, groups(seed=1), rank)
+    found["continued"] = dict(engine.gather_weights())
+    return found
+
+
 def guards(model: str, out: Path, rank: int, num_ranks: int) -> dict:
     """Non-finite updates, the KL against a reference, bf16 and the wrong stage."""
     learner = config(num_ranks, max_nonfinite_updates=1)
@@ -142,6 +159,20 @@ def guards(model: str, out: Path, rank: int, num_ranks: int) -> dict:
     found["unchanged"] = all(torch.equal(before[name], after[name]) for name in before)
     found["over_budget"] = _error(lambda: rl_step(engine, learner, bad, rank))
     found["recovered"] = rl_step(engine, learner, groups(), rank)
+
+    learner = config(num_ranks, algorithm=DapoConfig(), mini_batches=3)
+    engine = make_engine(learner, model, rank)
+    engine.start_stage(Stage.RL)
+    engine._sharing = False  # what a failed self-check leaves behind
+    found["dense"] = (rl_step(engine, learner, groups(), rank), dict(engine.gather_weights()))
+    engine = make_engine(learner, model, rank)
+    engine.start_stage(Stage.RL)
+    found["shared"] = (rl_step(engine, learner, groups(), rank), dict(engine.gather_weights()))
+
+    learner = config(num_ranks, kl_every=2)
+    engine = make_engine(learner, model, rank)
+    engine.start_stage(Stage.RL)
+    found["kl_every"] = [rl_step(engine, learner, groups(), rank).kl_to_reference for _ in range(3)]
 
     learner = config(num_ranks, kl_coefficient=0.1)
     engine = make_engine(learner, model, rank)
@@ -179,10 +210,11 @@ def main() -> None:
     scenario, model, out, rank, num_ranks, port = sys.argv[1:]
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     torch.set_num_threads(1)
-    run = {"parity": parity, "resume": resume, "guards": guards}[scenario]
+    run = {"parity": parity, "resume": resume, "reshard": reshard, "guards": guards}[scenario]
     found = run(model, Path(out), int(rank), int(num_ranks))
     if rank == "0":
         torch.save(found, Path(out) / f"{scenario}.{num_ranks}.pt")
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ MAX_POLICY_LAG = 2
 def lagging(workshop):
     """A run with a lag of at most two updates: its rollout actor is killed, then it is interrupted and resumed."""
     run = workshop.new_run("lagging")
-    command = workshop.train(run, rollout__max_policy_lag=MAX_POLICY_LAG)
+    command = workshop.train(run, rollout__max_policy_lag=MAX_POLICY_LAG, learner__importance={"cap": 2.0})
     command.wait_for(lambda: len(run.metrics) >= NUM_SFT_STEPS + 1, "first step of the first phase")
     os.kill(run.events("actors_ready")[0]["pids"]["rollout-0"], signal.SIGKILL)
     command.wait_for(lambda: len(run.metrics) >= NUM_STEPS - 4, "fourth step from the end")

@@ -85,8 +85,32 @@ def test_the_engine_equals_adamw_on_every_sequence_by_itself(one_rank, model_pat
 
 
 def test_small_micro_batches_and_checkpointing_do_not_change_the_weights(one_rank):
-    for name in ("tight", "checkpointing"):
+    for name in ("tight", "checkpointing", "tight_checkpointing"):
         _assert_same_weights(one_rank[name]["after_rl"], one_rank["dapo"]["after_rl"])
+
+
+@pytest.mark.parametrize("name", ["sequence", "tight_sequence"])
+def test_two_ranks_that_share_every_row_equal_one(one_rank, two_ranks, name):
+    _assert_same_weights(two_ranks[name]["after_rl"], one_rank["dapo"]["after_rl"])
+    ours, theirs = two_ranks[name]["rl"], one_rank["dapo"]["rl"]
+    for field in ("loss", "grad_norm", "entropy", "mean_ratio", "rollout_logprob_gap_mean", "rollout_logprob_gap_max"):
+        assert getattr(ours, field) == pytest.approx(getattr(theirs, field), rel=1e-5, abs=1e-6), field
+    assert ours.num_response_tokens == theirs.num_response_tokens
+    assert ours.prompt_sharing
+
+
+def test_the_dense_fall_back_equals_the_shared_prompt(guards):
+    (dense, dense_weights), (shared, shared_weights) = guards["dense"], guards["shared"]
+    assert (dense.prompt_sharing, shared.prompt_sharing) == (False, True)
+    assert dense.loss == pytest.approx(shared.loss, abs=1e-6)
+    _assert_same_weights(dense_weights, shared_weights)
+
+
+def test_the_kl_can_be_measured_now_and_then(guards):
+    first, second, third = guards["kl_every"]
+    assert first == pytest.approx(0.0, abs=1e-6)
+    assert second is None
+    assert third > 1e-5
 
 
 @pytest.mark.parametrize("name", ["grpo", "dapo", "tight", "checkpointing"])
@@ -111,6 +135,14 @@ def test_a_restarted_learner_goes_on_bit_for_bit(two_ranks, resumed):
     assert resumed["continued"].keys() == two_ranks["continued"].keys()
     for name, weight in two_ranks["continued"].items():
         assert torch.equal(resumed["continued"][name], weight), name
+
+
+@pytest.mark.parametrize("num_ranks", [1, 3])
+def test_a_checkpoint_goes_on_with_another_number_of_ranks(two_ranks, model_path, out, num_ranks):
+    found = _run("reshard", model_path, out, num_ranks=num_ranks)
+    for name, weight in two_ranks["dapo"]["after_rl"].items():
+        assert torch.equal(found["loaded"][name], weight), name
+    _assert_same_weights(found["continued"], two_ranks["continued"])
 
 
 def test_a_checkpoint_of_another_stage_or_an_incomplete_one_is_not_loaded(resumed):

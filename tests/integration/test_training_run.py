@@ -23,7 +23,7 @@ def test_the_run_folder_holds_everything_that_is_promised(reference):
     names = {path.name for path in reference.folder.iterdir()}
     assert names == {
         "recipe.yaml", "metrics.jsonl", "events.jsonl", "trajectories", "checkpoints", "model", "summary.json", "logs",
-        "wandb",
+        "wandb", ".lock",
     }  # fmt: skip
     assert list((reference.folder / "wandb").glob("offline-run-*/*.wandb"))
     session = next((reference.folder / "logs").iterdir())

@@ -58,6 +58,7 @@ def test_the_driver_sees_lengths_truncations_and_the_oldest_version():
         replayed=True,
         prompt_tokens=7,
         response_tokens=(2, 4, 1),
+        data_source="test",
         num_truncated=1,
         policy_version=4,
         engine="rollout-1",

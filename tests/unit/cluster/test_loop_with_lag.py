@@ -32,7 +32,7 @@ def lagging(bench):
     """A loop whose learner takes long enough for groups to arrive meanwhile."""
 
     def build(**arguments):
-        b = bench(**{"rollout": LAG, "phases": LONGER, **arguments})
+        b = bench(**{"rollout": LAG, "learner": {"importance": {}}, "phases": LONGER, **arguments})
 
         async def train():
             for _ in range(20):

@@ -1,6 +1,6 @@
 import pytest
 
-from learner.advantages import group_advantages, has_signal
+from learner.advantages import batch_advantages, group_advantages, has_signal
 
 
 def test_advantages_are_centred_and_divided_by_the_unbiased_deviation():
@@ -39,3 +39,20 @@ def test_a_group_with_fewer_than_two_known_rewards_has_no_advantages(rewards):
 )
 def test_signal_needs_two_known_values_that_differ(values, expected):
     assert has_signal(values) is expected
+
+
+def test_by_task_the_deviation_is_that_of_all_answers_of_the_task_and_the_mean_that_of_the_group():
+    # task a: rewards 0 1 1 1, unbiased variance 0.25, deviation 0.5; the other task does not count
+    batch = batch_advantages([[0.0, 1.0], [1.0, 1.0], [0.0, 0.4]], ["a", "a", "b"], "task")
+    assert batch[0] == pytest.approx((-1.0, 1.0), rel=1e-5)
+    assert batch[1] == (0.0, 0.0)
+    assert batch[2] == pytest.approx((-0.2 / 0.2828427, 0.2 / 0.2828427), rel=1e-5)
+
+
+def test_without_a_scale_advantages_are_only_centred():
+    assert batch_advantages([[0.0, 1.0, None]], ["a"], "none") == [(-0.5, 0.5, None)]
+
+
+def test_by_group_they_equal_those_of_each_group_alone():
+    rewards = [[0.0, 1.0, 1.0], [None, 0.2], [0.0, 0.0]]
+    assert batch_advantages(rewards, ["a"] * 3, "group") == [group_advantages(r) for r in rewards]

@@ -28,6 +28,9 @@ def test_the_algorithm_is_chosen_by_type():
         {"zero_stage": 2},
         {"max_tokens_per_microbatch": 1},
         {"betas": (0.9, 1.0)},
+        {"num_ranks": 3, "sequence_parallel": 2},
+        {"offload_activations": True},
+        {"algorithm": {"type": "dr_grpo"}},
     ],
 )
 def test_contradictory_and_unknown_settings_are_refused(bad):
@@ -51,3 +54,13 @@ def test_offload_is_set_only_where_asked_and_a_frozen_model_has_no_optimizer_to_
     frozen = zero3_frozen_config(config)["zero_optimization"]
     assert "offload_optimizer" not in frozen
     assert frozen["offload_param"]["device"] == "cpu"
+
+
+def test_a_reference_that_is_only_measured_against_stays_in_host_memory():
+    measured = zero3_frozen_config(LearnerConfig(kl_every=5))["zero_optimization"]
+    assert measured["offload_param"]["device"] == "cpu"
+    assert "offload_param" not in zero3_frozen_config(LearnerConfig(kl_coefficient=0.1))["zero_optimization"]
+
+
+def test_rows_at_the_same_time_are_ranks_by_ranks_that_share_one():
+    assert LearnerConfig(num_ranks=8, sequence_parallel=4).num_data_ranks == 2

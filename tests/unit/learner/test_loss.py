@@ -3,18 +3,26 @@ import math
 import pytest
 import torch
 
-from learner.loss import clipped_policy_loss, kl_estimate, token_weights
+from learner.loss import (
+    RESPONSE_MEAN,
+    TOKEN_MEAN,
+    Aggregation,
+    clipped_policy_loss,
+    importance_weights,
+    kl_estimate,
+    token_weights,
+)
 
 
 def test_grpo_gives_every_response_the_same_weight():
-    assert token_weights([1, 4], "response_mean") == [0.5, 0.125]
+    assert token_weights([1, 4], RESPONSE_MEAN) == [0.5, 0.125]
 
 
 def test_dapo_gives_every_token_of_the_group_the_same_weight():
-    assert token_weights([1, 4], "group_token_mean") == [0.2, 0.2]
+    assert token_weights([1, 4], TOKEN_MEAN) == [0.2, 0.2]
 
 
-@pytest.mark.parametrize("aggregation", ["response_mean", "group_token_mean"])
+@pytest.mark.parametrize("aggregation", [RESPONSE_MEAN, TOKEN_MEAN])
 def test_the_token_weights_of_a_group_sum_to_one(aggregation):
     lengths = [3, 1, 7]
     weights = token_weights(lengths, aggregation)
@@ -57,3 +65,27 @@ def test_kl_estimators_by_hand():
 def test_kl_of_equal_policies_is_zero(estimator):
     logprobs = torch.tensor([-0.3, -7.0])
     assert kl_estimate(logprobs, logprobs, estimator).tolist() == [0.0, 0.0]
+
+
+def test_dr_grpo_divides_by_a_constant_whatever_the_length():
+    assert token_weights([1, 4], Aggregation(over="constant", constant_tokens=10)) == [0.05, 0.05]
+
+
+def test_a_constant_belongs_to_one_aggregation_only():
+    with pytest.raises(ValueError, match="give both or none"):
+        Aggregation(over="constant")
+    with pytest.raises(ValueError, match="give both or none"):
+        Aggregation(over="tokens", constant_tokens=4)
+
+
+def test_importance_weights_are_held_at_the_cap_or_masked_beyond_it():
+    proximal, behaviour = torch.tensor([0.0, 0.0, 0.0]), -torch.tensor([0.5, 2.0, 4.0]).log()
+    truncated = importance_weights(proximal, behaviour, cap=2.0, beyond="truncate")
+    torch.testing.assert_close(truncated, torch.tensor([0.5, 2.0, 2.0]))
+    masked = importance_weights(proximal, behaviour, cap=3.0, beyond="mask")
+    torch.testing.assert_close(masked, torch.tensor([0.5, 2.0, 0.0]))
+
+
+def test_importance_weights_carry_no_gradient():
+    proximal = torch.zeros(1, requires_grad=True)
+    assert not importance_weights(proximal, torch.zeros(1), cap=2.0, beyond="truncate").requires_grad

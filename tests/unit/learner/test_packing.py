@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from learner.microbatch import GroupShape
-from learner.packing import plan_update
+from learner.packing import balance, plan_update, unshare
 
 
 def _shape(prompt, *responses):
@@ -65,11 +65,31 @@ def test_all_ranks_make_the_same_number_of_micro_steps():
     assert [len(rank[0].parts) for rank in ranks] == [1, 1, 0]
 
 
-def test_a_group_beyond_the_budget_is_split_between_its_responses_and_stays_on_one_rank():
+def test_the_responses_of_a_group_beyond_the_budget_go_in_batches_behind_one_prompt():
     plan = plan_update([_shape(10, 5, 4, 3, 2)], num_ranks=2, mini_batches=1, max_tokens=17)
     first, second = plan.mini_batches[0].ranks
-    assert [part.responses for row in first for part in row.parts] == [(0, 3), (1, 2)]
-    assert [row.parts for row in second] == [(), ()]
+    (row,) = first
+    assert [part.responses for part in row.parts] == [(0, 1, 2, 3)]
+    assert [[part.responses for part in batch] for batch in row.batches] == [[(0, 3)], [(1, 2)]]
+    assert row.num_tokens == 10 + 7
+    # the other rank makes the same calls on nothing
+    assert [(row.parts, row.batches) for row in second] == [((), ((), ()))]
+
+
+def test_a_row_that_fits_is_cut_alike_where_another_rank_goes_in_batches():
+    plan = plan_update([_shape(10, 5, 4, 3, 2), _shape(3, 1)], num_ranks=2, mini_batches=1, max_tokens=17)
+    first, second = (rank[0] for rank in plan.mini_batches[0].ranks)
+    assert len(first.batches) == len(second.batches) == 2
+    assert second.batches == (second.parts, ())
+
+
+def test_unsharing_gives_every_response_its_own_row_on_the_same_rank():
+    plan = plan_update(_ragged_batch(9), num_ranks=2, mini_batches=1, max_tokens=460)
+    single = unshare(plan.mini_batches[0])
+    for rank, before in zip(single.ranks, plan.mini_batches[0].ranks, strict=True):
+        pairs = sorted((part.group, i) for row in before for part in row.parts for i in part.responses)
+        assert sorted((row.parts[0].group, *row.parts[0].responses) for row in rank if row.parts) == pairs
+    assert len({len(rank) for rank in single.ranks}) == 1
 
 
 def test_a_prompt_with_one_response_beyond_the_budget_names_the_key():
@@ -117,3 +137,16 @@ def test_planning_a_large_batch_takes_milliseconds():
     started = time.process_time()
     plan_update(shapes, num_ranks=32, mini_batches=4, max_tokens=2000)
     assert time.process_time() - started < 0.1
+
+
+def test_trades_reach_a_balance_that_heaviest_first_misses():
+    # heaviest first gives 5 + 3 + 3 = 11 and 5 + 4 = 9 on two ranks; 5 + 5 and 4 + 3 + 3 is even
+    assert sorted(map(sorted, balance({0: 5.0, 1: 5.0, 2: 4.0, 3: 3.0, 4: 3.0}, 2))) == [[0, 1], [2, 3, 4]]
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 7, 300])
+def test_balancing_keeps_every_group_once(num_ranks):
+    costs = {i: float(c) for i, c in enumerate(np.random.default_rng(3).lognormal(size=200))}
+    assigned = balance(costs, num_ranks)
+    assert len(assigned) == num_ranks
+    assert sorted(group for rank in assigned for group in rank) == list(range(200))

@@ -1,8 +1,11 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
 from curriculum.task import Demonstration
-from learner.microbatch import PrefixSegment, ScoredGroup
+from learner.loss import RESPONSE_MEAN, TOKEN_MEAN
+from learner.microbatch import PhasedMicroBatch, PrefixSegment, ScoredGroup
 from learner.packing import GroupPart, MicroBatchPlan
 from learner.rows import build_microbatch, demonstration_group
 
@@ -23,7 +26,7 @@ def _plan(*parts):
 
 def test_a_row_holds_each_prompt_once_and_every_response_continues_at_its_end():
     groups = {3: _group([1, 2, 3], [[4, 5], [6]], (1.0, -1.0)), 5: _group([7], [[8, 9]], (0.5,), temperature=1.0)}
-    row = build_microbatch(_plan((3, (0, 1)), (5, (0,))), groups, num_groups=2, aggregation="group_token_mean")
+    row = build_microbatch(_plan((3, (0, 1)), (5, (0,))), groups, num_groups=2, aggregation=TOKEN_MEAN)
     assert row.input_ids.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9]
     assert row.position_ids.tolist() == [0, 1, 2, 3, 4, 3, 0, 1, 2]
     assert row.segments == (
@@ -40,13 +43,13 @@ def test_a_row_holds_each_prompt_once_and_every_response_continues_at_its_end():
 
 def test_a_part_of_a_group_keeps_the_weights_of_the_whole_group():
     group = _group([1], [[2], [3, 4], [5]], (1.0, 2.0, 3.0))
-    row = build_microbatch(_plan((0, (1,))), {0: group}, num_groups=1, aggregation="response_mean")
+    row = build_microbatch(_plan((0, (1,))), {0: group}, num_groups=1, aggregation=RESPONSE_MEAN)
     assert row.weights.tolist() == pytest.approx([1 / 6, 1 / 6])
     assert row.advantages.tolist() == [2.0, 2.0]
 
 
 def test_a_placeholder_row_weighs_nothing():
-    row = build_microbatch(_plan(), {}, num_groups=4, aggregation="response_mean")
+    row = build_microbatch(_plan(), {}, num_groups=4, aggregation=RESPONSE_MEAN)
     assert row.input_ids.tolist() == [0, 0]
     assert row.weights.tolist() == [0.0]
 
@@ -56,9 +59,41 @@ def test_a_demonstration_is_a_group_of_one_with_length_normalised_weight():
         demonstration_id="d", prompt_ids=np.array([1, 2], np.int32), response_ids=np.array([3, 4, 5, 6], np.int32)
     )
     groups = {0: demonstration_group(demonstration)}
-    row = build_microbatch(_plan((0, (0,))), groups, num_groups=2, aggregation="group_token_mean")
+    row = build_microbatch(_plan((0, (0,))), groups, num_groups=2, aggregation=TOKEN_MEAN)
     assert row.weights.tolist() == [0.125] * 4
     assert row.temperature.tolist() == [1.0] * 4
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rollout_logprobs": (np.zeros(1, np.float32),)}, "2 tokens but 1 rollout log-probabilities"),
+        ({"temperature": 0.0}, "temperature above 0"),
+        ({"top_p": 0.0}, "top_p=0.0"),
+    ],
+)
+def test_a_group_that_cannot_be_scored_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(_group([1], [[2, 3]], (1.0,)), **change)
+
+
+def test_a_phased_row_has_its_prompts_ahead_and_its_responses_in_batches():
+    groups = {0: _group([1, 2, 3], [[4, 5], [6]], (1.0, -1.0)), 1: _group([7], [[8, 9]], (0.5,))}
+    parts = (GroupPart(group=0, responses=(0, 1)), GroupPart(group=1, responses=(0,)))
+    batches = ((GroupPart(group=0, responses=(1,)),), (GroupPart(group=0, responses=(0,)), parts[1]), ())
+    plan = MicroBatchPlan(parts=parts, num_tokens=0, cost=0.0, batches=batches)
+    row = build_microbatch(plan, groups, num_groups=2, aggregation=TOKEN_MEAN)
+    assert isinstance(row, PhasedMicroBatch)
+    assert row.prompts.input_ids.tolist() == [1, 2, 3, 7]
+    assert row.prompts.position_ids.tolist() == [0, 1, 2, 0]
+    first, second, placeholder = row.batches
+    assert (first.labels.tolist(), first.predictors.tolist(), first.position_ids.tolist()) == ([6], [0], [3])
+    assert second.labels.tolist() == [4, 5, 8, 9]
+    # two prompts' last states come first: 4 follows the first one, 8 the second, 5 and 9 the token before them
+    assert second.predictors.tolist() == [0, 2, 1, 4]
+    assert second.weights.tolist() == pytest.approx([1 / 6, 1 / 6, 1 / 4, 1 / 4])
+    assert placeholder.is_placeholder
+    assert len(placeholder.labels) == 1
 
 
 def test_a_scored_group_with_mismatched_columns_is_refused():

@@ -5,7 +5,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from learner.microbatch import PrefixSegment
-from learner.shared_prefix import ATTENTION_KEY, register, row_layout, shared_prefix_attention
+from learner.shared_prefix import ATTENTION_KEY, register, shared_prefix_attention, whole_layout
 
 VOCAB = 97
 SHAPE = {
@@ -77,7 +77,7 @@ def _packed_states(model, groups):
         input_ids=torch.cat(ids)[None],
         position_ids=torch.cat(positions)[None],
         use_cache=False,
-        row_layout=row_layout(segments, torch.device("cpu")),
+        row_layout=whole_layout(segments, torch.device("cpu")),
     ).last_hidden_state[0]
 
 
@@ -142,7 +142,7 @@ def test_a_response_does_not_see_its_sibling_or_the_next_group():
 
 def test_masks_dropout_and_sliding_windows_are_refused():
     x = torch.zeros(1, 1, 2, 4)
-    layout = row_layout([PrefixSegment(start=0, prompt_tokens=1, response_tokens=(1,))], torch.device("cpu"))
+    layout = whole_layout([PrefixSegment(start=0, prompt_tokens=1, response_tokens=(1,))], torch.device("cpu"))
     for extra in ({"dropout": 0.1}, {"sliding_window": 8}):
         with pytest.raises(ValueError, match="shared-prefix attention"):
             shared_prefix_attention(torch.nn.Module(), x, x, x, None, row_layout=layout, **extra)

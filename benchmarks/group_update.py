@@ -1,0 +1,184 @@
+"""One update of one group: a Qwen2 and a batch from a seed, and the ceiling of what sharing the prompt can save.
+
+For the benchmarks; P prompt tokens, R response tokens, G responses.
+"""
+
+from __future__ import annotations
+
+import math
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from learner.logprobs import TokenScores
+from learner.loss import TOKEN_MEAN
+from learner.microbatch import MicroBatch, PhasedMicroBatch, ScoredGroup
+from learner.objective import Objective, PolicyLoss
+from learner.packing import GroupPart, MicroBatchPlan
+from learner.policy import Policy
+from learner.row_tensors import PhasedTensors, Placement, RowTensors
+from learner.rows import build_microbatch
+from learner.shared_prefix import ATTENTION_KEY, register
+from learner.three_phase import backward_in_phases
+
+CPU = Placement(device=torch.device("cpu"))
+OBJECTIVE = Objective(clip_low=0.2, clip_high=0.28)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """Sizes of model and group."""
+
+    prompt: int
+    responses: tuple[int, ...]
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    intermediate: int
+    vocab: int
+
+    @property
+    def ceiling(self) -> float:
+        """FLOPs with the prompt forwarded per response over FLOPs with the prompt forwarded once, LM head included."""
+        prompt = self._flops(self.prompt, 0, 0)
+        dense = sum(self._flops(self.prompt + r, 0, r) for r in self.responses)
+        return dense / (prompt + sum(self._flops(r, self.prompt, r) for r in self.responses))
+
+    def _flops(self, tokens: int, before: int, scored: int) -> float:
+        """Forward pass of `tokens` tokens that follow `before` others; `scored` of them go through the LM head."""
+        width = self.hidden // self.heads
+        linear = 2 * self.hidden * self.hidden + 2 * self.hidden * width * self.kv_heads
+        linear += 3 * self.hidden * self.intermediate
+        pairs = tokens * before + tokens * (tokens + 1) / 2
+        return self.layers * (2 * linear * tokens + 4 * self.hidden * pairs) + 2 * self.hidden * self.vocab * scored
+
+
+def add_shape_options(parser: ArgumentParser) -> None:
+    """Options for the sizes, the seed and the threads."""
+    for name, default in (
+        ("prompt", 2048), ("response", 128), ("group", 8), ("hidden", 512), ("layers", 6), ("heads", 8),
+        ("kv-heads", 2), ("intermediate", 1536), ("vocab", 8192), ("threads", 1), ("seed", 0),
+    ):  # fmt: skip
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--ragged", action="store_true", help="responses between a quarter of and all of --response")
+
+
+def shape_of(options: Namespace) -> Shape:
+    """Sizes from the options; ragged lengths derive from the seed."""
+    rng = np.random.default_rng([options.seed, 1])
+    shortest = max(1, options.response // 4) if options.ragged else options.response
+    lengths = rng.integers(shortest, options.response + 1, size=options.group)
+    return Shape(
+        prompt=options.prompt,
+        responses=tuple(int(n) for n in lengths),
+        hidden=options.hidden,
+        layers=options.layers,
+        heads=options.heads,
+        kv_heads=options.kv_heads,
+        intermediate=options.intermediate,
+        vocab=options.vocab,
+    )
+
+
+def make_model(shape: Shape, seed: int, attention: str) -> torch.nn.Module:
+    """A Qwen2 with random weights that the seed alone decides."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    register()
+    torch.manual_seed(seed)
+    config = Qwen2Config(
+        vocab_size=shape.vocab,
+        hidden_size=shape.hidden,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        intermediate_size=shape.intermediate,
+        max_position_embeddings=shape.prompt + max(shape.responses),
+    )
+    config._attn_implementation = attention
+    return Qwen2ForCausalLM(config).train()
+
+
+def make_policy(shape: Shape, seed: int) -> Policy:
+    """The model with our attention and head."""
+    return Policy(make_model(shape, seed, ATTENTION_KEY))  # type: ignore[arg-type]
+
+
+def make_group(shape: Shape, seed: int) -> ScoredGroup:
+    """A group whose tokens, advantages and log-probabilities the seed alone decides."""
+    rng = np.random.default_rng([seed, 2])
+
+    def ids(count: int) -> NDArray[np.int32]:
+        return rng.integers(shape.vocab, size=count, dtype=np.int32)
+
+    advantages = rng.standard_normal(len(shape.responses))
+    return ScoredGroup(
+        prompt_ids=ids(shape.prompt),
+        response_ids=tuple(ids(n) for n in shape.responses),
+        rollout_logprobs=tuple(
+            (-math.log(shape.vocab) + 0.1 * rng.standard_normal(n)).astype(np.float32) for n in shape.responses
+        ),
+        advantages=tuple(float(a) for a in advantages - advantages.mean()),
+        temperature=1.0,
+    )
+
+
+def make_rows(group: ScoredGroup, *, shared: bool) -> list[RowTensors]:
+    """The whole group as one row, or every response in a row of its own behind its own copy of the prompt."""
+    everything = tuple(range(len(group.response_ids)))
+    parts = [everything] if shared else [(i,) for i in everything]
+    rows = []
+    for responses in parts:
+        plan = MicroBatchPlan(parts=(GroupPart(group=0, responses=responses),), num_tokens=0, cost=0.0)
+        row = build_microbatch(plan, {0: group}, num_groups=1, aggregation=TOKEN_MEAN)
+        assert isinstance(row, MicroBatch)
+        rows.append(RowTensors.of(row, CPU, stock=not shared))
+    return rows
+
+
+def update(policy: Policy, rows: Sequence[RowTensors]) -> float:
+    """Loss and gradients of one update: everything forward, then one backward pass; returns the loss.
+
+    The policy before the update is stood in for by the sampler's log-probabilities, so that ratios differ from 1.
+    """
+    policy.zero_grad(set_to_none=True)
+    total = torch.zeros(())
+    for row in rows:
+        loss = PolicyLoss(row, OBJECTIVE, old=_old_scores(row), reference_N=None)
+        total = total + policy(row, loss)[0]
+    total.backward()
+    return total.item()
+
+
+def make_phased_row(group: ScoredGroup) -> PhasedTensors:
+    """The group in three phases, its responses one by one."""
+    everything = tuple(range(len(group.response_ids)))
+    batches = tuple((GroupPart(group=0, responses=(i,)),) for i in everything)
+    whole = (GroupPart(group=0, responses=everything),)
+    plan = MicroBatchPlan(parts=whole, num_tokens=0, cost=0.0, batches=batches)
+    row = build_microbatch(plan, {0: group}, num_groups=1, aggregation=TOKEN_MEAN)
+    assert isinstance(row, PhasedMicroBatch)
+    return PhasedTensors.of(row, CPU)
+
+
+def update_in_phases(policy: Policy, row: PhasedTensors) -> float:
+    """The same update as `update`, with one response at a time in memory."""
+    policy.zero_grad(set_to_none=True)
+    losses = [PolicyLoss(batch, OBJECTIVE, old=_old_scores(batch), reference_N=None) for batch in row.batches]
+    done = backward_in_phases(policy, lambda scalar, _: scalar.backward(), row, iter(losses))
+    return sum(total.item() for _, total, _ in done)
+
+
+def gradient(policy: torch.nn.Module) -> torch.Tensor:
+    """All gradients in one vector, in the order of the parameters."""
+    return torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])
+
+
+def _old_scores(row: RowTensors) -> TokenScores:
+    zeros = torch.zeros_like(row.rollout_logprobs_N)
+    return TokenScores(row.rollout_logprobs_N, zeros, zeros, zeros, zeros + 1)

@@ -1,0 +1,79 @@
+"""The learner's kernels on a CUDA card in bf16, against fp32 on the CPU."""
+
+import pytest
+import torch
+
+from learner.activations import offloaded_layer_inputs
+from learner.flash import Pieces, attend, attend_backward, merge
+from learner.logprobs import token_loss
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+
+
+def _qkv(queries, keys):
+    torch.manual_seed(0)
+    shapes = ((1, 8, queries, 64), (1, 2, keys, 64), (1, 2, keys, 64))
+    return [torch.randn(shape).bfloat16() for shape in shapes]
+
+
+def _close(ours, theirs):
+    assert ((ours.cpu().float() - theirs.float()).norm() / theirs.float().norm()).item() < 2e-2
+
+
+@pytest.mark.parametrize("lengths", [(300,), (100, 7, 1, 192), (50,) * 6])
+def test_attention_and_its_gradient_equal_those_of_the_cpu(lengths):
+    tensors = _qkv(300, 300)
+    grad = torch.randn(1, 8, 300, 64).bfloat16()
+    found = {}
+    for device in ("cpu", "cuda"):
+        pieces = Pieces.of(lengths, torch.device(device))
+        q, k, v, g = (x.to(device) for x in (*tensors, grad))
+        out, lse = attend(q, k, v, pieces, pieces, causal=True, scale=0.125)
+        gradients = attend_backward(g, q, k, v, out, lse, pieces, pieces, causal=True, scale=0.125)
+        found[device] = (out, lse, *gradients)
+    for ours, theirs in zip(found["cuda"], found["cpu"], strict=True):
+        assert ours.shape == theirs.shape
+        _close(ours, theirs)
+
+
+def test_merged_halves_equal_the_whole():
+    q, k, v = (x.cuda() for x in _qkv(40, 256))
+    device = q.device
+    queries = Pieces.of((40,), device)
+
+    def over(keys):
+        pieces = Pieces.of((keys.stop - keys.start,), device)
+        return attend(q, k[:, :, keys], v[:, :, keys], queries, pieces, causal=False, scale=0.125)
+
+    out, lse = merge(*over(slice(0, 100)), *over(slice(100, 256)))
+    whole, whole_lse = over(slice(0, 256))
+    _close(out, whole.cpu())
+    torch.testing.assert_close(lse, whole_lse, rtol=1e-3, atol=1e-3)
+
+
+def test_the_head_sums_its_gradient_in_fp32():
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(600, 64).bfloat16(), torch.randn(40_000, 64).bfloat16()
+    labels = torch.randint(40_000, (600,))
+    found = {}
+    for device, dtype in (("cpu", torch.float32), ("cuda", torch.bfloat16)):
+        inputs = [x.to(device, dtype).requires_grad_() for x in (hidden, weight)]
+        loss, _ = token_loss(
+            *inputs,
+            labels.to(device),
+            torch.ones(600, device=device),
+            lambda n, scores: scores.logprobs_N,
+            max_tile_logits=40_000 * 64,
+        )
+        loss.backward()
+        found[device] = [x.grad for x in inputs]
+    for ours, theirs in zip(found["cuda"], found["cpu"], strict=True):
+        _close(ours, theirs)
+
+
+def test_layer_inputs_go_to_the_host_and_come_back():
+    x = torch.randn(1, 512, 256, device="cuda", requires_grad=True)
+    with offloaded_layer_inputs():
+        y = (x * 2).sin()
+    y.sum().backward()
+    torch.testing.assert_close(x.grad, 2 * (2 * x).cos())
