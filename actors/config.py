@@ -42,4 +42,4 @@ class RolloutConfig(StrictModel):
     """Groups that one engine works on at a time."""
     max_policy_lag: int = Field(default=0, ge=0)
     """Weight updates by which a group may be older than the learner that trains on it. 0: strictly on-policy, sampling
-    and training take turns; above 0 they overlap."""
+    and training take turns; above 0 they overlap, and `learner.importance` corrects for the difference."""

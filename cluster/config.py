@@ -110,8 +110,8 @@ class RunConfig(StrictModel):
             raise ValueError("curriculum.phases is empty and sft.epochs is 0: nothing to train; set one of them")
         if self.rollout.max_policy_lag and self.learner.importance is None:
             raise ValueError(
-                f"rollout.max_policy_lag={self.rollout.max_policy_lag} but learner.importance is empty: answers of older "
-                "weights would count as if the learner had given them; set learner.importance={cap: 2.0}"
+                f"rollout.max_policy_lag={self.rollout.max_policy_lag} but learner.importance is empty: answers of "
+                "older weights would count as if the learner had given them; set learner.importance={cap: 2.0}"
             )
         if self.groups_per_batch % self.learner.mini_batches:
             raise ValueError(
