@@ -40,3 +40,6 @@ class RolloutConfig(StrictModel):
     max_response_tokens: int = Field(default=10_000, gt=0)
     max_groups_in_flight: int = Field(default=16, gt=0)
     """Groups that one engine works on at a time."""
+    max_policy_lag: int = Field(default=0, ge=0)
+    """Weight updates by which a group may be older than the learner that trains on it. 0: strictly on-policy, sampling
+    and training take turns; above 0 they overlap, and `learner.importance` corrects for the difference."""

@@ -380,13 +380,25 @@ def _fail(error: BaseException, status: int) -> None:
 
 
 def _is_expected(error: RuntimeError) -> bool:
+    from cluster.buffer import LagBoundError
     from cluster.launch import ActorLost, LaunchError
     from cluster.loop import JudgeLost
     from cluster.placement import PlacementError
+    from cluster.roles import GroupLost
     from cluster.weight_sync import WeightSyncError
     from evaluation.generator import GeneratorDown
 
-    return isinstance(error, GeneratorDown | ActorLost | JudgeLost | LaunchError | PlacementError | WeightSyncError)
+    return isinstance(
+        error,
+        ActorLost
+        | GeneratorDown
+        | GroupLost
+        | JudgeLost
+        | LagBoundError
+        | LaunchError
+        | PlacementError
+        | WeightSyncError,
+    )
 
 
 if __name__ == "__main__":

@@ -108,6 +108,11 @@ class RunConfig(StrictModel):
             raise ValueError("curriculum.phases has phases but data.train is empty; give data.train a file or hub id")
         if not self.curriculum.phases and not self.sft.epochs:
             raise ValueError("curriculum.phases is empty and sft.epochs is 0: nothing to train; set one of them")
+        if self.rollout.max_policy_lag and self.learner.importance is None:
+            raise ValueError(
+                f"rollout.max_policy_lag={self.rollout.max_policy_lag} but learner.importance is empty: answers of "
+                "older weights would count as if the learner had given them; set learner.importance={cap: 2.0}"
+            )
         if self.groups_per_batch % self.learner.mini_batches:
             raise ValueError(
                 f"groups_per_batch={self.groups_per_batch} is not a multiple of "

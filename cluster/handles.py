@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import ObjectLostError, RayActorError
 
 from actors.rollout import Sampling
 from actors.trajectory import Group, GroupMeta
 from cluster.batch import BatchGroup
-from cluster.roles import SyncReport
+from cluster.roles import GroupLost, SyncReport
 from cluster.supervision import ActorLost, SupervisedActor
 from cluster.weight_sync import check_receipt
 from curriculum.leases import LeaseCounts
@@ -35,6 +36,22 @@ class RayCurriculum:
     async def open_batch(self, num_tasks: int) -> None:
         """Opens leases for the current step."""
         await self._handle.open_batch.remote(num_tasks)
+
+    async def open_stream(self, num_tasks: int) -> tuple[int, ...]:
+        """Opens leases at any time; returns their ids."""
+        return await self._handle.open_stream.remote(num_tasks)
+
+    async def open_leases(self) -> tuple[int, ...]:
+        """Ids of the leases that are not closed."""
+        return await self._handle.open_leases.remote()
+
+    async def keep(self, answered: Sequence[tuple[int, str]]) -> tuple[int, ...]:
+        """Keeps answered leases open; returns those that are no duplicates."""
+        return await self._handle.keep.remote(answered)
+
+    async def withdraw(self, lease_ids: Sequence[int]) -> int:
+        """Closes leases without an outcome."""
+        return await self._handle.withdraw.remote(lease_ids)
 
     async def report(self, outcomes: Sequence[TaskOutcome]) -> tuple[int, ...]:
         """Reports outcomes; returns the leases they closed."""
@@ -78,6 +95,36 @@ class RayRollouts:
         self._judges = judges
         self._next_judge = itertools.cycle(judges)
         self._max_groups_in_flight = max_groups_in_flight
+        self._in_flight: Counter[str] = Counter()
+        """Calls of `next_group` that each actor works on."""
+
+    @property
+    def num_slots(self) -> int:
+        """Groups that the living engines work on at a time."""
+        return self._max_groups_in_flight * len(self._alive())
+
+    async def next_group(self, sampling: Sampling) -> BatchGroup | None:
+        """Lets the least busy actor answer its next lease, and has the group scored; None without a lease.
+
+        Raises:
+            ActorLost: no rollout actor, or no judge actor, is left.
+            GroupLost: the group disappeared before it was scored.
+        """
+        while True:
+            actor = self._least_busy()
+            if actor.is_repairing:
+                await actor.repaired()
+                continue
+            incarnation = actor.incarnation
+            self._in_flight[actor.name] += 1
+            try:
+                meta, group = await _sampled(actor.handle.next_group, sampling)
+            except RayActorError as error:
+                await self._repair(actor, incarnation, error)
+                continue
+            finally:
+                self._in_flight[actor.name] -= 1
+            return None if meta is None else await self._score(meta, group)
 
     async def collect(self, num_groups: int, sampling: Sampling) -> list[BatchGroup]:
         """Answers leased tasks until `num_groups` groups are scored; in the order of their leases.
@@ -134,6 +181,10 @@ class RayRollouts:
             raise ActorLost("no rollout actor is left; resume the run with --resume when the cause is mended")
         return alive
 
+    def _least_busy(self) -> SupervisedActor:
+        """An actor under repair is asked last: until it is up to date its answers would be of old weights."""
+        return min(self._alive(), key=lambda actor: (actor.is_repairing, self._in_flight[actor.name]))
+
     async def _drain(self, num_groups: int, sampling: Sampling) -> list[BatchGroup]:
         """Lets every actor pull until the coordinator has nothing more to give."""
         alive = self._alive()
@@ -164,7 +215,10 @@ class RayRollouts:
 
     async def _score(self, meta: GroupMeta, group: Any) -> BatchGroup:
         judge = next(self._next_judge)
-        scores = await judge.call(lambda handle: handle.score_group.remote(group))
+        try:
+            scores = await judge.call(lambda handle: handle.score_group.remote(group))
+        except ObjectLostError as error:
+            raise GroupLost(meta.lease_id, meta.task_id, type(error).__name__) from error
         return BatchGroup(meta=meta, scores=scores, group=group)
 
 

@@ -1,7 +1,8 @@
 """The loop: warm-up SFT, then curriculum-guided phases of reinforcement learning.
 
 One step of a phase: collect a batch of scored groups, train on it, send the new weights, let the curriculum decide.
-Strictly on-policy: a batch is sampled under the weights that the step before it produced.
+With `rollout.max_policy_lag = 0` a batch is sampled under the weights that the step before it produced; with k > 0
+groups are sampled while the learner trains, under weights that are at most k updates older than those it trains.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from actors.rollout import Sampling
-from cluster.batch import BatchGroup
+from cluster.batch_source import BatchOrder, BatchSource, Collected
+from cluster.buffer import policy_lag
 from cluster.config import RunConfig
 from cluster.journal import Journal
-from cluster.metrics import StepSeconds, judge_is_away, mean_accuracy, sft_metrics, step_metrics
+from cluster.metrics import StepSeconds, Supply, judge_is_away, mean_accuracy, sft_metrics, step_metrics
 from cluster.progress import Accuracy, Progress, StageProgress
 from cluster.roles import Curriculum, Learner, Rollouts
+from cluster.stream import Stream
+from cluster.waves import Waves
 from curriculum.config import FixedSteps, PhaseConfig, Plateau
 from curriculum.task import Task
 from curriculum.transition import CurriculumReport, PhaseState, StepSummary
@@ -40,8 +44,8 @@ class JudgeLost(RuntimeError):
 class TrainingLoop:
     """Runs the recipe from wherever `progress` stands.
 
-    Consumes: scored groups.  Waits for: the slowest answer of a batch, then the learner.  Unblocked by: `stop`, at once
-    while answers are sampled, otherwise when the step is done.
+    Consumes: scored groups.  Waits for: a batch, then the learner.  Unblocked by: `stop`, at once while it waits for a
+    batch, otherwise when the step is done.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class TrainingLoop:
         self._config = config
         self._curriculum = curriculum
         self._rollouts = rollouts
+        self._batches = None if curriculum is None else _batch_source(config, curriculum, rollouts)
         self._learner = learner
         self._demonstrations = demonstrations
         self._heldout = heldout
@@ -83,6 +88,9 @@ class TrainingLoop:
         except (Interrupted, JudgeLost):
             await self._checkpoint()
             raise
+        finally:
+            if self._batches is not None:
+                await self._batches.close()
 
     # ---- warm-up
 
@@ -140,47 +148,58 @@ class TrainingLoop:
     async def _train_step(self, stage: StageProgress, state: PhaseState) -> None:
         started = time.monotonic()
         phase = self._config.curriculum.phases[state.phase]
-        sampled, batch = await self._judged_batch(self._sampling(phase))
-        collected = time.monotonic()
+        order = self._order(phase, state)
+        collected = await self._judged_batch(order)
+        batch = collected.batch
+        collected_at = time.monotonic()
         report = await self._learner.train_step(batch, self._learning_rate(phase, state.num_steps)) if batch else None
-        trained = time.monotonic()
+        trained_at = time.monotonic()
         sync = await self._sync() if report else None
-        done = time.monotonic()
-        summary = await self._finish_curriculum_step(len(batch))
-        seconds = StepSeconds(
-            rollout_s=collected - started, learner_s=trained - collected, sync_s=done - trained, step_s=done - started
-        )
+        synced_at = time.monotonic()
+        summary = await self._finish_curriculum_step(collected)
+        self._progress.ledger.add(collected.fates)
         metrics = step_metrics(
-            sampled=sampled,
+            sampled=collected.sampled,
             report=report,
             curriculum=summary,
+            supply=Supply(
+                policy_lags=tuple(policy_lag(group, order.version) for group in batch),
+                num_waiting=self._required_batches.num_waiting,
+                acceptance_rate=self._required_batches.acceptance_rate,
+                ledger=self._progress.ledger,
+            ),
             sync_version=self._progress.policy_version,
             sync_bytes=sync.num_bytes if sync else None,
-            seconds=seconds,
+            seconds=StepSeconds(
+                rollout_s=collected_at - started,
+                learner_s=trained_at - collected_at,
+                sync_s=synced_at - trained_at,
+                step_s=synced_at - started,
+            ),
         )
-        stage.count(sampled, num_trained=len(batch))
+        stage.count(collected.sampled, num_trained=len(batch))
         self._journal.step(self._progress, stage, metrics, total_steps=_expected_steps(phase))
-        await self._journal.trajectories(self._progress.step, sampled, batch)
+        await self._journal.trajectories(self._progress.step, collected.sampled, batch)
         if summary.transition:
             stage.end_reason = str(summary.transition.reason)
             self._journal.transition(summary.transition)
         await self._finish_step(stage, time.monotonic() - started)
 
-    async def _judged_batch(self, sampling: Sampling) -> tuple[list[BatchGroup], list[BatchGroup]]:
-        """As `_collect_batch`; a step that only the absence of the judge left empty waits for it, so that an outage
-        neither ends a phase nor uses up its steps.
+    async def _judged_batch(self, order: BatchOrder) -> Collected:
+        """The next batch; a step that only the absence of the judge left empty waits for it, so that an outage neither
+        ends a phase nor uses up its steps.
 
         Raises:
             JudgeLost: the judge stayed away for `reward.max_outage_s`.
         """
-        sampled: list[BatchGroup] = []
+        collected = Collected()
         deadline = time.monotonic() + self._config.reward.max_outage_s
         while True:
-            groups, batch = await self._unless_stopped(self._collect_batch(sampling))
+            found = await self._unless_stopped(self._required_batches.next_batch(order))
             self._journal.judge_events(await self._rollouts.judge_events())
-            sampled += groups
-            if batch or not judge_is_away(groups):
-                return sampled, batch
+            collected.extend(found)
+            if found.batch or not judge_is_away(found.sampled):
+                return collected
             if time.monotonic() >= deadline:
                 raise JudgeLost(
                     f"the judge gave no verdict for reward.max_outage_s={self._config.reward.max_outage_s:g} s and "
@@ -189,31 +208,13 @@ class TrainingLoop:
             self._journal.event("waiting_for_judge", step=self._progress.step)
             await self._unless_stopped(asyncio.sleep(min(OUTAGE_PAUSE_S, self._config.reward.max_outage_s)))
 
-    async def _collect_batch(self, sampling: Sampling) -> tuple[list[BatchGroup], list[BatchGroup]]:
-        """(every group sampled, those to train on); groups without a signal are replaced, for some rounds."""
-        wanted = self._config.groups_per_batch
-        sampled: list[BatchGroup] = []
-        batch: list[BatchGroup] = []
-        for _ in range(self._config.curriculum.max_sampling_rounds if self._dynamic_sampling else 1):
-            groups = await self._collect_round(wanted - len(batch), sampling)
-            sampled += groups
-            batch += [group for group in groups if group.trainable(dynamic_sampling=self._dynamic_sampling)]
-            if len(batch) == wanted:
-                break
-        return sampled, batch
-
-    async def _collect_round(self, num_groups: int, sampling: Sampling) -> list[BatchGroup]:
-        curriculum = self._required_curriculum
-        await curriculum.open_batch(num_groups)
-        groups = await self._rollouts.collect(num_groups, sampling)
-        accepted = await curriculum.report(
-            [group.outcome(trained=group.trainable(dynamic_sampling=self._dynamic_sampling)) for group in groups]
-        )
-        return [group for group in groups if group.meta.lease_id in accepted]
-
-    async def _finish_curriculum_step(self, num_trained: int) -> CurriculumReport:
-        summary = StepSummary(step=self._progress.step, num_trained_groups=num_trained)
-        return await self._required_curriculum.finish_step(summary)
+    async def _finish_curriculum_step(self, collected: Collected) -> CurriculumReport:
+        """Tells the curriculum; what a phase leaves unused when it ends is booked with its last step."""
+        summary = StepSummary(step=self._progress.step, num_trained_groups=len(collected.batch))
+        report = await self._required_batches.finish_step(summary, version=self._progress.policy_version)
+        if report.transition:
+            collected.fates += await self._required_batches.end_phase()
+        return report
 
     # ---- held-out accuracy
 
@@ -279,14 +280,17 @@ class TrainingLoop:
         return self._progress.stage
 
     @property
-    def _required_curriculum(self) -> Curriculum:
-        assert self._curriculum is not None, "reinforcement learning without a curriculum"
-        return self._curriculum
+    def _required_batches(self) -> BatchSource:
+        assert self._batches is not None, "reinforcement learning without a curriculum"
+        return self._batches
 
-    @property
-    def _dynamic_sampling(self) -> bool:
-        algorithm = self._config.learner.algorithm
-        return algorithm.type == "dapo" and algorithm.dynamic_sampling
+    def _order(self, phase: PhaseConfig, state: PhaseState) -> BatchOrder:
+        steps = _expected_steps(phase)
+        return BatchOrder(
+            sampling=self._sampling(phase),
+            version=self._progress.policy_version,
+            remaining_steps=None if steps is None else steps - state.num_steps,
+        )
 
     def _learning_rate(self, phase: PhaseConfig, phase_step: int) -> float:
         learner = self._config.learner
@@ -334,6 +338,20 @@ class TrainingLoop:
             for future in (task, stop):
                 if not future.done():
                     future.cancel()
+
+
+def _batch_source(config: RunConfig, curriculum: Curriculum, rollouts: Rollouts) -> BatchSource:
+    """Waves for strictly on-policy batches, a stream for a bounded lag."""
+    algorithm = config.learner.algorithm
+    dynamic_sampling = algorithm.type == "dapo" and algorithm.dynamic_sampling
+    common: dict[str, Any] = {
+        "batch_size": config.groups_per_batch,
+        "max_rounds": config.curriculum.max_sampling_rounds if dynamic_sampling else 1,
+        "dynamic_sampling": dynamic_sampling,
+    }
+    if config.rollout.max_policy_lag == 0:
+        return Waves(curriculum, rollouts, **common)
+    return Stream(curriculum, rollouts, max_policy_lag=config.rollout.max_policy_lag, **common)
 
 
 def _expected_steps(phase: PhaseConfig) -> int | None:

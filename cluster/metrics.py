@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Final
 
 from cluster.batch import BatchGroup
+from cluster.ledger import Fate, Ledger
 from curriculum.transition import CurriculumReport, GroupShare
 from learner.microbatch import SftReport, StepReport
 from reward.score import Verdict
@@ -46,6 +47,11 @@ METRICS: Final[Mapping[str, str]] = {
     "rollout/prompt_tokens_mean": "tokens",
     "rollout/response_tokens_mean": "tokens",
     "rollout/truncated_share": "share",
+    "rollout/policy_lag_mean": "updates",
+    "rollout/policy_lag_max": "updates",
+    "rollout/buffer_groups": "count",
+    "rollout/acceptance_rate": "share",
+    "rollout/trained_share": "share",
     "curriculum/phase": "index",
     "curriculum/epoch": "epochs",
     "curriculum/pool_size": "tasks",
@@ -54,6 +60,7 @@ METRICS: Final[Mapping[str, str]] = {
     "curriculum/fresh_prompt_tokens": "tokens",
     "curriculum/replayed_accuracy": "share",
     "curriculum/replayed_prompt_tokens": "tokens",
+    **{f"ledger/{fate}": "count" for fate in Fate},
     "sync/version": "count",
     "sync/bytes": "bytes",
     "time/rollout_s": "s",
@@ -76,6 +83,20 @@ class StepSeconds:
     step_s: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Supply:
+    """How the batch of a step came about."""
+
+    policy_lags: tuple[int, ...]
+    """[groups of the batch] weight updates between the sampling and the training of each."""
+    num_waiting: int
+    """Scored groups that wait for a later batch."""
+    acceptance_rate: float
+    """Share of the latest scored groups that had a signal."""
+    ledger: Ledger
+    """How leases ended so far."""
+
+
 def sft_metrics(report: SftReport) -> Metrics:
     """Metrics of one warm-up step."""
     return _known(
@@ -95,6 +116,7 @@ def step_metrics(
     sampled: Sequence[BatchGroup],
     report: StepReport | None,
     curriculum: CurriculumReport,
+    supply: Supply,
     sync_version: int,
     sync_bytes: int | None,
     seconds: StepSeconds,
@@ -105,6 +127,7 @@ def step_metrics(
             **_learner_metrics(report),
             **_reward_metrics(sampled),
             **_rollout_metrics(sampled, report),
+            **_supply_metrics(supply),
             **_curriculum_metrics(curriculum),
             "sync/version": sync_version,
             "sync/bytes": sync_bytes,
@@ -180,6 +203,17 @@ def _rollout_metrics(sampled: Sequence[BatchGroup], report: StepReport | None) -
         "rollout/prompt_tokens_mean": _mean([float(group.meta.prompt_tokens) for group in sampled]),
         "rollout/response_tokens_mean": _mean([float(tokens) for tokens in lengths]),
         "rollout/truncated_share": sum(g.meta.num_truncated for g in sampled) / len(lengths) if lengths else None,
+    }
+
+
+def _supply_metrics(supply: Supply) -> dict[str, float | None]:
+    return {
+        "rollout/policy_lag_mean": _mean([float(lag) for lag in supply.policy_lags]),
+        "rollout/policy_lag_max": max(supply.policy_lags, default=None),
+        "rollout/buffer_groups": supply.num_waiting,
+        "rollout/acceptance_rate": supply.acceptance_rate,
+        "rollout/trained_share": supply.ledger.trained_share,
+        **{f"ledger/{fate}": number for fate, number in asdict(supply.ledger).items()},
     }
 
 

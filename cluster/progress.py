@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from cluster.batch import BatchGroup
+from cluster.ledger import Ledger
 from cluster.metrics import num_judge_calls, num_judge_saves, num_unknown
 
 Accuracy = dict[str, float]
@@ -68,6 +69,8 @@ class Progress:
     """The running stage; None between stages."""
     base_accuracy: Accuracy | None = None
     """Held-out accuracy of the base model."""
+    ledger: Ledger = field(default_factory=Ledger)
+    """How the leases of the finished steps ended."""
 
     def state_dict(self) -> dict[str, Any]:
         """Plain JSON."""
@@ -83,6 +86,7 @@ class Progress:
             finished_stages=[StageProgress(**entry) for entry in state["finished_stages"]],
             stage=None if stage is None else StageProgress(**stage),
             base_accuracy=state["base_accuracy"],
+            ledger=Ledger(**state["ledger"]),
         )
 
     @property

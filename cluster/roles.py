@@ -27,10 +27,30 @@ class SyncReport:
     seconds: float
 
 
+class GroupLost(RuntimeError):
+    """A group disappeared before it was scored: the node that held it died, say."""
+
+    def __init__(self, lease_id: int, task_id: str, reason: str) -> None:
+        super().__init__(lease_id, task_id, reason)
+        self.lease_id = lease_id
+        self.task_id = task_id
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"group of task {self.task_id} (lease {self.lease_id}) was lost before it was scored: {self.reason}; when "
+            "the cause is mended, go on with --resume"
+        )
+
+
 class Curriculum(Protocol):
     """Decides what to train on next."""
 
     async def open_batch(self, num_tasks: int) -> None: ...
+    async def open_stream(self, num_tasks: int) -> tuple[int, ...]: ...
+    async def open_leases(self) -> tuple[int, ...]: ...
+    async def keep(self, answered: Sequence[tuple[int, str]]) -> tuple[int, ...]: ...
+    async def withdraw(self, lease_ids: Sequence[int]) -> int: ...
     async def report(self, outcomes: Sequence[TaskOutcome]) -> tuple[int, ...]: ...
     async def finish_step(self, summary: StepSummary) -> CurriculumReport: ...
     async def phase_state(self) -> PhaseState: ...
@@ -41,6 +61,19 @@ class Curriculum(Protocol):
 
 class Rollouts(Protocol):
     """Samples and scores groups."""
+
+    @property
+    def num_slots(self) -> int:
+        """Groups that the living engines work on at a time."""
+        ...
+
+    async def next_group(self, sampling: Sampling) -> BatchGroup | None:
+        """Answers and scores the next leased task; None when the coordinator has none to give.
+
+        Raises:
+            GroupLost: its group disappeared on the way.
+        """
+        ...
 
     async def collect(self, num_groups: int, sampling: Sampling) -> list[BatchGroup]:
         """Answers leased tasks until `num_groups` groups are scored; in the order of their leases."""

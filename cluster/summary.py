@@ -10,9 +10,11 @@ from cluster.progress import Progress
 from curriculum.leases import LeaseCounts
 
 
-def summarise(config: RunConfig, progress: Progress, leases: LeaseCounts | None) -> dict[str, Any]:
+def summarise(
+    config: RunConfig, progress: Progress, leases: LeaseCounts | None, imbalance: str | None = None
+) -> dict[str, Any]:
     """Plain JSON: per stage its steps, wall seconds, held-out accuracy before and after at each length, replayed share
-    and judge calls; the ledger of leases over the whole run."""
+    and judge calls; the lease book and the ledger over the whole run, with what does not add up between them."""
     return {
         "name": config.name,
         "seed": config.seed,
@@ -21,4 +23,5 @@ def summarise(config: RunConfig, progress: Progress, leases: LeaseCounts | None)
         "base_accuracy": progress.base_accuracy,
         "stages": [{**asdict(stage), "replayed_share": stage.replayed_share} for stage in progress.finished_stages],
         "leases": asdict(leases) if leases else None,
+        "ledger": {**asdict(progress.ledger), "imbalance": imbalance} if leases else None,
     }

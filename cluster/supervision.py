@@ -71,6 +71,16 @@ class SupervisedActor:
         """Number of repairs so far; note it before a call and hand it to `repair`."""
         return self._incarnation
 
+    @property
+    def is_repairing(self) -> bool:
+        """True from a death that was noticed until the actor is up to date again."""
+        return self._repairing.locked()
+
+    async def repaired(self) -> None:
+        """Waits for the end of a repair, good or bad; returns at once if there is none."""
+        async with self._repairing:
+            return
+
     async def repair(self, incarnation: int, error: RayActorError) -> None:
         """Waits until the actor is back and up to date; callers that saw the same death share one repair.
 

@@ -19,10 +19,12 @@ from cluster.loop import Interrupted, TrainingLoop
 from cluster.preparation import Prepared, prepare
 from cluster.progress import Progress
 from cluster.recipe import dump_recipe
+from cluster.roles import Curriculum
 from cluster.run_folder import RunFolder
 from cluster.summary import summarise
 from cluster.supervision import RayGauges
 from cluster.tracking import WandbTracker
+from curriculum.leases import LeaseCounts
 from curriculum.rejects import write_rejects
 
 
@@ -100,8 +102,10 @@ async def _run(
     )
     await loop.run()
     await processes.learner.export(folder.model)
-    leases = await processes.curriculum.lease_counts() if processes.curriculum else None
-    folder.write_json(folder.summary, summarise(config, progress, leases))
+    leases, imbalance = await _balance(processes.curriculum, progress)
+    if imbalance:
+        journal.fault(part="ledger", error=imbalance)
+    folder.write_json(folder.summary, summarise(config, progress, leases, imbalance))
     journal.event("finished")
     console.summary(progress)
     for line in _notices(progress):
@@ -124,6 +128,14 @@ async def _restore(folder: RunFolder, processes: Processes, journal: Journal) ->
         await processes.learner.sync_weights(progress.policy_version)
     journal.event("resumed", step=progress.step, checkpoint=checkpoint.name)
     return progress
+
+
+async def _balance(curriculum: Curriculum | None, progress: Progress) -> tuple[LeaseCounts | None, str | None]:
+    """The totals of the lease book, and what does not add up between them and the ledger."""
+    if curriculum is None:
+        return None, None
+    leases, still_open = await curriculum.lease_counts(), await curriculum.open_leases()
+    return leases, progress.ledger.imbalance(leases, num_open=len(still_open))
 
 
 def _notices(progress: Progress) -> list[str]:

@@ -7,6 +7,9 @@ It is a plain object; `coordinator_actor.py` puts it into a process of its own. 
     open_batch(m)                  replacements for groups without variance, as often as needed
     finish_step(summary)           the phase clock ticks; at the end of a phase the next pool is drawn
 
+or, where groups are sampled while the learner trains, `open_stream(n)` at any time, `keep` for every answered lease
+until it is trained on, and `withdraw` for what is left at the end of a phase.
+
 Which task a lease carries depends on the seed and on what was reported before `open_batch`, never on the order in
 which holders pull or report within a wave.
 """
@@ -88,6 +91,21 @@ class Coordinator:
         for is_replayed in spread_slots(num_tasks, len(replayed)):
             self._open(replayed.pop(0) if is_replayed else fresh.pop(0), is_replayed)
 
+    def open_stream(self, num_tasks: int) -> tuple[int, ...]:
+        """Open `num_tasks` more leases where groups are sampled without a break; returns their ids.
+
+        A lease is replayed as soon as the share allows it: of n leases opened since the last `finish_step`, at most
+        floor(max_share * n) are.
+
+        Raises:
+            ValueError: `num_tasks` is not positive, or the last phase is over.
+        """
+        if self._finished or num_tasks < 1:
+            raise ValueError(
+                f"open_stream({num_tasks}): ask for at least one task, while phase_state().finished is false"
+            )
+        return tuple(self._open_next() for _ in range(num_tasks))
+
     def finish_step(self, summary: StepSummary) -> CurriculumReport:
         """Close the step: the phase clock ticks and, if the phase is over, the next one begins.
 
@@ -100,13 +118,13 @@ class Coordinator:
             raise ValueError(f"finish_step({summary.step}): the last phase is over")
         fresh, replayed = self._tally.shares()
         reason = self._clock.advance(
-            accuracy=fresh.accuracy, num_trained_groups=summary.num_trained_groups, epochs=self._sampler.epochs
+            accuracy=fresh.accuracy, num_trained_groups=summary.num_trained_groups, epochs=self._epochs
         )
         report = CurriculumReport(
             step=summary.step,
             phase=self._phase,
             phase_step=self._clock.num_steps,
-            epoch=self._sampler.epochs,
+            epoch=self._epochs,
             fresh=fresh,
             replayed=replayed,
             replayed_share=self._tally.replayed_share,
@@ -123,13 +141,21 @@ class Coordinator:
             name=self._config.phases[self._phase].name,
             num_phases=len(self._config.phases),
             num_steps=self._clock.num_steps,
-            epoch=self._sampler.epochs,
+            epoch=self._epochs,
             num_tasks=len(self._phase_task_ids[self._phase]),
             pool_size=self._live_pool_size(),
             num_waiting=self._book.num_waiting,
             num_held=self._book.num_held,
             finished=self._finished,
         )
+
+    def open_leases(self) -> tuple[int, ...]:
+        """Ids of the leases that are not closed, oldest first."""
+        return self._book.open_ids
+
+    def withdraw(self, lease_ids: Sequence[int]) -> int:
+        """Close leases whose groups are no longer wanted, without an outcome; returns how many were open."""
+        return self._book.withdraw(lease_ids)
 
     def lease_counts(self) -> LeaseCounts:
         """Totals of the lease book over the run, resumes included."""
@@ -151,6 +177,14 @@ class Coordinator:
     def release(self, holder: str) -> int:
         """Take back every lease of a holder that died; returns how many."""
         return self._book.release(holder)
+
+    def keep(self, answered: Sequence[tuple[int, str]]) -> tuple[int, ...]:
+        """Keep (lease id, task id) pairs open, without a deadline, until their outcome is reported.
+
+        A group whose lease is not among the returned ids is a duplicate (or was never leased) and must not be
+        trained on.
+        """
+        return tuple(lease_id for lease_id, task_id in answered if self._book.keep(lease_id, task_id))
 
     def report(self, outcomes: Sequence[TaskOutcome]) -> tuple[int, ...]:
         """Hear the outcomes of sampled groups; returns the ids of the leases they closed.
@@ -216,9 +250,17 @@ class Coordinator:
             return 0
         return int(retrospective.max_share * num_tasks + 1e-9)  # 0.29 * 100 is 28.999999999999996
 
-    def _open(self, task_id: str, replayed: bool) -> None:
+    def _open_next(self) -> int:
+        retrospective = self._config.retrospective
+        share = retrospective.max_share if retrospective else 0.0
+        due = int(share * (self._tally.num_groups + 1) + 1e-9) > self._tally.num_replayed
+        replayed = self._pool.draw(1, self._difficulty.mean_accuracy) if due else []
+        return self._open(*(replayed or self._sampler.draw(1)), replayed=bool(replayed))
+
+    def _open(self, task_id: str, replayed: bool) -> int:
         lease = self._book.open(self._tasks[task_id], phase=self._phase, replayed=replayed)
         self._tally.add_group(replayed=replayed, prompt_tokens=int(lease.task.prompt_ids.size))
+        return lease.lease_id
 
     def _hear(self, outcome: TaskOutcome) -> bool:
         lease = self._book.close(outcome.lease_id, outcome.task_id)
@@ -229,7 +271,7 @@ class Coordinator:
         return True
 
     def _transit(self, step: int, reason: EndReason, accuracy: float | None) -> Transition:
-        ended, num_steps, epochs = self._phase, self._clock.num_steps, self._sampler.epochs
+        ended, num_steps, epochs = self._phase, self._clock.num_steps, self._epochs
         following = ended + 1 if ended + 1 < len(self._config.phases) else None
         num_candidates, members = self._draw_members(following)
         transition = Transition(
@@ -280,6 +322,13 @@ class Coordinator:
             phase=phase,
         )
         self._tally = StepTally()
+
+    @property
+    def _epochs(self) -> float:
+        """Passes over the tasks of the phase, without those whose leases are still open."""
+        num_tasks = len(self._phase_task_ids[self._phase])
+        num_open = self._book.num_open(phase=self._phase, replayed=False)
+        return (round(self._sampler.epochs * num_tasks) - num_open) / num_tasks
 
     def _live_pool_size(self) -> int:
         return self._pool.num_live(self._difficulty.mean_accuracy)

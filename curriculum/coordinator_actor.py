@@ -33,6 +33,18 @@ class CoordinatorActor:
         """Unblocks holders that wait for a lease."""
         self._coordinator.open_batch(num_tasks)
 
+    def open_stream(self, num_tasks: int) -> tuple[int, ...]:
+        """Likewise, one lease or more at any time; returns their ids."""
+        return self._coordinator.open_stream(num_tasks)
+
+    def open_leases(self) -> tuple[int, ...]:
+        """Ids of the leases that are not closed."""
+        return self._coordinator.open_leases()
+
+    def withdraw(self, lease_ids: Sequence[int]) -> int:
+        """Closes leases without an outcome."""
+        return self._coordinator.withdraw(lease_ids)
+
     def lease(self, holder: str) -> TaskLease | None:
         """Never waits: None while the quota of the step is used up."""
         return self._coordinator.lease(holder)
@@ -40,6 +52,10 @@ class CoordinatorActor:
     def release(self, holder: str) -> int:
         """Called when `holder` died; its leases wait again."""
         return self._coordinator.release(holder)
+
+    def keep(self, answered: Sequence[tuple[int, str]]) -> tuple[int, ...]:
+        """Ids of the answered leases that are kept open; the rest are duplicates."""
+        return self._coordinator.keep(answered)
 
     def report(self, outcomes: Sequence[TaskOutcome]) -> tuple[int, ...]:
         """Ids of the leases that were closed; the rest are duplicates."""

@@ -7,7 +7,8 @@ handed out a second time asks for exactly the same samples.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,13 +17,15 @@ from curriculum.task import Task, TaskLease
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseCounts:
-    """Totals over the run. At any time opened = reported + open leases."""
+    """Totals over the run. At any time opened = reported + returned + open leases."""
 
     opened: int = 0
     leased: int = 0
     """Hand-outs; a lease that comes back is counted again when it goes out again."""
     reported: int = 0
     """Leases closed by an outcome."""
+    returned: int = 0
+    """Leases closed without one, because their phase was over."""
     late: int = 0
     """Those of `reported` whose holder had lost the lease before: the first result wins, whoever brings it."""
     released: int = 0
@@ -41,6 +44,10 @@ class _Hold:
     deadline_s: float
 
 
+_KEPT = _Hold(holder="the buffer", deadline_s=math.inf)
+"""Hold of a lease whose group is answered and waits to be trained on; neither a timeout nor a death ends it."""
+
+
 class LeaseBook:
     """Open leases in order of their ids.
 
@@ -53,7 +60,7 @@ class LeaseBook:
         self._timeout_s = timeout_s
         self._now = now
         self._open: dict[int, TaskLease] = {}
-        self._waiting: list[int] = []  # heap; ids that were closed meanwhile are skipped
+        self._waiting: list[int] = []  # heap; ids that were answered meanwhile are skipped
         self._holds: dict[int, _Hold] = {}
         self._handed_out: set[int] = set()
         self._attempts: dict[str, int] = {}
@@ -64,6 +71,15 @@ class LeaseBook:
     def num_waiting(self) -> int:
         """Open leases that nobody holds."""
         return len(self._open) - len(self._holds)
+
+    @property
+    def open_ids(self) -> tuple[int, ...]:
+        """Ids of the open leases, oldest first."""
+        return tuple(self._open)
+
+    def num_open(self, *, phase: int, replayed: bool) -> int:
+        """Open leases of one phase, fresh or replayed."""
+        return sum(lease.phase == phase and lease.replayed == replayed for lease in self._open.values())
 
     @property
     def num_held(self) -> int:
@@ -86,7 +102,7 @@ class LeaseBook:
         self._expire()
         while self._waiting:
             lease_id = heapq.heappop(self._waiting)
-            if lease_id in self._open:
+            if lease_id in self._open and lease_id not in self._holds:
                 self._holds[lease_id] = _Hold(holder=holder, deadline_s=self._now() + self._timeout_s)
                 self._handed_out.add(lease_id)
                 self._count(leased=1)
@@ -101,23 +117,40 @@ class LeaseBook:
         self._count(released=len(lost))
         return len(lost)
 
+    def keep(self, lease_id: int, task_id: str) -> bool:
+        """Keep an answered lease open, without a deadline, until `close`; False (and a count) if there is no such lease
+        or another answer to it is kept already.
+
+        A kept lease is saved as an open one: after a resume it is answered again.
+        """
+        if self._holds.get(lease_id) is _KEPT:
+            self._count(duplicate=1)
+            return False
+        if self._answered(lease_id, task_id) is None:
+            return False
+        self._count(late=int(lease_id not in self._holds))
+        self._holds[lease_id] = _KEPT
+        return True
+
     def close(self, lease_id: int, task_id: str) -> TaskLease | None:
         """Close a lease by its outcome; None (and a count) if there is no such lease to close.
 
         A holder that lost its lease may still report it while it is open: lease, task and attempt are the same for
         every holder, so the first result counts and the second one is the duplicate.
         """
-        if lease_id not in self._open:
-            known = 0 <= lease_id < self._next_id
-            self._count(duplicate=int(known), unknown=int(not known))
-            return None
-        if lease_id not in self._handed_out or self._open[lease_id].task.task_id != task_id:
-            self._count(unknown=1)
-            return None
-        self._count(reported=1, late=int(lease_id not in self._holds))
-        self._holds.pop(lease_id, None)
-        self._handed_out.discard(lease_id)
-        return self._open.pop(lease_id)
+        lease = self._answered(lease_id, task_id)
+        if lease is not None:
+            self._count(reported=1, late=int(lease_id not in self._holds))
+            self._forget(lease_id)
+        return lease
+
+    def withdraw(self, lease_ids: Sequence[int]) -> int:
+        """Close leases without an outcome, held or not; returns how many of them were open."""
+        found = [lease_id for lease_id in lease_ids if lease_id in self._open]
+        for lease_id in found:
+            self._forget(lease_id)
+        self._count(returned=len(found))
+        return len(found)
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-able state; held leases are saved as open ones."""
@@ -147,6 +180,22 @@ class LeaseBook:
         self._next_id = state["next_id"]
         self.counts = LeaseCounts(**state["counts"])
         self._count(released=state["num_held"])
+
+    def _answered(self, lease_id: int, task_id: str) -> TaskLease | None:
+        """The open lease that an answer belongs to; None (and a count) without one."""
+        if lease_id not in self._open:
+            known = 0 <= lease_id < self._next_id
+            self._count(duplicate=int(known), unknown=int(not known))
+            return None
+        if lease_id not in self._handed_out or self._open[lease_id].task.task_id != task_id:
+            self._count(unknown=1)
+            return None
+        return self._open[lease_id]
+
+    def _forget(self, lease_id: int) -> None:
+        del self._open[lease_id]
+        self._holds.pop(lease_id, None)
+        self._handed_out.discard(lease_id)
 
     def _expire(self) -> None:
         now_s = self._now()

@@ -36,12 +36,17 @@ class StepTally:
     @property
     def num_groups(self) -> int:
         """Groups opened in this step."""
-        return len(self._fresh.prompt_tokens) + len(self._replayed.prompt_tokens)
+        return len(self._fresh.prompt_tokens) + self.num_replayed
+
+    @property
+    def num_replayed(self) -> int:
+        """Replayed groups opened in this step."""
+        return len(self._replayed.prompt_tokens)
 
     @property
     def replayed_share(self) -> float:
         """Replayed groups / all groups; 0 without groups."""
-        return len(self._replayed.prompt_tokens) / self.num_groups if self.num_groups else 0.0
+        return self.num_replayed / self.num_groups if self.num_groups else 0.0
 
     def add_group(self, *, replayed: bool, prompt_tokens: int) -> None:
         """Count a group that was opened."""

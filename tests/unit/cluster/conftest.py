@@ -36,13 +36,13 @@ def make_task(task_id: str, phase: int) -> Task:
     )
 
 
-def make_group(lease, num_samples: int) -> Group:
+def make_group(lease, num_samples: int, policy_version: int = 0) -> Group:
     trajectory = Trajectory(
         response_ids=np.array([5, 6, 2], np.int32),
         rollout_logprobs=np.array([-0.1, -0.2, -0.3], np.float32),
         text="the answer is yes",
         finish_reason=FinishReason.STOP,
-        policy_version=0,
+        policy_version=policy_version,
     )
     return Group(
         lease_id=lease.lease_id,
@@ -76,6 +76,18 @@ class AsyncCoordinator:
         self.calls.append(f"open {num_tasks}")
         self.coordinator.open_batch(num_tasks)
 
+    async def open_stream(self, num_tasks):
+        return self.coordinator.open_stream(num_tasks)
+
+    async def open_leases(self):
+        return self.coordinator.open_leases()
+
+    async def keep(self, answered):
+        return self.coordinator.keep(answered)
+
+    async def withdraw(self, lease_ids):
+        return self.coordinator.withdraw(lease_ids)
+
     async def report(self, outcomes):
         self.calls.append(f"report {len(outcomes)}")
         return self.coordinator.report(outcomes)
@@ -105,6 +117,9 @@ class FakeRollouts:
         self.accuracies = accuracies
         self.calls = calls
         self.block: asyncio.Event | None = None
+        self.num_slots = 99
+        self.policy_version = 0
+        """Of the weights in the engines."""
 
     async def collect(self, num_groups: int, sampling: Sampling) -> list[BatchGroup]:
         self.calls.append(f"collect {num_groups}")
@@ -114,8 +129,22 @@ class FakeRollouts:
         while len(groups) < num_groups:
             lease = self.coordinator.lease("fake")
             assert lease is not None, "fewer leases than groups asked for"
-            groups.append(self._scored(lease, self.accuracies(lease)))
+            groups.append(self._scored(lease, self.accuracies(lease), self.policy_version))
         return groups
+
+    async def next_group(self, sampling: Sampling) -> BatchGroup | None:
+        version = self.policy_version
+        lease = self.coordinator.lease("fake")
+        if lease is None:
+            return None
+        if self.block is not None:
+            await self.block.wait()
+        await self.sample(lease)
+        return self._scored(lease, self.accuracies(lease), version)
+
+    async def sample(self, lease) -> None:
+        """How long an answer takes."""
+        await asyncio.sleep(0)
 
     async def answer(self, tasks, sampling: Sampling) -> list[BatchGroup]:
         self.calls.append(f"evaluate {len(tasks)}")
@@ -128,14 +157,16 @@ class FakeRollouts:
     async def judge_events(self):
         return []
 
-    def _scored(self, lease, accuracies) -> BatchGroup:
-        group = make_group(lease, len(accuracies))
+    def _scored(self, lease, accuracies, policy_version=0) -> BatchGroup:
+        group = make_group(lease, len(accuracies), policy_version)
         return BatchGroup(meta=GroupMeta.of(group, 0.1), scores=tuple(map(make_score, accuracies)), group=group)
 
 
 class FakeLearner:
-    def __init__(self, calls: list[str]) -> None:
+    def __init__(self, calls: list[str], rollouts: FakeRollouts) -> None:
         self.calls = calls
+        self.rollouts = rollouts
+        self.groups: list[list[BatchGroup]] = []
         self.batches: list[list[str]] = []
         self.learning_rates: list[float] = []
 
@@ -153,6 +184,8 @@ class FakeLearner:
     async def train_step(self, batch, learning_rate):
         self.calls.append(f"train {len(batch)}")
         self.batches.append([group.meta.task_id for group in batch])
+        self.groups.append(list(batch))
+        await self.train()
         self.learning_rates.append(learning_rate)
         return StepReport(
             num_groups=len(batch), num_response_tokens=24, num_updates=1, num_skipped_updates=0,
@@ -160,8 +193,12 @@ class FakeLearner:
             rollout_logprob_gap_mean=0.0, rollout_logprob_gap_max=0.0, kl_to_reference=None, seconds=0.1,
         )  # fmt: skip
 
+    async def train(self) -> None:
+        """How long a step takes."""
+
     async def sync_weights(self, version):
         self.calls.append(f"sync {version}")
+        self.rollouts.policy_version = version
         return SyncReport(version=version, num_tensors=1, num_bytes=4, num_engines=1, seconds=0.0)
 
     async def save(self, directory: Path):
@@ -205,7 +242,7 @@ class Bench:
         tasks = [make_task(f"{name}-{i}", phase) for phase, name in enumerate(names) for i in range(12)]
         self.coordinator = Coordinator(tasks=tasks, config=self.config.curriculum, seed=0)
         self.rollouts = FakeRollouts(self.coordinator, accuracies, self.calls)
-        self.learner = FakeLearner(self.calls)
+        self.learner = FakeLearner(self.calls, self.rollouts)
         self.folder = RunFolder.create(tmp_path / name)
         self.progress = Progress()
         self.stop = asyncio.Event()
@@ -251,11 +288,21 @@ def bench(tmp_path):
     return build
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def task():
     return make_task
 
 
-@pytest.fixture(name="make_group")
+@pytest.fixture(scope="session", name="make_group")
 def group_factory():
     return make_group
+
+
+@pytest.fixture(scope="session", name="make_score")
+def score_factory():
+    return make_score
+
+
+@pytest.fixture(scope="session", name="async_coordinator")
+def async_coordinator_class():
+    return AsyncCoordinator

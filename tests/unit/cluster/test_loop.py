@@ -12,6 +12,11 @@ from cluster.loop import Interrupted, JudgeLost
 from cluster.progress import Progress
 
 
+def metrics_without_times(b):
+    lines = [json.loads(line) for line in (b.folder.path / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if not key.startswith("time/")} for line in lines]
+
+
 def always_mixed(lease):
     return [1.0, 0.0]
 
@@ -127,16 +132,19 @@ def test_a_stop_while_answers_are_sampled_saves_the_last_finished_step(bench):
 
 
 def test_a_run_resumed_from_its_checkpoint_trains_on_the_same_batches(bench):
-    whole = bench(name="whole", accuracies=always_mixed)
+    often_mixed = lambda lease: [1.0, 0.0] if lease.lease_id % 3 else [1.0, 1.0]  # noqa: E731
+    whole = bench(name="whole", accuracies=often_mixed)
     whole.run()
-    half = bench(name="half", accuracies=always_mixed, checkpoint={"every_steps": 1, "keep_last": 9})
+    half = bench(name="half", accuracies=often_mixed, checkpoint={"every_steps": 1, "keep_last": 9})
     half.run()
     saved = json.loads((half.folder.checkpoints / "step-000002" / "state.json").read_text())
-    resumed = bench(name="resumed", accuracies=always_mixed)
+    resumed = bench(name="resumed", accuracies=often_mixed)
     resumed.coordinator.load_state_dict(saved["curriculum"])
     resumed.progress = Progress.from_state_dict(saved["progress"])
+    resumed.rollouts.policy_version = resumed.progress.policy_version
     resumed.run()
     assert resumed.learner.batches == whole.learner.batches[2:]
+    assert metrics_without_times(resumed) == metrics_without_times(whole)[2:]
 
 
 def test_a_step_waits_for_a_judge_that_is_away_and_the_phase_does_not_notice(bench):

@@ -12,7 +12,8 @@ import pytest
 from actors.trajectory import GroupMeta
 from cluster.batch import BatchGroup
 from cluster.console import LINE
-from cluster.metrics import METRICS, StepSeconds, sft_metrics, step_metrics
+from cluster.ledger import Ledger
+from cluster.metrics import METRICS, StepSeconds, Supply, sft_metrics, step_metrics
 from curriculum.transition import CurriculumReport, GroupShare
 from learner.microbatch import SftReport, StepReport
 from reward.score import Score, Verdict
@@ -55,6 +56,9 @@ CURRICULUM = CurriculumReport(
     pool_size=4,
     transition=None,
 )
+SUPPLY = Supply(
+    policy_lags=(0, 2, 1), num_waiting=5, acceptance_rate=0.75, ledger=Ledger(trained=6, no_variance=2, returned=2)
+)
 SECONDS = StepSeconds(rollout_s=1.0, learner_s=0.5, sync_s=0.25, step_s=1.75)
 
 
@@ -83,7 +87,7 @@ SAMPLED = [group(RIGHT, SAVED, prompt_tokens=10), group(WRONG, UNKNOWN, prompt_t
 
 def metrics(**changes):
     values = {"sampled": SAMPLED, "report": REPORT, "curriculum": CURRICULUM, "sync_version": 7, "sync_bytes": 100}
-    return step_metrics(**{**values, "seconds": SECONDS, **changes})
+    return step_metrics(**{**values, "supply": SUPPLY, "seconds": SECONDS, **changes})
 
 
 def test_every_metric_is_explained_in_the_documentation_and_the_other_way_round():
@@ -145,3 +149,15 @@ def test_a_step_without_known_rewards_has_no_accuracy():
     m = metrics(sampled=[group(UNKNOWN, UNKNOWN, prompt_tokens=10)])
     assert "reward/accuracy" not in m
     assert m["reward/unknown"] == 2
+
+
+def test_the_lag_is_that_of_the_trained_batch_and_the_ledger_counts_the_whole_run():
+    m = metrics()
+    assert (m["rollout/policy_lag_mean"], m["rollout/policy_lag_max"]) == (1.0, 2)
+    assert (m["rollout/buffer_groups"], m["rollout/acceptance_rate"], m["rollout/trained_share"]) == (5, 0.75, 0.6)
+    assert (m["ledger/trained"], m["ledger/no_variance"], m["ledger/returned"], m["ledger/too_old"]) == (6, 2, 2, 0)
+
+
+def test_before_anything_was_trained_there_is_neither_a_lag_nor_a_trained_share():
+    m = metrics(report=None, supply=Supply(policy_lags=(), num_waiting=0, acceptance_rate=1.0, ledger=Ledger()))
+    assert not {"rollout/policy_lag_mean", "rollout/policy_lag_max", "rollout/trained_share"} & m.keys()

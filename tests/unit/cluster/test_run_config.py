@@ -27,6 +27,10 @@ def config(**overrides):
             {"groups_per_batch": 10, "learner": {"mini_batches": 4}},
             r"groups_per_batch=10 is not a multiple of learner.mini_batches=4",
         ),
+        (
+            {"rollout": {"max_policy_lag": 2}},
+            r"rollout.max_policy_lag=2 but learner.importance is empty: .* set learner.importance=\{cap: 2.0\}",
+        ),
     ],
 )
 def test_parts_that_contradict_each_other_are_refused(overrides, message):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from cluster.config import RunConfig
+from cluster.ledger import Ledger
 from cluster.progress import Progress, StageProgress
 from cluster.summary import summarise
 from curriculum.leases import LeaseCounts
@@ -28,6 +29,7 @@ def test_the_summary_tells_each_stage_with_its_replayed_share():
         end_reason="steps",
     )
     progress = Progress(step=4, policy_version=5, finished_stages=[stage], base_accuracy={"long": 0.0})
+    progress.ledger = Ledger(trained=7, no_variance=1)
     summary = json.loads(json.dumps(summarise(CONFIG, progress, LeaseCounts(opened=8, reported=8))))
     assert {key: summary[key] for key in ("name", "seed", "steps", "policy_version", "base_accuracy")} == {
         "name": "tiny",
@@ -41,7 +43,10 @@ def test_the_summary_tells_each_stage_with_its_replayed_share():
     assert (told["steps"], told["wall_seconds"], told["judge_calls"], told["end_reason"]) == (4, 2.5, 3, "steps")
     assert (told["accuracy_before"], told["accuracy_after"]) == ({"long": 0.25}, {"long": 0.5})
     assert (summary["leases"]["opened"], summary["leases"]["expired"]) == (8, 0)
+    assert (summary["ledger"]["trained"], summary["ledger"]["no_variance"]) == (7, 1)
+    assert summary["ledger"]["imbalance"] is None
 
 
 def test_a_run_without_reinforcement_learning_has_no_leases():
-    assert summarise(CONFIG, Progress(), None)["leases"] is None
+    summary = summarise(CONFIG, Progress(), None)
+    assert summary["leases"] is summary["ledger"] is None

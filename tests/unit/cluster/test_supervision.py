@@ -147,3 +147,21 @@ def test_an_error_of_the_method_itself_is_passed_on():
     with pytest.raises(ValueError, match="a bad question"):
         asyncio.run(call(supervised(handle, log)))
     assert log == []
+
+
+def test_whoever_waits_for_a_repair_goes_on_when_the_actor_is_up_to_date():
+    log = []
+    actor = supervised(FakeHandle(answers=[unavailable(), "done"]), log)
+
+    async def wait_for_the_repair():
+        calling = asyncio.create_task(call(actor))
+        while not actor.is_repairing:
+            await asyncio.sleep(0)
+        await actor.repaired()
+        log.append("waited")
+        await calling
+        await actor.repaired()
+        assert not actor.is_repairing
+
+    asyncio.run(wait_for_the_repair())
+    assert log == ["restarting", "release rollout-0", "bring up to date", "back", "waited"]

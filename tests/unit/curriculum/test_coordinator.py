@@ -472,3 +472,51 @@ def test_task_ids_must_be_unique(make_tasks):
 def test_an_accuracy_outside_zero_and_one_is_refused(accuracy):
     with pytest.raises(ValueError, match="accuracies"):
         TaskOutcome(lease_id=0, task_id="a", accuracies=(accuracy,), num_unknown=0, trained=True)
+
+
+# ---- streams
+
+
+def replaying(make_tasks):
+    """A coordinator in its second phase, with a pool of unsolved tasks of the first."""
+    coordinator = start(make_tasks(8, 40), FixedSteps(steps=1), FixedSteps(steps=9))
+    run_step(coordinator, 0, 8, all_wrong)
+    return coordinator
+
+
+def test_a_stream_replays_as_soon_as_the_share_of_the_step_allows_it(make_tasks):
+    coordinator = replaying(make_tasks)
+    ids = [lease_id for number in (1, 2, 1, 3, 1) for lease_id in coordinator.open_stream(number)]
+    leases = pull_all(coordinator)
+    assert [lease.lease_id for lease in leases] == ids == list(range(8, 16))
+    assert [lease.replayed for lease in leases] == [False, False, False, True, False, False, False, True]
+
+
+def test_a_kept_lease_is_open_until_its_outcome_is_reported(make_tasks):
+    coordinator = replaying(make_tasks)
+    coordinator.open_stream(2)
+    first, second = pull_all(coordinator)
+    answered = [(first.lease_id, first.task.task_id)]
+    assert coordinator.keep([*answered, (99, "nothing")]) == (first.lease_id,)
+    assert coordinator.open_leases() == (first.lease_id, second.lease_id)
+    assert coordinator.report([outcome(first, 1.0, 0.0)]) == (first.lease_id,)
+    assert coordinator.withdraw([second.lease_id]) == 1
+    assert coordinator.open_leases() == ()
+
+
+def test_tasks_that_are_under_way_do_not_count_towards_the_epochs(make_tasks):
+    coordinator = start(make_tasks(4), FixedEpochs(epochs=1.0))
+    coordinator.open_stream(4)
+    leases = pull_all(coordinator)
+    coordinator.report([outcome(lease, 1.0, 0.0) for lease in leases[:2]])
+    report = coordinator.finish_step(StepSummary(step=0, num_trained_groups=2))
+    assert (report.epoch, report.transition) == (0.5, None)
+    coordinator.report([outcome(lease, 1.0, 0.0) for lease in leases[2:]])
+    assert coordinator.finish_step(StepSummary(step=1, num_trained_groups=2)).transition.epochs == 1.0
+
+
+def test_nothing_is_opened_for_a_stream_after_the_last_phase(make_tasks):
+    coordinator = start(make_tasks(4), FixedSteps(steps=1))
+    run_step(coordinator, 0, 1, half_right)
+    with pytest.raises(ValueError, match=r"open_stream\(1\).*phase_state\(\).finished"):
+        coordinator.open_stream(1)

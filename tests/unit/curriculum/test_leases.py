@@ -100,3 +100,58 @@ def test_a_result_from_before_the_restart_is_refused(book, clock, make_tasks):
     restored.load_state_dict(book.state_dict(), {task.task_id: task for task in tasks})
     assert restored.close(0, "t0-0") is None
     assert restored.num_waiting == 1
+
+
+def test_a_kept_lease_survives_its_deadline_and_the_death_of_its_holder(book, clock, make_tasks):
+    open_all(book, make_tasks(1))
+    book.hand_out("rollout-0")
+    assert book.keep(0, "t0-0")
+    clock.now_s = 1e9
+    assert book.hand_out("rollout-1") is None
+    assert book.release("rollout-0") == 0
+    assert book.close(0, "t0-0").lease_id == 0
+    assert book.counts == LeaseCounts(opened=1, leased=1, reported=1)
+
+
+def test_a_second_answer_to_a_kept_lease_is_a_duplicate_and_the_lease_never_goes_out_again(book, clock, make_tasks):
+    open_all(book, make_tasks(1))
+    book.hand_out("slow")
+    clock.now_s = 60.0
+    book.hand_out("quick")
+    clock.now_s = 120.0
+    assert book.hand_out("slow").lease_id == 0
+    book.release("slow")
+    assert book.keep(0, "t0-0"), "it waits to go out again when the first answer comes"
+    assert not book.keep(0, "t0-0")
+    assert book.hand_out("quick") is None
+    assert (book.counts.duplicate, book.counts.late) == (1, 1)
+
+
+def test_only_a_lease_that_was_handed_out_can_be_kept(book, make_tasks):
+    open_all(book, make_tasks(1))
+    assert not book.keep(0, "t0-0")
+    book.hand_out("rollout-0")
+    assert not book.keep(0, "another task")
+    assert not book.keep(7, "t0-0")
+    assert book.counts.unknown == 3
+
+
+def test_a_kept_lease_is_saved_as_an_open_one(book, make_tasks, clock):
+    tasks = make_tasks(2)
+    open_all(book, tasks)
+    book.hand_out("rollout-0")
+    book.keep(0, "t0-0")
+    state = json.loads(json.dumps(book.state_dict()))
+    restored = LeaseBook(timeout_s=60.0, now=clock)
+    restored.load_state_dict(state, {task.task_id: task for task in tasks})
+    assert [restored.hand_out("rollout-0").lease_id for _ in range(2)] == [0, 1]
+
+
+def test_withdrawn_leases_are_closed_without_an_outcome(book, make_tasks):
+    open_all(book, make_tasks(3))
+    book.hand_out("rollout-0")
+    assert book.withdraw([0, 1, 9]) == 2
+    assert book.open_ids == (2,)
+    assert book.close(0, "t0-0") is None
+    assert (book.counts.returned, book.counts.reported, book.counts.duplicate) == (2, 0, 1)
+    assert book.hand_out("rollout-0").lease_id == 2

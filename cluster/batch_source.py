@@ -1,0 +1,95 @@
+"""Where batches come from: what the loop asks for and what it gets. `waves.py` and `stream.py` fulfil it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Protocol, Self
+
+from actors.rollout import Sampling
+from cluster.batch import BatchGroup
+from cluster.ledger import Fate, Fates
+from cluster.roles import GroupLost
+from curriculum.task import TaskOutcome
+from curriculum.transition import CurriculumReport, StepSummary
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchOrder:
+    """What the next batch is for."""
+
+    sampling: Sampling
+    version: int
+    """Weight updates sent so far: the policy that trains on the batch."""
+    remaining_steps: int | None
+    """Steps of the phase that are left, this one included; None where the phase ends by itself."""
+
+    def after_step(self) -> Self:
+        """The order that the next step of the phase will give, as far as it is known."""
+        left = self.remaining_steps
+        return replace(self, remaining_steps=None if left is None else max(0, left - 1))
+
+
+@dataclass(slots=True, kw_only=True)
+class Collected:
+    """The groups of one step."""
+
+    sampled: list[BatchGroup] = field(default_factory=list)
+    """Every group whose lease ends with the step, whether it is trained on or not."""
+    batch: list[BatchGroup] = field(default_factory=list)
+    """Those to train on."""
+    fates: Fates = field(default_factory=Fates)
+    """How the leases end."""
+    outcomes: list[TaskOutcome] = field(default_factory=list)
+    """What the curriculum hears."""
+
+    def add(self, group: BatchGroup, fate: Fate) -> None:
+        """Books a scored group."""
+        self.sampled.append(group)
+        if fate is Fate.TRAINED:
+            self.batch.append(group)
+        self.fates[fate] += 1
+        self.outcomes.append(group.outcome(trained=fate is Fate.TRAINED))
+
+    def lose(self, lost: GroupLost) -> None:
+        """Books a group that was lost before it was scored."""
+        self.fates[Fate.FAILED] += 1
+        self.outcomes.append(
+            TaskOutcome(lease_id=lost.lease_id, task_id=lost.task_id, accuracies=(), num_unknown=0, trained=False)
+        )
+
+    def extend(self, other: Collected) -> None:
+        """Takes over the groups of `other`."""
+        self.sampled += other.sampled
+        self.batch += other.batch
+        self.fates += other.fates
+        self.outcomes += other.outcomes
+
+
+class BatchSource(Protocol):
+    """Fills batches; the curriculum hears of every group through it."""
+
+    @property
+    def acceptance_rate(self) -> float:
+        """Share of the latest scored groups that had a signal."""
+        ...
+
+    @property
+    def num_waiting(self) -> int:
+        """Scored groups that wait for a later batch."""
+        ...
+
+    async def next_batch(self, order: BatchOrder) -> Collected:
+        """A batch for the learner, whole unless too many groups had no signal."""
+        ...
+
+    async def finish_step(self, summary: StepSummary, *, version: int) -> CurriculumReport:
+        """Closes the step; `version` is in every engine now."""
+        ...
+
+    async def end_phase(self) -> Fates:
+        """Gives back what the phase has not used; returns how those leases ended."""
+        ...
+
+    async def close(self) -> None:
+        """Ends what runs in the background."""
+        ...

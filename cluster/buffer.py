@@ -1,0 +1,187 @@
+"""The buffer between rollouts and learner: which groups are under way, which wait, and which batch may leave.
+
+The bound on the policy lag is kept by arithmetic, not by throwing groups away. Let B be the groups of a batch, k the
+largest lag and v the number of weight updates so far; a step trains one batch and makes v + 1. A group that is admitted
+at v may be trained on at v + k at the latest, so it has to be in one of the k + 1 batches v ... v + k.
+
+* Admission: groups under way, waiting and in training never exceed (k + 1) B. The batch in training counts as B,
+  however many groups it has. Hence, whenever a batch has left, at most k B groups stay behind.
+* Departure: the batch is the B oldest groups that wait, and it leaves only if those that stay can still leave in time:
+  for every j = 0 ... k at most j B of them may be as old as v - k + j. For j = 0: nobody stays who is due now.
+
+Both together suffice. Before a batch leaves, at most (j + 1) B groups are as old as v - k + j: for j < k because the
+batch before it left under the condition j + 1, for j = k by admission. Once all groups under way have arrived, the B
+oldest leave and at most j B of each age stay, so that waiting for stragglers always ends. Groups without a signal make
+room and nothing else; so does a batch with fewer than B groups, which leaves only when nothing is under way.
+
+With k = 0 this is: admit B, wait for all, train. That case needs no overlap and has a shorter program, `waves.py`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from math import ceil
+
+from cluster.batch import BatchGroup
+from cluster.ledger import Fate
+
+BATCHES_AHEAD = 2
+"""Batches' worth of good groups to have under way or waiting: the one that leaves next and the one behind it. A larger
+bound than that serves stragglers and oversampling, it does not make every group older."""
+WINDOW_BATCHES = 4
+"""The acceptance rate is that of so many batches' worth of the latest groups."""
+
+
+class LagBoundError(RuntimeError):
+    """A group would be trained on although its weights are older, or newer, than the bound allows."""
+
+
+def policy_lag(group: BatchGroup, version: int) -> int:
+    """Weight updates between the oldest weights that sampled a group and version `version`."""
+    return version - group.meta.policy_version
+
+
+def without_signal(group: BatchGroup) -> Fate:
+    """How the lease of a group ends that cannot be trained on for its rewards."""
+    return Fate.UNKNOWN if len(group.known_accuracies) < 2 else Fate.NO_VARIANCE
+
+
+class AcceptanceRate:
+    """Share of the latest groups that had a signal; optimistic while few are known."""
+
+    def __init__(self, window: int) -> None:
+        self._latest: deque[bool] = deque(maxlen=window)
+
+    def observe(self, accepted: bool) -> None:
+        """Counts one scored group."""
+        self._latest.append(accepted)
+
+    @property
+    def value(self) -> float:
+        """In (0, 1]: one accepted group is added, which also keeps it above zero."""
+        return (sum(self._latest) + 1) / (len(self._latest) + 1)
+
+
+class LagBuffer:
+    """Groups under way and groups that wait, at one policy version.
+
+    Args:
+        batch_size: B, groups of a batch.
+        max_policy_lag: k, at least 1.
+    """
+
+    def __init__(self, *, batch_size: int, max_policy_lag: int) -> None:
+        self._batch_size = batch_size
+        self._max_policy_lag = max_policy_lag
+        self._version = 0
+        self._admitted: dict[int, int] = {}
+        """Lease id -> version at admission, of the groups under way; what samples them is at least as new."""
+        self._waiting: dict[int, BatchGroup] = {}
+        self._is_training = False
+        self.acceptance = AcceptanceRate(WINDOW_BATCHES * batch_size)
+
+    @property
+    def num_under_way(self) -> int:
+        """Admitted groups that have not arrived."""
+        return len(self._admitted)
+
+    @property
+    def num_waiting(self) -> int:
+        """Groups with a signal that wait for a batch."""
+        return len(self._waiting)
+
+    def room(self, *, num_slots: int, remaining_steps: int | None) -> int:
+        """How many groups may be admitted now.
+
+        Args:
+            num_slots: groups that the engines work on at a time; one that queued would only grow older.
+            remaining_steps: steps of the phase that are left, the running one included; None if nobody knows.
+        """
+        batches = self._max_policy_lag + 1
+        if remaining_steps is not None:
+            batches = min(batches, remaining_steps)
+        taken = self._batch_size if self._is_training else 0
+        free = batches * self._batch_size - taken - self.num_waiting - self.num_under_way
+        missing = min(BATCHES_AHEAD, batches) * self._batch_size - taken - self.num_waiting
+        useful = ceil(missing / self.acceptance.value) - self.num_under_way
+        return max(0, min(free, useful, num_slots - self.num_under_way))
+
+    def admit(self, lease_ids: Iterable[int]) -> None:
+        """Notes groups that are sampled from now on."""
+        self._admitted.update(dict.fromkeys(lease_ids, self._version))
+
+    def arrive(self, group: BatchGroup, *, trainable: bool) -> Fate | None:
+        """Takes a scored group in; returns how its lease ends if the group is not to be trained on.
+
+        A group of weights that were replaced before it was admitted comes from an engine that missed an update (it
+        restarted, say); it counts as too old, for nobody planned with its age.
+        """
+        admitted = self._admitted.pop(group.meta.lease_id)
+        self.acceptance.observe(trainable)
+        if not trainable:
+            return without_signal(group)
+        if group.meta.policy_version < admitted:
+            return Fate.TOO_OLD
+        self._waiting[group.meta.lease_id] = group
+        return None
+
+    def lose(self, lease_id: int) -> None:
+        """Forgets a group that will never arrive."""
+        del self._admitted[lease_id]
+
+    def is_ready(self) -> bool:
+        """Whether a whole batch may leave."""
+        return len(self._waiting) >= self._batch_size and self._may_leave(self._oldest())
+
+    def take_batch(self) -> list[BatchGroup]:
+        """The oldest groups, at most B of them, in the order of their leases; the learner trains on them next.
+
+        Raises:
+            LagBoundError: the batch would break the bound now, or make a group that stays behind break it later.
+        """
+        batch = self._oldest()
+        for group in batch:
+            lag = policy_lag(group, self._version)
+            if not 0 <= lag <= self._max_policy_lag:
+                raise LagBoundError(
+                    f"group of task {group.meta.task_id}: policy_version={group.meta.policy_version}, but the learner "
+                    f"is at {self._version} and rollout.max_policy_lag={self._max_policy_lag}; resume from the last "
+                    "checkpoint"
+                )
+        if not self._may_leave(batch):
+            raise LagBoundError(
+                f"{len(batch)} groups may not leave at version {self._version}: {self.num_under_way} under way and "
+                f"{self.num_waiting - len(batch)} waiting would grow too old; ask is_ready() first"
+            )
+        self._is_training = bool(batch)
+        for group in batch:
+            del self._waiting[group.meta.lease_id]
+        return sorted(batch, key=lambda group: group.meta.lease_id)
+
+    def advance(self, version: int) -> None:
+        """Weight update `version` is in every engine, and no batch is in training."""
+        self._version = version
+        self._is_training = False
+
+    def clear(self) -> list[int]:
+        """Forgets everything; returns the leases whose groups were under way or waiting."""
+        left = [*self._admitted, *self._waiting]
+        self._admitted, self._waiting, self._is_training = {}, {}, False
+        return sorted(left)
+
+    def _oldest(self) -> list[BatchGroup]:
+        def age(group: BatchGroup) -> tuple[int, int]:
+            return group.meta.policy_version, group.meta.lease_id
+
+        return sorted(self._waiting.values(), key=age)[: self._batch_size]
+
+    def _may_leave(self, batch: list[BatchGroup]) -> bool:
+        """The condition of departure: of those that stay, at most j B are as old as v - k + j."""
+        leaving = {group.meta.lease_id for group in batch}
+        waiting = [group.meta.policy_version for lease, group in self._waiting.items() if lease not in leaving]
+        staying = [*self._admitted.values(), *waiting]
+        return all(
+            sum(version <= self._version - self._max_policy_lag + j for version in staying) <= j * self._batch_size
+            for j in range(self._max_policy_lag + 1)
+        )

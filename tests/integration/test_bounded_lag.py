@@ -1,0 +1,78 @@
+"""A run that samples while it trains, on real parts: bound and ledger hold over a dead engine, a stop and a resume."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pyarrow.parquet as pq
+import pytest
+
+pytestmark = pytest.mark.integration
+
+NUM_SFT_STEPS, NUM_SHORT_STEPS, NUM_LONG_STEPS = 24, 2, 6  # as in conftest.py
+NUM_STEPS = NUM_SFT_STEPS + NUM_SHORT_STEPS + NUM_LONG_STEPS
+MAX_POLICY_LAG = 2
+
+
+@pytest.fixture(scope="module")
+def lagging(workshop):
+    """A run with a lag of at most two updates: its rollout actor is killed, then it is interrupted and resumed."""
+    run = workshop.new_run("lagging")
+    command = workshop.train(run, rollout__max_policy_lag=MAX_POLICY_LAG, learner__importance={"cap": 2.0})
+    command.wait_for(lambda: len(run.metrics) >= NUM_SFT_STEPS + 1, "first step of the first phase")
+    os.kill(run.events("actors_ready")[0]["pids"]["rollout-0"], signal.SIGKILL)
+    command.wait_for(lambda: len(run.metrics) >= NUM_STEPS - 4, "fourth step from the end")
+    command.process.send_signal(signal.SIGINT)
+    run.finish(command)
+    run.finish(workshop.resume(run))
+    return run
+
+
+@pytest.fixture(scope="module")
+def last_lines(lagging):
+    """The metrics of each step; of a step that was repeated after the resume the later line counts."""
+    return {line["step"]: line for line in lagging.metrics}
+
+
+def test_the_run_stops_resumes_and_leaves_no_process_behind(lagging):
+    assert lagging.exit_statuses == [130, 0], lagging.output[-2000:]
+    assert lagging.survivors == [[], []]
+
+
+def test_a_killed_rollout_actor_comes_back_within_the_run(lagging):
+    faults = [(event["actor"], event["action"]) for event in lagging.events("fault")]
+    assert faults == [("rollout-0", "restarting"), ("rollout-0", "back")]
+
+
+def test_batches_are_old_by_two_updates_at_most_and_some_are_old(last_lines):
+    trained = [line for line in last_lines.values() if line.get("rollout/groups_trained")]
+    assert len(trained) >= NUM_LONG_STEPS
+    assert all(0 <= line["rollout/policy_lag_max"] <= MAX_POLICY_LAG for line in trained)
+    assert any(line["rollout/policy_lag_mean"] > 0 for line in trained), "sampling and training never overlapped"
+
+
+def test_the_ledger_balances_over_stop_and_resume(lagging):
+    ledger, leases = lagging.summary["ledger"], lagging.summary["leases"]
+    assert ledger.pop("imbalance") is None
+    assert ledger["too_old"] == ledger["failed"] == 0
+    assert sum(ledger.values()) == leases["opened"] == leases["reported"] + leases["returned"]
+    assert ledger["trained"] == sum(stage["groups_trained"] for stage in lagging.summary["stages"])
+
+
+def test_no_answer_is_trained_on_twice(lagging):
+    leases = [
+        row["lease_id"]
+        for path in sorted(lagging.folder.glob("trajectories/step-*.parquet"))
+        for row in pq.read_table(path).to_pylist()
+        if row["trained"] and row["sample"] == 0
+    ]
+    assert leases
+    assert len(set(leases)) == len(leases)
+    assert len(leases) == lagging.summary["ledger"]["trained"]
+
+
+def test_no_group_of_the_first_phase_is_trained_on_in_the_second_unless_it_is_replayed(lagging, last_lines):
+    for path in sorted(lagging.folder.glob("trajectories/step-*.parquet")):
+        phase = last_lines[int(path.stem.removeprefix("step-"))]["curriculum/phase"]
+        assert {row["phase"] for row in pq.read_table(path).to_pylist() if row["trained"]} <= {phase}
