@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.line import Claim, environment, print_line
 from learner.microbatch import GroupShape
-from learner.packing import PAIR_COST, balance, part_cost, plan_update
+from learner.packing import PAIR_COST, balance, part_cost, plan_slice
 
 GOALS = {32: 1.02, 64: 1.05}
 PHASES = {"up to 20K": (1_000, 20_000), "20K to 60K": (20_000, 60_000)}
@@ -68,7 +68,7 @@ def _measure(shapes: Sequence[GroupShape], num_ranks: int, phase: str) -> dict:
     seconds = []
     for _ in range(5):
         start = time.process_time()
-        plan_update(shapes, num_ranks=num_ranks, mini_batches=1, max_tokens=MAX_TOKENS)
+        plan_slice(shapes, num_ranks=num_ranks, max_tokens=MAX_TOKENS)
         seconds.append(time.process_time() - start)
     mean = sum(costs.values()) / num_ranks
     return {

@@ -66,6 +66,9 @@ class ImportanceConfig(StrictModel):
     """Largest weight of a token."""
     beyond: Literal["truncate", "mask"] = "truncate"
     """Hold larger weights at the cap, or leave their tokens out."""
+    max_answer_ratio: float | None = Field(default=None, ge=1)
+    """Leave whole answers out whose tokens are, in the geometric mean, more than this factor more or less likely under
+    the learner's policy before the update than under the sampler's; None keeps all. Costs a forward pass."""
 
 
 class EntropyControlConfig(StrictModel):
@@ -110,6 +113,9 @@ class LearnerConfig(OptimizerConfig):
     entropy_control: EntropyControlConfig | None = None
     mini_batches: int = Field(default=1, gt=0)
     """Optimizer updates per batch; the paper's run has 4. More than 1 costs a pass for the old log-probabilities."""
+    slices: int = Field(default=1, gt=0)
+    """A batch is forwarded and back-propagated in so many slices of consecutive groups, each as soon as its groups are
+    there; with 1 the learner waits for the whole batch, which balances its ranks best."""
     max_tokens_per_microbatch: int = Field(default=80_000, gt=1)
     """Largest row that is forwarded at once, shared prompts counted once. A prompt with its longest response must fit;
     the responses of a larger group go through in batches behind one pass of the prompt."""
@@ -141,6 +147,11 @@ class LearnerConfig(OptimizerConfig):
             raise ValueError(
                 f"learner.num_ranks={self.num_ranks} is not divisible by sequence_parallel={self.sequence_parallel}; "
                 "every row needs a whole set of ranks"
+            )
+        if self.advantage_scale == "task" and self.slices > 1:
+            raise ValueError(
+                f"learner.slices={self.slices} with advantage_scale=task: its deviations need the whole batch; "
+                "set slices=1"
             )
         if self.offload_activations and not self.gradient_checkpointing:
             raise ValueError(

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import shutil
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,33 +25,29 @@ from learner import checkpoint, sharing_check
 from learner.activations import offloaded_layer_inputs
 from learner.config import LearnerConfig, OptimizerConfig, SftConfig
 from learner.entropy_control import EntropySwitch
-from learner.flash import unsupported_reason
 from learner.logprobs import TokenLoss, TokenScores
-from learner.loss import Aggregation
+from learner.loss import Aggregation, kept_answers
 from learner.microbatch import ScoredGroup, SftReport, StepReport
 from learner.objective import PolicyLoss, SftLoss
-from learner.packing import MiniBatchPlan, UpdatePlan, plan_update, unshare
+from learner.packing import PLACEHOLDER, SlicePlan, plan_slice, unshare
 from learner.policy import Policy, copy_tokenizer, load_policy
-from learner.row_tensors import PhasedTensors, Placement, RowTensors, to_device
+from learner.row_tensors import PhasedTensors, Row, RowTensors, responses_of, to_device
 from learner.rows import build_microbatch, demonstration_group
+from learner.running_batch import Run, RunningBatch
 from learner.settings import aggregation_of, entropy_switch, objective_of, torch_dtype
-from learner.tally import Tally
+from learner.tally import StepSums, Tally
 from learner.three_phase import backward_in_phases, score_in_phases
-from learner.ulysses import HeadExchange, check_heads
-from learner.zero3_config import zero3_config, zero3_frozen_config
+from learner.zero3 import frozen_engine, join_process_group, place, supports_sharing, trained_engine
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
-    from torch.distributed import ProcessGroup
 
 logger = logging.getLogger(__name__)
 
+_Item = TypeVar("_Item")
+
 EXPORT_BUCKET_BYTES = 256 << 20
 """Full weights gathered at once when they leave the learner."""
-
-
-Row = RowTensors | PhasedTensors
-"""What one micro-step forwards."""
 
 
 class Stage(StrEnum):
@@ -109,13 +103,16 @@ class LearnerEngine:
         self._skipped_in_a_row = 0
         self._num_steps = 0
         self._entropy_switch = entropy_switch(config)
-        self._device = _join_process_group(rank, world_size, on_gpu)
+        self._device = join_process_group(rank, world_size, on_gpu)
         torch.manual_seed(seed + rank)
         self._policy = self._load(model_path)
-        self._placement = self._place()
-        self._sharing = self._sharing_supported()
-        self._engine = self._trained_engine(self._policy)
+        self._placement = place(config, self._policy, self._device, rank=rank)
+        self._sharing = supports_sharing(config, self._policy, self._device)
+        self._engine = trained_engine(config, self._policy, on_gpu=on_gpu)
         self._reference: DeepSpeedEngine | None = None
+        self._batch = RunningBatch()
+        self._tally = Tally(self._device)
+        self._busy_s = 0.0
 
     # stages ------------------------------------------------------------------------------------------------------
 
@@ -141,7 +138,8 @@ class LearnerEngine:
             group.update(betas=optimizer.betas, weight_decay=optimizer.weight_decay)
         self._stage = stage
         if stage is Stage.RL and self._config.needs_reference:
-            self._reference = self._frozen_engine(self._load(reference_path or self._model_path))
+            reference = self._load(reference_path or self._model_path)
+            self._reference = frozen_engine(self._config, reference, on_gpu=self._on_gpu)
 
     def sft_step(self, demonstrations: Sequence[Demonstration], *, learning_rate: float) -> SftReport:
         """One update on the length-normalised NLL of the responses (paper Eq. 11).
@@ -157,10 +155,15 @@ class LearnerEngine:
         started = time.perf_counter()
         self._expect(Stage.SFT)
         groups = {index: demonstration_group(item) for index, item in enumerate(demonstrations)}
-        plan = self._plan([group.shape for group in groups.values()])
-        tally = Tally(self._device)
-        self._update(self._rows(plan.mini_batches[0], groups), None, tally, learning_rate)
-        sums = tally.reduce()
+        plan = plan_slice(
+            [group.shape for group in groups.values()],
+            num_ranks=self._config.num_data_ranks,
+            max_tokens=self._config.max_tokens_per_microbatch,
+        )
+        for row, is_last in _with_last(self._rows(plan, groups, num_groups=len(groups))):
+            self._row_backward(row, None, is_last=is_last)
+        self._step(learning_rate)
+        sums = self._close_tally()
         return SftReport(
             num_demonstrations=len(demonstrations),
             num_response_tokens=sums.num_tokens,
@@ -171,37 +174,63 @@ class LearnerEngine:
             seconds=time.perf_counter() - started,
         )
 
-    def train_step(self, plan: UpdatePlan, groups: Mapping[int, ScoredGroup], *, learning_rate: float) -> StepReport:
-        """Train on one batch of groups: one optimizer update per mini-batch of the plan.
+    def accumulate(self, plan: SlicePlan, groups: Mapping[int, ScoredGroup], run: Run) -> None:
+        """Take the next groups of the running batch in.
 
-        With one mini-batch the old log-probabilities are the current ones and every ratio is 1; with more they are
-        computed once, before the first update.
+        Those of the first mini-batch are forwarded and back-propagated now: the policy that they are compared with is
+        the present one, every ratio is 1. Of the later ones the log-probabilities before the first update are computed
+        now, the rest waits for `update`.
 
         Args:
-            plan: `plan_update` over the shapes of the whole batch, the same on every rank.
-            groups: at least the groups `plan.groups_of(rank)`, by index in the batch.
+            plan: `plan_slice` over the shapes of the groups, the same on every rank.
+            groups: at least the groups `plan.groups_of(rank)`, by index in the plan.
+            run: the place of the groups in the batch.
+        """
+        started = time.perf_counter()
+        self._expect(Stage.RL)
+        if not self._batch.num_groups and self._sharing and self._num_steps < sharing_check.CHECKED_STEPS:
+            self._check_sharing(plan, groups)
+        update = self._batch.take(run)
+        rows = self._rows(plan, groups, num_groups=run.mini_batch_groups)
+        if run.mini_batch > 0:
+            update.rows += [(row, self._old_scores(row)) for row in rows]
+        else:
+            for row, is_last in _with_last(rows):
+                old = self._old_scores(row) if self._needs_old_scores else None
+                self._row_backward(row, old, is_last=is_last and run.closes)
+        self._busy_s += time.perf_counter() - started
+
+    def update(self, *, learning_rate: float) -> StepReport:
+        """End the running batch: one optimizer update per mini-batch.
+
+        A batch that was given up before it was whole is normalised by the groups that are there.
+
+        Args:
             learning_rate: of all updates of the step.
 
         Raises:
+            RuntimeError: no groups have come.
             NonFiniteUpdateError: more than `learner.max_nonfinite_updates` updates in a row were skipped.
         """
         started = time.perf_counter()
         self._expect(Stage.RL)
-        if self._sharing and self._num_steps < sharing_check.CHECKED_STEPS:
-            self._check_sharing(plan.mini_batches[0], groups)
-        batches = [self._rows(mini_batch, groups) for mini_batch in plan.mini_batches]
-        negatives_masked = self._entropy_switch is not None and self._entropy_switch.masking
-        tally = Tally(self._device)
-        old = [self._old_scores(rows, tally) if len(batches) > 1 else None for rows in batches]
-        for rows, old_scores in zip(batches, old, strict=True):
-            self._update(rows, old_scores, tally, learning_rate)
-        sums = tally.reduce()
-        kl_measured = self._reference_due()
+        batch, self._batch = self._batch, RunningBatch()
+        if not batch.updates:
+            raise RuntimeError("no groups to train on; skip the step")
+        for update in batch.updates:
+            for (row, old), is_last in _with_last(update.rows):
+                self._row_backward(row, old, is_last=is_last)
+            if not update.rows and update.share < 1:
+                self._end_accumulation()
+            self._step(learning_rate, share=update.share)
+        sums = self._close_tally()
+        kl_measured, negatives_masked = self._reference_due(), self._negatives_masked
         self._num_steps += 1
         if self._entropy_switch is not None:
             self._entropy_switch.observe(sums.entropy)
+        seconds, self._busy_s = self._busy_s + time.perf_counter() - started, 0.0
         return StepReport(
-            num_groups=sum(len(mini_batch.groups) for mini_batch in plan.mini_batches),
+            num_groups=batch.num_groups,
             num_response_tokens=sums.num_tokens,
             num_updates=sums.num_updates,
             num_skipped_updates=sums.num_skipped_updates,
@@ -219,8 +248,13 @@ class LearnerEngine:
             log_nucleus=sums.log_nucleus,
             negatives_masked=negatives_masked,
             prompt_sharing=self._sharing,
-            seconds=time.perf_counter() - started,
+            seconds=seconds,
         )
+
+    @property
+    def num_accumulated(self) -> int:
+        """Groups of the running batch that are there."""
+        return self._batch.num_groups
 
     # weights out -------------------------------------------------------------------------------------------------
 
@@ -279,25 +313,39 @@ class LearnerEngine:
 
     # one update --------------------------------------------------------------------------------------------------
 
-    def _update(self, rows: list[Row], old: list[list[TokenScores]] | None, tally: Tally, learning_rate: float) -> None:
-        """Forward and backward of every row, then one optimizer step, skipped on all ranks if it is not finite."""
-        for group in self._zero_optimizer.param_groups:
+    def _step(self, learning_rate: float, *, share: float = 1.0) -> None:
+        """One optimizer step on what has accumulated, skipped on all ranks if it is not finite.
+
+        `share` is that of the mini-batch that came: gradients were normalised by the whole of it, so they are divided
+        by the share on their way to the optimizer, as DeepSpeed divides by the scale of a loss.
+        """
+        zero = self._zero_optimizer
+        for group in zero.param_groups:
             group["lr"] = learning_rate
-        for index, row in enumerate(rows):
-            self._row_backward(row, None if old is None else old[index], tally, is_last=index == len(rows) - 1)
+        zero.loss_scale = share
         self._engine.step()
+        zero.loss_scale = 1.0
         applied = self._engine.was_step_applied()
-        tally.close_update(float(self._zero_optimizer._global_grad_norm) if applied else None)
+        self._tally.close_update(float(zero._global_grad_norm) if applied else None, share=share)
         self._count_skipped(applied)
 
-    def _row_backward(self, row: Row, old: list[TokenScores] | None, tally: Tally, *, is_last: bool) -> None:
+    def _end_accumulation(self) -> None:
+        """Tell DeepSpeed that no more rows come, by one that weighs nothing: it looks at the end in a backward pass."""
+        row = build_microbatch(PLACEHOLDER, {}, num_groups=1, aggregation=self._aggregation())
+        self._row_backward(to_device(row, self._placement, stock=not self._sharing), None, is_last=True)
+
+    def _close_tally(self) -> StepSums:
+        tally, self._tally = self._tally, Tally(self._device)
+        return tally.reduce()
+
+    def _row_backward(self, row: Row, old: list[TokenScores] | None, *, is_last: bool) -> None:
         """Gradients of the row's share of the loss of the mini-batch."""
         losses = self._losses(row, old)
         # ZeRO-3 averages over all ranks; the loss is a sum over them.
         if isinstance(row, RowTensors):
             total, *columns = self._forward(row, losses[0])
             self._backward(total * self._world_size, is_last=is_last)
-            self._count_row(row, total, TokenScores(*columns), losses[0], old is None, tally)
+            self._count_row(row, total, TokenScores(*columns), losses[0], old is None)
             return
 
         def backward(scalar: Tensor, is_surrogate: bool) -> None:
@@ -305,7 +353,7 @@ class LearnerEngine:
 
         done = backward_in_phases(self._forward, backward, row, iter(losses))
         for loss, (batch, total, scores) in zip(losses, done, strict=True):
-            self._count_row(batch, total, scores, loss, old is None, tally)
+            self._count_row(batch, total, scores, loss, old is None)
 
     def _forward(self, *inputs: Any) -> tuple[Tensor, ...]:
         """Forward pass with gradients; what it saves may go to host memory, what is recomputed later does not."""
@@ -318,7 +366,7 @@ class LearnerEngine:
 
     def _losses(self, row: Row, old: list[TokenScores] | None) -> Sequence[TokenLoss]:
         """One loss for the row, or for each batch of its responses."""
-        batches = _batches(row)
+        batches = responses_of(row)
         if self._stage is Stage.SFT:
             return [SftLoss(batch) for batch in batches]
         reference = self._scores(self._reference, row) if self._reference and self._reference_due() else None
@@ -327,20 +375,35 @@ class LearnerEngine:
                 batch,
                 objective_of(self._config),
                 old=None if old is None else old[index],
+                kept_N=self._kept(batch, None if old is None else old[index]),
                 reference_N=None if reference is None else reference[index].logprobs_N,
             )
             for index, batch in enumerate(batches)
         ]
 
+    def _kept(self, row: RowTensors, old: TokenScores | None) -> Tensor | None:
+        """[N] tokens of answers that the importance correction keeps; None where it looks at tokens alone."""
+        importance = self._config.importance
+        if old is None or importance is None or importance.max_answer_ratio is None:
+            return None
+        return kept_answers(
+            old.logprobs_N - old.log_nucleus_N,
+            row.rollout_logprobs_N,
+            row.answers_N,
+            num_answers=row.num_answers,
+            max_ratio=importance.max_answer_ratio,
+            add_up=self._placement.add_up,
+        )
+
     def _count_row(
-        self, row: RowTensors, total: Tensor, scores: TokenScores, loss: TokenLoss, is_first_pass: bool, tally: Tally
+        self, row: RowTensors, total: Tensor, scores: TokenScores, loss: TokenLoss, is_first_pass: bool
     ) -> None:
         if not isinstance(loss, PolicyLoss):
-            tally.add_row(row, scores, total)
+            self._tally.add_row(row, scores, total)
             return
-        tally.add_row(row, scores, total, loss.sums)
+        self._tally.add_row(row, scores, total, loss.sums)
         if is_first_pass:
-            tally.add_gap(row, scores)
+            self._tally.add_gap(row, scores)
 
     def _reference_due(self) -> bool:
         """True if this step measures the KL; in the loss it always is."""
@@ -353,20 +416,20 @@ class LearnerEngine:
         with torch.no_grad():
             return score_in_phases(engine, row) if isinstance(row, PhasedTensors) else [TokenScores(*engine(row)[1:])]
 
-    def _old_scores(self, rows: list[Row], tally: Tally) -> list[list[TokenScores]]:
-        old = [self._scores(self._engine, row) for row in rows]
-        for row, scores in zip(rows, old, strict=True):
-            for batch, batch_scores in zip(_batches(row), scores, strict=True):
-                tally.add_gap(batch, batch_scores)
-        return old
+    def _old_scores(self, row: Row) -> list[TokenScores]:
+        """Scores before the first update of the batch, compared with the sampler's on the way."""
+        scores = self._scores(self._engine, row)
+        for batch, batch_scores in zip(responses_of(row), scores, strict=True):
+            self._tally.add_gap(batch, batch_scores)
+        return scores
 
-    def _check_sharing(self, mini_batch: MiniBatchPlan, groups: Mapping[int, ScoredGroup]) -> None:
+    def _check_sharing(self, plan: SlicePlan, groups: Mapping[int, ScoredGroup]) -> None:
         """Compare the shared prompt with the dense path on one group per rank; all ranks fall back if any differs."""
-        pair = sharing_check.check_rows(mini_batch.ranks[self._data_rank][0], groups)
+        pair = sharing_check.check_rows(plan.ranks[self._data_rank][0], groups)
         shared, dense = to_device(pair.shared, self._placement), to_device(pair.dense, self._placement, stock=True)
         gap = sharing_check.mean_gap(
-            zip(_batches(shared), self._scores(self._engine, shared), strict=True),
-            zip(_batches(dense), self._scores(self._engine, dense), strict=True),
+            zip(responses_of(shared), self._scores(self._engine, shared), strict=True),
+            zip(responses_of(dense), self._scores(self._engine, dense), strict=True),
             pair,
             self._placement,
         )
@@ -389,23 +452,14 @@ class LearnerEngine:
                 "resume from the last checkpoint"
             )
 
-    def _plan(self, shapes: Sequence[Any]) -> UpdatePlan:
-        return plan_update(
-            shapes,
-            num_ranks=self._config.num_data_ranks,
-            mini_batches=1,
-            max_tokens=self._config.max_tokens_per_microbatch,
-        )
-
-    def _rows(self, mini_batch: MiniBatchPlan, groups: Mapping[int, ScoredGroup]) -> list[Row]:
-        plan = mini_batch if self._sharing else unshare(mini_batch)
-        rows = plan.ranks[self._data_rank]
+    def _rows(self, plan: SlicePlan, groups: Mapping[int, ScoredGroup], *, num_groups: int) -> list[Row]:
+        """This rank's rows; `num_groups` is the normaliser of the loss."""
+        rows = (plan if self._sharing else unshare(plan)).ranks[self._data_rank]
         if self._entropy_switch is not None and self._stage is Stage.RL:
             groups = {index: _with_advantages(group, self._entropy_switch) for index, group in groups.items()}
-        aggregation, num_groups = self._aggregation(), len(plan.groups)
         return [
             to_device(
-                build_microbatch(row, groups, num_groups=num_groups, aggregation=aggregation),
+                build_microbatch(row, groups, num_groups=num_groups, aggregation=self._aggregation()),
                 self._placement,
                 stock=not self._sharing,
             )
@@ -414,6 +468,15 @@ class LearnerEngine:
 
     def _aggregation(self) -> Aggregation:
         return aggregation_of(self._config, warm_up=self._stage is Stage.SFT)
+
+    @property
+    def _needs_old_scores(self) -> bool:
+        """Whether even the first mini-batch needs a pass ahead of its backward pass."""
+        return self._config.importance is not None and self._config.importance.max_answer_ratio is not None
+
+    @property
+    def _negatives_masked(self) -> bool:
+        return self._entropy_switch is not None and self._entropy_switch.masking
 
     @property
     def _data_rank(self) -> int:
@@ -429,29 +492,6 @@ class LearnerEngine:
         if self._stage is not stage:
             raise RuntimeError(f"the learner is in stage {self._stage}; call start_stage({stage!r}) first")
 
-    # building ----------------------------------------------------------------------------------------------------
-
-    def _place(self) -> Placement:
-        """The device, and the group of ranks that share a row; every rank takes part in making every group."""
-        import torch.distributed as dist
-
-        size = self._config.sequence_parallel
-        if size == 1:
-            return Placement(device=self._device)
-        shape: Any = self._policy.causal_lm.config
-        check_heads(shape.num_attention_heads, shape.num_key_value_heads, size)
-        groups = [dist.new_group(list(range(start, start + size))) for start in range(0, self._world_size, size)]
-        exchange = HeadExchange(cast("ProcessGroup", groups[self._data_rank]), size)
-        return Placement(device=self._device, exchange=exchange, rank=self._rank % size)
-
-    def _sharing_supported(self) -> bool:
-        shape: Any = self._policy.causal_lm.config
-        head_width = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
-        reason = unsupported_reason(self._device, torch_dtype(self._config), head_width)
-        if reason is not None:
-            logger.warning("shared prompts off: %s; every response is forwarded behind its own prompt", reason)
-        return reason is None
-
     def _load(self, model_path: str) -> Policy:
         return load_policy(
             model_path,
@@ -459,27 +499,6 @@ class LearnerEngine:
             gradient_checkpointing=self._config.gradient_checkpointing,
             trust_remote_code=self._trust_remote_code,
         )
-
-    def _trained_engine(self, policy: Policy) -> DeepSpeedEngine:
-        import deepspeed
-
-        optimizer = torch.optim.AdamW(policy.parameters(), lr=0.0, fused=True)
-        engine, *_ = deepspeed.initialize(
-            model=policy,
-            optimizer=optimizer,
-            config=zero3_config(self._config, on_gpu=self._on_gpu),
-            dist_init_required=False,
-        )
-        return engine
-
-    def _frozen_engine(self, policy: Policy) -> DeepSpeedEngine:
-        import deepspeed
-
-        policy.requires_grad_(False).eval()
-        engine, *_ = deepspeed.initialize(
-            model=policy, config=zero3_frozen_config(self._config, on_gpu=self._on_gpu), dist_init_required=False
-        )
-        return engine
 
     def _buckets(self) -> Iterator[list[tuple[str, Any]]]:
         bucket: list[tuple[str, Any]] = []
@@ -497,32 +516,12 @@ class LearnerEngine:
         return {"stage": str(self._stage), "dtype": self._config.dtype}
 
     def _state(self) -> dict[str, Any]:
-        masking = self._entropy_switch is not None and self._entropy_switch.masking
-        return {"num_steps": self._num_steps, "negatives_masked": masking}
+        return {"num_steps": self._num_steps, "negatives_masked": self._negatives_masked}
 
 
-def _join_process_group(rank: int, world_size: int, on_gpu: bool) -> torch.device:
-    """Set the environment that DeepSpeed reads on import, join the ranks, return the device of this one."""
-    local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), DS_ACCELERATOR="cuda" if on_gpu else "cpu")
-    if not on_gpu:
-        os.environ.setdefault("LOCAL_SIZE", str(world_size))  # else DeepSpeed runs `numactl` in every backward pass
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    warnings.filterwarnings(
-        "ignore", message=r".*torch\.distributed\.\w+_tensor` is deprecated", category=FutureWarning
-    )
-    import deepspeed
-
-    # A compiled shared-memory all-reduce for inference that we never call; building it costs half a minute once.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    if on_gpu:
-        torch.cuda.set_device(local_rank)
-    deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", auto_mpi_discovery=False, verbose=False)
-    return torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
-
-
-def _batches(row: Row) -> tuple[RowTensors, ...]:
-    return row.batches if isinstance(row, PhasedTensors) else (row,)
+def _with_last(items: Sequence[_Item]) -> Iterator[tuple[_Item, bool]]:
+    """Every item, and whether it is the last one."""
+    return ((item, index == len(items) - 1) for index, item in enumerate(items))
 
 
 def _with_advantages(group: ScoredGroup, switch: EntropySwitch) -> ScoredGroup:

@@ -19,7 +19,8 @@ from learner.advantages import batch_advantages
 from learner.config import LearnerConfig, SftConfig
 from learner.engine import LearnerEngine, Stage
 from learner.microbatch import GroupShape, ScoredGroup, SftReport, StepReport
-from learner.packing import plan_update
+from learner.packing import plan_slice
+from learner.running_batch import Run, runs
 from learner.weight_sender import WeightAnnouncement, pack_weights
 
 
@@ -100,23 +101,24 @@ class LearnerActor:
         """One update of the warm-up."""
         return self._engine.sft_step(demonstrations, learning_rate=learning_rate)
 
-    def train_step(self, items: Sequence[TrainingItem], learning_rate: float) -> StepReport:
-        """One training step; fetches the groups of this rank and no others."""
-        plan = plan_update(
-            [item.shape for item in items],
-            num_ranks=self._config.num_data_ranks,
-            mini_batches=self._config.mini_batches,
-            max_tokens=self._config.max_tokens_per_microbatch,
-        )
-        advantages = batch_advantages(
-            [item.rewards for item in items], [item.data_source for item in items], self._config.advantage_scale
-        )
-        mine = plan.groups_of(self._rank // self._config.sequence_parallel)
-        groups = ray.get([items[index].group for index in mine])
-        scored: Mapping[int, ScoredGroup] = {
-            index: _scored_group(group, advantages[index]) for index, group in zip(mine, groups, strict=True)
-        }
-        return self._engine.train_step(plan, scored, learning_rate=learning_rate)
+    def accumulate(self, items: Sequence[TrainingItem], batch_groups: int) -> None:
+        """Takes the next groups of a batch in; fetches those of this rank and no others.
+
+        Args:
+            items: consecutive groups of the batch.
+            batch_groups: groups of the whole batch.
+        """
+        scale = self._config.advantage_scale
+        advantages = batch_advantages([item.rewards for item in items], [item.data_source for item in items], scale)
+        start = self._engine.num_accumulated
+        cut = runs(start, len(items), batch_groups=batch_groups, num_mini_batches=self._config.mini_batches)
+        for run in cut:
+            own = slice(run.groups.start - start, run.groups.stop - start)
+            self._accumulate_run(items[own], advantages[own], run)
+
+    def update(self, learning_rate: float) -> StepReport:
+        """The optimizer updates of the batch that has been taken in."""
+        return self._engine.update(learning_rate=learning_rate)
 
     def pack_weights(self, version: int) -> tuple[WeightAnnouncement | None, NDArray[np.uint8] | None]:
         """Gathers the weights; rank 0 returns them as one payload, which the caller owns."""
@@ -126,6 +128,19 @@ class LearnerActor:
         for _ in weights:
             pass
         return None, None
+
+    def _accumulate_run(self, items: Sequence[TrainingItem], advantages: Sequence[Any], run: Run) -> None:
+        plan = plan_slice(
+            [item.shape for item in items],
+            num_ranks=self._config.num_data_ranks,
+            max_tokens=self._config.max_tokens_per_microbatch,
+        )
+        mine = plan.groups_of(self._rank // self._config.sequence_parallel)
+        groups = ray.get([items[index].group for index in mine])
+        scored: Mapping[int, ScoredGroup] = {
+            index: _scored_group(group, advantages[index]) for index, group in zip(mine, groups, strict=True)
+        }
+        self._engine.accumulate(plan, scored, run)
 
     def save(self, directory: Path) -> None:
         """Writes this rank's share of a checkpoint."""

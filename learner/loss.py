@@ -7,7 +7,8 @@ depends neither on packing nor on the number of ranks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -114,3 +115,33 @@ def importance_weights(
     if beyond == "truncate":
         return weight_N.clamp(max=cap)
     return torch.where(weight_N <= cap, weight_N, 0.0)
+
+
+def kept_answers(
+    proximal_logprobs_N: Tensor,
+    behaviour_logprobs_N: Tensor,
+    answers_N: Tensor,
+    *,
+    num_answers: int,
+    max_ratio: float,
+    add_up: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """[N] bool: tokens of the answers that the learner's policy finds about as likely as the sampler did.
+
+    An answer is kept if the geometric mean over its tokens of pi_proximal / pi_behaviour lies in
+    [1 / max_ratio, max_ratio]. Tokens without a finite ratio do not count; an answer without any other is not kept.
+
+    Args:
+        proximal_logprobs_N: under the learner's policy before the update.
+        behaviour_logprobs_N: under the policy that sampled.
+        answers_N: [N] int64, the answer of each token.
+        num_answers: of the row.
+        max_ratio: at least 1.
+        add_up: sums a tensor over the ranks that hold tokens of the same answers.
+    """
+    log_ratio_N = (proximal_logprobs_N - behaviour_logprobs_N).detach().double()
+    finite_N = log_ratio_N.isfinite()
+    columns = torch.stack((log_ratio_N.where(finite_N, 0.0), finite_N.double()), dim=1)
+    sums = add_up(columns.new_zeros(num_answers, 2).index_add_(0, answers_N, columns))
+    mean_A = sums[:, 0] / sums[:, 1]  # NaN without any token, which no comparison keeps
+    return (mean_A.abs() <= math.log(max_ratio))[answers_N]

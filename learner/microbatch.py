@@ -106,6 +106,8 @@ class MicroBatch:
     """[N] sampling temperature; ones in the warm-up."""
     top_p: NDArray[np.float32]
     """[N] nucleus of the sampler; ones in the warm-up."""
+    answers: NDArray[np.int64]
+    """[N] index of the response in the row that each token belongs to."""
     prompts_ahead: bool = False
     """True for a row of responses alone, whose prompts were forwarded before; `segments` then tell the lengths, but
     `start` is that of the prompt among the prompts."""

@@ -48,12 +48,19 @@ class SftLoss:
 class PolicyLoss:
     """Clipped surrogate, importance correction, KL and entropy bonus of one row, with the sums for the report.
 
-    A token takes part if the sampler reported a finite log-probability for it and the learner's own nucleus holds it.
-    The others weigh nothing, but the normaliser of the loss stays: leaving tokens out never scales up the rest.
+    A token takes part if the sampler reported a finite log-probability for it, the learner's own nucleus holds it, and
+    its answer is kept. The others weigh nothing, but the normaliser of the loss stays: leaving tokens out never scales up
+    the rest.
     """
 
     def __init__(
-        self, row: RowTensors, objective: Objective, *, old: TokenScores | None, reference_N: Tensor | None
+        self,
+        row: RowTensors,
+        objective: Objective,
+        *,
+        old: TokenScores | None,
+        reference_N: Tensor | None,
+        kept_N: Tensor | None = None,
     ) -> None:
         """Keep what the tiles will ask for.
 
@@ -62,11 +69,13 @@ class PolicyLoss:
             objective: the numbers.
             old: scores under the policy before the first update of the batch; None while it is the present one.
             reference_N: [N] log-probabilities under the reference policy; None without one.
+            kept_N: [N] bool, tokens of answers that take part; None for all.
         """
         self._row = row
         self._objective = objective
         self._old = old
         self._reference_N = reference_N
+        self._kept_N = kept_N
         self.sums = torch.zeros(len(DIAGNOSTICS), dtype=torch.float64, device=row.labels_N.device)
         """Of `DIAGNOSTICS`, complete after the last tile."""
 
@@ -76,6 +85,8 @@ class PolicyLoss:
         old = _detached(scores) if self._old is None else TokenScores(*(column[tokens] for column in self._old))
         rollout_n = row.rollout_logprobs_N[tokens]
         used_n = usable_tokens(old, rollout_n)
+        if self._kept_N is not None:
+            used_n = used_n & self._kept_N[tokens]
         terms = clipped_policy_loss(
             scores.logprobs_N,
             old.logprobs_N,

@@ -1,7 +1,7 @@
 """Which rank forwards which responses of which group, in which micro-batch.
 
-Groups -> mini-batches (one optimizer update each) -> ranks -> micro-batches (one forward and backward each). Only the
-lengths are needed, so every rank, or the driver, makes the same plan before any token is fetched.
+Groups of a slice -> ranks -> micro-batches (one forward and backward each). Only the lengths are needed, so every rank,
+or the driver, makes the same plan before any token is fetched.
 
 A group beyond the token budget keeps its prompt whole: its responses go through in batches, in three phases (see
 `learner.three_phase`), and the other ranks cut their micro-batch of the same step alike, so that all make the same
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,48 +48,34 @@ class MicroBatchPlan:
     through in three phases. Empty where the row is forwarded whole."""
 
 
-_EMPTY = MicroBatchPlan(parts=(), num_tokens=0, cost=0.0)
+PLACEHOLDER = MicroBatchPlan(parts=(), num_tokens=0, cost=0.0)
+"""A row that weighs nothing; it is forwarded like any other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MiniBatchPlan:
-    """The groups of one optimizer update; their number is the normaliser of the loss."""
+class SlicePlan:
+    """Groups that go through the learner together."""
 
-    groups: tuple[int, ...]
+    num_groups: int
     ranks: tuple[tuple[MicroBatchPlan, ...], ...]
     """[num_ranks] micro-batches of each rank, heaviest first; equally many on every rank."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UpdatePlan:
-    """A whole training step."""
-
-    mini_batches: tuple[MiniBatchPlan, ...]
-
     def groups_of(self, rank: int) -> tuple[int, ...]:
         """Indices of the groups that the rank must hold, ascending; the others need not be fetched."""
-        parts = (part for batch in self.mini_batches for micro in batch.ranks[rank] for part in micro.parts)
-        return tuple(sorted({part.group for part in parts}))
+        return tuple(sorted({part.group for micro in self.ranks[rank] for part in micro.parts}))
 
 
-def plan_update(
-    shapes: Sequence[GroupShape],
-    *,
-    num_ranks: int,
-    mini_batches: int,
-    max_tokens: int,
-    pair_cost: float = PAIR_COST,
-) -> UpdatePlan:
-    """Plan one training step; equal input gives an equal plan.
+def plan_slice(
+    shapes: Sequence[GroupShape], *, num_ranks: int, max_tokens: int, pair_cost: float = PAIR_COST
+) -> SlicePlan:
+    """Plan the micro-batches of some groups; equal input gives an equal plan.
 
-    The groups are cut into `mini_batches` consecutive runs whose sizes differ by at most one (fewer runs where there
-    are fewer groups). Within a run, whole groups go to the rank with the least cost so far, heaviest first; the
-    heaviest rank then trades groups with the others as long as that helps.
+    Whole groups go to the rank with the least cost so far, heaviest first; the heaviest rank then trades groups with
+    the others as long as that helps.
 
     Args:
-        shapes: [N] lengths of the groups, in the order of the batch.
+        shapes: [N] lengths of the groups.
         num_ranks: data-parallel ranks.
-        mini_batches: optimizer updates wanted.
         max_tokens: tokens of a micro-batch, prompts counted once; the responses of a larger group go in batches.
         pair_cost: cost of a query-key pair relative to a token.
 
@@ -101,12 +86,12 @@ def plan_update(
         raise ValueError("no groups to train on; skip the step")
     for index, shape in enumerate(shapes):
         _check_shape(index, shape, max_tokens)
-    runs = _consecutive_runs(len(shapes), min(mini_batches, len(shapes)))
-    plans = [_plan_run(run, shapes, num_ranks, max_tokens, pair_cost) for run in runs]
-    return UpdatePlan(mini_batches=tuple(plans))
+    costs = {i: part_cost(shape, range(len(shape.response_tokens)), pair_cost) for i, shape in enumerate(shapes)}
+    ranks = [_pack_rank(groups, shapes, costs, max_tokens) for groups in balance(costs, num_ranks)]
+    return SlicePlan(num_groups=len(shapes), ranks=_in_step(ranks))
 
 
-def unshare(plan: MiniBatchPlan) -> MiniBatchPlan:
+def unshare(plan: SlicePlan) -> SlicePlan:
     """The same responses on the same ranks, each in a row of its own behind its own copy of the prompt.
 
     For the dense path; `num_tokens` and `cost` stay those of the row that a response came from, an upper bound.
@@ -115,7 +100,9 @@ def unshare(plan: MiniBatchPlan) -> MiniBatchPlan:
         [_single(row, part, i) for row in rank for part in row.parts for i in part.responses] for rank in plan.ranks
     ]
     steps = max(len(rank) for rank in ranks)
-    return MiniBatchPlan(groups=plan.groups, ranks=tuple((*rank, *[_EMPTY] * (steps - len(rank))) for rank in ranks))
+    return SlicePlan(
+        num_groups=plan.num_groups, ranks=tuple((*rank, *[PLACEHOLDER] * (steps - len(rank))) for rank in ranks)
+    )
 
 
 def part_tokens(shape: GroupShape, responses: Iterable[int]) -> int:
@@ -131,11 +118,6 @@ def part_cost(shape: GroupShape, responses: Sequence[int], pair_cost: float) -> 
         length = shape.response_tokens[i]
         pairs += length * prompt + length * (length + 1) / 2
     return part_tokens(shape, responses) + pair_cost * pairs
-
-
-def _consecutive_runs(count: int, num_runs: int) -> list[range]:
-    bounds = [count * i // num_runs for i in range(num_runs + 1)]
-    return [range(start, end) for start, end in pairwise(bounds)]
 
 
 def _check_shape(index: int, shape: GroupShape, max_tokens: int) -> None:
@@ -165,14 +147,6 @@ def _first_fit(items: Iterable[tuple[int, int]], capacity: int) -> list[list[int
         bins[target].append(item)
         room[target] -= size
     return bins
-
-
-def _plan_run(
-    run: range, shapes: Sequence[GroupShape], num_ranks: int, max_tokens: int, pair_cost: float
-) -> MiniBatchPlan:
-    costs = {i: part_cost(shapes[i], range(len(shapes[i].response_tokens)), pair_cost) for i in run}
-    ranks = [_pack_rank(groups, shapes, costs, max_tokens) for groups in balance(costs, num_ranks)]
-    return MiniBatchPlan(groups=tuple(run), ranks=_in_step(ranks))
 
 
 def balance(costs: Mapping[int, float], num_ranks: int) -> list[list[int]]:
@@ -248,7 +222,7 @@ def _phased(index: int, shape: GroupShape, cost: float, max_tokens: int) -> Micr
 def _in_step(ranks: list[list[MicroBatchPlan]]) -> tuple[tuple[MicroBatchPlan, ...], ...]:
     """Equally many rows on every rank, and in every step equally many batches."""
     steps = max(len(rank) for rank in ranks)
-    padded = [[*rank, *[_EMPTY] * (steps - len(rank))] for rank in ranks]
+    padded = [[*rank, *[PLACEHOLDER] * (steps - len(rank))] for rank in ranks]
     num_batches = [max(len(rank[step].batches) for rank in padded) for step in range(steps)]
     return tuple(tuple(_with_batches(row, n) for row, n in zip(rank, num_batches, strict=True)) for rank in padded)
 

@@ -40,6 +40,14 @@ class Placement:
         """Ranks that share a row."""
         return 1 if self.exchange is None else self.exchange.num_ranks
 
+    def add_up(self, sums: Tensor) -> Tensor:
+        """The sums of all ranks that share a row. Collective among them."""
+        import torch.distributed as dist
+
+        if self.exchange is not None:
+            dist.all_reduce(sums, group=self.exchange.group)
+        return sums
+
     def stretch(self, num_tokens: int) -> tuple[slice, int]:
         """Own tokens of a row, and the padding that makes the row divisible by the ranks."""
         padding = -num_tokens % self.num_ranks
@@ -74,6 +82,10 @@ class RowTensors:
     """[N] fp32."""
     top_p_N: Tensor | None
     """[N] fp32; None where the sampler kept the whole distribution."""
+    answers_N: Tensor
+    """[N] int64 index of the response in the whole row that each token belongs to."""
+    num_answers: int
+    """Responses of the whole row."""
     own_N: Tensor
     """[N] int64 index of each label among all labels of the row, which other ranks may hold in part."""
     num_labels: int
@@ -110,6 +122,8 @@ class RowTensors:
             rollout_logprobs_N=move(row.rollout_logprobs[mine]),
             temperature_N=move(row.temperature[mine]),
             top_p_N=move(row.top_p[mine]) if (row.top_p < 1).any() else None,
+            answers_N=move(row.answers[mine]),
+            num_answers=int(row.answers.max(initial=-1)) + 1,
             own_N=move(mine),
             num_labels=len(row.labels),
             is_placeholder=row.is_placeholder,
@@ -173,9 +187,16 @@ class PhasedTensors:
         )
 
 
-def to_device(
-    row: MicroBatch | PhasedMicroBatch, placement: Placement, *, stock: bool = False
-) -> RowTensors | PhasedTensors:
+Row = RowTensors | PhasedTensors
+"""What one micro-step forwards."""
+
+
+def responses_of(row: Row) -> tuple[RowTensors, ...]:
+    """The row itself, or the batches of its responses."""
+    return row.batches if isinstance(row, PhasedTensors) else (row,)
+
+
+def to_device(row: MicroBatch | PhasedMicroBatch, placement: Placement, *, stock: bool = False) -> Row:
     """The row on the device, whichever kind it is."""
     if isinstance(row, PhasedMicroBatch):
         return PhasedTensors.of(row, placement)

@@ -123,6 +123,7 @@ class _Row:
     rollout_logprobs: list[NDArray] = field(default_factory=list)
     temperature: list[NDArray] = field(default_factory=list)
     top_p: list[NDArray] = field(default_factory=list)
+    answers: list[NDArray] = field(default_factory=list)
 
     def add_prompt(self, group: ScoredGroup, responses: Sequence[int]) -> int:
         """Append the prompt; returns the index of its last token."""
@@ -156,6 +157,7 @@ class _Row:
                 (self.advantages, group.advantages[i]),
                 (self.temperature, group.temperature),
                 (self.top_p, group.top_p),
+                (self.answers, len(self.answers)),
             ):
                 column.append(np.full(len(ids), value))
             self.length += len(ids)
@@ -172,6 +174,7 @@ class _Row:
             rollout_logprobs=_join(self.rollout_logprobs, np.float32),
             temperature=_join(self.temperature, np.float32),
             top_p=_join(self.top_p, np.float32),
+            answers=_join(self.answers, np.int64),
             prompts_ahead=self.num_prompts is not None,
         )
 

@@ -83,12 +83,19 @@ class Tally:
         self._gap_sum += torch.stack((gap_N.sum(), used_N.sum().double()))
         self._gap_max = torch.maximum(self._gap_max, gap_N.max())
 
-    def close_update(self, grad_norm: float | None) -> None:
-        """End a mini-batch; `grad_norm` is None if its update was skipped, and its sums are then dropped."""
+    def close_update(self, grad_norm: float | None, *, share: float = 1.0) -> None:
+        """End a mini-batch.
+
+        Args:
+            grad_norm: None if its update was skipped; its sums are then dropped.
+            share: of the groups that the loss was normalised by, those that came.
+        """
         if grad_norm is None:
             self._num_skipped += 1
         else:
-            self._updates.append(torch.stack(self._rows).sum(dim=0))
+            sums = torch.stack(self._rows).sum(dim=0)
+            sums[_COLUMNS.index("loss")] /= share
+            self._updates.append(sums)
             self._grad_norms.append(grad_norm)
         del self._rows[1:]
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,11 @@ import torch
 
 from curriculum.task import Demonstration
 from learner.advantages import group_advantages
-from learner.config import DapoConfig, GrpoConfig, LearnerConfig, SftConfig
+from learner.config import DapoConfig, GrpoConfig, ImportanceConfig, LearnerConfig, SftConfig
 from learner.engine import LearnerEngine, NonFiniteUpdateError, Stage
 from learner.microbatch import ScoredGroup
-from learner.packing import plan_update
+from learner.packing import plan_slice
+from learner.running_batch import runs
 
 VOCAB = 1700
 LEARNING_RATE = 1e-3
@@ -68,16 +70,19 @@ def make_engine(learner: LearnerConfig, model: str, rank: int) -> LearnerEngine:
     return LearnerEngine(learner, model, sft=SFT, rank=rank, world_size=learner.num_ranks, seed=0)
 
 
-def rl_step(engine: LearnerEngine, learner: LearnerConfig, batch: list[ScoredGroup], rank: int):
-    """One training step; the rank is handed its own groups only."""
-    plan = plan_update(
-        [group.shape for group in batch],
-        num_ranks=learner.num_data_ranks,
-        mini_batches=learner.mini_batches,
-        max_tokens=learner.max_tokens_per_microbatch,
-    )
-    mine = {index: batch[index] for index in plan.groups_of(rank // learner.sequence_parallel)}
-    return engine.train_step(plan, mine, learning_rate=LEARNING_RATE)
+def rl_step(engine: LearnerEngine, learner: LearnerConfig, batch: list[ScoredGroup], rank: int, *, size: int = 7):
+    """One training step in `learner.slices` slices; the rank is handed its own groups only."""
+    for first, last in pairwise(len(batch) * i // learner.slices for i in range(learner.slices + 1)):
+        for run in runs(first, last - first, batch_groups=size, num_mini_batches=learner.mini_batches):
+            own = [batch[i] for i in run.groups]
+            plan = plan_slice(
+                [group.shape for group in own],
+                num_ranks=learner.num_data_ranks,
+                max_tokens=learner.max_tokens_per_microbatch,
+            )
+            mine = plan.groups_of(rank // learner.sequence_parallel)
+            engine.accumulate(plan, {index: own[index] for index in mine}, run)
+    return engine.update(learning_rate=LEARNING_RATE)
 
 
 def two_stages(learner: LearnerConfig, model: str, rank: int) -> tuple[LearnerEngine, dict]:
@@ -95,18 +100,21 @@ def parity(model: str, out: Path, rank: int, num_ranks: int) -> dict:
     """The same two stages under every setting that must not change the numbers, then save, go on, and export."""
     grpo = {"algorithm": GrpoConfig(), "mini_batches": 1}
     dapo = {"algorithm": DapoConfig(), "mini_batches": 3}
-    runs = {
+    settings_of = {
         "grpo": grpo,
         "dapo": dapo,
         "tight": {**dapo, "max_tokens_per_microbatch": TIGHT},
         "checkpointing": {**dapo, "gradient_checkpointing": True},
         "tight_checkpointing": {**dapo, "max_tokens_per_microbatch": TIGHT, "gradient_checkpointing": True},
+        "grpo_sliced": {**grpo, "slices": 3},
+        "sliced": {**dapo, "slices": 7},
+        "sliced_offloaded": {**dapo, "slices": 2, "offload_optimizer": True},
     }
     if num_ranks == 2:
-        runs["sequence"] = {**dapo, "sequence_parallel": 2}
-        runs["tight_sequence"] = {**dapo, "sequence_parallel": 2, "max_tokens_per_microbatch": TIGHT}
+        settings_of["sequence"] = {**dapo, "sequence_parallel": 2}
+        settings_of["tight_sequence"] = {**dapo, "sequence_parallel": 2, "max_tokens_per_microbatch": TIGHT}
     found = {}
-    for name, settings in runs.items():
+    for name, settings in settings_of.items():
         learner = config(num_ranks, **settings)
         engine, found[name] = two_stages(learner, model, rank)
         if name != "dapo":
@@ -168,6 +176,22 @@ def guards(model: str, out: Path, rank: int, num_ranks: int) -> dict:
     engine = make_engine(learner, model, rank)
     engine.start_stage(Stage.RL)
     found["shared"] = (rl_step(engine, learner, groups(), rank), dict(engine.gather_weights()))
+
+    for name, settings in {"short": {}, "short_offloaded": {"offload_optimizer": True}}.items():
+        learner = config(num_ranks, **settings)
+        engine = make_engine(learner, model, rank)
+        engine.start_stage(Stage.RL)
+        found[name] = (rl_step(engine, learner, groups()[:5], rank, size=9), dict(engine.gather_weights()))
+    learner = config(num_ranks)
+    engine = make_engine(learner, model, rank)
+    engine.start_stage(Stage.RL)
+    found["five"] = (rl_step(engine, learner, groups()[:5], rank, size=5), dict(engine.gather_weights()))
+    found["nothing"] = _error(lambda: engine.update(learning_rate=LEARNING_RATE))
+
+    learner = config(num_ranks, importance=ImportanceConfig(cap=2.0, max_answer_ratio=1.0001))
+    engine = make_engine(learner, model, rank)
+    engine.start_stage(Stage.RL)
+    found["answers_left_out"] = rl_step(engine, learner, groups(), rank)
 
     learner = config(num_ranks, kl_every=2)
     engine = make_engine(learner, model, rank)

@@ -89,6 +89,34 @@ def test_small_micro_batches_and_checkpointing_do_not_change_the_weights(one_ran
         _assert_same_weights(one_rank[name]["after_rl"], one_rank["dapo"]["after_rl"])
 
 
+@pytest.mark.parametrize(("name", "whole"), [("grpo_sliced", "grpo"), ("sliced", "dapo"), ("sliced_offloaded", "dapo")])
+def test_a_batch_in_slices_makes_the_same_updates_as_a_whole_one(one_rank, two_ranks, name, whole):
+    for found in (one_rank, two_ranks):
+        _assert_same_weights(found[name]["after_rl"], one_rank[whole]["after_rl"])
+        ours, theirs = found[name]["rl"], one_rank[whole]["rl"]
+        assert (ours.num_groups, ours.num_updates) == (theirs.num_groups, theirs.num_updates)
+        for field in ("loss", "grad_norm", "entropy", "mean_ratio", "rollout_logprob_gap_mean"):
+            assert getattr(ours, field) == pytest.approx(getattr(theirs, field), rel=1e-5, abs=1e-6), field
+
+
+@pytest.mark.parametrize("name", ["short", "short_offloaded"])
+def test_a_batch_that_ends_short_is_normalised_by_the_groups_that_came(guards, name):
+    (short, short_weights), (five, five_weights) = guards[name], guards["five"]
+    assert short.num_groups == five.num_groups == 5
+    for field in ("loss", "grad_norm", "entropy"):
+        assert getattr(short, field) == pytest.approx(getattr(five, field), rel=1e-5, abs=1e-6), field
+    _assert_same_weights(short_weights, five_weights)
+
+
+def test_an_update_without_groups_is_refused(guards):
+    assert guards["nothing"] == "RuntimeError: no groups to train on; skip the step"
+
+
+def test_answers_that_the_sampler_found_much_more_likely_are_left_out_whole(guards):
+    assert guards["answers_left_out"].masked_fraction == 1.0
+    assert guards["answers_left_out"].loss == 0.0
+
+
 @pytest.mark.parametrize("name", ["sequence", "tight_sequence"])
 def test_two_ranks_that_share_every_row_equal_one(one_rank, two_ranks, name):
     _assert_same_weights(two_ranks[name]["after_rl"], one_rank["dapo"]["after_rl"])

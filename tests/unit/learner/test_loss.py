@@ -9,6 +9,7 @@ from learner.loss import (
     Aggregation,
     clipped_policy_loss,
     importance_weights,
+    kept_answers,
     kl_estimate,
     token_weights,
 )
@@ -89,3 +90,20 @@ def test_importance_weights_are_held_at_the_cap_or_masked_beyond_it():
 def test_importance_weights_carry_no_gradient():
     proximal = torch.zeros(1, requires_grad=True)
     assert not importance_weights(proximal, torch.zeros(1), cap=2.0, beyond="truncate").requires_grad
+
+
+def test_an_answer_is_kept_while_the_geometric_mean_of_its_ratios_stays_in_the_band():
+    ratio = torch.tensor([4.0, 0.25, 1.5, 1.5, 0.5, float("nan"), 1.2, float("nan")])
+    answers = torch.tensor([0, 0, 1, 1, 2, 3, 3, 4])
+    # means: 1, 1.5, 0.5, 1.2 (the token without a ratio does not count), and no token at all
+    kept = kept_answers(ratio.log(), torch.zeros(8), answers, num_answers=5, max_ratio=1.51, add_up=lambda sums: sums)
+    assert kept.tolist() == [True, True, True, True, False, True, True, False]
+
+
+def test_an_answer_that_two_ranks_hold_is_judged_by_all_of_its_tokens():
+    other_rank = torch.tensor([[math.log(0.25), 1.0]], dtype=torch.float64)
+    arguments = {"answers_N": torch.tensor([0]), "num_answers": 1, "max_ratio": 1.1}
+    ratio = torch.tensor([4.0])
+    alone = kept_answers(ratio.log(), torch.zeros(1), **arguments, add_up=lambda sums: sums)
+    shared = kept_answers(ratio.log(), torch.zeros(1), **arguments, add_up=lambda sums: sums + other_rank)
+    assert (alone.item(), shared.item()) == (False, True)

@@ -55,6 +55,8 @@ def _ours(batch, advantages, aggregation, **settings):
         rollout_logprobs_N=rollout,
         temperature_N=torch.ones_like(policy),
         top_p_N=None,
+        answers_N=torch.zeros(len(policy), dtype=torch.int64),
+        num_answers=1,
         own_N=torch.arange(len(policy)),
         num_labels=len(policy),
         is_placeholder=False,

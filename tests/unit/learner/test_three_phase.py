@@ -5,7 +5,7 @@ import torch
 
 from learner.loss import TOKEN_MEAN
 from learner.objective import Objective, PolicyLoss
-from learner.packing import GroupPart, MicroBatchPlan, plan_update, unshare
+from learner.packing import GroupPart, MicroBatchPlan, plan_slice, unshare
 from learner.row_tensors import PhasedTensors, Placement, to_device
 from learner.rows import build_microbatch
 from learner.three_phase import backward_in_phases, score_in_phases
@@ -115,18 +115,18 @@ def test_the_scores_of_the_batches_are_those_of_the_whole_row(policy, groups):
 
 
 def test_the_dense_path_gives_the_same_gradients(policy, groups):
-    plan = plan_update([groups[i].shape for i in range(3)], num_ranks=1, mini_batches=1, max_tokens=100)
-    _, expected = _whole(policy, _row(plan.mini_batches[0].ranks[0][0], groups))
+    plan = plan_slice([groups[i].shape for i in range(3)], num_ranks=1, max_tokens=100)
+    _, expected = _whole(policy, _row(plan.ranks[0][0], groups))
     total = 0.0
-    for single in unshare(plan.mini_batches[0]).ranks[0]:
+    for single in unshare(plan).ranks[0]:
         total = total + _whole(policy, _row(single, groups, stock=True))[1]
     _assert_equal(total, expected)
 
 
 def test_a_planned_group_beyond_the_budget_trains_like_one_within(policy, groups):
     shapes = [groups[0].shape]
-    (small,) = plan_update(shapes, num_ranks=1, mini_batches=1, max_tokens=17).mini_batches[0].ranks[0]
-    (large,) = plan_update(shapes, num_ranks=1, mini_batches=1, max_tokens=99).mini_batches[0].ranks[0]
+    (small,) = plan_slice(shapes, num_ranks=1, max_tokens=17).ranks[0]
+    (large,) = plan_slice(shapes, num_ranks=1, max_tokens=99).ranks[0]
     group = {0: groups[0]}
     phased = _row(small, group)
     assert isinstance(phased, PhasedTensors)
