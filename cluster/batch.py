@@ -22,6 +22,16 @@ class BatchGroup:
     """Reference to the `Group`; opaque to the loop."""
 
     @property
+    def lease_id(self) -> int:
+        """Lease that the group answers."""
+        return self.meta.lease_id
+
+    @property
+    def task_id(self) -> str:
+        """Task that the group answers."""
+        return self.meta.task_id
+
+    @property
     def accuracies(self) -> tuple[float | None, ...]:
         """[G] accuracy before length shaping; None where unknown."""
         return tuple(score.accuracy for score in self.scores)

@@ -50,9 +50,15 @@ class Collected:
         self.fates[fate] += 1
         self.outcomes.append(group.outcome(trained=fate is Fate.TRAINED))
 
-    def lose(self, lost: GroupLost) -> None:
-        """Books a group that was lost before it was scored."""
+    def lose(self, lost: GroupLost, *, at_most: int) -> None:
+        """Books a group that was lost before it was scored.
+
+        Raises:
+            GroupLost: more than `at_most` were.
+        """
         self.fates[Fate.FAILED] += 1
+        if self.fates[Fate.FAILED] > at_most:
+            raise lost
         self.outcomes.append(
             TaskOutcome(lease_id=lost.lease_id, task_id=lost.task_id, accuracies=(), num_unknown=0, trained=False)
         )
@@ -66,7 +72,10 @@ class Collected:
 
 
 class BatchSource(Protocol):
-    """Fills batches; the curriculum hears of every group through it."""
+    """Fills batches slice by slice; the curriculum hears of every group through it.
+
+    One step is `next_slice` until it returns nothing, `close_batch`, `finish_step`.
+    """
 
     @property
     def acceptance_rate(self) -> float:
@@ -78,12 +87,21 @@ class BatchSource(Protocol):
         """Scored groups that wait for a later batch."""
         ...
 
-    async def next_batch(self, order: BatchOrder) -> Collected:
-        """A batch for the learner, whole unless too many groups had no signal."""
+    async def next_slice(self, order: BatchOrder) -> list[BatchGroup]:
+        """The next groups of the running batch for the learner; none if the batch is whole, or given up because too
+        many groups had no signal."""
+        ...
+
+    def close_batch(self) -> Collected:
+        """What became of the groups of the batch, and of those that were sampled for it in vain."""
         ...
 
     async def finish_step(self, summary: StepSummary, *, version: int) -> CurriculumReport:
-        """Closes the step; `version` is in every engine now."""
+        """Closes the step; `version` is what the learner has now."""
+        ...
+
+    async def weights_delivered(self, version: int) -> None:
+        """Every engine samples under `version` from now on."""
         ...
 
     async def end_phase(self) -> Fates:

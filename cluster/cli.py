@@ -382,7 +382,7 @@ def _fail(error: BaseException, status: int) -> None:
 def _is_expected(error: RuntimeError) -> bool:
     from cluster.buffer import LagBoundError
     from cluster.launch import ActorLost, LaunchError
-    from cluster.loop import JudgeLost
+    from cluster.loop import JudgeLost, PhaseFruitless
     from cluster.placement import PlacementError
     from cluster.roles import GroupLost
     from cluster.weight_sync import WeightSyncError
@@ -394,6 +394,7 @@ def _is_expected(error: RuntimeError) -> bool:
         | GeneratorDown
         | GroupLost
         | JudgeLost
+        | PhaseFruitless
         | LagBoundError
         | LaunchError
         | PlacementError

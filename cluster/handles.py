@@ -33,9 +33,9 @@ class RayCurriculum:
     def __init__(self, handle: Any) -> None:
         self._handle = handle
 
-    async def open_batch(self, num_tasks: int) -> None:
-        """Opens leases for the current step."""
-        await self._handle.open_batch.remote(num_tasks)
+    async def open_batch(self, num_tasks: int) -> tuple[int, ...]:
+        """Opens leases for the current step; returns their ids."""
+        return await self._handle.open_batch.remote(num_tasks)
 
     async def open_stream(self, num_tasks: int) -> tuple[int, ...]:
         """Opens leases at any time; returns their ids."""
@@ -126,20 +126,6 @@ class RayRollouts:
                 self._in_flight[actor.name] -= 1
             return None if meta is None else await self._score(meta, group)
 
-    async def collect(self, num_groups: int, sampling: Sampling) -> list[BatchGroup]:
-        """Answers leased tasks until `num_groups` groups are scored; in the order of their leases.
-
-        Raises:
-            ActorLost: no rollout actor, or no judge actor, is left.
-        """
-        groups: list[BatchGroup] = []
-        while len(groups) < num_groups:
-            found = await self._drain(num_groups - len(groups), sampling)
-            groups += found
-            if not found:
-                await asyncio.sleep(0.2)
-        return sorted(groups, key=lambda group: group.meta.lease_id)
-
     async def answer(self, tasks: Sequence[Task], sampling: Sampling) -> list[BatchGroup]:
         """Answers given tasks outside the curriculum, in their order."""
         slots = asyncio.Semaphore(self._max_groups_in_flight * len(self._alive()))
@@ -163,6 +149,9 @@ class RayRollouts:
         )
         return [(actor.name, receipt) for actor, receipt in zip(alive, receipts, strict=True)]
 
+    async def abort(self) -> None:
+        """Nothing yet."""
+
     async def judge_events(self) -> list[JudgeEvent]:
         """What the circuit breakers of the judges did since the last call, oldest first; a dead judge takes its own
         along."""
@@ -184,27 +173,6 @@ class RayRollouts:
     def _least_busy(self) -> SupervisedActor:
         """An actor under repair is asked last: until it is up to date its answers would be of old weights."""
         return min(self._alive(), key=lambda actor: (actor.is_repairing, self._in_flight[actor.name]))
-
-    async def _drain(self, num_groups: int, sampling: Sampling) -> list[BatchGroup]:
-        """Lets every actor pull until the coordinator has nothing more to give."""
-        alive = self._alive()
-        pulls = min(self._max_groups_in_flight, -(-num_groups // len(alive)))
-        found = await asyncio.gather(*[self._pull(actor, sampling) for actor in alive for _ in range(pulls)])
-        return [group for groups in found for group in groups]
-
-    async def _pull(self, actor: SupervisedActor, sampling: Sampling) -> list[BatchGroup]:
-        groups: list[BatchGroup] = []
-        while not actor.lost:
-            incarnation = actor.incarnation
-            try:
-                meta, group = await _sampled(actor.handle.next_group, sampling)
-            except RayActorError as error:
-                await self._repair(actor, incarnation, error)
-                continue
-            if meta is None:
-                break
-            groups.append(await self._score(meta, group))
-        return groups
 
     async def _repair(self, actor: SupervisedActor, incarnation: int, error: RayActorError) -> None:
         """A lost actor is tolerated as long as another one is left to take its work."""
@@ -243,8 +211,8 @@ class RayLearner:
         """One update of the warm-up."""
         return (await self._all("sft_step", ray.put(list(demonstrations)), learning_rate))[0]
 
-    async def train_step(self, batch: Sequence[BatchGroup], learning_rate: float) -> StepReport:
-        """One training step on a batch of scored groups."""
+    async def accumulate(self, groups: Sequence[BatchGroup], *, batch_groups: int) -> None:
+        """Hands the next groups of a batch to the ranks; returns when they are forwarded and back-propagated."""
         items = [
             TrainingItem(
                 group=group.group,
@@ -253,26 +221,34 @@ class RayLearner:
                 prompt_tokens=group.meta.prompt_tokens,
                 data_source=group.meta.data_source,
             )
-            for group in batch
+            for group in groups
         ]
-        return (await self._all("train_step", items, learning_rate))[0]
+        await self._all("accumulate", items, batch_groups)
 
-    async def sync_weights(self, version: int) -> SyncReport:
-        """Gathers the weights, sends them to every engine, and compares the receipts.
+    async def update(self, learning_rate: float) -> StepReport:
+        """The optimizer updates of the batch that was accumulated."""
+        return (await self._all("update", learning_rate))[0]
+
+    async def publish_weights(self, version: int) -> Any:
+        """Gathers the weights and puts them where engines can fetch them; the ranks are free again afterwards."""
+        start = time.monotonic()
+        refs = [rank.pack_weights.options(num_returns=2).remote(version) for rank in self._ranks]
+        announcement, *_ = await asyncio.gather(*[announced for announced, _ in refs])
+        self._sent = (refs[0][1], version)
+        return announcement, refs[0][1], start
+
+    async def deliver(self, published: Any) -> SyncReport:
+        """Sends published weights to every engine and compares the receipts.
 
         Raises:
             WeightSyncError: an engine reports something else than was sent.
         """
-        start = time.monotonic()
-        refs = [rank.pack_weights.options(num_returns=2).remote(version) for rank in self._ranks]
-        announcement, *_ = await asyncio.gather(*[announced for announced, _ in refs])
-        payload = refs[0][1]
-        self._sent = (payload, version)
-        receipts = await self._rollouts.load_weights(payload, version)
+        announcement, payload, start = published
+        receipts = await self._rollouts.load_weights(payload, announcement.version)
         for engine, receipt in receipts:
             check_receipt(announcement, receipt, engine)
         return SyncReport(
-            version=version,
+            version=announcement.version,
             num_tensors=len(announcement.checksums),
             num_bytes=announcement.num_bytes,
             num_engines=len(receipts),

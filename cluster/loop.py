@@ -1,8 +1,9 @@
 """The loop: warm-up SFT, then curriculum-guided phases of reinforcement learning.
 
-One step of a phase: collect a batch of scored groups, train on it, send the new weights, let the curriculum decide.
-With `rollout.max_policy_lag = 0` a batch is sampled under the weights that the step before it produced; with k > 0
-groups are sampled while the learner trains, under weights that are at most k updates older than those it trains.
+One step of a phase: train on the slices of a batch as their groups are scored, update, send the new weights, let the
+curriculum decide. With `rollout.max_policy_lag = 0` a batch is sampled under the weights that the step before it
+produced; with k > 0 groups are sampled without a break, under weights that are at most k updates older than those they
+train, and new weights travel to the engines while the learner begins the next batch.
 """
 
 from __future__ import annotations
@@ -12,19 +13,21 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from actors.rollout import Sampling
+from cluster import phase_settings
 from cluster.batch_source import BatchOrder, BatchSource, Collected
 from cluster.buffer import policy_lag
 from cluster.config import RunConfig
 from cluster.journal import Journal
-from cluster.metrics import StepSeconds, Supply, judge_is_away, mean_accuracy, sft_metrics, step_metrics
+from cluster.metrics import Supply, judge_is_away, mean_accuracy, sft_metrics, step_metrics
 from cluster.progress import Accuracy, Progress, StageProgress
-from cluster.roles import Curriculum, Learner, Rollouts
+from cluster.roles import Curriculum, Learner, Rollouts, SyncReport
+from cluster.step_clock import Part, StepClock
 from cluster.stream import Stream
 from cluster.waves import Waves
-from curriculum.config import FixedSteps, PhaseConfig, Plateau
+from cluster.weight_push import WeightPush
+from curriculum.config import PhaseConfig
 from curriculum.task import Task
-from curriculum.transition import CurriculumReport, PhaseState, StepSummary
+from curriculum.transition import CurriculumReport, EndReason, PhaseState, StepSummary
 from learner.schedule import learning_rate_at
 from learner.sft import DemonstrationBatches
 
@@ -39,6 +42,10 @@ class Interrupted(Exception):
 
 class JudgeLost(RuntimeError):
     """The judge has been away too long; everything up to the last finished step has been saved."""
+
+
+class PhaseFruitless(RuntimeError):
+    """Nothing in a phase could be trained on, and the recipe says to stop then; the run has been saved."""
 
 
 class TrainingLoop:
@@ -72,6 +79,7 @@ class TrainingLoop:
         self._progress = progress
         self._stop = stop
         self._curriculum_state: dict[str, Any] | None = None
+        self._push = WeightPush(learner, overlaps=config.rollout.max_policy_lag > 0, delivered=self._weights_delivered)
 
     async def run(self) -> None:
         """The whole recipe; returns when the last stage is done.
@@ -79,16 +87,19 @@ class TrainingLoop:
         Raises:
             Interrupted: `stop` was set; the last finished step has been checkpointed.
             JudgeLost: the judge stayed away too long; likewise.
+            PhaseFruitless: nothing could be trained on and `curriculum.after_fruitless` says stop; likewise.
         """
         try:
             await self._remember()
             await self._measure_base()
             await self._warm_up()
             await self._reinforce()
-        except (Interrupted, JudgeLost):
+            await self._push.settle()
+        except (Interrupted, JudgeLost, PhaseFruitless):
             await self._checkpoint()
             raise
         finally:
+            await self._push.close()
             if self._batches is not None:
                 await self._batches.close()
 
@@ -106,7 +117,7 @@ class TrainingLoop:
             self._check_stop()
             await self._sft_step(stage, batches)
         if self._curriculum is not None:
-            await self._sync()
+            await self._send_weights()
         stage.end_reason = "steps"
         await self._close_stage()
 
@@ -146,48 +157,40 @@ class TrainingLoop:
         self._open_stage(state.name, kind="rl")
 
     async def _train_step(self, stage: StageProgress, state: PhaseState) -> None:
-        started = time.monotonic()
+        clock = StepClock()
         phase = self._config.curriculum.phases[state.phase]
         order = self._order(phase, state)
-        collected = await self._judged_batch(order)
-        batch = collected.batch
-        collected_at = time.monotonic()
-        report = await self._learner.train_step(batch, self._learning_rate(phase, state.num_steps)) if batch else None
-        trained_at = time.monotonic()
-        sync = await self._sync() if report else None
-        synced_at = time.monotonic()
+        collected = await self._accumulate_judged_batch(order, clock)
+        report = None
+        if collected.batch:
+            with clock.waiting_for(Part.LEARNER):
+                report = await self._learner.update(phase_settings.learning_rate(self._config, phase, state.num_steps))
+            with clock.waiting_for(Part.SYNC):
+                await self._send_weights()
+        seconds = clock.seconds
         summary = await self._finish_curriculum_step(collected)
         self._progress.ledger.add(collected.fates)
         metrics = step_metrics(
             sampled=collected.sampled,
             report=report,
             curriculum=summary,
-            supply=Supply(
-                policy_lags=tuple(policy_lag(group, order.version) for group in batch),
-                num_waiting=self._required_batches.num_waiting,
-                acceptance_rate=self._required_batches.acceptance_rate,
-                ledger=self._progress.ledger,
-            ),
+            supply=self._supply(collected, order),
             sync_version=self._progress.policy_version,
-            sync_bytes=sync.num_bytes if sync else None,
-            seconds=StepSeconds(
-                rollout_s=collected_at - started,
-                learner_s=trained_at - collected_at,
-                sync_s=synced_at - trained_at,
-                step_s=synced_at - started,
-            ),
+            sync=self._push.last if report else None,
+            seconds=seconds,
         )
-        stage.count(collected.sampled, num_trained=len(batch))
-        self._journal.step(self._progress, stage, metrics, total_steps=_expected_steps(phase))
-        await self._journal.trajectories(self._progress.step, collected.sampled, batch)
+        stage.count(collected.sampled, num_trained=len(collected.batch))
+        self._journal.step(self._progress, stage, metrics, total_steps=phase_settings.expected_steps(phase))
+        await self._journal.trajectories(self._progress.step, collected.sampled, collected.batch)
         if summary.transition:
             stage.end_reason = str(summary.transition.reason)
             self._journal.transition(summary.transition)
-        await self._finish_step(stage, time.monotonic() - started)
+        await self._finish_step(stage, clock.seconds.step_s)
+        self._check_fruitless(stage)
 
-    async def _judged_batch(self, order: BatchOrder) -> Collected:
-        """The next batch; a step that only the absence of the judge left empty waits for it, so that an outage neither
-        ends a phase nor uses up its steps.
+    async def _accumulate_judged_batch(self, order: BatchOrder, clock: StepClock) -> Collected:
+        """The next batch, in the learner; a step that only the absence of the judge left empty waits for it, so that an
+        outage neither ends a phase nor uses up its steps.
 
         Raises:
             JudgeLost: the judge stayed away for `reward.max_outage_s`.
@@ -195,7 +198,7 @@ class TrainingLoop:
         collected = Collected()
         deadline = time.monotonic() + self._config.reward.max_outage_s
         while True:
-            found = await self._unless_stopped(self._required_batches.next_batch(order))
+            found = await self._accumulate_batch(order, clock)
             self._journal.judge_events(await self._rollouts.judge_events())
             collected.extend(found)
             if found.batch or not judge_is_away(found.sampled):
@@ -207,6 +210,17 @@ class TrainingLoop:
                 )
             self._journal.event("waiting_for_judge", step=self._progress.step)
             await self._unless_stopped(asyncio.sleep(min(OUTAGE_PAUSE_S, self._config.reward.max_outage_s)))
+
+    async def _accumulate_batch(self, order: BatchOrder, clock: StepClock) -> Collected:
+        """Hands every slice to the learner as soon as it is there; the next one is sampled meanwhile."""
+        batches = self._required_batches
+        while True:
+            with clock.waiting_for(Part.ROLLOUT):
+                groups = await self._unless_stopped(batches.next_slice(order))
+            if not groups:
+                return batches.close_batch()
+            with clock.waiting_for(Part.LEARNER):
+                await self._learner.accumulate(groups, batch_groups=self._config.groups_per_batch)
 
     async def _finish_curriculum_step(self, collected: Collected) -> CurriculumReport:
         """Tells the curriculum; what a phase leaves unused when it ends is booked with its last step."""
@@ -223,17 +237,30 @@ class TrainingLoop:
             self._progress.base_accuracy = await self._evaluate("base")
 
     async def _evaluate(self, after: str) -> Accuracy:
-        """Sampled accuracy by length; an answer without a known reward counts as wrong."""
+        """Sampled accuracy by length under the newest weights; an answer without a known reward counts as wrong."""
+        await self._push.settle()
         accuracy: Accuracy = {}
         for name, tasks in self._heldout.items():
             phase = next(phase for phase in self._config.curriculum.phases if phase.name == name)
-            groups = await self._unless_stopped(self._rollouts.answer(tasks, self._heldout_sampling(phase)))
+            groups = await self._unless_stopped(
+                self._rollouts.answer(tasks, phase_settings.heldout_sampling(self._config, phase))
+            )
             known = mean_accuracy(groups)
             answered = sum(len(group.known_accuracies) for group in groups)
             accuracy[name] = (known or 0.0) * answered / len(tasks)
         self._journal.judge_events(await self._rollouts.judge_events())
         self._journal.evaluation(after, accuracy)
         return accuracy
+
+    # ---- weights
+
+    async def _send_weights(self) -> None:
+        self._progress.policy_version += 1
+        await self._push.send(self._progress.policy_version)
+
+    async def _weights_delivered(self, report: SyncReport) -> None:
+        self._journal.sync(report)
+        await self._required_batches.weights_delivered(report.version)
 
     # ---- stages, steps, checkpoints
 
@@ -259,12 +286,6 @@ class TrainingLoop:
         if self._progress.step % self._config.checkpoint.every_steps == 0:
             await self._checkpoint()
 
-    async def _sync(self) -> Any:
-        self._progress.policy_version += 1
-        report = await self._learner.sync_weights(self._progress.policy_version)
-        self._journal.sync(report)
-        return report
-
     async def _remember(self) -> None:
         """Keeps the state of the curriculum at the end of a step, where nothing is half done."""
         self._curriculum_state = await self._curriculum.state_dict() if self._curriculum else None
@@ -284,55 +305,45 @@ class TrainingLoop:
         assert self._batches is not None, "reinforcement learning without a curriculum"
         return self._batches
 
+    def _supply(self, collected: Collected, order: BatchOrder) -> Supply:
+        return Supply(
+            policy_lags=tuple(policy_lag(group, order.version) for group in collected.batch),
+            num_waiting=self._required_batches.num_waiting,
+            acceptance_rate=self._required_batches.acceptance_rate,
+            ledger=self._progress.ledger,
+        )
+
     def _order(self, phase: PhaseConfig, state: PhaseState) -> BatchOrder:
-        steps = _expected_steps(phase)
+        steps = phase_settings.expected_steps(phase)
         return BatchOrder(
-            sampling=self._sampling(phase),
+            sampling=phase_settings.sampling(self._config, phase),
             version=self._progress.policy_version,
             remaining_steps=None if steps is None else steps - state.num_steps,
-        )
-
-    def _learning_rate(self, phase: PhaseConfig, phase_step: int) -> float:
-        learner = self._config.learner
-        return learning_rate_at(
-            phase_step,
-            _expected_steps(phase),
-            peak=phase.learning_rate or learner.learning_rate,
-            warmup_steps=learner.warmup_steps,
-            schedule=learner.schedule,
-            floor=learner.learning_rate_floor,
-        )
-
-    def _sampling(self, phase: PhaseConfig) -> Sampling:
-        rollout = self._config.rollout
-        return Sampling(
-            num_samples=rollout.group_size,
-            temperature=phase.temperature or rollout.temperature,
-            top_p=rollout.top_p,
-            max_response_tokens=phase.max_response_tokens or rollout.max_response_tokens,
-        )
-
-    def _heldout_sampling(self, phase: PhaseConfig) -> Sampling:
-        temperature = self._config.evaluation.temperature
-        base = self._sampling(phase)
-        return Sampling(
-            num_samples=1,
-            temperature=base.temperature if temperature is None else temperature,
-            top_p=base.top_p,
-            max_response_tokens=base.max_response_tokens,
         )
 
     def _check_stop(self) -> None:
         if self._stop.is_set():
             raise Interrupted
 
+    def _check_fruitless(self, stage: StageProgress) -> None:
+        """Raises if the phase has just been closed for want of anything to train on and the recipe stops there."""
+        if stage.end_reason == EndReason.FRUITLESS and self._config.curriculum.after_fruitless == "stop":
+            raise PhaseFruitless(
+                f"{stage.name} trained on nothing in {self._config.curriculum.max_fruitless_steps} steps in a row "
+                "(curriculum.max_fruitless_steps): no group had answers of different worth; change its data, or go on "
+                "with the next phase with --resume"
+            )
+
     async def _unless_stopped(self, work: Any) -> Any:
-        """Awaits `work`, or cancels it as soon as the run is asked to stop."""
+        """Awaits `work`, or cancels it as soon as the run is asked to stop or the weights under way are lost."""
         task, stop = asyncio.ensure_future(work), asyncio.ensure_future(self._stop.wait())
+        watched = {task, stop, *self._push.under_way}
         try:
-            await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
-            if not task.done():
-                raise Interrupted
+            while not task.done():
+                await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
+                if stop.done() and not task.done():
+                    raise Interrupted
+                watched -= self._push.settled()
             return task.result()
         finally:
             for future in (task, stop):
@@ -346,16 +357,10 @@ def _batch_source(config: RunConfig, curriculum: Curriculum, rollouts: Rollouts)
     dynamic_sampling = algorithm.type == "dapo" and algorithm.dynamic_sampling
     common: dict[str, Any] = {
         "batch_size": config.groups_per_batch,
+        "slice_size": config.groups_per_batch // config.learner.slices,
         "max_rounds": config.curriculum.max_sampling_rounds if dynamic_sampling else 1,
         "dynamic_sampling": dynamic_sampling,
     }
     if config.rollout.max_policy_lag == 0:
         return Waves(curriculum, rollouts, **common)
     return Stream(curriculum, rollouts, max_policy_lag=config.rollout.max_policy_lag, **common)
-
-
-def _expected_steps(phase: PhaseConfig) -> int | None:
-    """Steps of a phase as far as they are known in advance."""
-    if isinstance(phase.end, FixedSteps):
-        return phase.end.steps
-    return phase.end.max_steps if isinstance(phase.end, Plateau) else None

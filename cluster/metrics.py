@@ -10,6 +10,8 @@ from typing import Final
 
 from cluster.batch import BatchGroup
 from cluster.ledger import Fate, Ledger
+from cluster.roles import SyncReport
+from cluster.step_clock import StepSeconds
 from curriculum.transition import CurriculumReport, GroupShare
 from learner.microbatch import SftReport, StepReport
 from reward.score import Verdict
@@ -74,16 +76,6 @@ Metrics = dict[str, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StepSeconds:
-    """Where the time of a step went, in seconds."""
-
-    rollout_s: float
-    learner_s: float
-    sync_s: float
-    step_s: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Supply:
     """How the batch of a step came about."""
 
@@ -118,7 +110,7 @@ def step_metrics(
     curriculum: CurriculumReport,
     supply: Supply,
     sync_version: int,
-    sync_bytes: int | None,
+    sync: SyncReport | None,
     seconds: StepSeconds,
 ) -> Metrics:
     """Metrics of one training step; those of the learner are absent when nothing was trained on."""
@@ -130,7 +122,7 @@ def step_metrics(
             **_supply_metrics(supply),
             **_curriculum_metrics(curriculum),
             "sync/version": sync_version,
-            "sync/bytes": sync_bytes,
+            "sync/bytes": sync.num_bytes if sync else None,
             **{f"time/{key}": value for key, value in asdict(seconds).items()},
         }
     )

@@ -1,35 +1,55 @@
-"""Strictly on-policy batches: sampling and training take turns, and groups are sampled in waves.
+"""Strictly on-policy batches: a batch is sampled, in waves, under the weights that train on it.
 
-Which task a lease carries depends on what was reported before its wave, never on the order of the answers, so that a
-run is deterministic, resumes included.
+Which task a lease carries depends on what was reported before its wave, and groups join the batch in the order of their
+leases: a group waits for those before it. So a run is deterministic, slices and resumes included, whatever the order of
+the answers.
 """
 
 from __future__ import annotations
+
+import asyncio
 
 from cluster.batch import BatchGroup
 from cluster.batch_source import BatchOrder, Collected
 from cluster.buffer import AcceptanceRate, LagBoundError, policy_lag, without_signal
 from cluster.ledger import Fate, Fates
-from cluster.roles import Curriculum, Rollouts
+from cluster.pulls import Landed, Pulls
+from cluster.roles import Curriculum, GroupLost, Rollouts
 from curriculum.transition import CurriculumReport, StepSummary
 
 
 class Waves:
     """Fulfils `BatchSource` with `max_policy_lag = 0`.
 
-    Consumes: leases, through the rollouts.  Waits for: the slowest answer of each wave.  Unblocked by: every group.
+    Consumes: leases, through pulls.  Waits for: the slowest answer of each wave.  Unblocked by: every group.
+    Waves run in the background, so that a slice is sampled while the learner works on the one before it.
     """
 
     def __init__(
-        self, curriculum: Curriculum, rollouts: Rollouts, *, batch_size: int, max_rounds: int, dynamic_sampling: bool
+        self,
+        curriculum: Curriculum,
+        rollouts: Rollouts,
+        *,
+        batch_size: int,
+        slice_size: int,
+        max_rounds: int,
+        dynamic_sampling: bool,
     ) -> None:
-        """Takes B, the number of waves for one batch, and whether groups without variance are replaced."""
+        """Takes B, groups of a slice, the number of waves for one batch, and whether groups without variance are
+        replaced."""
         self._curriculum = curriculum
-        self._rollouts = rollouts
         self._batch_size = batch_size
+        self._slice_size = slice_size
         self._max_rounds = max_rounds
         self._dynamic_sampling = dynamic_sampling
         self._acceptance = self._fresh_acceptance()
+        self._pulls = Pulls(rollouts, self._land)
+        self._landed: dict[int, BatchGroup | GroupLost] = {}
+        """What came for a lease, until it is its turn."""
+        self._collected = Collected()
+        self._accepted: asyncio.Queue[BatchGroup | None] = asyncio.Queue()
+        """Groups for the learner, in order; None behind the last one."""
+        self._collecting: asyncio.Task[None] | None = None
 
     @property
     def acceptance_rate(self) -> float:
@@ -41,40 +61,93 @@ class Waves:
         """Nothing is kept between batches."""
         return 0
 
-    async def next_batch(self, order: BatchOrder) -> Collected:
-        """Wave after wave until the batch is full or the waves are used up."""
-        self._acceptance = self._fresh_acceptance()
-        collected = Collected()
-        for _ in range(self._max_rounds):
-            await self._collect_wave(self._batch_size - len(collected.batch), order, collected)
-            if len(collected.batch) == self._batch_size:
-                break
+    async def next_slice(self, order: BatchOrder) -> list[BatchGroup]:
+        """The next groups in the order of their leases, as soon as all before them are scored.
+
+        Raises:
+            ActorLost: no rollout actor, or no judge actor, is left.
+            GroupLost: more groups were lost than a batch has.
+        """
+        if self._collecting is None:
+            self._collecting = asyncio.create_task(self._collect(order))
+        groups: list[BatchGroup] = []
+        while len(groups) < self._slice_size and (group := await self._next_accepted()) is not None:
+            groups.append(group)
+        return groups
+
+    def close_batch(self) -> Collected:
+        """What became of the groups of the batch."""
+        collected, self._collected = self._collected, Collected()
+        self._accepted = asyncio.Queue()
+        self._collecting = None
         return collected
 
     async def finish_step(self, summary: StepSummary, *, version: int) -> CurriculumReport:
         """Closes the step; every lease has been reported by its wave."""
         return await self._curriculum.finish_step(summary)
 
+    async def weights_delivered(self, version: int) -> None:
+        """The next batch is ordered when the engines have their weights."""
+
     async def end_phase(self) -> Fates:
         """Nothing is left over."""
         return Fates()
 
     async def close(self) -> None:
-        """Nothing runs between batches."""
+        """Ends what runs in the background."""
+        if self._collecting is not None:
+            self._collecting.cancel()
+            await asyncio.gather(self._collecting, return_exceptions=True)
+        await self._pulls.close()
+
+    # ---- in the background
+
+    async def _collect(self, order: BatchOrder) -> None:
+        """Wave after wave until the batch is whole or the waves are used up."""
+        self._acceptance = self._fresh_acceptance()
+        try:
+            for _ in range(self._max_rounds):
+                num_missing = self._batch_size - len(self._collected.batch)
+                if num_missing:
+                    await self._collect_wave(num_missing, order)
+        finally:
+            self._accepted.put_nowait(None)
+
+    async def _collect_wave(self, num_groups: int, order: BatchOrder) -> None:
+        lease_ids = await self._curriculum.open_batch(num_groups)
+        self._pulls.start(num_groups, order.sampling)
+        first = len(self._collected.outcomes)
+        for lease_id in lease_ids:
+            while lease_id not in self._landed:
+                await self._pulls.next_change()
+            self._book(self._landed.pop(lease_id), order.version)
+        await self._curriculum.report(self._collected.outcomes[first:])
+
+    async def _land(self, landed: Landed) -> None:
+        """The first result of a lease counts."""
+        if landed is not None and await self._curriculum.keep([(landed.lease_id, landed.task_id)]):
+            self._landed[landed.lease_id] = landed
+
+    def _book(self, landed: BatchGroup | GroupLost, version: int) -> None:
+        if isinstance(landed, GroupLost):
+            self._collected.lose(landed, at_most=self._batch_size)
+            return
+        fate = self._fate(landed, version)
+        self._collected.add(landed, fate)
+        if fate is Fate.TRAINED:
+            self._accepted.put_nowait(landed)
+
+    async def _next_accepted(self) -> BatchGroup | None:
+        """The next group, None behind the last one; raises what ended the collection."""
+        assert self._collecting is not None, "no batch was ordered"
+        group = await self._accepted.get()
+        if group is None:
+            self._accepted.put_nowait(None)
+            await self._collecting
+        return group
 
     def _fresh_acceptance(self) -> AcceptanceRate:
         return AcceptanceRate(self._max_rounds * self._batch_size)
-
-    async def _collect_wave(self, num_groups: int, order: BatchOrder, collected: Collected) -> None:
-        await self._curriculum.open_batch(num_groups)
-        groups = await self._rollouts.collect(num_groups, order.sampling)
-        fates = {group.meta.lease_id: self._fate(group, order.version) for group in groups}
-        accepted = await self._curriculum.report(
-            [group.outcome(trained=fates[group.meta.lease_id] is Fate.TRAINED) for group in groups]
-        )
-        for group in groups:
-            if group.meta.lease_id in accepted:
-                collected.add(group, fates[group.meta.lease_id])
 
     def _fate(self, group: BatchGroup, version: int) -> Fate:
         trainable = group.trainable(dynamic_sampling=self._dynamic_sampling)

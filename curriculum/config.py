@@ -134,6 +134,9 @@ class CurriculumConfig(StrictModel):
     that finds no group with variance in all rounds trains nothing."""
     max_fruitless_steps: int = Field(default=3, gt=0)
     """Steps in a row that train nothing before the phase is closed and reported."""
+    after_fruitless: Literal["next_phase", "stop"] = "next_phase"
+    """What follows a phase that was closed because nothing in it could be trained on: the next phase, or a checkpoint
+    and the end of the command, which `--resume` continues with the next phase."""
 
     @model_validator(mode="after")
     def _lengths_grow(self) -> Self:

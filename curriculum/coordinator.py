@@ -72,8 +72,8 @@ class Coordinator:
 
     # ---- the driver's side
 
-    def open_batch(self, num_tasks: int) -> None:
-        """Open `num_tasks` more leases for the current step.
+    def open_batch(self, num_tasks: int) -> tuple[int, ...]:
+        """Open `num_tasks` more leases for the current step; returns their ids.
 
         The first call of a step fixes its batch size: up to floor(max_share * num_tasks) slots are replayed, evenly
         spread. Later calls open replacements, which are always fresh, so that neither the batch nor its replacements
@@ -88,8 +88,10 @@ class Coordinator:
             raise ValueError(f"open_batch({num_tasks}): ask for at least one task")
         replayed = self._pool.draw(self._num_replay_slots(num_tasks), self._difficulty.mean_accuracy)
         fresh = self._sampler.draw(num_tasks - len(replayed))
-        for is_replayed in spread_slots(num_tasks, len(replayed)):
+        return tuple(
             self._open(replayed.pop(0) if is_replayed else fresh.pop(0), is_replayed)
+            for is_replayed in spread_slots(num_tasks, len(replayed))
+        )
 
     def open_stream(self, num_tasks: int) -> tuple[int, ...]:
         """Open `num_tasks` more leases where groups are sampled without a break; returns their ids.

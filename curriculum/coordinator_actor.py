@@ -29,9 +29,9 @@ class CoordinatorActor:
         """Answer a health check."""
         return True
 
-    def open_batch(self, num_tasks: int) -> None:
-        """Unblocks holders that wait for a lease."""
-        self._coordinator.open_batch(num_tasks)
+    def open_batch(self, num_tasks: int) -> tuple[int, ...]:
+        """Unblocks holders that wait for a lease; returns the ids of the leases."""
+        return self._coordinator.open_batch(num_tasks)
 
     def open_stream(self, num_tasks: int) -> tuple[int, ...]:
         """Likewise, one lease or more at any time; returns their ids."""

@@ -74,7 +74,7 @@ class AsyncCoordinator:
 
     async def open_batch(self, num_tasks):
         self.calls.append(f"open {num_tasks}")
-        self.coordinator.open_batch(num_tasks)
+        return self.coordinator.open_batch(num_tasks)
 
     async def open_stream(self, num_tasks):
         return self.coordinator.open_stream(num_tasks)
@@ -121,23 +121,13 @@ class FakeRollouts:
         self.policy_version = 0
         """Of the weights in the engines."""
 
-    async def collect(self, num_groups: int, sampling: Sampling) -> list[BatchGroup]:
-        self.calls.append(f"collect {num_groups}")
-        if self.block is not None:
-            await self.block.wait()
-        groups = []
-        while len(groups) < num_groups:
-            lease = self.coordinator.lease("fake")
-            assert lease is not None, "fewer leases than groups asked for"
-            groups.append(self._scored(lease, self.accuracies(lease), self.policy_version))
-        return groups
-
     async def next_group(self, sampling: Sampling) -> BatchGroup | None:
         version = self.policy_version
         lease = self.coordinator.lease("fake")
         if lease is None:
             return None
         if self.block is not None:
+            self.calls.append("blocked")
             await self.block.wait()
         await self.sample(lease)
         return self._scored(lease, self.accuracies(lease), version)
@@ -145,6 +135,9 @@ class FakeRollouts:
     async def sample(self, lease) -> None:
         """How long an answer takes."""
         await asyncio.sleep(0)
+
+    async def abort(self):
+        self.calls.append("abort")
 
     async def answer(self, tasks, sampling: Sampling) -> list[BatchGroup]:
         self.calls.append(f"evaluate {len(tasks)}")
@@ -166,6 +159,7 @@ class FakeLearner:
     def __init__(self, calls: list[str], rollouts: FakeRollouts) -> None:
         self.calls = calls
         self.rollouts = rollouts
+        self.slices: list[list[BatchGroup]] = []
         self.groups: list[list[BatchGroup]] = []
         self.batches: list[list[str]] = []
         self.learning_rates: list[float] = []
@@ -181,11 +175,17 @@ class FakeLearner:
             token_accuracy=0.5, grad_norm=1.0, seconds=0.1,
         )  # fmt: skip
 
-    async def train_step(self, batch, learning_rate):
+    async def accumulate(self, groups, *, batch_groups):
+        self.calls.append(f"accumulate {len(groups)} of {batch_groups}")
+        self.slices.append(list(groups))
+        await self.train()
+
+    async def update(self, learning_rate):
+        batch = [group for groups in self.slices for group in groups]
+        self.slices = []
         self.calls.append(f"train {len(batch)}")
         self.batches.append([group.meta.task_id for group in batch])
-        self.groups.append(list(batch))
-        await self.train()
+        self.groups.append(batch)
         self.learning_rates.append(learning_rate)
         return StepReport(
             num_groups=len(batch), num_response_tokens=24, num_updates=1, num_skipped_updates=0,
@@ -194,12 +194,20 @@ class FakeLearner:
         )  # fmt: skip
 
     async def train(self) -> None:
-        """How long a step takes."""
+        """How long a slice takes."""
 
-    async def sync_weights(self, version):
-        self.calls.append(f"sync {version}")
-        self.rollouts.policy_version = version
-        return SyncReport(version=version, num_tensors=1, num_bytes=4, num_engines=1, seconds=0.0)
+    async def publish_weights(self, version):
+        self.calls.append(f"publish {version}")
+        return version
+
+    async def deliver(self, published):
+        await self.travel()
+        self.calls.append(f"deliver {published}")
+        self.rollouts.policy_version = published
+        return SyncReport(version=published, num_tensors=1, num_bytes=4, num_engines=1, seconds=0.0)
+
+    async def travel(self) -> None:
+        """How long weights take to the engines."""
 
     async def save(self, directory: Path):
         self.calls.append("save")

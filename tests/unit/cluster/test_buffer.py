@@ -34,6 +34,12 @@ def room(b, num_slots=99, remaining_steps=None):
     return b.room(num_slots=num_slots, remaining_steps=remaining_steps)
 
 
+def at(b, version):
+    """The learner makes an update and the engines take it."""
+    b.advance(version)
+    b.engines_at(version)
+
+
 def leases(batch):
     return [group.meta.lease_id for group in batch]
 
@@ -46,9 +52,9 @@ def test_two_batches_are_let_in_and_the_one_in_training_is_one_of_them(scored):
     for lease in (0, 1):
         b.arrive(scored(lease, 0), trainable=True)
     assert room(b) == 0, "what waits takes the room of what is under way"
-    assert leases(b.take_batch()) == [0, 1]
+    assert leases(b.take(2)) == [0, 1]
     assert room(b) == 0, "a batch in training takes room as well"
-    b.advance(1)
+    at(b, 1)
     assert room(b) == 2
 
 
@@ -84,41 +90,41 @@ def test_the_oldest_groups_leave_first_in_the_order_of_their_leases(scored):
     b.admit([0, 1, 2, 3])
     for lease, version in ((3, 0), (0, 1), (2, 0), (1, 1)):
         b.arrive(scored(lease, version), trainable=True)
-    b.advance(1)
-    assert leases(b.take_batch()) == [2, 3]
+    at(b, 1)
+    assert leases(b.take(2)) == [2, 3]
 
 
 def test_a_batch_waits_for_a_group_that_is_due(scored):
     b = buffer()
     b.admit([0])
-    b.advance(2)
+    at(b, 2)
     b.admit([1, 2])
     for lease in (1, 2):
         b.arrive(scored(lease, 2), trainable=True)
-    assert not b.is_ready(), "lease 0 was admitted two updates ago"
+    assert not b.is_ready(2), "lease 0 was admitted two updates ago"
     with pytest.raises(LagBoundError, match="may not leave at version 2: 1 under way"):
-        b.take_batch()
+        b.take(2)
     b.arrive(scored(0, 0), trainable=True)
-    assert b.is_ready()
-    assert leases(b.take_batch()) == [0, 1]
+    assert b.is_ready(2)
+    assert leases(b.take(2)) == [0, 1]
 
 
 def test_a_batch_waits_if_more_would_be_due_next_than_fit_into_a_batch(scored):
     b = buffer()
     b.admit([0, 1, 2])
-    b.advance(1)
+    at(b, 1)
     b.admit([3, 4])
     for lease in (3, 4):
         b.arrive(scored(lease, 1), trainable=True)
-    assert not b.is_ready(), "after this batch leases 0, 1 and 2 would be due at once"
+    assert not b.is_ready(2), "after this batch leases 0, 1 and 2 would be due at once"
     b.arrive(scored(2, 0), trainable=True)
-    assert b.is_ready()
-    assert leases(b.take_batch()) == [2, 3]
+    assert b.is_ready(2)
+    assert leases(b.take(2)) == [2, 3]
 
 
 def test_a_group_of_weights_older_than_those_at_its_admission_counts_as_too_old(scored):
     b = buffer()
-    b.advance(1)
+    at(b, 1)
     b.admit([0])
     assert b.arrive(scored(0, 0), trainable=True) is Fate.TOO_OLD
 
@@ -128,7 +134,7 @@ def test_a_group_of_weights_that_nobody_has_sent_stops_the_run(scored):
     b.admit([0])
     b.arrive(scored(0, 3), trainable=True)
     with pytest.raises(LagBoundError, match=r"task t0: policy_version=3, but the learner is at 0"):
-        b.take_batch()
+        b.take(2)
 
 
 def test_clearing_returns_every_lease_under_way_or_waiting(scored):
@@ -147,30 +153,89 @@ def test_the_acceptance_rate_forgets_what_is_old():
     assert rate.value == 1.0
 
 
-@given(seed=st.integers(0, 10**6), max_policy_lag=st.integers(1, 4), batch_size=st.integers(1, 4))
-@settings(max_examples=200, deadline=None)
-def test_admission_and_departure_never_lead_into_a_dead_end(scored, seed, max_policy_lag, batch_size):
-    """Groups arrive in any order, with or without a signal: a batch can always leave in the end, and never too late."""
+def test_a_batch_leaves_in_slices_and_a_due_group_may_come_in_any_of_them(scored):
+    b = buffer()
+    b.admit([0])
+    at(b, 2)
+    b.admit([1, 2])
+    for lease in (1, 2):
+        b.arrive(scored(lease, 2), trainable=True)
+    assert b.is_ready(1), "lease 0 is due, but the batch has one more place"
+    assert leases(b.take(1)) == [1]
+    assert (b.num_missing, b.is_ready(1)) == (1, False)
+    b.arrive(scored(0, 0), trainable=True)
+    assert leases(b.take(1)) == [0]
+    assert b.num_missing == 0
+
+
+def test_a_batch_that_is_given_up_short_takes_the_room_of_a_whole_one_until_the_update(scored):
+    b = buffer()
+    b.admit([0])
+    b.arrive(scored(0, 0), trainable=True)
+    b.take(1)
+    assert room(b, num_slots=99) == 3
+    b.close_batch()
+    assert room(b) == 2
+    at(b, 1)
+    assert room(b) == 4
+
+
+def test_while_an_update_travels_what_is_let_in_counts_as_older_and_one_batch_less_is(scored):
+    b = buffer(max_policy_lag=1)
+    b.admit([0, 1])
+    for lease in (0, 1):
+        b.arrive(scored(lease, 0), trainable=True)
+    b.take(2)
+    b.close_batch()
+    b.advance(1)
+    assert room(b) == 2, "under the old weights: due in the batch that begins now"
+    b.admit([2, 3])
+    assert room(b) == 0
+    b.engines_at(1)
+    assert room(b) == 2
+
+
+@given(
+    seed=st.integers(0, 10**6),
+    max_policy_lag=st.integers(1, 4),
+    batch_size=st.integers(1, 6),
+    slice_size=st.integers(1, 6),
+)
+@settings(max_examples=300, deadline=None)
+def test_admission_and_departure_never_lead_into_a_dead_end(scored, seed, max_policy_lag, batch_size, slice_size):
+    """Groups arrive in any order, with or without a signal, and updates travel as long as they like: a slice can always
+    leave in the end, and never too late."""
     draw = random.Random(seed)
     b = LagBuffer(batch_size=batch_size, max_policy_lag=max_policy_lag)
-    under_way, next_lease, version = [], 0, 0
+    under_way, next_lease, version, engines = [], 0, 0, 0
 
     def admit():
         nonlocal next_lease
         number = draw.randint(0, room(b))
         b.admit(range(next_lease, next_lease + number))
-        under_way.extend((lease, version) for lease in range(next_lease, next_lease + number))
+        under_way.extend((lease, engines) for lease in range(next_lease, next_lease + number))
         next_lease += number
+
+    def arrive():
+        lease, admitted = under_way.pop(draw.randrange(len(under_way)))
+        b.arrive(scored(lease, draw.randint(admitted, version)), trainable=draw.random() < 0.75)
 
     while version < 6:
         admit()
-        if under_way and (not b.is_ready() or draw.random() < 0.5):
-            lease, admitted = under_way.pop(draw.randrange(len(under_way)))
-            b.arrive(scored(lease, draw.randint(admitted, version)), trainable=draw.random() < 0.75)
-        elif b.is_ready():
-            assert all(version - group.meta.policy_version <= max_policy_lag for group in b.take_batch())
+        size = min(slice_size, b.num_missing)
+        if under_way and (not b.is_ready(size) or draw.random() < 0.5):
+            arrive()
+        elif b.is_ready(size):
+            assert all(version - group.meta.policy_version <= max_policy_lag for group in b.take(size))
             admit()
+        else:
+            assert b.num_waiting < size, "a whole slice, nothing under way, and yet it may not leave"
+        if engines < version and draw.random() < 0.3:
+            engines = version
+            b.engines_at(engines)
+        if b.num_missing == 0:
+            b.close_batch()
+            engines = version  # an update begins to travel when the one before it has arrived
+            b.engines_at(engines)
             version += 1
             b.advance(version)
-        else:
-            assert b.num_waiting < batch_size, "a whole batch, nothing under way, and yet it may not leave"

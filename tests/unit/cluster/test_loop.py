@@ -8,8 +8,11 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.loop import Interrupted, JudgeLost
+from cluster.loop import Interrupted, JudgeLost, PhaseFruitless
 from cluster.progress import Progress
+from cluster.roles import GroupLost
+
+ONE_PHASE = [{"name": "short", "max_prompt_tokens": 25, "end": {"type": "steps", "steps": 1}}]
 
 
 def metrics_without_times(b):
@@ -22,16 +25,43 @@ def always_mixed(lease):
 
 
 def test_a_step_samples_reports_trains_syncs_and_closes_in_this_order(bench):
-    one_phase = [{"name": "short", "max_prompt_tokens": 25, "end": {"type": "steps", "steps": 1}}]
-    b = bench(accuracies=always_mixed, phases=one_phase, curriculum={"retrospective": None})
+    b = bench(accuracies=always_mixed, phases=ONE_PHASE, curriculum={"retrospective": None})
     calls = b.run()
-    assert calls == ["stage rl", "open 4", "collect 4", "report 4", "train 4", "sync 1", "finish step 0", "save"]
+    assert calls == [
+        "stage rl", "open 4", "report 4", "accumulate 4 of 4", "train 4", "publish 1", "deliver 1", "finish step 0",
+        "save",
+    ]  # fmt: skip
+
+
+def test_each_slice_goes_to_the_learner_as_soon_as_its_groups_and_those_before_them_are_scored(bench):
+    b = bench(accuracies=always_mixed, learner={"slices": 4})
+    scored, release = [], {lease: asyncio.Event() for lease in range(4)}
+
+    async def sample(lease):
+        if lease.lease_id < 4:
+            await release[lease.lease_id].wait()
+            scored.append(lease.lease_id)
+
+    b.rollouts.sample = sample
+
+    async def run():
+        running = asyncio.create_task(b.loop().run())
+        for lease, slices in ((2, 0), (0, 1), (3, 1), (1, 4)):
+            release[lease].set()
+            for _ in range(50):
+                await asyncio.sleep(0)
+            assert b.calls.count("accumulate 1 of 4") == slices, f"after lease {lease}"
+        await running
+
+    asyncio.run(run())
+    assert scored == [2, 0, 3, 1]
+    assert [group.meta.lease_id for group in b.learner.groups[0]] == [0, 1, 2, 3]
 
 
 def test_the_recipe_runs_warm_up_then_the_phases_in_order(bench):
     b = bench(accuracies=always_mixed, demonstrations=3)
     calls = b.run()
-    assert calls[:4] == ["stage sft", "sft 2", "sft 1", "sync 1"]
+    assert calls[:4] == ["stage sft", "sft 2", "sft 1", "publish 1"]
     assert [stage.name for stage in b.progress.finished_stages] == ["sft", "short", "long"]
     assert calls.count("stage rl") == 1, "the optimizer keeps its state between phases"
     assert b.progress.step == 2 + 2 + 2
@@ -55,7 +85,7 @@ def test_each_phase_trains_on_its_own_lengths_and_at_most_the_share_is_replayed(
 def test_groups_without_variance_are_replaced_until_the_batch_is_full(bench):
     b = bench(accuracies=lambda lease: [1.0, 1.0] if lease.lease_id < 3 else [1.0, 0.0])
     calls = b.run()
-    assert calls[1:8] == ["open 4", "collect 4", "report 4", "open 3", "collect 3", "report 3", "train 4"]
+    assert calls[1:7] == ["open 4", "report 4", "open 3", "report 3", "accumulate 4 of 4", "train 4"]
 
 
 def test_grpo_trains_on_groups_without_variance_and_asks_for_no_replacement(bench):
@@ -119,7 +149,7 @@ def test_a_stop_while_answers_are_sampled_saves_the_last_finished_step(bench):
         while b.progress.step < 1:
             await asyncio.sleep(0)
         b.rollouts.block = asyncio.Event()
-        while b.calls[-1] != "collect 4":
+        while b.calls[-1] != "blocked":
             await asyncio.sleep(0)
         b.stop.set()
         await running
@@ -128,7 +158,7 @@ def test_a_stop_while_answers_are_sampled_saves_the_last_finished_step(bench):
         asyncio.run(stop_in_the_second_step())
     state = json.loads((b.folder.latest_checkpoint() / "state.json").read_text())
     assert state["progress"]["step"] == 1
-    assert b.calls[-1] == "save"
+    assert b.calls[-2:] == ["save", "abort"], "no request outlives the run"
 
 
 def test_a_run_resumed_from_its_checkpoint_trains_on_the_same_batches(bench):
@@ -156,7 +186,7 @@ def test_a_step_waits_for_a_judge_that_is_away_and_the_phase_does_not_notice(ben
     calls = b.run()
     assert [stage.steps for stage in b.progress.finished_stages] == [2, 2]
     assert [stage.fruitless_steps for stage in b.progress.finished_stages] == [0, 0]
-    assert calls.index("train 4") > calls.index("report 4") + 9, "three rounds found nothing, the next one did"
+    assert calls[: calls.index("train 4")].count("report 4") == 4, "three rounds found nothing, the next one did"
     assert b.progress.finished_stages[0].unknown_rewards == 12
 
 
@@ -166,3 +196,37 @@ def test_a_judge_that_stays_away_stops_the_run_after_a_checkpoint(bench):
         b.run()
     assert b.calls[-1] == "save"
     assert b.progress.step == 1
+
+
+def test_a_phase_without_anything_to_train_on_stops_the_run_where_the_recipe_says_so(bench):
+    fruitless = {"max_fruitless_steps": 1, "after_fruitless": "stop"}
+    b = bench(accuracies=lambda lease: [0.0, 0.0], curriculum=fruitless)
+    with pytest.raises(PhaseFruitless, match=r"short trained on nothing in 1 steps in a row .*--resume"):
+        b.run()
+    saved = json.loads((b.folder.latest_checkpoint() / "state.json").read_text())
+    resumed = bench(name="resumed", accuracies=always_mixed, curriculum=fruitless)
+    resumed.coordinator.load_state_dict(saved["curriculum"])
+    resumed.progress = Progress.from_state_dict(saved["progress"])
+    resumed.run()
+    assert [(stage.name, stage.end_reason) for stage in resumed.progress.finished_stages] == [
+        ("short", "fruitless"), ("long", "steps"),
+    ]  # fmt: skip
+
+
+def test_lost_groups_are_replaced_and_a_run_that_loses_group_after_group_stops(bench):
+    def losing(is_lost):
+        b = bench(name=f"run-{is_lost(9)}", accuracies=always_mixed, phases=ONE_PHASE)
+
+        async def sample(lease):
+            if is_lost(lease.lease_id):
+                raise GroupLost(lease.lease_id, lease.task.task_id, "its node died")
+
+        b.rollouts.sample = sample
+        return b
+
+    some = losing(lambda lease: lease in (1, 4))
+    some.run()
+    assert [len(batch) for batch in some.learner.batches] == [4]
+    assert (some.progress.ledger.trained, some.progress.ledger.failed) == (4, 2)
+    with pytest.raises(GroupLost, match="its node died"):
+        losing(lambda lease: True).run()

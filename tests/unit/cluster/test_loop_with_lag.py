@@ -11,6 +11,7 @@ import pytest
 from cluster.ledger import Ledger
 from cluster.loop import Interrupted, JudgeLost
 from cluster.progress import Progress
+from cluster.weight_sync import WeightSyncError
 
 LAG = {"group_size": 2, "max_policy_lag": 2}
 LONGER = [
@@ -154,6 +155,36 @@ def test_a_stop_and_a_resume_train_on_nothing_twice_and_lose_nothing(lagging):
     assert second.progress.ledger.trained == 8 * 4
     assert imbalance(second) is None
     assert second.coordinator.open_leases() == ()
+
+
+def test_the_learner_begins_the_next_batch_while_new_weights_travel_to_the_engines(lagging):
+    b = lagging(accuracies=always_mixed)
+
+    async def travel():
+        while b.calls.count("train 4") == 1 and not b.calls[-1].startswith("accumulate"):
+            await asyncio.sleep(0.001)
+
+    b.learner.travel = travel
+    b.run()
+    begun = [call for call in b.calls if call.startswith(("publish", "deliver", "accumulate"))]
+    first = begun.index("publish 1")
+    assert begun[first : first + 3] == ["publish 1", "accumulate 4 of 4", "deliver 1"]
+    assert imbalance(b) is None
+    lines = [line for line in metrics_of(b) if "rollout/policy_lag_max" in line]
+    assert max(line["rollout/policy_lag_max"] for line in lines) <= 2
+
+
+def test_weights_that_an_engine_refuses_end_the_run_while_it_waits_for_groups(lagging):
+    b = lagging(accuracies=always_mixed)
+
+    async def travel():
+        await asyncio.sleep(0)
+        b.rollouts.block = asyncio.Event()
+        raise WeightSyncError("rollout-0: tensor norm is missing")
+
+    b.learner.travel = travel
+    with pytest.raises(WeightSyncError, match="tensor norm is missing"):
+        b.run()
 
 
 def test_no_task_of_the_loop_is_left_when_it_ends(lagging):

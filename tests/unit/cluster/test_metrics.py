@@ -13,7 +13,9 @@ from actors.trajectory import GroupMeta
 from cluster.batch import BatchGroup
 from cluster.console import LINE
 from cluster.ledger import Ledger
-from cluster.metrics import METRICS, StepSeconds, Supply, sft_metrics, step_metrics
+from cluster.metrics import METRICS, Supply, sft_metrics, step_metrics
+from cluster.roles import SyncReport
+from cluster.step_clock import StepSeconds
 from curriculum.transition import CurriculumReport, GroupShare
 from learner.microbatch import SftReport, StepReport
 from reward.score import Score, Verdict
@@ -85,8 +87,11 @@ UNKNOWN = Score(answer="d", rule=0.0, judge=Verdict.UNKNOWN, accuracy=None, rewa
 SAMPLED = [group(RIGHT, SAVED, prompt_tokens=10), group(WRONG, UNKNOWN, prompt_tokens=20, num_truncated=1)]
 
 
+SYNC = SyncReport(version=7, num_tensors=2, num_bytes=100, num_engines=1, seconds=0.5)
+
+
 def metrics(**changes):
-    values = {"sampled": SAMPLED, "report": REPORT, "curriculum": CURRICULUM, "sync_version": 7, "sync_bytes": 100}
+    values = {"sampled": SAMPLED, "report": REPORT, "curriculum": CURRICULUM, "sync_version": 7, "sync": SYNC}
     return step_metrics(**{**values, "supply": SUPPLY, "seconds": SECONDS, **changes})
 
 
@@ -134,7 +139,7 @@ def test_fresh_and_replayed_groups_are_told_apart():
 
 
 def test_a_step_that_trained_on_nothing_has_no_learner_metrics():
-    m = metrics(report=None, sync_bytes=None)
+    m = metrics(report=None, sync=None)
     assert not any(key.startswith("learner/") for key in m)
     assert "sync/bytes" not in m
     assert m["rollout/groups_trained"] == 0

@@ -58,6 +58,9 @@ class Engines:
         self.most_busy = 0
         self.versions_override = {}
 
+    async def abort(self):
+        """The pulls are cancelled anyway."""
+
     async def next_group(self, sampling):
         lease = self.coordinator.lease("engine")
         if lease is None:
@@ -93,8 +96,10 @@ class Simulation:
         steps=(6,),
         batch_size=4,
         max_rounds=3,
+        num_slices=1,
         train_s=1.0,
         sync_s=0.25,
+        overlaps=False,
         share=0.25,
         num_tasks=12,
         lease_timeout_s=1e6,
@@ -122,10 +127,13 @@ class Simulation:
             async_coordinator(self.coordinator, []),
             self.engines,
             batch_size=batch_size,
+            slice_size=-(-batch_size // num_slices),
             max_policy_lag=max_policy_lag,
             max_rounds=max_rounds,
             dynamic_sampling=True,
         )
+        self.overlaps = overlaps
+        self.push = None
         self.version = 0
         self.ledger = Ledger()
         self.batches = []
@@ -146,21 +154,32 @@ class Simulation:
             await self._step(step, steps - state.num_steps if isinstance(steps, int) else None)
             step += 1
             if self.coordinator.phase_state().phase != state.phase:
-                assert asyncio.all_tasks() == {asyncio.current_task()}, "a pull outlived its phase"
+                left = asyncio.all_tasks() - {asyncio.current_task(), self.push}
+                assert not left, "a pull outlived its phase"
         await self.stream.close()
+        if self.push is not None:
+            await self.push
         return asyncio.get_running_loop().time()
 
     async def _step(self, step, remaining_steps):
         order = BatchOrder(sampling=SAMPLING, version=self.version, remaining_steps=remaining_steps)
-        started = asyncio.get_running_loop().time()
-        collected = await self.stream.next_batch(order)
-        self.departures.append(asyncio.get_running_loop().time())
-        self.waits.append(self.departures[-1] - started)
+        loop = asyncio.get_running_loop()
+        waited = 0.0
+        while True:
+            started = loop.time()
+            groups = await self.stream.next_slice(order)
+            waited += loop.time() - started
+            if not groups:
+                break
+            self.lags += [policy_lag(group, self.version) for group in groups]
+            if self.stream._buffer.num_missing == 0:
+                self.departures.append(loop.time())
+            await asyncio.sleep(self.train_s * len(groups) / self.batch_size)
+        self.waits.append(waited)
+        collected = self.stream.close_batch()
         self.batches.append(collected.batch)
-        self.lags += [policy_lag(group, self.version) for group in collected.batch]
         if collected.batch:
-            await asyncio.sleep(self.train_s)
-            await self._sync()
+            await self._send()
         report = await self.stream.finish_step(
             StepSummary(step=step, num_trained_groups=len(collected.batch)), version=self.version
         )
@@ -169,12 +188,21 @@ class Simulation:
             self.ledger.add(await self.stream.end_phase())
         assert self.imbalance() is None
 
-    async def _sync(self):
-        """The engines take the new weights one after the other, while others already sample under them."""
+    async def _send(self):
+        """The update before this one has arrived; this one may travel while the next batch begins."""
+        if self.push is not None:
+            await self.push
         self.version += 1
+        self.push = asyncio.create_task(self._travel(self.version))
+        if not self.overlaps:
+            await self.push
+
+    async def _travel(self, version):
+        """The engines take the new weights one after the other, while others already sample under them."""
         for engine in range(len(self.engines.versions)):
             await asyncio.sleep(self.sync_s)
-            self.engines.versions[engine] = self.version
+            self.engines.versions[engine] = version
+        await self.stream.weights_delivered(version)
 
     def imbalance(self):
         return self.ledger.imbalance(self.coordinator.lease_counts(), num_open=len(self.coordinator.open_leases()))
@@ -214,10 +242,12 @@ def draws(seed, lease):
     tail=st.sampled_from([1.0, 5.0, 60.0]),
     acceptance=st.sampled_from([0.1, 0.5, 0.9, 1.0]),
     train_s=st.sampled_from([0.0, 0.5, 3.0, 20.0]),
+    num_slices=st.integers(1, 5),
+    sync_s=st.sampled_from([0.0, 0.25, 4.0]),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_whatever_the_order_of_completion_the_bound_holds_and_the_ledger_balances(
-    simulate, seed, max_policy_lag, batch_size, tail, acceptance, train_s
+    simulate, seed, max_policy_lag, batch_size, tail, acceptance, train_s, num_slices, sync_s
 ):
     def seconds(lease):
         draw = draws(seed, lease)
@@ -237,6 +267,9 @@ def test_whatever_the_order_of_completion_the_bound_holds_and_the_ledger_balance
         max_policy_lag=max_policy_lag,
         batch_size=batch_size,
         train_s=train_s,
+        sync_s=sync_s,
+        num_slices=num_slices,
+        overlaps=True,
         steps=(4, 4),
         max_rounds=4,
     )
