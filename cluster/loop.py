@@ -169,7 +169,7 @@ class TrainingLoop:
                 ledger=self._progress.ledger,
             ),
             sync_version=self._progress.policy_version,
-            sync_bytes=sync.num_bytes if sync else None,
+            sync=sync,
             seconds=StepSeconds(
                 rollout_s=collected_at - started,
                 learner_s=trained_at - collected_at,

@@ -10,6 +10,7 @@ from typing import Final
 
 from cluster.batch import BatchGroup
 from cluster.ledger import Fate, Ledger
+from cluster.roles import SyncReport
 from curriculum.transition import CurriculumReport, GroupShare
 from learner.microbatch import SftReport, StepReport
 from reward.score import Verdict
@@ -63,6 +64,11 @@ METRICS: Final[Mapping[str, str]] = {
     **{f"ledger/{fate}": "count" for fate in Fate},
     "sync/version": "count",
     "sync/bytes": "bytes",
+    "sync/travelling_bytes": "bytes",
+    "sync/gather_s": "s",
+    "sync/deliver_s": "s",
+    "sync/pause_s": "s",
+    "sync/probe_gap_max": "nats",
     "time/rollout_s": "s",
     "time/learner_s": "s",
     "time/sync_s": "s",
@@ -118,7 +124,7 @@ def step_metrics(
     curriculum: CurriculumReport,
     supply: Supply,
     sync_version: int,
-    sync_bytes: int | None,
+    sync: SyncReport | None,
     seconds: StepSeconds,
 ) -> Metrics:
     """Metrics of one training step; those of the learner are absent when nothing was trained on."""
@@ -130,7 +136,7 @@ def step_metrics(
             **_supply_metrics(supply),
             **_curriculum_metrics(curriculum),
             "sync/version": sync_version,
-            "sync/bytes": sync_bytes,
+            **_sync_metrics(sync),
             **{f"time/{key}": value for key, value in asdict(seconds).items()},
         }
     )
@@ -214,6 +220,19 @@ def _supply_metrics(supply: Supply) -> dict[str, float | None]:
         "rollout/acceptance_rate": supply.acceptance_rate,
         "rollout/trained_share": supply.ledger.trained_share,
         **{f"ledger/{fate}": number for fate, number in asdict(supply.ledger).items()},
+    }
+
+
+def _sync_metrics(sync: SyncReport | None) -> dict[str, float | None]:
+    if sync is None:
+        return {}
+    return {
+        "sync/bytes": sync.num_bytes,
+        "sync/travelling_bytes": sync.num_travelling_bytes,
+        "sync/gather_s": sync.gather_s,
+        "sync/deliver_s": sync.deliver_s,
+        "sync/pause_s": sync.pause_s,
+        "sync/probe_gap_max": sync.probe_gap_max,
     }
 
 

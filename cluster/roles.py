@@ -13,6 +13,7 @@ from curriculum.leases import LeaseCounts
 from curriculum.task import Demonstration, Task, TaskOutcome
 from curriculum.transition import CurriculumReport, PhaseState, StepSummary
 from learner.microbatch import SftReport, StepReport
+from learner.published_weights import PublishedWeights
 from reward.circuit import JudgeEvent
 
 
@@ -25,6 +26,17 @@ class SyncReport:
     num_bytes: int
     num_engines: int
     seconds: float
+    """From the first gathered byte to the last receipt; below, what it was spent on."""
+    gather_s: float
+    """The learner's ranks were busy: gathering, writing, scoring the probe where it was due."""
+    deliver_s: float
+    """Engines loaded and answered; the learner was free."""
+    pause_s: float
+    """The longest that an engine sampled nothing."""
+    probe_gap_max: float | None
+    """Largest mean difference (nats) of an engine to the learner over the probe; None where it was not asked."""
+    num_travelling_bytes: int
+    """Sent to other hosts, each of which gets it once; 0 if all engines are on the learner's."""
 
 
 class GroupLost(RuntimeError):
@@ -94,7 +106,18 @@ class Learner(Protocol):
     async def start_stage(self, stage: str) -> None: ...
     async def sft_step(self, demonstrations: Sequence[Demonstration], learning_rate: float) -> SftReport: ...
     async def train_step(self, batch: Sequence[BatchGroup], learning_rate: float) -> StepReport: ...
-    async def sync_weights(self, version: int) -> SyncReport: ...
+    async def publish_weights(self, version: int) -> PublishedWeights:
+        """Gathers new weights; when it returns the learner is free to train on."""
+        ...
+
+    async def deliver(self, weights: PublishedWeights) -> SyncReport:
+        """Brings published weights into every engine; must end before the next ones are published."""
+        ...
+
+    async def sync_weights(self, version: int) -> SyncReport:
+        """Both, one after the other."""
+        ...
+
     async def save(self, directory: Path) -> None: ...
     async def load(self, directory: Path) -> None: ...
     async def export(self, directory: Path) -> None: ...

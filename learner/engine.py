@@ -19,7 +19,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from curriculum.task import Demonstration
@@ -35,11 +37,12 @@ from learner.objective import PolicyLoss, SftLoss
 from learner.packing import MiniBatchPlan, UpdatePlan, plan_update, unshare
 from learner.policy import Policy, copy_tokenizer, load_policy
 from learner.row_tensors import PhasedTensors, Placement, RowTensors, to_device
-from learner.rows import build_microbatch, demonstration_group
+from learner.rows import build_microbatch, demonstration_group, single_row
 from learner.settings import aggregation_of, entropy_switch, objective_of, torch_dtype
 from learner.tally import Tally
 from learner.three_phase import backward_in_phases, score_in_phases
 from learner.ulysses import HeadExchange, check_heads
+from learner.weight_source import WeightSource
 from learner.zero3_config import zero3_config, zero3_frozen_config
 
 if TYPE_CHECKING:
@@ -47,10 +50,6 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 logger = logging.getLogger(__name__)
-
-EXPORT_BUCKET_BYTES = 256 << 20
-"""Full weights gathered at once when they leave the learner."""
-
 
 Row = RowTensors | PhasedTensors
 """What one micro-step forwards."""
@@ -224,17 +223,25 @@ class LearnerEngine:
 
     # weights out -------------------------------------------------------------------------------------------------
 
+    @property
+    def weights(self) -> WeightSource:
+        """Full weights, gathered on every rank while they are iterated over."""
+        return WeightSource(self._policy.causal_lm)
+
     def gather_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Full weights as (Hugging Face name, CPU tensor), always in the same order, tied weights once.
 
         Every rank must run the iterator to its end; only rank 0 receives the tensors, the others get nothing.
         """
-        import deepspeed
+        for name, weight in self.weights:
+            if self._rank == 0:
+                yield name, weight.to("cpu", copy=True)
 
-        for bucket in self._buckets():
-            with deepspeed.zero.GatheredParameters([parameter for _, parameter in bucket]):
-                items = [(name, weight.detach().to("cpu", copy=True)) for name, weight in bucket if self._rank == 0]
-            yield from items
+    def score(self, token_ids: NDArray[np.int32]) -> tuple[float, ...]:
+        """[T - 1] log-probability (nats, temperature 1) of each of the T tokens after the first; on every rank."""
+        row = to_device(single_row(token_ids), self._placement, stock=not self._sharing)
+        scored = zip(_batches(row), self._scores(self._engine, row), strict=True)
+        return tuple(sharing_check.gathered_logprobs(scored, self._placement).tolist())
 
     def export(self, directory: Path) -> None:
         """Write a Hugging Face folder (safetensors, configuration, tokenizer) that transformers and vLLM load.
@@ -480,18 +487,6 @@ class LearnerEngine:
             model=policy, config=zero3_frozen_config(self._config, on_gpu=self._on_gpu), dist_init_required=False
         )
         return engine
-
-    def _buckets(self) -> Iterator[list[tuple[str, Any]]]:
-        bucket: list[tuple[str, Any]] = []
-        size = 0
-        for name, parameter in self._policy.causal_lm.named_parameters():
-            num_bytes = getattr(parameter, "ds_numel", parameter.numel()) * parameter.element_size()
-            if bucket and size + num_bytes > EXPORT_BUCKET_BYTES:
-                yield bucket
-                bucket, size = [], 0
-            bucket.append((name, parameter))
-            size += num_bytes
-        yield bucket
 
     def _manifest(self) -> dict[str, Any]:
         return {"stage": str(self._stage), "dtype": self._config.dtype}
