@@ -14,6 +14,7 @@ from cluster.batch import BatchGroup
 from cluster.console import LINE
 from cluster.ledger import Ledger
 from cluster.metrics import METRICS, StepSeconds, Supply, sft_metrics, step_metrics
+from cluster.roles import SyncReport
 from curriculum.transition import CurriculumReport, GroupShare
 from learner.microbatch import SftReport, StepReport
 from reward.score import Score, Verdict
@@ -59,6 +60,18 @@ CURRICULUM = CurriculumReport(
 SUPPLY = Supply(
     policy_lags=(0, 2, 1), num_waiting=5, acceptance_rate=0.75, ledger=Ledger(trained=6, no_variance=2, returned=2)
 )
+SYNC = SyncReport(
+    version=7,
+    num_tensors=3,
+    num_bytes=100,
+    num_engines=2,
+    seconds=0.25,
+    gather_s=0.1,
+    deliver_s=0.15,
+    pause_s=0.05,
+    probe_gap_max=1e-6,
+    num_travelling_bytes=40,
+)
 SECONDS = StepSeconds(rollout_s=1.0, learner_s=0.5, sync_s=0.25, step_s=1.75)
 
 
@@ -86,7 +99,7 @@ SAMPLED = [group(RIGHT, SAVED, prompt_tokens=10), group(WRONG, UNKNOWN, prompt_t
 
 
 def metrics(**changes):
-    values = {"sampled": SAMPLED, "report": REPORT, "curriculum": CURRICULUM, "sync_version": 7, "sync_bytes": 100}
+    values = {"sampled": SAMPLED, "report": REPORT, "curriculum": CURRICULUM, "sync_version": 7, "sync": SYNC}
     return step_metrics(**{**values, "supply": SUPPLY, "seconds": SECONDS, **changes})
 
 
@@ -134,7 +147,7 @@ def test_fresh_and_replayed_groups_are_told_apart():
 
 
 def test_a_step_that_trained_on_nothing_has_no_learner_metrics():
-    m = metrics(report=None, sync_bytes=None)
+    m = metrics(report=None, sync=None)
     assert not any(key.startswith("learner/") for key in m)
     assert "sync/bytes" not in m
     assert m["rollout/groups_trained"] == 0

@@ -1,0 +1,55 @@
+"""Memory that is shared by path, and its end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from actors.segment import Segment, map_segment
+
+
+def test_what_is_written_is_read_through_the_path():
+    segment = Segment(10)
+    segment.data[:] = np.arange(10)
+    assert map_segment(segment.path, 10)[:] == bytes(range(10))
+
+
+def test_a_reader_cannot_change_the_segment():
+    segment = Segment(4)
+    map_segment(segment.path, 4)[0:1] = b"x"
+    assert segment.data[0] == 0
+
+
+def test_a_segment_without_bytes_can_be_mapped():
+    assert len(map_segment(Segment(0).path, 0)) == 1
+
+
+def test_a_segment_that_is_too_small_is_refused():
+    segment = Segment(8)
+    with pytest.raises(ValueError, match="has 8 bytes, fewer than the 9 that were announced"):
+        map_segment(segment.path, 9)
+
+
+def test_nothing_is_left_of_a_process_that_was_killed():
+    script = "from actors.segment import Segment; s = Segment(100); s.data[:] = 7; print(s.path, flush=True); input()"
+    before = set(os.listdir("/dev/shm"))
+    owner = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert owner.stdout is not None
+    path = owner.stdout.readline().strip()
+    mapped = map_segment(path, 100)
+    owner.send_signal(signal.SIGKILL)
+    owner.wait()
+    assert mapped[:] == b"\7" * 100, "who has mapped it keeps it"
+    with pytest.raises(FileNotFoundError):
+        map_segment(path, 100)
+    assert set(os.listdir("/dev/shm")) <= before
+
+
+def test_a_segment_that_nobody_holds_is_closed():
+    path = Segment(4).path
+    assert not os.path.exists(path)
