@@ -234,6 +234,7 @@ def _check_follows(held: int, sent: int) -> None:
 def _update_info(update: WeightUpdate) -> dict[str, Any]:
     return {
         "path": update.path,
+        "num_bytes": update.segment_bytes,
         "version": update.version,
         "stride": update.stride,
         "names": [tensor.name for tensor in update.tensors],

@@ -42,15 +42,31 @@ class Segment:
         return np.frombuffer(self._map, np.uint8)
 
 
-def map_segment(path: str, num_bytes: int) -> mmap.mmap:
-    """The segment of another process; what is written here stays here (copy on write).
+class SegmentReader:
+    """Maps segments of other processes, read-only, and keeps the latest mappings.
 
-    Raises:
-        FileNotFoundError: its process is gone, or runs on another host.
-        ValueError: it has fewer bytes.
+    Segments are written again and again; a mapping that is kept has its pages ready the next time.
     """
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if size < num_bytes:
-            raise ValueError(f"segment {path} has {size} bytes, fewer than the {num_bytes} that were announced")
-        return mmap.mmap(file.fileno(), max(1, num_bytes), access=mmap.ACCESS_COPY)
+
+    def __init__(self) -> None:
+        self._maps: dict[int, mmap.mmap] = {}
+
+    def map(self, path: str, num_bytes: int) -> mmap.mmap:
+        """[num_bytes or more] the memory behind a path.
+
+        Raises:
+            FileNotFoundError: its process is gone, or runs on another host.
+            ValueError: it has fewer bytes.
+        """
+        with open(path, "rb") as file:
+            status = os.fstat(file.fileno())
+            if status.st_size < num_bytes:
+                raise ValueError(
+                    f"segment {path} has {status.st_size} bytes, fewer than the {num_bytes} that were announced"
+                )
+            if status.st_ino not in self._maps:  # a path may come to mean other memory, the inode does not
+                self._maps = dict([*self._maps.items()][-1:])
+                self._maps[status.st_ino] = mmap.mmap(
+                    file.fileno(), status.st_size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE, prot=mmap.PROT_READ
+                )
+            return self._maps[status.st_ino]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from mmap import mmap
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from actors.segment import map_segment
 from actors.weight_update import TensorRecord, segment_offsets
 
 BLOCK_BYTES = 4096
@@ -47,15 +48,17 @@ def recorded(
 
 
 def mapped_tensors(
-    path: str, names: Sequence[str], dtypes: Sequence[str], shapes: Sequence[Sequence[int]]
+    memory: mmap, names: Sequence[str], dtypes: Sequence[str], shapes: Sequence[Sequence[int]]
 ) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a segment without a copy; they live in the memory of the process that made it."""
+    """The tensors of a mapped segment without a copy; whoever writes into one is stopped by the system."""
     kinds = [getattr(torch, dtype) for dtype in dtypes]
     counts = [torch.Size(shape).numel() for shape in shapes]
     offsets = segment_offsets(count * kind.itemsize for count, kind in zip(counts, kinds, strict=True))
-    memory = map_segment(path, offsets[-1])
     for name, kind, shape, count, offset in zip(names, kinds, shapes, counts, offsets, strict=False):
-        yield name, torch.frombuffer(memory, dtype=kind, count=count, offset=offset).reshape(tuple(shape))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given buffer is not writable")
+            tensor = torch.frombuffer(memory, dtype=kind, count=count, offset=offset)
+        yield name, tensor.reshape(tuple(shape))
 
 
 def repack_tied_head(model: Any) -> None:

@@ -13,6 +13,7 @@ from vllm.distributed.weight_transfer import WeightTransferEngine, WeightTransfe
 from vllm.distributed.weight_transfer.base import WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
+from actors.segment import SegmentReader
 from actors.weight_loading import check_all_loaded, mapped_tensors, recorded, repack_tied_head
 from actors.weight_update import TensorRecord
 
@@ -27,6 +28,7 @@ class SegmentUpdateInfo(WeightTransferUpdateInfo):
     """Where the tensors of an update lie; see `WeightUpdate`."""
 
     path: str
+    num_bytes: int
     version: int
     stride: int
     names: list[str]
@@ -43,16 +45,21 @@ class SegmentTransferEngine(WeightTransferEngine[SegmentInitInfo, SegmentUpdateI
     init_info_cls = SegmentInitInfo
     update_info_cls = SegmentUpdateInfo
 
-    records: list[TensorRecord]
-    """What the latest update handed to the model."""
+    def __init__(self, *arguments: Any) -> None:
+        """Takes what vLLM gives to every backend."""
+        super().__init__(*arguments)
+        self.records: list[TensorRecord] = []
+        """What the latest update handed to the model."""
+        self._loaded: set[str] = set()
+        self._expected: set[str] = set()
+        self._reader = SegmentReader()
 
     def init_transfer_engine(self, init_info: SegmentInitInfo) -> None:
         """Nothing to set up."""
 
     def start_weight_update(self) -> None:
         """Parameters return to the form of a checkpoint, layer by layer."""
-        self.records = []
-        self._loaded: set[str] = set()
+        self.records, self._loaded = [], set()
         self._expected = {name for name, _ in self.model.named_parameters()}
         initialize_layerwise_reload(self.model)
 
@@ -68,7 +75,8 @@ class SegmentTransferEngine(WeightTransferEngine[SegmentInitInfo, SegmentUpdateI
         Raises:
             ValueError: the model does not know a tensor.
         """
-        tensors = mapped_tensors(update_info.path, update_info.names, update_info.dtypes, update_info.shapes)
+        memory = self._reader.map(update_info.path, update_info.num_bytes)
+        tensors = mapped_tensors(memory, update_info.names, update_info.dtypes, update_info.shapes)
         passing = recorded(tensors, self.records, version=update_info.version, stride=update_info.stride)
         model: Any = self.model
         try:

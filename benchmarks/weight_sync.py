@@ -3,11 +3,12 @@
 A random Qwen2 with tied embeddings in fp32 takes an update of the optimizer before every repeat. What is measured:
 
 * transport: bytes / (seconds in which rank 0 copies gathered tensors to where the engines read them + seconds in which
-  both engines, at the same time, map that memory and touch every page of it). Gathering and vLLM's own loading are not
-  part of it. Compared with one thread's memcpy between two arrays of the size of the model in rank 0.
+  both engines, at the same time, map that memory, or find it mapped from the version before the last, and touch every
+  page of it). Gathering and vLLM's own loading are not part of it. Compared with one thread's memcpy between two arrays
+  of the size of the model in rank 0.
 * whole sync: the driver's seconds from the call to the last receipt. Compared with the seconds of gathering alone (all
-  ranks, nothing kept) + vLLM's own `reload_weights` of the same weights from a safetensors file in memory, in both
-  engines at the same time.
+  ranks, from partitioned parameters, nothing kept) + vLLM's own `reload_weights` of the same weights from a safetensors
+  file that was just written (so it is in the page cache), in both engines at the same time.
 * pause: the longest that an engine sampled nothing.
 * two other ways to do it: a state dict through `ray.put`, which each engine writes to memory and reloads as vLLM does
   by itself (this leaves the tied head stale: its probe gap is in the detail), and one call per parameter.
@@ -46,6 +47,8 @@ from curriculum.task import Demonstration
 from learner.config import LearnerConfig, SftConfig
 
 SHARE_OF_MEMCPY, WISHED_SHARE_OF_MEMCPY, WHOLE_SYNC, PAUSE = 0.5, 0.8, 1.25, 1.0
+WARM_UPS = 2
+"""Repeats that are not counted: each of the two segments is written for the first time."""
 NUM_RANKS = NUM_ENGINES = 2
 COORDINATOR = "coordinator"
 
@@ -160,23 +163,25 @@ async def measure(model: Path, options: argparse.Namespace) -> dict[str, Any]:
 
     gaps: dict[str, list[float]] = {}
     num_bytes = 0
-    for repeat in range(options.repeats + 1):
+    for repeat in range(WARM_UPS + options.repeats):
         await bench.update()
         gaps.setdefault("before the sync", []).append(await bench.gap())
+        await bench.on_ranks("gather_alone")  # scoring leaves parameters gathered; this partitions them
+        await timed("gather alone", lambda: bench.on_ranks("gather_alone"))
         report = await timed("sync", lambda version=repeat + 1: bench.learner.sync_weights(version))
         gaps.setdefault("after the sync", []).append(await bench.gap())
         num_bytes = report.num_bytes
-        seconds.setdefault("pause", []).append(report.pause_s)
+        for name in ("gather_s", "deliver_s", "pause_s"):
+            seconds.setdefault(name, []).append(getattr(report, name))
         seconds.setdefault("write", []).append((await bench.on_ranks("write_seconds"))[0])
         update = (await bench.on_ranks("announced"))[0]
         seconds.setdefault("map", []).append(max(await bench.on_engines("map_seconds", update)))
-        await timed("gather alone", lambda: bench.on_ranks("gather_alone"))
         seconds.setdefault("memcpy", []).append((await bench.on_ranks("memcpy_seconds", num_bytes))[0])
         await bench.on_ranks("save_plain", bench.model)
         await timed("reload alone", lambda: bench.on_engines("reload_alone", str(bench.model)))
         say(f"repeat {repeat}: " + ", ".join(f"{name} {values[-1]:.3f} s" for name, values in seconds.items()))
     for values in [*seconds.values(), *gaps.values()]:
-        del values[0]  # the first one warms up
+        del values[:WARM_UPS]
     for repeat in range(options.baseline_repeats):
         for name, send in (("state dict", _state_dict), ("call per parameter", _call_per_parameter)):
             await bench.update()
@@ -218,7 +223,7 @@ def claims(detail: dict[str, Any]) -> list[Claim]:
 
     share = ratio(total("memcpy"), total("write", "map"))
     whole = ratio(total("sync"), total("gather alone", "reload alone"))
-    pause = ratio(total("pause"), total("reload alone"))
+    pause = ratio(total("pause_s"), total("reload alone"))
     detail["transport"] = {
         "share of memcpy": share,
         "wish": f">= {WISHED_SHARE_OF_MEMCPY}",

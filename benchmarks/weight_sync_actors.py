@@ -11,7 +11,7 @@ import ray
 from numpy.typing import NDArray
 
 from actors.rollout_actor import RolloutActor
-from actors.segment import Segment, map_segment
+from actors.segment import Segment, SegmentReader
 from actors.weight_update import WeightUpdate
 from learner.learner_actor import LearnerActor
 
@@ -75,10 +75,14 @@ class MeasuredLearner(LearnerActor):
 class MeasuredRollout(RolloutActor):
     """An engine."""
 
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._reader = SegmentReader()
+
     async def map_seconds(self, update: WeightUpdate) -> float:
-        """Maps the weights and touches every page."""
+        """Maps the weights as a worker does and touches every page."""
         started = time.perf_counter()
-        memory = np.frombuffer(map_segment(update.path, update.segment_bytes), np.uint8)
+        memory = np.frombuffer(self._reader.map(update.path, update.segment_bytes), np.uint8)
         memory[::PAGE_BYTES].max()
         return time.perf_counter() - started
 
@@ -109,9 +113,14 @@ class MeasuredRollout(RolloutActor):
         segment = Segment(weight.nbytes)
         segment.data[: weight.nbytes] = weight.reshape(-1).view(np.uint8)
         info = {
-            "path": segment.path, "version": 0, "stride": 64, "names": [name], "dtypes": [str(weight.dtype)],
+            "path": segment.path,
+            "num_bytes": weight.nbytes,
+            "version": 0,
+            "stride": 64,
+            "names": [name],
+            "dtypes": [str(weight.dtype)],
             "shapes": [list(weight.shape)],
-        }  # fmt: skip
+        }
         await self._engine._engine.update_weights(WeightTransferUpdateRequest(update_info=info))
 
     async def end_parameters(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from actors.segment import map_segment
+from actors.segment import SegmentReader
 from actors.weight_delta import Changes, HostCopy, changed_payload, whole_payload
 from actors.weight_update import TensorRecord, WeightUpdate, WeightVersionError
 
@@ -27,7 +27,7 @@ def memory(**values):
 
 def held(copy, payload):
     written = copy.write(payload)
-    return np.frombuffer(map_segment(written.path, 456), np.uint8)
+    return np.frombuffer(SegmentReader().map(written.path, 456), np.uint8)[:456]
 
 
 def test_only_values_that_changed_travel():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from actors.segment import SegmentReader
 from actors.weight_delta import Changes
 from actors.weight_loading import mapped_tensors, record_of
 from learner.weight_sender import WeightSender
@@ -32,7 +33,12 @@ def source():
 
 def read(update):
     names, dtypes, shapes = zip(*[(t.name, t.dtype, t.shape) for t in update.tensors], strict=True)
-    return {name: tensor.clone() for name, tensor in mapped_tensors(update.path, names, dtypes, shapes)}
+    return {
+        name: tensor.clone()
+        for name, tensor in mapped_tensors(
+            SegmentReader().map(update.path, update.segment_bytes), names, dtypes, shapes
+        )
+    }
 
 
 def test_what_is_published_can_be_mapped():
