@@ -98,12 +98,12 @@ class VLLMEngine:
         self._stop_token_ids = list(stop_token_ids)
         self._request_ids = itertools.count()
         self._updating = asyncio.Lock()
-        self._receipt = WeightReceipt(version=0, tensors=(), pause_s=0.0, apply_s=0.0)
+        self._receipt: WeightReceipt | None = None
 
     @property
     def policy_version(self) -> int:
         """Number of weight updates applied since the base model."""
-        return self._receipt.version
+        return 0 if self._receipt is None else self._receipt.version
 
     async def sample(self, prompt_ids: Sequence[int], sampling: Sampling, *, seed: int) -> list[Sample]:
         """Draws answers to one prompt in one request, so that the prompt is prefilled once.
@@ -150,7 +150,7 @@ class VLLMEngine:
         from vllm.v1.engine.exceptions import EngineDeadError
 
         async with self._updating:
-            if update.version != self.policy_version:
+            if self._receipt is None or update.version != self._receipt.version:
                 _check_follows(self.policy_version, update.version)
                 try:
                     self._receipt = await self._replace_weights(update)
@@ -161,14 +161,22 @@ class VLLMEngine:
             return self._receipt
 
     async def score(self, token_ids: Sequence[int]) -> tuple[float, ...]:
-        """[T - 1] log-probability (nats, temperature 1) of each of the T tokens after the first."""
+        """[T - 1] log-probability (nats, temperature 1) of each of the T tokens after the first.
+
+        Raises:
+            EngineDied: the engine process is gone.
+        """
         from vllm import SamplingParams, TokensPrompt
+        from vllm.v1.engine.exceptions import EngineDeadError
 
         params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
         request = str(next(self._request_ids))
         steps: Any = ()
-        async for reply in self._engine.generate(TokensPrompt(prompt_token_ids=list(token_ids)), params, request):
-            steps = reply.prompt_logprobs or steps
+        try:
+            async for reply in self._engine.generate(TokensPrompt(prompt_token_ids=list(token_ids)), params, request):
+                steps = reply.prompt_logprobs or steps
+        except EngineDeadError as error:
+            raise EngineDied(f"the vLLM engine died while it scored request {request}") from error
         return tuple(step[token].logprob for step, token in zip(steps[1:], token_ids[1:], strict=True))
 
     async def _replace_weights(self, update: WeightUpdate) -> WeightReceipt:

@@ -99,7 +99,10 @@ class RolloutActor:
 
     async def score(self, token_ids: Sequence[int]) -> tuple[float, ...]:
         """[T - 1] log-probability (nats, temperature 1) of each of the T tokens after the first."""
-        return await self._engine.score(token_ids)
+        try:
+            return await self._engine.score(token_ids)
+        except EngineDied:
+            end_process()
 
     async def shutdown(self) -> None:
         """Ends the engine process."""
