@@ -27,6 +27,18 @@ class EngineConfig(StrictModel):
     """Skip graph capture and compilation: faster to start, right for tiny models."""
 
 
+class SyncConfig(StrictModel):
+    """Weight updates of the engines."""
+
+    timeout_s: float = Field(default=600.0, gt=0)
+    """Longest wait for the receipt of one engine; the run stops then."""
+    probe_every: int = Field(default=20, gt=0)
+    """Engines and learner score the same tokens after the first update and every so many updates from there on."""
+    delta: bool = False
+    """Send only values that changed to engines on other hosts than the learner's first rank, where that is smaller, and
+    put every byte into the checksums. Engines on its host read the weights where they lie."""
+
+
 class RolloutConfig(StrictModel):
     """Sampling of groups."""
 
@@ -43,3 +55,4 @@ class RolloutConfig(StrictModel):
     max_policy_lag: int = Field(default=0, ge=0)
     """Weight updates by which a group may be older than the learner that trains on it. 0: strictly on-policy, sampling
     and training take turns; above 0 they overlap, and `learner.importance` corrects for the difference."""
+    sync: SyncConfig = SyncConfig()

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
+import time
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from actors.config import EngineConfig
 from actors.rollout import Sample, Sampling
-from actors.weight_receiver import WeightReceipt
+from actors.weight_update import (
+    TensorRecord,
+    WeightLoadError,
+    WeightReceipt,
+    WeightUpdate,
+    WeightVersionError,
+)
 
 CPU_ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -62,6 +70,7 @@ class VLLMEngine:
             trust_remote_code: whether code that ships with the model may run.
         """
         os.environ.update(ENVIRONMENT if on_gpu else ENVIRONMENT | CPU_ENVIRONMENT)
+        from vllm.config import WeightTransferConfig
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -80,6 +89,7 @@ class VLLMEngine:
                 logprobs_mode="processed_logprobs",
                 generation_config="vllm",
                 worker_extension_cls="actors.weight_receiver.WeightReceiver",
+                weight_transfer_config=WeightTransferConfig(backend="segment"),
                 trust_remote_code=trust_remote_code,
                 disable_log_stats=True,
                 **resources,
@@ -87,12 +97,13 @@ class VLLMEngine:
         )
         self._stop_token_ids = list(stop_token_ids)
         self._request_ids = itertools.count()
-        self._policy_version = 0
+        self._updating = asyncio.Lock()
+        self._receipt: WeightReceipt | None = None
 
     @property
     def policy_version(self) -> int:
         """Number of weight updates applied since the base model."""
-        return self._policy_version
+        return 0 if self._receipt is None else self._receipt.version
 
     async def sample(self, prompt_ids: Sequence[int], sampling: Sampling, *, seed: int) -> list[Sample]:
         """Draws answers to one prompt in one request, so that the prompt is prefilled once.
@@ -124,26 +135,71 @@ class VLLMEngine:
             raise EngineDied(f"the vLLM engine died while it sampled request {request}") from error
         return [_sample(outputs[index]) for index in sorted(outputs)]
 
-    async def load_weights(self, path: str, version: int) -> WeightReceipt:
-        """Replaces all weights by those of a safetensors file and returns what the worker read.
+    async def load_weights(self, update: WeightUpdate) -> WeightReceipt:
+        """Replaces all weights and returns what the workers handed to the model.
 
         Running requests are kept and continue under the new weights; cached prefixes of the old ones are dropped.
+        Updates take turns, and one that the engine already holds is not loaded again. After an error generation stays
+        paused, so that nothing is sampled from weights that are half old and half new.
 
         Raises:
-            ValueError: the workers of this engine read different files.
+            WeightVersionError: the update does not follow the weights of the engine.
+            WeightLoadError: a tensor does not load, a parameter got none, or the workers of this engine disagree.
+            EngineDied: the engine process is gone.
         """
-        await self._engine.pause_generation(mode="keep", clear_cache=True)
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        async with self._updating:
+            if self._receipt is None or update.version != self._receipt.version:
+                _check_follows(self.policy_version, update.version)
+                try:
+                    self._receipt = await self._replace_weights(update)
+                except EngineDeadError as error:
+                    raise EngineDied(f"the vLLM engine died while it loaded weights {update.version}") from error
+                except Exception as error:  # whatever a worker raises, vLLM passes on as a bare Exception
+                    raise WeightLoadError(f"weights of version {update.version}: {error}") from error
+            return self._receipt
+
+    async def score(self, token_ids: Sequence[int]) -> tuple[float, ...]:
+        """[T - 1] log-probability (nats, temperature 1) of each of the T tokens after the first.
+
+        Raises:
+            EngineDied: the engine process is gone.
+        """
+        from vllm import SamplingParams, TokensPrompt
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
+        request = str(next(self._request_ids))
+        steps: Any = ()
         try:
-            receipts = await self._engine.collective_rpc("load_safetensors", args=(path,))
-        finally:
-            await self._engine.resume_generation()
-        if any(receipt != receipts[0] for receipt in receipts):
-            raise ValueError(
-                f"weights {path}, version {version}: the {len(receipts)} workers of the engine read different "
-                "contents; put the payload where all of them see it"
-            )
-        self._policy_version = version
-        return WeightReceipt(version=version, **receipts[0])
+            async for reply in self._engine.generate(TokensPrompt(prompt_token_ids=list(token_ids)), params, request):
+                steps = reply.prompt_logprobs or steps
+        except EngineDeadError as error:
+            raise EngineDied(f"the vLLM engine died while it scored request {request}") from error
+        return tuple(step[token].logprob for step, token in zip(steps[1:], token_ids[1:], strict=True))
+
+    async def _replace_weights(self, update: WeightUpdate) -> WeightReceipt:
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        request = WeightTransferUpdateRequest(update_info=_update_info(update))
+        paused = time.monotonic()
+        await self._engine.pause_generation(mode="keep", clear_cache=True)
+        started = time.monotonic()
+        await self._engine.start_weight_update()
+        await self._engine.update_weights(request)
+        await self._engine.finish_weight_update(weight_version=str(update.version))
+        applied = time.monotonic()
+        first, *others = await self._engine.collective_rpc("weight_records")
+        if any(records != first for records in others):
+            raise ValueError(f"the {1 + len(others)} workers of the engine read different contents; use one host")
+        await self._engine.resume_generation()
+        return WeightReceipt(
+            version=update.version,
+            tensors=tuple(TensorRecord(**{**record, "shape": tuple(record["shape"])}) for record in first),
+            pause_s=time.monotonic() - paused,
+            apply_s=applied - started,
+        )
 
     def shutdown(self) -> None:
         """Ends the engine process, and lets go of the engine: its destructor fails at the end of the interpreter."""
@@ -171,6 +227,28 @@ def _cpu_resources(config: EngineConfig, max_model_len: int) -> dict[str, Any]:
 def end_process() -> NoReturn:
     """Leaves at once and with an error, which Ray answers with a restart; a clean exit would be final."""
     os._exit(1)
+
+
+def _check_follows(held: int, sent: int) -> None:
+    """An engine that just started takes any version, later ones come one after the other."""
+    if sent < held or 0 < held < sent - 1:
+        kind = "past" if sent < held else "future"
+        raise WeightVersionError(
+            f"weights of version {sent} come from the {kind}: the engine holds version {held} and takes "
+            f"{held + 1} next; resume from the last checkpoint"
+        )
+
+
+def _update_info(update: WeightUpdate) -> dict[str, Any]:
+    return {
+        "path": update.path,
+        "num_bytes": update.segment_bytes,
+        "version": update.version,
+        "stride": update.stride,
+        "names": [tensor.name for tensor in update.tensors],
+        "dtypes": [tensor.dtype for tensor in update.tensors],
+        "shapes": [list(tensor.shape) for tensor in update.tensors],
+    }
 
 
 def _sample(output: Any) -> Sample:

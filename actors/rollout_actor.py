@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import ray
-from numpy.typing import NDArray
 
 from actors.config import RolloutConfig
 from actors.engine import EngineDied, VLLMEngine, end_process
-from actors.payload_file import payload_file
 from actors.prompt import ChatPrompt, load_tokenizer
 from actors.rollout import Sampling, sample_group
 from actors.trajectory import Group, GroupMeta
-from actors.weight_receiver import WeightReceipt
+from actors.weight_delta import HostCopy, WeightPayload
+from actors.weight_update import WeightReceipt, WeightUpdate
 from curriculum.task import TaskLease
 
 
@@ -43,6 +42,7 @@ class RolloutActor:
         self._name = name
         self._coordinator: Any = ray.get_actor(coordinator)
         self._run_seed = run_seed
+        self._copy = HostCopy()
         self._prompt = ChatPrompt(load_tokenizer(model_path, trust_remote_code=trust_remote_code))
         self._engine = VLLMEngine(
             model_path,
@@ -85,10 +85,24 @@ class RolloutActor:
             end_process()
         return GroupMeta.of(group, time.monotonic() - start), group
 
-    async def load_weights(self, payload: NDArray[np.uint8], version: int) -> WeightReceipt:
-        """Replaces the weights by a safetensors payload; running requests go on under the new ones."""
-        with payload_file(payload) as path:
-            return await self._engine.load_weights(path, version)
+    async def node_id(self) -> str:
+        """Of the host, as Ray calls it."""
+        return ray.get_runtime_context().get_node_id()
+
+    async def load_weights(self, weights: WeightUpdate | WeightPayload) -> WeightReceipt:
+        """Replaces the weights; running requests go on under the new ones."""
+        update = self._copy.write(weights) if isinstance(weights, WeightPayload) else weights
+        try:
+            return await self._engine.load_weights(update)
+        except EngineDied:
+            end_process()
+
+    async def score(self, token_ids: Sequence[int]) -> tuple[float, ...]:
+        """[T - 1] log-probability (nats, temperature 1) of each of the T tokens after the first."""
+        try:
+            return await self._engine.score(token_ids)
+        except EngineDied:
+            end_process()
 
     async def shutdown(self) -> None:
         """Ends the engine process."""

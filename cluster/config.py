@@ -113,11 +113,6 @@ class RunConfig(StrictModel):
                 f"rollout.max_policy_lag={self.rollout.max_policy_lag} but learner.importance is empty: answers of "
                 "older weights would count as if the learner had given them; set learner.importance={cap: 2.0}"
             )
-        if self.groups_per_batch % self.learner.slices:
-            raise ValueError(
-                f"groups_per_batch={self.groups_per_batch} is not a multiple of "
-                f"learner.slices={self.learner.slices}; change one of them"
-            )
         if self.groups_per_batch % self.learner.mini_batches:
             raise ValueError(
                 f"groups_per_batch={self.groups_per_batch} is not a multiple of "

@@ -6,10 +6,11 @@ import asyncio
 import itertools
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 from ray.exceptions import ObjectLostError, RayActorError
 
@@ -18,12 +19,13 @@ from actors.trajectory import Group, GroupMeta
 from cluster.batch import BatchGroup
 from cluster.roles import GroupLost, SyncReport
 from cluster.supervision import ActorLost, SupervisedActor
-from cluster.weight_sync import check_receipt
+from cluster.weight_delivery import WeightDelivery
 from curriculum.leases import LeaseCounts
 from curriculum.task import Demonstration, Task, TaskLease, TaskOutcome
 from curriculum.transition import CurriculumReport, PhaseState, StepSummary
 from learner.learner_actor import TrainingItem
 from learner.microbatch import SftReport, StepReport
+from learner.published_weights import PublishedWeights
 from reward.circuit import JudgeEvent
 
 
@@ -141,13 +143,15 @@ class RayRollouts:
             *[one(index, task, actor) for (index, task), actor in zip(enumerate(tasks), actors, strict=False)]
         )
 
-    async def load_weights(self, payload: Any, version: int) -> list[tuple[str, Any]]:
-        """Sends a payload to every engine; returns (actor name, receipt) pairs."""
-        alive = self._alive()
-        receipts = await asyncio.gather(
-            *[actor.call(lambda handle: handle.load_weights.remote(payload, version)) for actor in alive]
-        )
-        return [(actor.name, receipt) for actor, receipt in zip(alive, receipts, strict=True)]
+    async def on_every_engine(self, call: Callable[[str, Any], Awaitable[Any]]) -> dict[str, Any]:
+        """Runs `call(name, handle)` on all living engines at once, again on those that restart meanwhile.
+
+        Raises:
+            ActorLost: no rollout actor is left.
+        """
+        results = await asyncio.gather(*[self._on_engine(actor, call) for actor in self._alive()])
+        self._alive()
+        return {name: result for name, result in results if name is not None}
 
     async def abort(self) -> None:
         """Nothing yet."""
@@ -163,6 +167,16 @@ class RayRollouts:
     def fetch(self, groups: Sequence[Any]) -> Sequence[Group]:
         """The groups behind references; blocks."""
         return ray.get(list(groups))
+
+    async def _on_engine(
+        self, actor: SupervisedActor, call: Callable[[str, Any], Awaitable[Any]]
+    ) -> tuple[str | None, Any]:
+        """(name, result), or (None, None) of an actor that is gone for good."""
+        await actor.repaired()
+        try:
+            return actor.name, await actor.call(lambda handle: call(actor.name, handle))
+        except ActorLost:
+            return None, None
 
     def _alive(self) -> list[SupervisedActor]:
         alive = [actor for actor in self._rollouts if not actor.lost]
@@ -191,14 +205,13 @@ class RayRollouts:
 
 
 class RayLearner:
-    """All ranks of the learner, called together; sends its weights to the rollout actors."""
+    """All ranks of the learner, called together; their weights go to the rollout actors."""
 
-    def __init__(self, ranks: Sequence[Any], rollouts: RayRollouts, *, reference: Path | None) -> None:
+    def __init__(self, ranks: Sequence[Any], delivery: WeightDelivery, *, reference: Path | None) -> None:
         """Takes the rank actors in order; `reference` is where the frozen reference policy is kept, if there is one."""
         self._ranks = ranks
-        self._rollouts = rollouts
+        self._delivery = delivery
         self._reference = reference
-        self._sent: tuple[Any, int] | None = None
 
     async def start_stage(self, stage: str) -> None:
         """A fresh optimizer; the reinforcement learning freezes its starting point when a KL penalty asks for it."""
@@ -229,36 +242,48 @@ class RayLearner:
         """The optimizer updates of the batch that was accumulated."""
         return (await self._all("update", learning_rate))[0]
 
-    async def publish_weights(self, version: int) -> Any:
-        """Gathers the weights and puts them where engines can fetch them; the ranks are free again afterwards."""
-        start = time.monotonic()
-        refs = [rank.pack_weights.options(num_returns=2).remote(version) for rank in self._ranks]
-        announcement, *_ = await asyncio.gather(*[announced for announced, _ in refs])
-        self._sent = (refs[0][1], version)
-        return announcement, refs[0][1], start
+    async def publish_weights(self, version: int) -> PublishedWeights:
+        """Gathers the weights to where engines can read them; when it returns the ranks are free."""
+        probe, elsewhere = await self._delivery.prepare()
+        probe_ids = None if probe is None else np.array(probe, np.int32)
+        weights, *_ = await self._all("publish_weights", version, probe_ids=probe_ids, elsewhere=elsewhere)
+        self._delivery.published(weights)
+        return weights
 
-    async def deliver(self, published: Any) -> SyncReport:
-        """Sends published weights to every engine and compares the receipts.
+    async def deliver(self, weights: PublishedWeights) -> SyncReport:
+        """Lets every engine load published weights and checks its receipt; the ranks have no part in it.
 
         Raises:
-            WeightSyncError: an engine reports something else than was sent.
+            WeightSyncError: an engine reports something else than was sent, or nothing in time.
         """
-        announcement, payload, start = published
-        receipts = await self._rollouts.load_weights(payload, announcement.version)
-        for engine, receipt in receipts:
-            check_receipt(announcement, receipt, engine)
+        start = time.monotonic()
+        delivered = (await self._delivery.deliver(weights)).values()
+        deliver_s = time.monotonic() - start
+        gaps = [delivery.probe_gap for delivery in delivered if delivery.probe_gap is not None]
         return SyncReport(
-            version=announcement.version,
-            num_tensors=len(announcement.checksums),
-            num_bytes=announcement.num_bytes,
-            num_engines=len(receipts),
-            seconds=time.monotonic() - start,
+            version=weights.update.version,
+            num_tensors=len(weights.update.tensors),
+            num_bytes=weights.update.num_bytes,
+            num_engines=len(delivered),
+            seconds=weights.gather_s + deliver_s,
+            gather_s=weights.gather_s,
+            deliver_s=deliver_s,
+            pause_s=max(delivery.receipt.pause_s for delivery in delivered),
+            probe_gap_max=max(gaps, default=None),
+            num_travelling_bytes=weights.num_travelling_bytes,
         )
 
-    async def bring_up_to_date(self, handle: Any) -> None:
+    async def sync_weights(self, version: int) -> SyncReport:
+        """Publishes the weights and delivers them.
+
+        Raises:
+            WeightSyncError: an engine reports something else than was sent, or nothing in time.
+        """
+        return await self.deliver(await self.publish_weights(version))
+
+    async def bring_up_to_date(self, name: str, handle: Any) -> None:
         """Sends the current weights to an engine that restarted with those of the base model."""
-        if self._sent is not None:
-            await handle.load_weights.remote(*self._sent)
+        await self._delivery.bring_up_to_date(name, handle)
 
     async def save(self, directory: Path) -> None:
         """Writes a checkpoint."""
@@ -272,9 +297,9 @@ class RayLearner:
         """Writes a Hugging Face folder."""
         await self._all("export", directory)
 
-    async def _all(self, method: str, *arguments: Any) -> list[Any]:
+    async def _all(self, method: str, *arguments: Any, **options: Any) -> list[Any]:
         """Calls every rank; a rank that dies ends the run, since the others wait for it in a collective."""
-        calls = [getattr(rank, method).remote(*arguments) for rank in self._ranks]
+        calls = [getattr(rank, method).remote(*arguments, **options) for rank in self._ranks]
         try:
             return await asyncio.gather(*calls)
         except RayActorError as error:

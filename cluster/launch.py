@@ -22,12 +22,16 @@ from cluster.placement import check_capacity, judge_options, learner_options, ro
 from cluster.preparation import Prepared, local_or_hub
 from cluster.run_folder import RunFolder
 from cluster.supervision import ActorLost, SupervisedActor
+from cluster.weight_delivery import WeightDelivery
+from cluster.weight_sync import MAX_PROBE_GAP
 from curriculum.coordinator_actor import CoordinatorActor
 from learner.learner_actor import LearnerActor
 from reward.config import VllmJudge
 from reward.judge_actor import JudgeActor
 
 FIRST_DASHBOARD_PORT = 8265
+PROBE_TOKENS = 64
+"""Tokens that engines and learner both score to see that they hold the same weights."""
 COORDINATOR = "coordinator"
 """Name under which the rollout actors find their coordinator, in the namespace of the run."""
 
@@ -141,7 +145,7 @@ async def _start_actors(
                 name,
                 handle,
                 before_restart=curriculum.release if curriculum else None,
-                after_restart=lambda restarted: learner.bring_up_to_date(restarted),
+                after_restart=lambda restarted, name=name: learner.bring_up_to_date(name, restarted),
             )
             for name, handle in rollout_handles.items()
         ],
@@ -149,7 +153,7 @@ async def _start_actors(
         max_groups_in_flight=config.rollout.max_groups_in_flight,
     )
     reference = folder.reference if config.learner.needs_reference else None
-    learner = RayLearner(ranks, rollouts, reference=reference)
+    learner = RayLearner(ranks, _delivery(config, prepared, rollouts, ranks[0]), reference=reference)
     waiting = [
         *_named_ready(rollout_handles),
         *_named_ready(judge_handles),
@@ -158,6 +162,18 @@ async def _start_actors(
     pids = await _wait(waiting, config.cluster.startup_timeout_s)
     await _probe(judge_handles.values())
     return Processes(curriculum=curriculum, rollouts=rollouts, learner=learner, pids=pids)
+
+
+def _delivery(config: RunConfig, prepared: Prepared, rollouts: RayRollouts, learner: Any) -> WeightDelivery:
+    """The probe is the beginning of a prompt: text in the tokens of this very model."""
+    dtypes = {config.learner.dtype, config.rollout.engine.dtype}
+    return WeightDelivery(
+        rollouts,
+        learner=learner,
+        config=config.rollout.sync,
+        probe_ids=prepared.tasks[0].prompt_ids[:PROBE_TOKENS].tolist() if prepared.tasks else (),
+        max_probe_gap=max(MAX_PROBE_GAP[dtype] for dtype in dtypes),
+    )
 
 
 def _create_rollouts(config: RunConfig, prepared: Prepared, create: Any) -> dict[str, Any]:
@@ -213,6 +229,7 @@ async def _start_ranks(config: RunConfig, prepared: Prepared, ranks: Sequence[An
                 seed=config.seed,
                 on_gpu=config.device == "cuda",
                 trust_remote_code=config.model.trust_remote_code,
+                delta=config.rollout.sync.delta,
             ),
         )
         for index, rank in enumerate(ranks)

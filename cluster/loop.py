@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
+from math import ceil
 from typing import Any
 
 from cluster import phase_settings
@@ -357,7 +358,7 @@ def _batch_source(config: RunConfig, curriculum: Curriculum, rollouts: Rollouts)
     dynamic_sampling = algorithm.type == "dapo" and algorithm.dynamic_sampling
     common: dict[str, Any] = {
         "batch_size": config.groups_per_batch,
-        "slice_size": config.groups_per_batch // config.learner.slices,
+        "slice_size": ceil(config.groups_per_batch / config.learner.slices),
         "max_rounds": config.curriculum.max_sampling_rounds if dynamic_sampling else 1,
         "dynamic_sampling": dynamic_sampling,
     }

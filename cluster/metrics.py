@@ -65,6 +65,11 @@ METRICS: Final[Mapping[str, str]] = {
     **{f"ledger/{fate}": "count" for fate in Fate},
     "sync/version": "count",
     "sync/bytes": "bytes",
+    "sync/travelling_bytes": "bytes",
+    "sync/gather_s": "s",
+    "sync/deliver_s": "s",
+    "sync/pause_s": "s",
+    "sync/probe_gap_max": "nats",
     "time/rollout_s": "s",
     "time/learner_s": "s",
     "time/sync_s": "s",
@@ -122,7 +127,7 @@ def step_metrics(
             **_supply_metrics(supply),
             **_curriculum_metrics(curriculum),
             "sync/version": sync_version,
-            "sync/bytes": sync.num_bytes if sync else None,
+            **_sync_metrics(sync),
             **{f"time/{key}": value for key, value in asdict(seconds).items()},
         }
     )
@@ -206,6 +211,19 @@ def _supply_metrics(supply: Supply) -> dict[str, float | None]:
         "rollout/acceptance_rate": supply.acceptance_rate,
         "rollout/trained_share": supply.ledger.trained_share,
         **{f"ledger/{fate}": number for fate, number in asdict(supply.ledger).items()},
+    }
+
+
+def _sync_metrics(sync: SyncReport | None) -> dict[str, float | None]:
+    if sync is None:
+        return {}
+    return {
+        "sync/bytes": sync.num_bytes,
+        "sync/travelling_bytes": sync.num_travelling_bytes,
+        "sync/gather_s": sync.gather_s,
+        "sync/deliver_s": sync.deliver_s,
+        "sync/pause_s": sync.pause_s,
+        "sync/probe_gap_max": sync.probe_gap_max,
     }
 
 

@@ -13,6 +13,7 @@ from curriculum.leases import LeaseCounts
 from curriculum.task import Demonstration, Task, TaskOutcome
 from curriculum.transition import CurriculumReport, PhaseState, StepSummary
 from learner.microbatch import SftReport, StepReport
+from learner.published_weights import PublishedWeights
 from reward.circuit import JudgeEvent
 
 
@@ -25,6 +26,17 @@ class SyncReport:
     num_bytes: int
     num_engines: int
     seconds: float
+    """From the first gathered byte to the last receipt; below, what it was spent on."""
+    gather_s: float
+    """The learner's ranks were busy: gathering, writing, scoring the probe where it was due."""
+    deliver_s: float
+    """Engines loaded and answered; the learner was free."""
+    pause_s: float
+    """The longest that an engine sampled nothing."""
+    probe_gap_max: float | None
+    """Largest mean difference (nats) of an engine to the learner over the probe; None where it was not asked."""
+    num_travelling_bytes: int
+    """Sent to other hosts, each of which gets it once; 0 if all engines are on the learner's."""
 
 
 class GroupLost(RuntimeError):
@@ -99,8 +111,8 @@ class Learner(Protocol):
     async def sft_step(self, demonstrations: Sequence[Demonstration], learning_rate: float) -> SftReport: ...
     async def accumulate(self, groups: Sequence[BatchGroup], *, batch_groups: int) -> None: ...
     async def update(self, learning_rate: float) -> StepReport: ...
-    async def publish_weights(self, version: int) -> Any: ...
-    async def deliver(self, published: Any) -> SyncReport: ...
+    async def publish_weights(self, version: int) -> PublishedWeights: ...
+    async def deliver(self, weights: PublishedWeights) -> SyncReport: ...
     async def save(self, directory: Path) -> None: ...
     async def load(self, directory: Path) -> None: ...
     async def export(self, directory: Path) -> None: ...

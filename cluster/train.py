@@ -125,7 +125,7 @@ async def _restore(folder: RunFolder, processes: Processes, journal: Journal) ->
     await processes.learner.load(checkpoint / "learner")
     if processes.curriculum is not None:
         await processes.curriculum.load_state_dict(state["curriculum"])
-        await processes.learner.deliver(await processes.learner.publish_weights(progress.policy_version))
+        await processes.learner.sync_weights(progress.policy_version)
     journal.event("resumed", step=progress.step, checkpoint=checkpoint.name)
     return progress
 

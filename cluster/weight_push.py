@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 from cluster.roles import Learner, SyncReport
+from learner.published_weights import PublishedWeights
 
 
 class WeightPush:
@@ -32,8 +32,8 @@ class WeightPush:
             WeightSyncError: an engine holds something else than was sent, now or in the update before.
         """
         await self.settle()
-        published = await self._learner.publish_weights(version)
-        self._delivery = asyncio.create_task(self._deliver(published))
+        weights = await self._learner.publish_weights(version)
+        self._delivery = asyncio.create_task(self._deliver(weights))
         if not self._overlaps:
             await self.settle()
 
@@ -61,6 +61,6 @@ class WeightPush:
             self._delivery.cancel()
             await asyncio.gather(self._delivery, return_exceptions=True)
 
-    async def _deliver(self, published: Any) -> None:
-        self.last = await self._learner.deliver(published)
+    async def _deliver(self, weights: PublishedWeights) -> None:
+        self.last = await self._learner.deliver(weights)
         await self._delivered(self.last)

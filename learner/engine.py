@@ -17,7 +17,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from curriculum.task import Demonstration
@@ -32,11 +34,12 @@ from learner.objective import PolicyLoss, SftLoss
 from learner.packing import PLACEHOLDER, SlicePlan, plan_slice, unshare
 from learner.policy import Policy, copy_tokenizer, load_policy
 from learner.row_tensors import PhasedTensors, Row, RowTensors, responses_of, to_device
-from learner.rows import build_microbatch, demonstration_group
+from learner.rows import build_microbatch, demonstration_group, single_row
 from learner.running_batch import Run, RunningBatch
 from learner.settings import aggregation_of, entropy_switch, objective_of, torch_dtype
 from learner.tally import StepSums, Tally
 from learner.three_phase import backward_in_phases, score_in_phases
+from learner.weight_source import WeightSource
 from learner.zero3 import frozen_engine, join_process_group, place, supports_sharing, trained_engine
 
 if TYPE_CHECKING:
@@ -45,9 +48,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _Item = TypeVar("_Item")
-
-EXPORT_BUCKET_BYTES = 256 << 20
-"""Full weights gathered at once when they leave the learner."""
 
 
 class Stage(StrEnum):
@@ -258,17 +258,25 @@ class LearnerEngine:
 
     # weights out -------------------------------------------------------------------------------------------------
 
+    @property
+    def weights(self) -> WeightSource:
+        """Full weights, gathered on every rank while they are iterated over."""
+        return WeightSource(self._policy.causal_lm)
+
     def gather_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Full weights as (Hugging Face name, CPU tensor), always in the same order, tied weights once.
 
         Every rank must run the iterator to its end; only rank 0 receives the tensors, the others get nothing.
         """
-        import deepspeed
+        for name, weight in self.weights:
+            if self._rank == 0:
+                yield name, weight.to("cpu", copy=True)
 
-        for bucket in self._buckets():
-            with deepspeed.zero.GatheredParameters([parameter for _, parameter in bucket]):
-                items = [(name, weight.detach().to("cpu", copy=True)) for name, weight in bucket if self._rank == 0]
-            yield from items
+    def score(self, token_ids: NDArray[np.int32]) -> tuple[float, ...]:
+        """[T - 1] log-probability (nats, temperature 1) of each of the T tokens after the first; on every rank."""
+        row = to_device(single_row(token_ids), self._placement, stock=not self._sharing)
+        scored = zip(responses_of(row), self._scores(self._engine, row), strict=True)
+        return tuple(sharing_check.gathered_logprobs(scored, self._placement).tolist())
 
     def export(self, directory: Path) -> None:
         """Write a Hugging Face folder (safetensors, configuration, tokenizer) that transformers and vLLM load.
@@ -499,18 +507,6 @@ class LearnerEngine:
             gradient_checkpointing=self._config.gradient_checkpointing,
             trust_remote_code=self._trust_remote_code,
         )
-
-    def _buckets(self) -> Iterator[list[tuple[str, Any]]]:
-        bucket: list[tuple[str, Any]] = []
-        size = 0
-        for name, parameter in self._policy.causal_lm.named_parameters():
-            num_bytes = getattr(parameter, "ds_numel", parameter.numel()) * parameter.element_size()
-            if bucket and size + num_bytes > EXPORT_BUCKET_BYTES:
-                yield bucket
-                bucket, size = [], 0
-            bucket.append((name, parameter))
-            size += num_bytes
-        yield bucket
 
     def _manifest(self) -> dict[str, Any]:
         return {"stage": str(self._stage), "dtype": self._config.dtype}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +15,16 @@ import ray
 from numpy.typing import NDArray
 
 from actors.trajectory import Group
+from actors.weight_delta import WeightPayload
 from curriculum.task import Demonstration
 from learner.advantages import batch_advantages
 from learner.config import LearnerConfig, SftConfig
 from learner.engine import LearnerEngine, Stage
 from learner.microbatch import GroupShape, ScoredGroup, SftReport, StepReport
 from learner.packing import plan_slice
+from learner.published_weights import PublishedWeights
 from learner.running_batch import Run, runs
-from learner.weight_sender import WeightAnnouncement, pack_weights
+from learner.weight_sender import WeightSender
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -77,6 +80,7 @@ class LearnerActor:
         seed: int,
         on_gpu: bool,
         trust_remote_code: bool,
+        delta: bool,
     ) -> int:
         """Joins the other ranks and loads the model; returns the process id."""
         os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = master[0], str(master[1])
@@ -91,6 +95,8 @@ class LearnerActor:
             on_gpu=on_gpu,
             trust_remote_code=trust_remote_code,
         )
+        self._delta = delta
+        self._sender = WeightSender(self._engine.weights, is_root=self._rank == 0, every_byte=delta)
         return os.getpid()
 
     def start_stage(self, stage: str, reference_path: str | None) -> None:
@@ -120,14 +126,41 @@ class LearnerActor:
         """The optimizer updates of the batch that has been taken in."""
         return self._engine.update(learning_rate=learning_rate)
 
-    def pack_weights(self, version: int) -> tuple[WeightAnnouncement | None, NDArray[np.uint8] | None]:
-        """Gathers the weights; rank 0 returns them as one payload, which the caller owns."""
-        weights = self._engine.gather_weights()
-        if self._rank == 0:
-            return pack_weights(weights, version)
-        for _ in weights:
-            pass
-        return None, None
+    def node_id(self) -> str:
+        """Of the host, as Ray calls it."""
+        return ray.get_runtime_context().get_node_id()
+
+    def publish_weights(
+        self, version: int, *, probe_ids: NDArray[np.int32] | None, elsewhere: bool
+    ) -> PublishedWeights | None:
+        """Gathers the weights into memory that engines map; scores the probe under them.
+
+        Args:
+            version: policy version that the weights make.
+            probe_ids: [T] tokens to score; None to leave it.
+            elsewhere: whether engines on other hosts need a copy in the object store.
+
+        Returns:
+            on rank 0 what to deliver, None on the others.
+        """
+        started = time.perf_counter()
+        update = self._sender.publish(version)
+        probe_logprobs = None if probe_ids is None else self._engine.score(probe_ids)
+        if update is None:
+            return None
+        payload = self._sender.payload(version, delta=self._delta) if elsewhere else None
+        return PublishedWeights(
+            update=update,
+            payload=None if payload is None else ray.put(payload),
+            probe_logprobs=probe_logprobs,
+            gather_s=time.perf_counter() - started,
+            write_s=self._sender.write_s,
+            num_travelling_bytes=0 if payload is None else payload.num_bytes,
+        )
+
+    def whole_weights(self, version: int) -> WeightPayload:
+        """All values of a published version, for an engine elsewhere that holds no earlier one (asked of rank 0)."""
+        return self._sender.payload(version, delta=False)
 
     def _accumulate_run(self, items: Sequence[TrainingItem], advantages: Sequence[Any], run: Run) -> None:
         plan = plan_slice(

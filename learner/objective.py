@@ -49,8 +49,8 @@ class PolicyLoss:
     """Clipped surrogate, importance correction, KL and entropy bonus of one row, with the sums for the report.
 
     A token takes part if the sampler reported a finite log-probability for it, the learner's own nucleus holds it, and
-    its answer is kept. The others weigh nothing, but the normaliser of the loss stays: leaving tokens out never scales up
-    the rest.
+    its answer is kept. The others weigh nothing, but the normaliser of the loss stays: leaving tokens out never scales
+    up the rest.
     """
 
     def __init__(

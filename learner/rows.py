@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curriculum.task import Demonstration
-from learner.loss import Aggregation, token_weights
+from learner.loss import TOKEN_MEAN, Aggregation, token_weights
 from learner.microbatch import MicroBatch, PhasedMicroBatch, PrefixSegment, PromptRow, ScoredGroup
-from learner.packing import MicroBatchPlan
+from learner.packing import GroupPart, MicroBatchPlan
 
 _PLACEHOLDER = ScoredGroup(
     prompt_ids=np.zeros(1, np.int32),
@@ -60,6 +60,15 @@ def build_microbatch(
         segment = row.add_prompt(_PLACEHOLDER, (0,))
         row.add_responses(_PLACEHOLDER, (0,), segment, [0.0])
     return row.finish()
+
+
+def single_row(token_ids: NDArray[np.int32]) -> MicroBatch | PhasedMicroBatch:
+    """[T] tokens as a row of their own, where every token but the first is scored."""
+    group = demonstration_group(
+        Demonstration(demonstration_id="row", prompt_ids=token_ids[:1], response_ids=token_ids[1:])
+    )
+    plan = MicroBatchPlan(parts=(GroupPart(group=0, responses=(0,)),), num_tokens=len(token_ids), cost=0.0)
+    return build_microbatch(plan, {0: group}, num_groups=1, aggregation=TOKEN_MEAN)
 
 
 def _phased(

@@ -77,7 +77,7 @@ def mean_gap(
     import torch.distributed as dist
 
     end = rows.num_first + rows.num_common
-    first, second = (_gathered(rows_and_scores, placement) for rows_and_scores in (shared, dense))
+    first, second = (gathered_logprobs(rows_and_scores, placement) for rows_and_scores in (shared, dense))
     gap = torch.zeros((), dtype=torch.float64, device=placement.device)
     if rows.num_common:
         gap = (first[rows.num_first : end] - second[: rows.num_common]).abs().mean()
@@ -87,11 +87,7 @@ def mean_gap(
     return float(gap)
 
 
-def _row(parts: tuple[GroupPart, ...], batches: tuple[tuple[GroupPart, ...], ...] = ()) -> MicroBatchPlan:
-    return MicroBatchPlan(parts=parts, num_tokens=0, cost=0.0, batches=batches)
-
-
-def _gathered(rows_and_scores: Iterable[tuple[RowTensors, TokenScores]], placement: Placement) -> Tensor:
+def gathered_logprobs(rows_and_scores: Iterable[tuple[RowTensors, TokenScores]], placement: Placement) -> Tensor:
     """Log-probabilities of all labels of the rows, one row after the other, from all ranks that share them."""
     import torch.distributed as dist
 
@@ -103,3 +99,7 @@ def _gathered(rows_and_scores: Iterable[tuple[RowTensors, TokenScores]], placeme
             dist.all_reduce(column, group=placement.exchange.group)
         columns.append(column)
     return torch.cat(columns)
+
+
+def _row(parts: tuple[GroupPart, ...], batches: tuple[tuple[GroupPart, ...], ...] = ()) -> MicroBatchPlan:
+    return MicroBatchPlan(parts=parts, num_tokens=0, cost=0.0, batches=batches)

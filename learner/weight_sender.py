@@ -1,41 +1,83 @@
-"""The sending side of a weight update: all parameters as one safetensors payload with a receipt."""
+"""The sending side of a weight update: full weights in memory that the engines of this host map."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import time
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from safetensors.torch import save
 
-from actors.weight_receiver import tensor_checksums
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WeightAnnouncement:
-    """What is sent; every engine must report the same or the run stops."""
-
-    version: int
-    """Policy version that the weights make."""
-    num_bytes: int
-    """Of the payload, safetensors header included."""
-    checksums: Mapping[str, int]
-    """CRC-32 of every tensor, shape and dtype included, by name."""
+from actors.segment import Segment
+from actors.weight_delta import WeightPayload, changed_payload, whole_payload
+from actors.weight_loading import record_of
+from actors.weight_update import SAMPLED_STRIDE, TensorRecord, WeightUpdate, segment_offsets
+from learner.weight_source import WeightSource
 
 
-def pack_weights(
-    named_tensors: Iterable[tuple[str, torch.Tensor]], version: int
-) -> tuple[WeightAnnouncement, NDArray[np.uint8]]:
-    """Packs full parameters in Hugging Face names, tied ones once.
+class WeightSender:
+    """One rank's part in every update; rank 0 lays the weights out.
 
-    Returns:
-        the announcement and the payload, [num_bytes] uint8.
+    Two segments take turns: engines may still read version n while version n + 1 is written, and the memory of a
+    segment is ready when it is written again. Whoever calls makes sure that nobody reads version n - 1 any more.
     """
-    tensors = {name: tensor.detach().contiguous() for name, tensor in named_tensors}
-    payload = np.frombuffer(save(tensors), dtype=np.uint8)
-    announcement = WeightAnnouncement(
-        version=version, num_bytes=payload.nbytes, checksums=tensor_checksums(payload.data)
-    )
-    return announcement, payload
+
+    def __init__(self, source: WeightSource, *, is_root: bool, every_byte: bool) -> None:
+        """Take the weights; `is_root` on rank 0, `every_byte` puts whole tensors into the checksums."""
+        self._source = source
+        self._is_root = is_root
+        self._stride = 1 if every_byte else SAMPLED_STRIDE
+        self._written: list[tuple[WeightUpdate, Segment]] = []
+        self.write_s = 0.0
+        """Seconds of the last update that went into copying gathered tensors."""
+
+    def publish(self, version: int) -> WeightUpdate | None:
+        """Gather the weights; collective. Rank 0 writes them and returns the announcement, the others return None."""
+        if not self._is_root:
+            for _ in self._source:
+                pass
+            return None
+        segment = self._free_segment()
+        records = self._write(segment, version)
+        update = WeightUpdate(version=version, path=segment.path, tensors=tuple(records), stride=self._stride)
+        self._written = [*self._written[-1:], (update, segment)]
+        return update
+
+    @property
+    def latest(self) -> WeightUpdate:
+        """The version that was published last, on rank 0."""
+        return self._written[-1][0]
+
+    def payload(self, version: int, *, delta: bool) -> WeightPayload:
+        """One of the last two versions for another host; with `delta` as changes against the one before, if there is.
+
+        Raises:
+            ValueError: the version is not there any more.
+        """
+        versions = [update.version for update, _ in self._written]
+        if version not in versions:
+            raise ValueError(f"weights of version {version} are gone; the learner holds {versions}")
+        index = versions.index(version)
+        update, segment = self._written[index]
+        if not delta or index == 0:
+            return whole_payload(update, segment.data)
+        base, base_segment = self._written[index - 1]
+        return changed_payload(update, segment.data, base, base_segment.data)
+
+    def _free_segment(self) -> Segment:
+        if len(self._written) == 2:
+            return self._written[0][1]
+        return Segment(segment_offsets(meta.num_bytes for meta in self._source.metadata())[-1])
+
+    def _write(self, segment: Segment, version: int) -> list[TensorRecord]:
+        """One copy: from the gathered tensor to where the engines read it. The checksum is that of the source."""
+        self.write_s = 0.0
+        memory = torch.from_numpy(segment.data)
+        offsets = segment_offsets(meta.num_bytes for meta in self._source.metadata())
+        records = []
+        for (name, tensor), offset in zip(self._source, offsets, strict=False):
+            record = record_of(name, tensor, version=version, stride=self._stride)
+            started = time.perf_counter()
+            place = memory[offset : offset + record.num_bytes]
+            place.view(tensor.dtype).copy_(tensor.reshape(-1))
+            self.write_s += time.perf_counter() - started
+            records.append(record)
+        return records

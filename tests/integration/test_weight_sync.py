@@ -12,12 +12,12 @@ import pytest
 
 from actors.config import EngineConfig
 from actors.engine import VLLMEngine
-from actors.payload_file import payload_file
 from actors.prompt import ChatPrompt, load_tokenizer
 from actors.rollout import Sampling
 from cluster.weight_sync import WeightSyncError, check_receipt
 from curriculum.synthetic import generate_items
-from learner.weight_sender import pack_weights
+from learner.weight_sender import WeightSender
+from learner.weight_source import WeightSource
 
 pytestmark = pytest.mark.integration
 
@@ -43,14 +43,13 @@ async def _measure(trained: Path) -> dict:
         found["before"] = await _sample(engine, prompts)
         found["again"] = await _sample(engine, prompts)
         found["other seed"] = await _sample(engine, prompts, seed=8)
-        announcement, payload = pack_weights(_model(trained).named_parameters(), version=1)
+        sender = WeightSender(WeightSource(_model(trained)), is_root=True, every_byte=False)
         running = asyncio.create_task(engine.sample(prompts[0], replace(SAMPLING, max_response_tokens=200), seed=1))
         await asyncio.sleep(0.05)
-        with payload_file(payload) as path:
-            found["receipt"] = await engine.load_weights(path, version=1)
+        found["announcement"] = sender.publish(1)
+        found["receipt"] = await engine.load_weights(found["announcement"])
         found["after"] = await _sample(engine, prompts)
         found["running"] = await running
-        found["announcement"] = announcement
     finally:
         engine.shutdown()
     fresh = _engine(trained, prompt)

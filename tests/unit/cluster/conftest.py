@@ -10,6 +10,7 @@ import pytest
 
 from actors.rollout import Sampling
 from actors.trajectory import FinishReason, Group, GroupMeta, Trajectory
+from actors.weight_update import WeightUpdate
 from cluster.batch import BatchGroup
 from cluster.config import RunConfig
 from cluster.console import Console
@@ -21,6 +22,7 @@ from cluster.run_folder import RunFolder
 from curriculum.coordinator import Coordinator
 from curriculum.task import Demonstration, Task
 from learner.microbatch import SftReport, StepReport
+from learner.published_weights import PublishedWeights
 from learner.sft import DemonstrationBatches
 from reward.score import Score, Verdict
 
@@ -63,6 +65,13 @@ def make_score(accuracy: float | None) -> Score:
     rule = accuracy or 0.0
     judge = Verdict.UNKNOWN if accuracy is None else None
     return Score(answer="yes", rule=rule, judge=judge, accuracy=accuracy, reward=accuracy, reason="test")
+
+
+def make_sync_report(version: int) -> SyncReport:
+    return SyncReport(
+        version=version, num_tensors=1, num_bytes=4, num_engines=1, seconds=0.0, gather_s=0.0, deliver_s=0.0,
+        pause_s=0.0, probe_gap_max=None, num_travelling_bytes=0,
+    )  # fmt: skip
 
 
 class AsyncCoordinator:
@@ -198,13 +207,17 @@ class FakeLearner:
 
     async def publish_weights(self, version):
         self.calls.append(f"publish {version}")
-        return version
+        update = WeightUpdate(version=version, path="", tensors=())
+        return PublishedWeights(
+            update=update, payload=None, probe_logprobs=None, gather_s=0.0, write_s=0.0, num_travelling_bytes=0
+        )
 
-    async def deliver(self, published):
+    async def deliver(self, weights):
         await self.travel()
-        self.calls.append(f"deliver {published}")
-        self.rollouts.policy_version = published
-        return SyncReport(version=published, num_tensors=1, num_bytes=4, num_engines=1, seconds=0.0)
+        version = weights.update.version
+        self.calls.append(f"deliver {version}")
+        self.rollouts.policy_version = version
+        return make_sync_report(version)
 
     async def travel(self) -> None:
         """How long weights take to the engines."""

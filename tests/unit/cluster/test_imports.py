@@ -29,7 +29,8 @@ def heavy_after(code: str) -> str:
         "actors.trajectory",
         "actors.rollout",
         "actors.prompt",
-        "actors.weight_receiver",
+        "actors.weight_update",
+        "actors.engine",
     ],
 )
 def test_a_module_of_records_or_settings_loads_nothing_heavy(module):

@@ -65,12 +65,37 @@ def test_a_metric_without_definition_is_refused_before_it_is_written(journal, tr
 
 def test_events_carry_their_fields(journal, tmp_path):
     journal.stage_opened(StageProgress(name="short", kind="rl"))
-    journal.sync(SyncReport(version=2, num_tensors=3, num_bytes=40, num_engines=1, seconds=0.5))
+    journal.sync(
+        SyncReport(
+            version=2,
+            num_tensors=3,
+            num_bytes=40,
+            num_engines=1,
+            seconds=0.5,
+            gather_s=0.2,
+            deliver_s=0.3,
+            pause_s=0.1,
+            probe_gap_max=None,
+            num_travelling_bytes=0,
+        )
+    )
     journal.evaluation("sft", {"short": 0.25})
     events = [{k: v for k, v in event.items() if k != "time"} for event in lines(tmp_path, "events.jsonl")]
     assert events == [
         {"event": "stage_opened", "stage": "short", "kind": "rl"},
-        {"event": "sync", "version": 2, "num_tensors": 3, "num_bytes": 40, "num_engines": 1, "seconds": 0.5},
+        {
+            "event": "sync",
+            "version": 2,
+            "num_tensors": 3,
+            "num_bytes": 40,
+            "num_engines": 1,
+            "seconds": 0.5,
+            "gather_s": 0.2,
+            "deliver_s": 0.3,
+            "pause_s": 0.1,
+            "probe_gap_max": None,
+            "num_travelling_bytes": 0,
+        },
         {"event": "evaluation", "after": "sft", "accuracy": {"short": 0.25}},
     ]
 

@@ -61,6 +61,18 @@ CURRICULUM = CurriculumReport(
 SUPPLY = Supply(
     policy_lags=(0, 2, 1), num_waiting=5, acceptance_rate=0.75, ledger=Ledger(trained=6, no_variance=2, returned=2)
 )
+SYNC = SyncReport(
+    version=7,
+    num_tensors=3,
+    num_bytes=100,
+    num_engines=2,
+    seconds=0.25,
+    gather_s=0.1,
+    deliver_s=0.15,
+    pause_s=0.05,
+    probe_gap_max=1e-6,
+    num_travelling_bytes=40,
+)
 SECONDS = StepSeconds(rollout_s=1.0, learner_s=0.5, sync_s=0.25, step_s=1.75)
 
 
@@ -85,9 +97,6 @@ SAVED = Score(answer="b", rule=0.0, judge=Verdict.YES, accuracy=1.0, reward=1.0,
 WRONG = Score(answer="c", rule=0.0, judge=Verdict.NO, accuracy=0.0, reward=0.0, reason="the judge refuses")
 UNKNOWN = Score(answer="d", rule=0.0, judge=Verdict.UNKNOWN, accuracy=None, reward=None, reason="no verdict")
 SAMPLED = [group(RIGHT, SAVED, prompt_tokens=10), group(WRONG, UNKNOWN, prompt_tokens=20, num_truncated=1)]
-
-
-SYNC = SyncReport(version=7, num_tensors=2, num_bytes=100, num_engines=1, seconds=0.5)
 
 
 def metrics(**changes):

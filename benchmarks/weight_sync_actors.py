@@ -1,0 +1,129 @@
+"""Learner ranks and engines that can also do parts of a weight update alone, and do it in other ways."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+
+from actors.rollout_actor import RolloutActor
+from actors.segment import Segment, SegmentReader
+from actors.weight_update import WeightUpdate
+from learner.learner_actor import LearnerActor
+
+PAGE_BYTES = 4096
+IN_MEMORY = Path("/dev/shm")
+
+
+class Nobody:
+    """A coordinator that no engine asks for anything."""
+
+
+class MeasuredLearner(LearnerActor):
+    """A rank of the learner."""
+
+    def gather_alone(self) -> None:
+        """Gathers everything and keeps nothing."""
+        for _ in self._engine.weights:
+            pass
+
+    def score(self, token_ids: NDArray[np.int32]) -> tuple[float, ...]:
+        """Log-probabilities of the tokens."""
+        return self._engine.score(token_ids)
+
+    def write_seconds(self) -> float:
+        """Of the last update, copying gathered tensors to where engines read them."""
+        return self._sender.write_s
+
+    def announced(self) -> WeightUpdate | None:
+        """The last update, on rank 0."""
+        return self._sender.latest if self._rank == 0 else None
+
+    def memcpy_seconds(self, num_bytes: int) -> float:
+        """One thread, between two arrays whose pages are there, on rank 0."""
+        if self._rank:
+            return 0.0
+        source, target = np.ones(num_bytes, np.uint8), np.ones(num_bytes, np.uint8)
+        started = time.perf_counter()
+        np.copyto(target, source)
+        return time.perf_counter() - started
+
+    def save_plain(self, folder: Path) -> None:
+        """The weights as a safetensors file, from rank 0."""
+        from safetensors.torch import save_file
+
+        weights = dict(self._engine.gather_weights())
+        if self._rank == 0:
+            save_file(weights, folder / "model.safetensors")
+
+    def put_state_dict(self) -> list[Any]:
+        """[reference] of a state dict in the object store, from rank 0."""
+        weights = dict(self._engine.gather_weights())
+        return [ray.put(weights)] if self._rank == 0 else []
+
+    def send_parameters(self, engines: list[Any]) -> None:
+        """One call per parameter and engine, from rank 0."""
+        for name, weight in self._engine.weights:
+            if self._rank == 0:
+                ray.get([engine.load_parameter.remote(name, weight.numpy()) for engine in engines])
+
+
+class MeasuredRollout(RolloutActor):
+    """An engine."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._reader = SegmentReader()
+
+    async def map_seconds(self, update: WeightUpdate) -> float:
+        """Maps the weights as a worker does and touches every page."""
+        started = time.perf_counter()
+        memory = np.frombuffer(self._reader.map(update.path, update.segment_bytes), np.uint8)
+        memory[::PAGE_BYTES].max()
+        return time.perf_counter() - started
+
+    async def reload_alone(self, folder: str) -> None:
+        """vLLM's own way to load new weights; leaves a tied head stale on a CPU."""
+        await self._engine._engine.collective_rpc("reload_weights", kwargs={"weights_path": folder})
+
+    async def load_state_dict(self, weights: dict[str, Any]) -> None:
+        """Writes the state dict as a file in memory, which is how vLLM's engine process gets at it, and reloads it."""
+        from safetensors.torch import save_file
+
+        folder = IN_MEMORY / f"qwenlong-benchmark-{self._name}"
+        folder.mkdir(exist_ok=True)
+        save_file(weights, folder / "model.safetensors")
+        await self.reload_alone(str(folder))
+        (folder / "model.safetensors").unlink()
+        folder.rmdir()
+
+    async def begin_parameters(self) -> None:
+        """Parameters come one by one from here on."""
+        await self._engine._engine.pause_generation(mode="keep", clear_cache=True)
+        await self._engine._engine.start_weight_update()
+
+    async def load_parameter(self, name: str, weight: NDArray) -> None:
+        """One parameter."""
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        segment = Segment(weight.nbytes)
+        segment.data[: weight.nbytes] = weight.reshape(-1).view(np.uint8)
+        info = {
+            "path": segment.path,
+            "num_bytes": weight.nbytes,
+            "version": 0,
+            "stride": 64,
+            "names": [name],
+            "dtypes": [str(weight.dtype)],
+            "shapes": [list(weight.shape)],
+        }
+        await self._engine._engine.update_weights(WeightTransferUpdateRequest(update_info=info))
+
+    async def end_parameters(self) -> None:
+        """All parameters are there."""
+        await self._engine._engine.finish_weight_update()
+        await self._engine._engine.resume_generation()

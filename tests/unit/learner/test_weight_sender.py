@@ -1,0 +1,101 @@
+"""The sending side of a weight update, on a source without ranks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from actors.segment import SegmentReader
+from actors.weight_delta import Changes
+from actors.weight_loading import mapped_tensors, record_of
+from learner.weight_sender import WeightSender
+from learner.weight_source import BUCKET_BYTES, TensorMeta, WeightSource
+
+
+class FakeSource(WeightSource):
+    """Holds whole tensors."""
+
+    def __init__(self, **tensors) -> None:
+        self.tensors = tensors
+        self.num_passes = 0
+
+    def metadata(self):
+        return [TensorMeta(name=n, dtype=t.dtype, shape=tuple(t.shape)) for n, t in self.tensors.items()]
+
+    def __iter__(self):
+        self.num_passes += 1
+        yield from self.tensors.items()
+
+
+def source():
+    return FakeSource(a=torch.arange(6.0).reshape(2, 3), b=torch.full((5,), 1.5, dtype=torch.bfloat16))
+
+
+def read(update):
+    names, dtypes, shapes = zip(*[(t.name, t.dtype, t.shape) for t in update.tensors], strict=True)
+    return {
+        name: tensor.clone()
+        for name, tensor in mapped_tensors(
+            SegmentReader().map(update.path, update.segment_bytes), names, dtypes, shapes
+        )
+    }
+
+
+def test_what_is_published_can_be_mapped():
+    weights = source()
+    sender = WeightSender(weights, is_root=True, every_byte=False)
+    update = sender.publish(3)
+    assert (update.version, update.num_bytes, update.segment_bytes) == (3, 34, 128)
+    assert all(torch.equal(tensor, weights.tensors[name]) for name, tensor in read(update).items())
+    assert update.tensors[0] == record_of("a", weights.tensors["a"], version=3, stride=64)
+
+
+def test_the_other_ranks_take_part_and_publish_nothing():
+    weights = source()
+    assert WeightSender(weights, is_root=False, every_byte=False).publish(1) is None
+    assert weights.num_passes == 1
+
+
+def test_a_version_stays_readable_while_the_next_one_is_written_and_its_memory_is_used_again():
+    weights = source()
+    sender = WeightSender(weights, is_root=True, every_byte=False)
+    first = sender.publish(1)
+    before = read(first)
+    weights.tensors["a"] += 1
+    second = sender.publish(2)
+    assert torch.equal(read(first)["a"], before["a"])
+    assert torch.equal(read(second)["a"], before["a"] + 1)
+    third = sender.publish(3)
+    assert (second.path != first.path, third.path == first.path) == (True, True)
+
+
+def test_a_payload_holds_changes_against_the_version_before_where_there_is_one():
+    weights = FakeSource(a=torch.zeros(100))
+    sender = WeightSender(weights, is_root=True, every_byte=True)
+    sender.publish(1)
+    assert sender.payload(1, delta=True).base_version is None
+    weights.tensors["a"][3] = 1.0
+    update = sender.publish(2)
+    payload = sender.payload(2, delta=True)
+    assert isinstance(payload.tensors[0], Changes)
+    assert (payload.base_version, payload.num_bytes, update.stride) == (1, 8, 1)
+    assert sender.payload(2, delta=False).num_bytes == 400
+
+
+def test_a_version_that_was_written_over_is_refused_by_name():
+    sender = WeightSender(source(), is_root=True, every_byte=False)
+    for version in (1, 2, 3):
+        sender.publish(version)
+    with pytest.raises(ValueError, match=r"weights of version 1 are gone; the learner holds \[2, 3\]"):
+        sender.payload(1, delta=False)
+
+
+def test_a_bucket_holds_parameters_up_to_its_size_in_their_order_and_tied_ones_once():
+    module = torch.nn.ModuleDict({name: torch.nn.Linear(1, n, bias=False, device="meta") for name, n in SIZES.items()})
+    module["tied"].weight = module["a"].weight
+    buckets = [[name for name, _ in bucket] for bucket in WeightSource(module)._buckets()]
+    assert buckets == [["a.weight", "b.weight"], ["c.weight"], ["d.weight"]]
+
+
+QUARTER = BUCKET_BYTES // 16
+SIZES = {"a": QUARTER, "b": 3 * QUARTER, "c": 9 * QUARTER, "d": 1, "tied": 1}
