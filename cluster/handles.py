@@ -146,9 +146,9 @@ class RayRollouts:
         actors = itertools.cycle(self._alive())
 
         async def one(index: int, task: Task, actor: SupervisedActor) -> BatchGroup:
-            lease = TaskLease(lease_id=index, task=task, attempt=0, replayed=False, phase=task.phase)
+            lease = TaskLease(lease_id=index, task_id=task.task_id, attempt=0, replayed=False, phase=task.phase)
             async with slots:
-                meta, group = await actor.call(lambda handle: _sampled(handle.answer, lease, sampling))
+                meta, group = await actor.call(lambda handle: _sampled(handle.answer, task, lease, sampling))
                 return await self._score(meta, group)
 
         return await asyncio.gather(

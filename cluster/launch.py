@@ -23,6 +23,8 @@ from cluster.preparation import Prepared, local_or_hub
 from cluster.run_folder import RunFolder
 from cluster.supervision import ActorLost, SupervisedActor
 from curriculum.coordinator_actor import CoordinatorActor
+from curriculum.task import TaskEntry
+from curriculum.task_table import TaskColumns
 from learner.learner_actor import LearnerActor
 from reward.config import VllmJudge
 from reward.judge_actor import JudgeActor
@@ -124,13 +126,13 @@ async def _start_actors(
             CoordinatorActor,
             COORDINATOR,
             {"num_cpus": 0},
-            tasks=prepared.tasks,
+            tasks=[TaskEntry.of(task) for task in prepared.tasks],
             config=config.curriculum,
             seed=config.seed,
         )
         curriculum = RayCurriculum(coordinator)
     rollout_handles = {} if coordinator is None else _create_rollouts(config, prepared, create)
-    judge_handles = {} if coordinator is None else _create_judges(config, create)
+    judge_handles = {} if coordinator is None else _create_judges(config, prepared, create)
     ranks = [
         create(LearnerActor, f"learner-{rank}", options, rank=rank, num_ranks=config.learner.num_ranks)
         for rank, options in enumerate(learner_options(config))
@@ -161,6 +163,7 @@ async def _start_actors(
 
 
 def _create_rollouts(config: RunConfig, prepared: Prepared, create: Any) -> dict[str, Any]:
+    tasks = ray.put(TaskColumns.of(prepared.tasks))  # Ray keeps it as long as an actor may restart
     return {
         name: create(
             RolloutActor,
@@ -170,6 +173,7 @@ def _create_rollouts(config: RunConfig, prepared: Prepared, create: Any) -> dict
             model_path=prepared.model_path,
             config=config.rollout,
             coordinator=COORDINATOR,
+            tasks=tasks,
             max_model_len=config.max_model_len,
             run_seed=config.seed,
             engine_seed=config.seed + index,
@@ -180,7 +184,7 @@ def _create_rollouts(config: RunConfig, prepared: Prepared, create: Any) -> dict
     }
 
 
-def _create_judges(config: RunConfig, create: Any) -> dict[str, Any]:
+def _create_judges(config: RunConfig, prepared: Prepared, create: Any) -> dict[str, Any]:
     judge = config.reward.judge
     reward = config.reward
     if isinstance(judge, VllmJudge):
@@ -193,7 +197,9 @@ def _create_judges(config: RunConfig, create: Any) -> dict[str, Any]:
             judge_options(config),
             name=name,
             config=reward,
+            policy_path=prepared.model_path,
             on_gpu=config.device == "cuda",
+            trust_remote_code=config.model.trust_remote_code,
         )
         for name in (f"judge-{i}" for i in range(replicas))
     }

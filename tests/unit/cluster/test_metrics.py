@@ -73,6 +73,7 @@ def group(*scores, prompt_tokens, num_truncated=0, lengths=(3, 5)):
         num_truncated=num_truncated,
         policy_version=0,
         engine="e",
+        num_bytes=0,
         seconds=1.0,
     )
     return BatchGroup(meta=meta, scores=scores, group=None)
