@@ -78,6 +78,11 @@ class BatchSource(Protocol):
         """Scored groups that wait for a later batch."""
         ...
 
+    @property
+    def waiting_bytes(self) -> int:
+        """What they take in the object store."""
+        ...
+
     async def next_batch(self, order: BatchOrder) -> Collected:
         """A batch for the learner, whole unless too many groups had no signal."""
         ...

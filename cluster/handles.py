@@ -16,6 +16,7 @@ from ray.exceptions import ObjectLostError, RayActorError
 from actors.rollout import Sampling
 from actors.trajectory import Group, GroupMeta
 from cluster.batch import BatchGroup
+from cluster.joined_calls import JoinedKeep
 from cluster.roles import GroupLost, SyncReport
 from cluster.supervision import ActorLost, SupervisedActor
 from cluster.weight_sync import check_receipt
@@ -32,6 +33,7 @@ class RayCurriculum:
 
     def __init__(self, handle: Any) -> None:
         self._handle = handle
+        self._keep = JoinedKeep(lambda answered: handle.keep.remote(answered))
 
     async def open_batch(self, num_tasks: int) -> None:
         """Opens leases for the current step."""
@@ -47,7 +49,7 @@ class RayCurriculum:
 
     async def keep(self, answered: Sequence[tuple[int, str]]) -> tuple[int, ...]:
         """Keeps answered leases open; returns those that are no duplicates."""
-        return await self._handle.keep.remote(answered)
+        return await self._keep(answered)
 
     async def withdraw(self, lease_ids: Sequence[int]) -> int:
         """Closes leases without an outcome."""
@@ -102,6 +104,12 @@ class RayRollouts:
     def num_slots(self) -> int:
         """Groups that the living engines work on at a time."""
         return self._max_groups_in_flight * len(self._alive())
+
+    @property
+    def object_store_bytes(self) -> int:
+        """What the object stores of all nodes hold, as Ray knew it about a second ago."""
+        key = "object_store_memory"
+        return int(ray.cluster_resources().get(key, 0) - ray.available_resources().get(key, 0))
 
     async def next_group(self, sampling: Sampling) -> BatchGroup | None:
         """Lets the least busy actor answer its next lease, and has the group scored; None without a lease.

@@ -47,6 +47,8 @@ class Processes:
     learner: RayLearner
     pids: dict[str, int]
     """Process id of every actor with a model, by name."""
+    tasks: Any = None
+    """Reference to the `TaskColumns`; as long as it is held, a rollout actor that restarts finds them."""
 
 
 def check_ray(config: RunConfig) -> None:
@@ -120,8 +122,9 @@ async def _start_actors(
         return SupervisedActor(name, handle, startup_timeout_s=timeout, on_fault=on_fault, **hooks)
 
     curriculum = None
-    coordinator = None
+    tasks = None
     if prepared.tasks:
+        tasks = ray.put(TaskColumns.of(prepared.tasks))
         coordinator = create(
             CoordinatorActor,
             COORDINATOR,
@@ -131,8 +134,8 @@ async def _start_actors(
             seed=config.seed,
         )
         curriculum = RayCurriculum(coordinator)
-    rollout_handles = {} if coordinator is None else _create_rollouts(config, prepared, create)
-    judge_handles = {} if coordinator is None else _create_judges(config, prepared, create)
+    rollout_handles = {} if tasks is None else _create_rollouts(config, prepared, tasks, create)
+    judge_handles = {} if tasks is None else _create_judges(config, prepared, create)
     ranks = [
         create(LearnerActor, f"learner-{rank}", options, rank=rank, num_ranks=config.learner.num_ranks)
         for rank, options in enumerate(learner_options(config))
@@ -159,11 +162,10 @@ async def _start_actors(
     ]
     pids = await _wait(waiting, config.cluster.startup_timeout_s)
     await _probe(judge_handles.values())
-    return Processes(curriculum=curriculum, rollouts=rollouts, learner=learner, pids=pids)
+    return Processes(curriculum=curriculum, rollouts=rollouts, learner=learner, pids=pids, tasks=tasks)
 
 
-def _create_rollouts(config: RunConfig, prepared: Prepared, create: Any) -> dict[str, Any]:
-    tasks = ray.put(TaskColumns.of(prepared.tasks))  # Ray keeps it as long as an actor may restart
+def _create_rollouts(config: RunConfig, prepared: Prepared, tasks: Any, create: Any) -> dict[str, Any]:
     return {
         name: create(
             RolloutActor,

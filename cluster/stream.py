@@ -67,6 +67,11 @@ class Stream:
         """Scored groups that wait for a batch."""
         return self._buffer.num_waiting
 
+    @property
+    def waiting_bytes(self) -> int:
+        """What they take in the object store."""
+        return self._buffer.waiting_bytes
+
     async def next_batch(self, order: BatchOrder) -> Collected:
         """The oldest groups, once they may leave; if too many were dropped for them, what there is.
 

@@ -41,6 +41,11 @@ class Waves:
         """Nothing is kept between batches."""
         return 0
 
+    @property
+    def waiting_bytes(self) -> int:
+        """Likewise."""
+        return 0
+
     async def next_batch(self, order: BatchOrder) -> Collected:
         """Wave after wave until the batch is full or the waves are used up."""
         self._acceptance = self._fresh_acceptance()

@@ -118,6 +118,7 @@ class FakeRollouts:
         self.calls = calls
         self.block: asyncio.Event | None = None
         self.num_slots = 99
+        self.object_store_bytes = 4096
         self.policy_version = 0
         """Of the weights in the engines."""
 
