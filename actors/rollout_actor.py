@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from actors.config import RolloutConfig
 from actors.engine import EngineDied, VLLMEngine, end_process
+from actors.lease_desk import LeaseDesk
 from actors.payload_file import payload_file
 from actors.prompt import ChatPrompt, load_tokenizer
 from actors.rollout import Sampling, sample_group
@@ -43,7 +44,8 @@ class RolloutActor:
         trust_remote_code: bool,
     ) -> None:
         self._name = name
-        self._coordinator: Any = ray.get_actor(coordinator)
+        coordinator_actor: Any = ray.get_actor(coordinator)
+        self._leases = LeaseDesk(lambda count: coordinator_actor.lease_up_to.remote(name, count))
         self._tasks = TaskTable(tasks)
         self._run_seed = run_seed
         prompt = ChatPrompt(load_tokenizer(model_path, trust_remote_code=trust_remote_code))
@@ -69,7 +71,7 @@ class RolloutActor:
 
         The caller owns both results, so they outlive this process.
         """
-        lease = await self._coordinator.lease.remote(self._name)
+        lease = await self._leases.next()
         return (None, None) if lease is None else await self.answer(self._tasks[lease.task_id], lease, sampling)
 
     async def answer(self, task: Task, lease: TaskLease, sampling: Sampling) -> tuple[GroupMeta, Group]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import ray
 
+from actors.lease_desk import LeaseDesk
 from actors.trajectory import FinishReason, Group, GroupMeta, Trajectory
 from benchmarks.line import say
 from cluster.handles import RayCurriculum
@@ -37,8 +38,8 @@ class _Holder:
     """Leases as a rollout actor does."""
 
     def __init__(self, name: str, tasks: TaskColumns, group_size: int, response_tokens: int) -> None:
-        self._name = name
-        self._coordinator: Any = ray.get_actor(COORDINATOR)
+        coordinator: Any = ray.get_actor(COORDINATOR)
+        self._desk = LeaseDesk(lambda count: coordinator.lease_up_to.remote(name, count))
         self._tasks = TaskTable(tasks)
         self._answers = make_answers(group_size, response_tokens)
 
@@ -49,14 +50,14 @@ class _Holder:
 
         async def pull() -> None:
             for _ in asked:
-                leases.append(await self._coordinator.lease.remote(self._name))
+                leases.append(_given(await self._desk.next()))
 
         await asyncio.gather(*[pull() for _ in range(in_flight)])
         return [(lease.lease_id, lease.task_id) for lease in leases]
 
     async def next_groups(self, num_groups: int) -> tuple[Any, ...]:
         """The metas, then the groups: `RolloutActor.next_group` several times over."""
-        leases = await asyncio.gather(*[self._coordinator.lease.remote(self._name) for _ in range(num_groups)])
+        leases = [_given(lease) for lease in await asyncio.gather(*[self._desk.next() for _ in range(num_groups)])]
         groups = [make_group(self._tasks[lease.task_id], lease, self._answers) for lease in leases]
         return tuple(GroupMeta.of(group, 0.0) for group in groups), *groups
 
@@ -217,6 +218,11 @@ async def _settled_store_bytes() -> int:
         await asyncio.sleep(1)
         seen.append(_store_bytes())
     return seen[-1]
+
+
+def _given(lease: TaskLease | None) -> TaskLease:
+    assert lease is not None, "fewer leases were opened than asked for"
+    return lease
 
 
 def make_tasks(count: int, prompt_tokens: int) -> list[Task]:

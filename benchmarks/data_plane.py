@@ -1,12 +1,12 @@
 """The data plane: metadata through the coordinator, bytes of a stored group, memory over a long run, cost of a draw.
 
-Ray is real, on ports of its own and in a temporary folder; the coordinator is the product's actor, `keep` goes through
-the product's handle, groups are built by the product's records. The engines are stand-ins: a holder leases, builds a
-group of fixed tokens at once and returns it as a rollout actor does, small meta and large group apart, so that the
-driver owns it.
+Ray is real, on ports of its own and in a temporary folder; the coordinator is the product's actor, leases come through
+the desk of the rollout actors, `keep` goes through the handle of the driver, groups are the product's records. The
+engines are stand-ins: a holder leases, builds a group of fixed tokens at once and returns it as a rollout actor does,
+small meta and large group apart, so that the driver owns it.
 
-* groups/s: holders lease as fast as they can, one call per group; the driver keeps every group, and opens, reports and
-  finishes a step per batch. No group is built.
+* groups/s: holders lease as fast as they can, group by group; the driver keeps every group by itself, and opens,
+  reports and finishes a step per batch. No group is built.
 * bytes: the worst group (60K prompt, 8 answers of 10K) in the object store, over 4 bytes per prompt token and 4 + 4 per
   response token. Groups carry no text: it is decoded where it is read.
 * soak: the same with groups in the object store, each freed when its batch is reported; a holder returns several

@@ -17,6 +17,7 @@ which holders pull or report within a wave.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -175,6 +176,10 @@ class Coordinator:
         Leases that expired or were released go out first, unchanged.
         """
         return self._book.hand_out(holder)
+
+    def lease_up_to(self, holder: str, count: int) -> tuple[TaskLease, ...]:
+        """`lease`, as often as there is a lease to hand out, `count` times at most."""
+        return tuple(itertools.islice(iter(lambda: self.lease(holder), None), count))
 
     def release(self, holder: str) -> int:
         """Take back every lease of a holder that died; returns how many."""

@@ -49,6 +49,10 @@ class CoordinatorActor:
         """Never waits: None while the quota of the step is used up."""
         return self._coordinator.lease(holder)
 
+    def lease_up_to(self, holder: str, count: int) -> tuple[TaskLease, ...]:
+        """Several leases in one call; fewer where there are fewer."""
+        return self._coordinator.lease_up_to(holder, count)
+
     def release(self, holder: str) -> int:
         """Called when `holder` died; its leases wait again."""
         return self._coordinator.release(holder)

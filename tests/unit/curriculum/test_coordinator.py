@@ -70,6 +70,14 @@ def test_nothing_is_leased_before_a_batch_is_opened(make_tasks):
     assert coordinator.lease("rollout-0") is None
 
 
+def test_several_leases_go_out_together_as_long_as_there_are_any(make_tasks):
+    coordinator = start(make_tasks(4), FixedSteps(steps=1))
+    coordinator.open_batch(3)
+    assert [lease.lease_id for lease in coordinator.lease_up_to("rollout-0", 2)] == [0, 1]
+    assert [lease.lease_id for lease in coordinator.lease_up_to("rollout-1", 2)] == [2]
+    assert coordinator.lease_up_to("rollout-1", 2) == ()
+
+
 def test_a_batch_is_a_quota_of_leases_with_ordinals(make_tasks):
     coordinator = start(make_tasks(8), FixedSteps(steps=9))
     coordinator.open_batch(3)
