@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.trajectory import FinishReason, Group, Trajectory
-from curriculum.task import TaskLease
+from curriculum.task import Task, TaskLease
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,19 +56,18 @@ def sampling_seed(run_seed: int, task_id: str, attempt: int) -> int:
 
 async def sample_group(
     engine: Engine,
+    task: Task,
     lease: TaskLease,
     sampling: Sampling,
     *,
     run_seed: int,
-    decode: Callable[[Sequence[int]], str],
     engine_name: str,
 ) -> Group:
-    """Samples the G answers of one lease.
+    """Samples the G answers of one lease, which names `task`.
 
     Raises:
         ValueError: the engine returned fewer answers than asked for, or an answer without tokens or log-probabilities.
     """
-    task = lease.task
     version = engine.policy_version
     seed = sampling_seed(run_seed, task.task_id, lease.attempt)
     samples = await engine.sample(task.prompt_ids.tolist(), sampling, seed=seed)
@@ -84,7 +83,7 @@ async def sample_group(
         question=task.question,
         answers=task.answers,
         prompt_ids=task.prompt_ids,
-        trajectories=tuple(_trajectory(sample, version, decode) for sample in samples),
+        trajectories=tuple(_trajectory(sample, version) for sample in samples),
         phase=lease.phase,
         replayed=lease.replayed,
         temperature=sampling.temperature,
@@ -93,12 +92,11 @@ async def sample_group(
     )
 
 
-def _trajectory(sample: Sample, version: int, decode: Callable[[Sequence[int]], str]) -> Trajectory:
+def _trajectory(sample: Sample, version: int) -> Trajectory:
     ids: NDArray[np.int32] = np.asarray(sample.token_ids, dtype=np.int32)
     return Trajectory(
         response_ids=ids,
         rollout_logprobs=np.asarray(sample.logprobs, dtype=np.float32),
-        text=decode(sample.token_ids),
         finish_reason=FinishReason(sample.finish_reason),
         policy_version=version,
     )

@@ -11,12 +11,14 @@ import ray
 
 from actors.config import RolloutConfig
 from actors.engine import EngineDied, VLLMEngine, end_process
+from actors.lease_desk import LeaseDesk
 from actors.prompt import ChatPrompt, load_tokenizer
 from actors.rollout import Sampling, sample_group
 from actors.trajectory import Group, GroupMeta
 from actors.weight_delta import HostCopy, WeightPayload
 from actors.weight_update import WeightReceipt, WeightUpdate
-from curriculum.task import TaskLease
+from curriculum.task import Task, TaskLease
+from curriculum.task_table import TaskColumns, TaskTable
 
 
 class RolloutActor:
@@ -33,6 +35,7 @@ class RolloutActor:
         model_path: str,
         config: RolloutConfig,
         coordinator: str,
+        tasks: TaskColumns,
         max_model_len: int,
         run_seed: int,
         engine_seed: int,
@@ -40,15 +43,17 @@ class RolloutActor:
         trust_remote_code: bool,
     ) -> None:
         self._name = name
-        self._coordinator: Any = ray.get_actor(coordinator)
+        coordinator_actor: Any = ray.get_actor(coordinator)
+        self._leases = LeaseDesk(lambda count: coordinator_actor.lease_up_to.remote(name, count))
+        self._tasks = TaskTable(tasks)
         self._run_seed = run_seed
         self._copy = HostCopy()
-        self._prompt = ChatPrompt(load_tokenizer(model_path, trust_remote_code=trust_remote_code))
+        prompt = ChatPrompt(load_tokenizer(model_path, trust_remote_code=trust_remote_code))
         self._engine = VLLMEngine(
             model_path,
             config.engine,
             max_model_len=max_model_len,
-            stop_token_ids=self._prompt.stop_token_ids,
+            stop_token_ids=prompt.stop_token_ids,
             seed=engine_seed,
             on_gpu=on_gpu,
             trust_remote_code=trust_remote_code,
@@ -66,19 +71,19 @@ class RolloutActor:
 
         The caller owns both results, so they outlive this process.
         """
-        lease = await self._coordinator.lease.remote(self._name)
-        return (None, None) if lease is None else await self.answer(lease, sampling)
+        lease = await self._leases.next()
+        return (None, None) if lease is None else await self.answer(self._tasks[lease.task_id], lease, sampling)
 
-    async def answer(self, lease: TaskLease, sampling: Sampling) -> tuple[GroupMeta, Group]:
+    async def answer(self, task: Task, lease: TaskLease, sampling: Sampling) -> tuple[GroupMeta, Group]:
         """Answers one task."""
         start = time.monotonic()
         try:
             group: Group = await sample_group(
                 self._engine,
+                task,
                 lease,
                 sampling,
                 run_seed=self._run_seed,
-                decode=self._prompt.decode,
                 engine_name=self._name,
             )
         except EngineDied:

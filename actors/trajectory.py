@@ -19,14 +19,12 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Trajectory:
-    """One sampled answer."""
+    """One sampled answer; its text is decoded where it is read, from `response_ids`."""
 
     response_ids: NDArray[np.int32]
     """[R] sampled token ids, end-of-turn token included when the answer ended by itself."""
     rollout_logprobs: NDArray[np.float32]
     """[R] log-probability (nats) of each token under the policy that sampled it, after temperature and top-p."""
-    text: str
-    """The decoded answer, special tokens of the thinking kept, end-of-turn token removed."""
     finish_reason: FinishReason
     policy_version: int
     """Number of weight updates behind the policy that sampled the answer."""
@@ -71,6 +69,12 @@ class Group:
         if not self.trajectories:
             raise ValueError(f"group of task {self.task_id} has no trajectory; the engine returned no sample")
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all arrays: what the group takes in the object store, but for some hundred bytes."""
+        answers = sum(t.response_ids.nbytes + t.rollout_logprobs.nbytes for t in self.trajectories)
+        return self.prompt_ids.nbytes + answers
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupMeta:
@@ -88,6 +92,8 @@ class GroupMeta:
     policy_version: int
     """Oldest policy version among the answers."""
     engine: str
+    num_bytes: int
+    """Bytes of the tokens and log-probabilities in the object store."""
     seconds: float
     """From the lease to the last token."""
     data_source: str = ""
@@ -106,6 +112,7 @@ class GroupMeta:
             num_truncated=sum(t.finish_reason is FinishReason.LENGTH for t in group.trajectories),
             policy_version=min(trajectory.policy_version for trajectory in group.trajectories),
             engine=group.engine,
+            num_bytes=group.num_bytes,
             seconds=seconds,
             data_source=group.data_source,
         )

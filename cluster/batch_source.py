@@ -87,6 +87,11 @@ class BatchSource(Protocol):
         """Scored groups that wait for a later batch."""
         ...
 
+    @property
+    def waiting_bytes(self) -> int:
+        """What they take in the object store."""
+        ...
+
     async def next_slice(self, order: BatchOrder) -> list[BatchGroup]:
         """The next groups of the running batch for the learner; none if the batch is whole, or given up because too
         many groups had no signal."""

@@ -97,6 +97,11 @@ class LagBuffer:
         """Groups with a signal that wait for a batch."""
         return len(self._waiting)
 
+    @property
+    def waiting_bytes(self) -> int:
+        """What they take in the object store."""
+        return sum(group.meta.num_bytes for group in self._waiting.values())
+
     def room(self, *, num_slots: int, remaining_steps: int | None) -> int:
         """How many groups may be admitted now.
 

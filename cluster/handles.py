@@ -17,6 +17,7 @@ from ray.exceptions import ObjectLostError, RayActorError
 from actors.rollout import Sampling
 from actors.trajectory import Group, GroupMeta
 from cluster.batch import BatchGroup
+from cluster.joined_calls import JoinedKeep
 from cluster.roles import GroupLost, SyncReport
 from cluster.supervision import ActorLost, SupervisedActor
 from cluster.weight_delivery import WeightDelivery
@@ -34,6 +35,7 @@ class RayCurriculum:
 
     def __init__(self, handle: Any) -> None:
         self._handle = handle
+        self._keep = JoinedKeep(lambda answered: handle.keep.remote(answered))
 
     async def open_batch(self, num_tasks: int) -> tuple[int, ...]:
         """Opens leases for the current step; returns their ids."""
@@ -49,7 +51,7 @@ class RayCurriculum:
 
     async def keep(self, answered: Sequence[tuple[int, str]]) -> tuple[int, ...]:
         """Keeps answered leases open; returns those that are no duplicates."""
-        return await self._handle.keep.remote(answered)
+        return await self._keep(answered)
 
     async def withdraw(self, lease_ids: Sequence[int]) -> int:
         """Closes leases without an outcome."""
@@ -105,6 +107,12 @@ class RayRollouts:
         """Groups that the living engines work on at a time."""
         return self._max_groups_in_flight * len(self._alive())
 
+    @property
+    def object_store_bytes(self) -> int:
+        """What the object stores of all nodes hold, as Ray knew it about a second ago."""
+        key = "object_store_memory"
+        return int(ray.cluster_resources().get(key, 0) - ray.available_resources().get(key, 0))
+
     async def next_group(self, sampling: Sampling) -> BatchGroup | None:
         """Lets the least busy actor answer its next lease, and has the group scored; None without a lease.
 
@@ -134,9 +142,9 @@ class RayRollouts:
         actors = itertools.cycle(self._alive())
 
         async def one(index: int, task: Task, actor: SupervisedActor) -> BatchGroup:
-            lease = TaskLease(lease_id=index, task=task, attempt=0, replayed=False, phase=task.phase)
+            lease = TaskLease(lease_id=index, task_id=task.task_id, attempt=0, replayed=False, phase=task.phase)
             async with slots:
-                meta, group = await actor.call(lambda handle: _sampled(handle.answer, lease, sampling))
+                meta, group = await actor.call(lambda handle: _sampled(handle.answer, task, lease, sampling))
                 return await self._score(meta, group)
 
         return await asyncio.gather(

@@ -45,12 +45,15 @@ class Journal:
         trackers: Sequence[Tracker],
         checkpoint: CheckpointConfig,
         fetch: Callable[[Sequence[Any]], Sequence[Group]],
+        decode: Callable[[Sequence[int]], str],
     ) -> None:
+        """`fetch` turns references into groups, `decode` the token ids of an answer into its text; both may block."""
         self._folder = folder
         self._console = console
         self._trackers = trackers
         self._checkpoint = checkpoint
         self._fetch = fetch
+        self._decode = decode
 
     def step(self, progress: Progress, stage: StageProgress, metrics: Metrics, *, total_steps: int | None) -> None:
         """One step, told before it is counted in `progress`.
@@ -132,6 +135,7 @@ class Journal:
             step,
             list(zip(sampled, groups, strict=True)),
             frozenset(group.meta.lease_id for group in trained),
+            self._decode,
         )
 
 

@@ -25,6 +25,8 @@ from cluster.supervision import ActorLost, SupervisedActor
 from cluster.weight_delivery import WeightDelivery
 from cluster.weight_sync import MAX_PROBE_GAP
 from curriculum.coordinator_actor import CoordinatorActor
+from curriculum.task import TaskEntry
+from curriculum.task_table import TaskColumns
 from learner.learner_actor import LearnerActor
 from reward.config import VllmJudge
 from reward.judge_actor import JudgeActor
@@ -49,6 +51,8 @@ class Processes:
     learner: RayLearner
     pids: dict[str, int]
     """Process id of every actor with a model, by name."""
+    tasks: Any = None
+    """Reference to the `TaskColumns`; as long as it is held, a rollout actor that restarts finds them."""
 
 
 def check_ray(config: RunConfig) -> None:
@@ -122,19 +126,20 @@ async def _start_actors(
         return SupervisedActor(name, handle, startup_timeout_s=timeout, on_fault=on_fault, **hooks)
 
     curriculum = None
-    coordinator = None
+    tasks = None
     if prepared.tasks:
+        tasks = ray.put(TaskColumns.of(prepared.tasks))
         coordinator = create(
             CoordinatorActor,
             COORDINATOR,
             {"num_cpus": 0},
-            tasks=prepared.tasks,
+            tasks=[TaskEntry.of(task) for task in prepared.tasks],
             config=config.curriculum,
             seed=config.seed,
         )
         curriculum = RayCurriculum(coordinator)
-    rollout_handles = {} if coordinator is None else _create_rollouts(config, prepared, create)
-    judge_handles = {} if coordinator is None else _create_judges(config, create)
+    rollout_handles = {} if tasks is None else _create_rollouts(config, prepared, tasks, create)
+    judge_handles = {} if tasks is None else _create_judges(config, prepared, create)
     ranks = [
         create(LearnerActor, f"learner-{rank}", options, rank=rank, num_ranks=config.learner.num_ranks)
         for rank, options in enumerate(learner_options(config))
@@ -161,7 +166,7 @@ async def _start_actors(
     ]
     pids = await _wait(waiting, config.cluster.startup_timeout_s)
     await _probe(judge_handles.values())
-    return Processes(curriculum=curriculum, rollouts=rollouts, learner=learner, pids=pids)
+    return Processes(curriculum=curriculum, rollouts=rollouts, learner=learner, pids=pids, tasks=tasks)
 
 
 def _delivery(config: RunConfig, prepared: Prepared, rollouts: RayRollouts, learner: Any) -> WeightDelivery:
@@ -176,7 +181,7 @@ def _delivery(config: RunConfig, prepared: Prepared, rollouts: RayRollouts, lear
     )
 
 
-def _create_rollouts(config: RunConfig, prepared: Prepared, create: Any) -> dict[str, Any]:
+def _create_rollouts(config: RunConfig, prepared: Prepared, tasks: Any, create: Any) -> dict[str, Any]:
     return {
         name: create(
             RolloutActor,
@@ -186,6 +191,7 @@ def _create_rollouts(config: RunConfig, prepared: Prepared, create: Any) -> dict
             model_path=prepared.model_path,
             config=config.rollout,
             coordinator=COORDINATOR,
+            tasks=tasks,
             max_model_len=config.max_model_len,
             run_seed=config.seed,
             engine_seed=config.seed + index,
@@ -196,7 +202,7 @@ def _create_rollouts(config: RunConfig, prepared: Prepared, create: Any) -> dict
     }
 
 
-def _create_judges(config: RunConfig, create: Any) -> dict[str, Any]:
+def _create_judges(config: RunConfig, prepared: Prepared, create: Any) -> dict[str, Any]:
     judge = config.reward.judge
     reward = config.reward
     if isinstance(judge, VllmJudge):
@@ -209,7 +215,9 @@ def _create_judges(config: RunConfig, create: Any) -> dict[str, Any]:
             judge_options(config),
             name=name,
             config=reward,
+            policy_path=prepared.model_path,
             on_gpu=config.device == "cuda",
+            trust_remote_code=config.model.trust_remote_code,
         )
         for name in (f"judge-{i}" for i in range(replicas))
     }

@@ -310,6 +310,8 @@ class TrainingLoop:
         return Supply(
             policy_lags=tuple(policy_lag(group, order.version) for group in collected.batch),
             num_waiting=self._required_batches.num_waiting,
+            waiting_bytes=self._required_batches.waiting_bytes,
+            object_store_bytes=self._rollouts.object_store_bytes,
             acceptance_rate=self._required_batches.acceptance_rate,
             ledger=self._progress.ledger,
         )

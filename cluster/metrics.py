@@ -52,6 +52,8 @@ METRICS: Final[Mapping[str, str]] = {
     "rollout/policy_lag_mean": "updates",
     "rollout/policy_lag_max": "updates",
     "rollout/buffer_groups": "count",
+    "rollout/buffer_bytes": "bytes",
+    "rollout/object_store_bytes": "bytes",
     "rollout/acceptance_rate": "share",
     "rollout/trained_share": "share",
     "curriculum/phase": "index",
@@ -88,6 +90,10 @@ class Supply:
     """[groups of the batch] weight updates between the sampling and the training of each."""
     num_waiting: int
     """Scored groups that wait for a later batch."""
+    waiting_bytes: int
+    """What they take in the object store."""
+    object_store_bytes: int
+    """What the object stores of all nodes hold in all."""
     acceptance_rate: float
     """Share of the latest scored groups that had a signal."""
     ledger: Ledger
@@ -208,6 +214,8 @@ def _supply_metrics(supply: Supply) -> dict[str, float | None]:
         "rollout/policy_lag_mean": _mean([float(lag) for lag in supply.policy_lags]),
         "rollout/policy_lag_max": max(supply.policy_lags, default=None),
         "rollout/buffer_groups": supply.num_waiting,
+        "rollout/buffer_bytes": supply.waiting_bytes,
+        "rollout/object_store_bytes": supply.object_store_bytes,
         "rollout/acceptance_rate": supply.acceptance_rate,
         "rollout/trained_share": supply.ledger.trained_share,
         **{f"ledger/{fate}": number for fate, number in asdict(supply.ledger).items()},

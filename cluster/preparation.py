@@ -23,6 +23,8 @@ class Prepared:
 
     model_path: str
     """Absolute folder, or hub id."""
+    prompt: ChatPrompt
+    """The tokenizer of that model with its template."""
     tasks: tuple[Task, ...]
     demonstrations: DemonstrationBatches | None
     heldout: Mapping[str, tuple[Task, ...]]
@@ -59,6 +61,7 @@ def prepare(config: RunConfig) -> Prepared:
         )
     return Prepared(
         model_path=model_path,
+        prompt=prompt,
         tasks=tasks,
         demonstrations=demonstrations,
         heldout=_heldout(config, prompt, limits, rejects),

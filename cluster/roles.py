@@ -79,6 +79,11 @@ class Rollouts(Protocol):
         """Groups that the living engines work on at a time."""
         ...
 
+    @property
+    def object_store_bytes(self) -> int:
+        """What the object stores of all nodes hold."""
+        ...
+
     async def next_group(self, sampling: Sampling) -> BatchGroup | None:
         """Answers and scores the next leased task; None when the coordinator has none to give.
 

@@ -66,6 +66,11 @@ class Stream:
         """Scored groups that wait for a batch."""
         return self._buffer.num_waiting
 
+    @property
+    def waiting_bytes(self) -> int:
+        """What they take in the object store."""
+        return self._buffer.waiting_bytes
+
     async def next_slice(self, order: BatchOrder) -> list[BatchGroup]:
         """The oldest groups, once they may leave; if too many were dropped for the batch, what there is.
 

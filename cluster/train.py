@@ -87,6 +87,7 @@ async def _run(
         trackers=trackers,
         checkpoint=config.checkpoint,
         fetch=processes.rollouts.fetch,
+        decode=prepared.prompt.decode,
     )
     progress = await _restore(folder, processes, journal)
     loop = TrainingLoop(

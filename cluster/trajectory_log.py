@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,17 @@ COLUMNS = (
 
 
 def write_trajectories(
-    directory: Path, step: int, sampled: Sequence[tuple[BatchGroup, Group]], trained_leases: frozenset[int]
+    directory: Path,
+    step: int,
+    sampled: Sequence[tuple[BatchGroup, Group]],
+    trained_leases: frozenset[int],
+    decode: Callable[[Sequence[int]], str],
 ) -> Path:
     """Writes every answer of a step, trained on or not; the file appears whole or not at all."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    rows = [row for scored, group in sampled for row in _rows(step, scored, group, trained_leases)]
+    rows = [row for scored, group in sampled for row in _rows(step, scored, group, trained_leases, decode)]
     table = pa.table({column: [row[column] for row in rows] for column in COLUMNS})
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"step-{step:06d}.parquet"
@@ -35,7 +39,13 @@ def write_trajectories(
     return path
 
 
-def _rows(step: int, scored: BatchGroup, group: Group, trained_leases: frozenset[int]) -> list[dict[str, Any]]:
+def _rows(
+    step: int,
+    scored: BatchGroup,
+    group: Group,
+    trained_leases: frozenset[int],
+    decode: Callable[[Sequence[int]], str],
+) -> list[dict[str, Any]]:
     shared = {
         "step": step,
         "lease_id": group.lease_id,
@@ -54,7 +64,7 @@ def _rows(step: int, scored: BatchGroup, group: Group, trained_leases: frozenset
         {
             **shared,
             "sample": index,
-            "response": trajectory.text,
+            "response": decode(trajectory.response_ids.tolist()),
             "answer": score.answer,
             "rule": score.rule,
             "judge": None if score.judge is None else str(score.judge),

@@ -61,6 +61,11 @@ class Waves:
         """Nothing is kept between batches."""
         return 0
 
+    @property
+    def waiting_bytes(self) -> int:
+        """Likewise."""
+        return 0
+
     async def next_slice(self, order: BatchOrder) -> list[BatchGroup]:
         """The next groups in the order of their leases, as soon as all before them are scored.
 

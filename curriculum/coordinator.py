@@ -17,6 +17,7 @@ which holders pull or report within a wave.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +31,7 @@ from curriculum.phases import PhaseClock
 from curriculum.retrospective import RetrospectivePool, draw_pool
 from curriculum.sampler import FreshSampler, spread_slots
 from curriculum.step_tally import StepTally
-from curriculum.task import Task, TaskLease, TaskOutcome
+from curriculum.task import TaskEntry, TaskLease, TaskOutcome
 from curriculum.transition import CurriculumReport, EndReason, PhaseState, StepSummary, Transition
 
 STATE_FORMAT = 1
@@ -40,7 +41,7 @@ class Coordinator:
     """Decides what to train on next.
 
     Args:
-        tasks: Every task of the run; ids are unique and every phase has at least one.
+        tasks: An entry for every task of the run; ids are unique and every phase has at least one.
         config: Phases, replay and lease timeout.
         seed: Seed of all orders and draws; >= 0.
         now: Monotonic clock in seconds; only lease timeouts look at it.
@@ -52,7 +53,7 @@ class Coordinator:
     def __init__(
         self,
         *,
-        tasks: Sequence[Task],
+        tasks: Sequence[TaskEntry],
         config: CurriculumConfig,
         seed: int,
         now: Callable[[], float] = time.monotonic,
@@ -61,6 +62,7 @@ class Coordinator:
         self._config = config
         self._seed = seed
         self._tasks = {task.task_id: task for task in tasks}
+        self._fingerprint = _fingerprint(tasks, config, seed)
         self._phase_task_ids = [
             [task.task_id for task in tasks if task.phase == phase] for phase in range(len(config.phases))
         ]
@@ -86,12 +88,10 @@ class Coordinator:
             raise ValueError(f"open_batch({num_tasks}): the last phase is over; check phase_state().finished first")
         if num_tasks < 1:
             raise ValueError(f"open_batch({num_tasks}): ask for at least one task")
-        replayed = self._pool.draw(self._num_replay_slots(num_tasks), self._difficulty.mean_accuracy)
-        fresh = self._sampler.draw(num_tasks - len(replayed))
-        return tuple(
-            self._open(replayed.pop(0) if is_replayed else fresh.pop(0), is_replayed)
-            for is_replayed in spread_slots(num_tasks, len(replayed))
-        )
+        replayed = self._pool.draw(self._num_replay_slots(num_tasks))
+        slots = spread_slots(num_tasks, len(replayed))
+        sides = {True: iter(replayed), False: iter(self._sampler.draw(num_tasks - len(replayed)))}
+        return tuple(self._open(next(sides[is_replayed]), is_replayed) for is_replayed in slots)
 
     def open_stream(self, num_tasks: int) -> tuple[int, ...]:
         """Open `num_tasks` more leases where groups are sampled without a break; returns their ids.
@@ -130,7 +130,7 @@ class Coordinator:
             fresh=fresh,
             replayed=replayed,
             replayed_share=self._tally.replayed_share,
-            pool_size=self._live_pool_size(),
+            pool_size=self._pool.num_live,
             transition=None,
         )
         self._tally = StepTally()
@@ -145,7 +145,7 @@ class Coordinator:
             num_steps=self._clock.num_steps,
             epoch=self._epochs,
             num_tasks=len(self._phase_task_ids[self._phase]),
-            pool_size=self._live_pool_size(),
+            pool_size=self._pool.num_live,
             num_waiting=self._book.num_waiting,
             num_held=self._book.num_held,
             finished=self._finished,
@@ -175,6 +175,10 @@ class Coordinator:
         Leases that expired or were released go out first, unchanged.
         """
         return self._book.hand_out(holder)
+
+    def lease_up_to(self, holder: str, count: int) -> tuple[TaskLease, ...]:
+        """`lease`, as often as there is a lease to hand out, `count` times at most."""
+        return tuple(itertools.islice(iter(lambda: self.lease(holder), None), count))
 
     def release(self, holder: str) -> int:
         """Take back every lease of a holder that died; returns how many."""
@@ -206,7 +210,7 @@ class Coordinator:
         """
         return {
             "format": STATE_FORMAT,
-            "fingerprint": self._fingerprint(),
+            "fingerprint": self._fingerprint,
             "phase": self._phase,
             "finished": self._finished,
             "clock": self._clock.state_dict(),
@@ -229,18 +233,18 @@ class Coordinator:
                 f"curriculum state: format={state.get('format')!r}, this version reads {STATE_FORMAT}; "
                 "resume with the version that wrote the checkpoint"
             )
-        if state["fingerprint"] != self._fingerprint():
+        if state["fingerprint"] != self._fingerprint:
             raise ValueError(
-                f"curriculum state: fingerprint={state['fingerprint']}, the recipe gives {self._fingerprint()}; "
+                f"curriculum state: fingerprint={state['fingerprint']}, the recipe gives {self._fingerprint}; "
                 "resume with the same tasks, phases and seed, or start a new run"
             )
         self._enter(state["phase"], members=())
         self._finished = state["finished"]
         self._clock.load_state_dict(state["clock"])
         self._sampler.load_state_dict(state["sampler"])
-        self._pool.load_state_dict(state["pool"])
         self._difficulty.load_state_dict(state["difficulty"])
-        self._book.load_state_dict(state["leases"], self._tasks)
+        self._pool.load_state_dict(state["pool"])
+        self._book.load_state_dict(state["leases"])
         self._tally.load_state_dict(state["tally"])
         self._transitions = [Transition(**{**x, "reason": EndReason(x["reason"])}) for x in state["transitions"]]
 
@@ -256,12 +260,12 @@ class Coordinator:
         retrospective = self._config.retrospective
         share = retrospective.max_share if retrospective else 0.0
         due = int(share * (self._tally.num_groups + 1) + 1e-9) > self._tally.num_replayed
-        replayed = self._pool.draw(1, self._difficulty.mean_accuracy) if due else []
+        replayed = self._pool.draw(1) if due else []
         return self._open(*(replayed or self._sampler.draw(1)), replayed=bool(replayed))
 
     def _open(self, task_id: str, replayed: bool) -> int:
-        lease = self._book.open(self._tasks[task_id], phase=self._phase, replayed=replayed)
-        self._tally.add_group(replayed=replayed, prompt_tokens=int(lease.task.prompt_ids.size))
+        lease = self._book.open(task_id, phase=self._phase, replayed=replayed)
+        self._tally.add_group(replayed=replayed, prompt_tokens=self._tasks[task_id].prompt_tokens)
         return lease.lease_id
 
     def _hear(self, outcome: TaskOutcome) -> bool:
@@ -269,6 +273,7 @@ class Coordinator:
         if lease is None:
             return False
         accuracy = self._difficulty.record(outcome.task_id, lease_id=lease.lease_id, accuracies=outcome.accuracies)
+        self._pool.refresh(outcome.task_id)
         self._tally.add_outcome(replayed=lease.replayed, accuracy=accuracy)
         return True
 
@@ -287,7 +292,7 @@ class Coordinator:
             num_candidates=num_candidates,
             pool_size=len(members),
             pool_accuracy=_mean([self._difficulty.mean_accuracy(task_id) or 0.0 for task_id in members]),
-            pool_prompt_tokens=_mean([float(self._tasks[task_id].prompt_ids.size) for task_id in members]),
+            pool_prompt_tokens=_mean([float(self._tasks[task_id].prompt_tokens) for task_id in members]),
         )
         self._transitions.append(transition)
         if following is None:
@@ -319,6 +324,7 @@ class Coordinator:
         self._sampler = FreshSampler(self._phase_task_ids[phase], seed=self._seed, phase=phase)
         self._pool = RetrospectivePool(
             members,
+            accuracy_of=self._difficulty.mean_accuracy,
             epsilon=retrospective.epsilon if retrospective and retrospective.selection == "difficulty" else None,
             seed=self._seed,
             phase=phase,
@@ -332,20 +338,18 @@ class Coordinator:
         num_open = self._book.num_open(phase=self._phase, replayed=False)
         return (round(self._sampler.epochs * num_tasks) - num_open) / num_tasks
 
-    def _live_pool_size(self) -> int:
-        return self._pool.num_live(self._difficulty.mean_accuracy)
 
-    def _fingerprint(self) -> str:
-        """Digest of everything the sequence of leases depends on: seed, phases, replay, and the tasks in order."""
-        config = self._config.model_dump(mode="json", include={"phases", "retrospective", "max_fruitless_steps"})
-        phases = [{key: phase[key] for key in ("max_prompt_tokens", "end")} for phase in config["phases"]]
-        digest = hashlib.sha256(json.dumps([self._seed, {**config, "phases": phases}], sort_keys=True).encode())
-        for task in self._tasks.values():
-            digest.update(f"\n{task.phase} {task.task_id}".encode())
-        return digest.hexdigest()[:16]
+def _fingerprint(tasks: Sequence[TaskEntry], config: CurriculumConfig, seed: int) -> str:
+    """Digest of everything the sequence of leases depends on: seed, phases, replay, and the tasks in order."""
+    values = config.model_dump(mode="json", include={"phases", "retrospective", "max_fruitless_steps"})
+    phases = [{key: phase[key] for key in ("max_prompt_tokens", "end")} for phase in values["phases"]]
+    digest = hashlib.sha256(json.dumps([seed, {**values, "phases": phases}], sort_keys=True).encode())
+    for task in tasks:
+        digest.update(f"\n{task.phase} {task.task_id}".encode())
+    return digest.hexdigest()[:16]
 
 
-def _check_tasks(tasks: Sequence[Task], config: CurriculumConfig) -> None:
+def _check_tasks(tasks: Sequence[TaskEntry], config: CurriculumConfig) -> None:
     if not config.phases:
         raise ValueError("curriculum.phases=(): nothing to coordinate; add a phase or run the warm-up only")
     seen: set[str] = set()

@@ -12,14 +12,14 @@ from typing import Any
 from curriculum.config import CurriculumConfig
 from curriculum.coordinator import Coordinator
 from curriculum.leases import LeaseCounts
-from curriculum.task import Task, TaskLease, TaskOutcome
+from curriculum.task import TaskEntry, TaskLease, TaskOutcome
 from curriculum.transition import CurriculumReport, PhaseState, StepSummary, Transition
 
 
 class CoordinatorActor:
     """See `Coordinator`: every method delegates to the method of the same name."""
 
-    def __init__(self, *, tasks: Sequence[Task], config: CurriculumConfig, seed: int) -> None:
+    def __init__(self, *, tasks: Sequence[TaskEntry], config: CurriculumConfig, seed: int) -> None:
         self._coordinator = Coordinator(tasks=tasks, config=config, seed=seed)
 
     def __repr__(self) -> str:
@@ -48,6 +48,10 @@ class CoordinatorActor:
     def lease(self, holder: str) -> TaskLease | None:
         """Never waits: None while the quota of the step is used up."""
         return self._coordinator.lease(holder)
+
+    def lease_up_to(self, holder: str, count: int) -> tuple[TaskLease, ...]:
+        """Several leases in one call; fewer where there are fewer."""
+        return self._coordinator.lease_up_to(holder, count)
 
     def release(self, holder: str) -> int:
         """Called when `holder` died; its leases wait again."""

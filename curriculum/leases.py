@@ -7,12 +7,12 @@ handed out a second time asks for exactly the same samples.
 from __future__ import annotations
 
 import heapq
-import math
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from curriculum.task import Task, TaskLease
+from curriculum.task import TaskLease
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,12 +44,8 @@ class _Hold:
     deadline_s: float
 
 
-_KEPT = _Hold(holder="the buffer", deadline_s=math.inf)
-"""Hold of a lease whose group is answered and waits to be trained on; neither a timeout nor a death ends it."""
-
-
 class LeaseBook:
-    """Open leases in order of their ids.
+    """Open leases in order of their ids. No call looks at every lease, except `release`, `open_ids` and the state.
 
     Args:
         timeout_s: Time after which a held lease is handed out again.
@@ -60,17 +56,27 @@ class LeaseBook:
         self._timeout_s = timeout_s
         self._now = now
         self._open: dict[int, TaskLease] = {}
+        self._num_open: Counter[tuple[int, bool]] = Counter()
+        """Open leases by (phase, replayed)."""
         self._waiting: list[int] = []  # heap; ids that were answered meanwhile are skipped
-        self._holds: dict[int, _Hold] = {}
+        self._holds: OrderedDict[int, _Hold] = OrderedDict()
+        """By lease id. In the order of the hand-outs, which is that of the deadlines: every hold lasts equally long."""
+        self._kept: set[int] = set()
+        """Leases whose group is answered and waits to be trained on; neither a timeout nor a death ends that."""
         self._handed_out: set[int] = set()
         self._attempts: dict[str, int] = {}
         self._next_id = 0
-        self.counts = LeaseCounts()
+        self._counts = dict.fromkeys(LeaseCounts.__slots__, 0)
+
+    @property
+    def counts(self) -> LeaseCounts:
+        """Totals so far."""
+        return LeaseCounts(**self._counts)
 
     @property
     def num_waiting(self) -> int:
         """Open leases that nobody holds."""
-        return len(self._open) - len(self._holds)
+        return len(self._open) - self.num_held
 
     @property
     def open_ids(self) -> tuple[int, ...]:
@@ -79,33 +85,35 @@ class LeaseBook:
 
     def num_open(self, *, phase: int, replayed: bool) -> int:
         """Open leases of one phase, fresh or replayed."""
-        return sum(lease.phase == phase and lease.replayed == replayed for lease in self._open.values())
+        return self._num_open[phase, replayed]
 
     @property
     def num_held(self) -> int:
-        """Open leases that a holder works on."""
-        return len(self._holds)
+        """Open leases that a holder works on, or whose group waits to be trained on."""
+        return len(self._holds) + len(self._kept)
 
-    def open(self, task: Task, *, phase: int, replayed: bool) -> TaskLease:
-        """Append a lease for one more group of `task`."""
-        attempt = self._attempts.get(task.task_id, 0)
-        lease = TaskLease(lease_id=self._next_id, task=task, attempt=attempt, replayed=replayed, phase=phase)
-        self._attempts[task.task_id] = attempt + 1
+    def open(self, task_id: str, *, phase: int, replayed: bool) -> TaskLease:
+        """Append a lease for one more group of a task."""
+        attempt = self._attempts.get(task_id, 0)
+        lease = TaskLease(lease_id=self._next_id, task_id=task_id, attempt=attempt, replayed=replayed, phase=phase)
+        self._attempts[task_id] = attempt + 1
         self._next_id += 1
         self._open[lease.lease_id] = lease
+        self._num_open[phase, replayed] += 1
         heapq.heappush(self._waiting, lease.lease_id)
-        self._count(opened=1)
+        self._counts["opened"] += 1
         return lease
 
     def hand_out(self, holder: str) -> TaskLease | None:
         """Give `holder` the waiting lease with the lowest id (so the ones that came back go first), or None."""
-        self._expire()
+        now_s = self._now()
+        self._expire(now_s)
         while self._waiting:
             lease_id = heapq.heappop(self._waiting)
-            if lease_id in self._open and lease_id not in self._holds:
-                self._holds[lease_id] = _Hold(holder=holder, deadline_s=self._now() + self._timeout_s)
+            if lease_id in self._open and not self._is_taken(lease_id):
+                self._holds[lease_id] = _Hold(holder=holder, deadline_s=now_s + self._timeout_s)
                 self._handed_out.add(lease_id)
-                self._count(leased=1)
+                self._counts["leased"] += 1
                 return self._open[lease_id]
         return None
 
@@ -114,7 +122,7 @@ class LeaseBook:
         lost = [lease_id for lease_id, hold in self._holds.items() if hold.holder == holder]
         for lease_id in lost:
             self._take_back(lease_id)
-        self._count(released=len(lost))
+        self._counts["released"] += len(lost)
         return len(lost)
 
     def keep(self, lease_id: int, task_id: str) -> bool:
@@ -123,13 +131,13 @@ class LeaseBook:
 
         A kept lease is saved as an open one: after a resume it is answered again.
         """
-        if self._holds.get(lease_id) is _KEPT:
-            self._count(duplicate=1)
+        if lease_id in self._kept:
+            self._counts["duplicate"] += 1
             return False
         if self._answered(lease_id, task_id) is None:
             return False
-        self._count(late=int(lease_id not in self._holds))
-        self._holds[lease_id] = _KEPT
+        self._counts["late"] += self._holds.pop(lease_id, None) is None
+        self._kept.add(lease_id)
         return True
 
     def close(self, lease_id: int, task_id: str) -> TaskLease | None:
@@ -140,7 +148,8 @@ class LeaseBook:
         """
         lease = self._answered(lease_id, task_id)
         if lease is not None:
-            self._count(reported=1, late=int(lease_id not in self._holds))
+            self._counts["reported"] += 1
+            self._counts["late"] += not self._is_taken(lease_id)
             self._forget(lease_id)
         return lease
 
@@ -149,7 +158,7 @@ class LeaseBook:
         found = [lease_id for lease_id in lease_ids if lease_id in self._open]
         for lease_id in found:
             self._forget(lease_id)
-        self._count(returned=len(found))
+        self._counts["returned"] += len(found)
         return len(found)
 
     def state_dict(self) -> dict[str, Any]:
@@ -158,60 +167,55 @@ class LeaseBook:
             "next_id": self._next_id,
             "attempts": dict(self._attempts),
             "open": [
-                {"lease_id": x.lease_id, "task_id": x.task.task_id, "attempt": x.attempt, "replayed": x.replayed,
+                {"lease_id": x.lease_id, "task_id": x.task_id, "attempt": x.attempt, "replayed": x.replayed,
                  "phase": x.phase}
                 for x in self._open.values()
             ],
-            "num_held": len(self._holds),
-            "counts": {name: getattr(self.counts, name) for name in LeaseCounts.__slots__},
+            "num_held": self.num_held,
+            "counts": dict(self._counts),
         }  # fmt: skip
 
-    def load_state_dict(self, state: Mapping[str, Any], tasks: Mapping[str, Task]) -> None:
-        """Restore `state`; every open lease waits again, in the order of the ids.
-
-        Raises:
-            KeyError: An open lease names a task that is not in `tasks`.
-        """
-        leases = [TaskLease(task=tasks[x["task_id"]], **{k: x[k] for k in _SAVED_FIELDS}) for x in state["open"]]
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore `state`; every open lease waits again, in the order of the ids."""
+        leases = [TaskLease(**fields) for fields in state["open"]]
         self._open = {lease.lease_id: lease for lease in leases}
+        self._num_open = Counter((lease.phase, lease.replayed) for lease in leases)
         self._waiting = sorted(self._open)
-        self._holds, self._handed_out = {}, set()
+        self._holds, self._kept, self._handed_out = OrderedDict(), set(), set()
         self._attempts = dict(state["attempts"])
         self._next_id = state["next_id"]
-        self.counts = LeaseCounts(**state["counts"])
-        self._count(released=state["num_held"])
+        self._counts = dict(state["counts"])
+        self._counts["released"] += state["num_held"]
+
+    def _is_taken(self, lease_id: int) -> bool:
+        return lease_id in self._holds or lease_id in self._kept
 
     def _answered(self, lease_id: int, task_id: str) -> TaskLease | None:
         """The open lease that an answer belongs to; None (and a count) without one."""
         if lease_id not in self._open:
             known = 0 <= lease_id < self._next_id
-            self._count(duplicate=int(known), unknown=int(not known))
+            self._counts["duplicate" if known else "unknown"] += 1
             return None
-        if lease_id not in self._handed_out or self._open[lease_id].task.task_id != task_id:
-            self._count(unknown=1)
+        if lease_id not in self._handed_out or self._open[lease_id].task_id != task_id:
+            self._counts["unknown"] += 1
             return None
         return self._open[lease_id]
 
     def _forget(self, lease_id: int) -> None:
-        del self._open[lease_id]
+        lease = self._open.pop(lease_id)
+        self._num_open[lease.phase, lease.replayed] -= 1
         self._holds.pop(lease_id, None)
+        self._kept.discard(lease_id)
         self._handed_out.discard(lease_id)
 
-    def _expire(self) -> None:
-        now_s = self._now()
-        lost = [lease_id for lease_id, hold in self._holds.items() if hold.deadline_s <= now_s]
-        for lease_id in lost:
+    def _expire(self, now_s: float) -> None:
+        while self._holds:
+            lease_id, hold = next(iter(self._holds.items()))
+            if hold.deadline_s > now_s:
+                break
             self._take_back(lease_id)
-        self._count(expired=len(lost))
+            self._counts["expired"] += 1
 
     def _take_back(self, lease_id: int) -> None:
         del self._holds[lease_id]
         heapq.heappush(self._waiting, lease_id)
-
-    def _count(self, **increments: int) -> None:
-        if any(increments.values()):
-            totals = {name: getattr(self.counts, name) + more for name, more in increments.items()}
-            self.counts = replace(self.counts, **totals)
-
-
-_SAVED_FIELDS = ("lease_id", "attempt", "replayed", "phase")

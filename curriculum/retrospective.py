@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import Any, Literal
 
 from curriculum.difficulty import difficulty
@@ -52,35 +54,48 @@ class RetrospectivePool:
     A pass is an order drawn anew from the current difficulties, so with few replay slots the hardest members come
     first. A member leaves while all known samples of its latest visit are correct: a group without a wrong answer
     teaches nothing. One that merely begins to succeed stays, for that is when it has variance to learn from.
+    Only the beginning of a pass looks at every member.
 
     Args:
         members: Task ids drawn at the transition.
+        accuracy_of: Where the current accuracies are; `refresh` must hear of every one that changes.
         epsilon: For weights 1 / (mean accuracy + epsilon); None for equal weights.
         seed: Run seed.
         phase: Index of the phase that replays the pool.
     """
 
-    def __init__(self, members: Sequence[str], *, epsilon: float | None, seed: int, phase: int) -> None:
-        self._members = tuple(members)
+    def __init__(
+        self, members: Sequence[str], *, accuracy_of: AccuracyOf, epsilon: float | None, seed: int, phase: int
+    ) -> None:
+        self._accuracy_of = accuracy_of
         self._epsilon = epsilon
         self._seed = seed
         self._phase = phase
-        self._remaining: list[str] = []
-        self._num_passes = 0
+        self._fill(members, remaining=(), num_passes=0)
 
-    def num_live(self, accuracy_of: AccuracyOf) -> int:
+    @property
+    def num_live(self) -> int:
         """Members that are not solved."""
-        return len(self._live(accuracy_of))
+        return len(self._members) - len(self._solved)
 
-    def draw(self, num_tasks: int, accuracy_of: AccuracyOf) -> list[str]:
+    def refresh(self, task_id: str) -> None:
+        """Look again at the accuracy of a task, member or not."""
+        if task_id not in self._members:
+            return
+        if self._is_solved(task_id):
+            self._solved.add(task_id)
+            self._solved_in_pass.add(task_id)
+        else:
+            self._solved.discard(task_id)
+            self._solved_in_pass.discard(task_id)
+
+    def draw(self, num_tasks: int) -> list[str]:
         """The next members that are not solved: `num_tasks`, or all of them if there are fewer."""
-        live = self._live(accuracy_of)
-        num_tasks = min(num_tasks, len(live))
-        unsolved = set(live)
-        self._remaining = [task_id for task_id in self._remaining if task_id in unsolved]
+        self._drop_solved()
+        num_tasks = min(num_tasks, self.num_live)
         drawn = self._take(num_tasks, taken_before=())
         if len(drawn) < num_tasks:
-            self._begin_pass(live, accuracy_of)
+            self._begin_pass()
             drawn += self._take(num_tasks - len(drawn), taken_before=drawn)
         return drawn
 
@@ -89,26 +104,38 @@ class RetrospectivePool:
         return {"members": list(self._members), "remaining": list(self._remaining), "num_passes": self._num_passes}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore a state of the same phase and seed."""
-        self._members = tuple(state["members"])
-        self._remaining = list(state["remaining"])
-        self._num_passes = state["num_passes"]
+        """Restore a state of the same phase and seed; the accuracies have been restored before."""
+        self._fill(state["members"], remaining=state["remaining"], num_passes=state["num_passes"])
 
-    def _live(self, accuracy_of: AccuracyOf) -> list[str]:
-        return [task_id for task_id in self._members if _is_unsolved(accuracy_of(task_id) or 0.0)]
+    def _fill(self, members: Sequence[str], *, remaining: Sequence[str], num_passes: int) -> None:
+        self._members = dict.fromkeys(members)  # in the order of the draw
+        self._remaining = OrderedDict.fromkeys(remaining)
+        self._num_passes = num_passes
+        self._solved = {task_id for task_id in self._members if self._is_solved(task_id)}
+        self._solved_in_pass = set(self._solved)
+        """Solved members that the pass may still hold; one that relapses before the next draw keeps its turn."""
 
-    def _begin_pass(self, live: Sequence[str], accuracy_of: AccuracyOf) -> None:
-        weights = _weights([accuracy_of(task_id) or 0.0 for task_id in live], self._epsilon)
+    def _is_solved(self, task_id: str) -> bool:
+        return not _is_unsolved(self._accuracy_of(task_id) or 0.0)
+
+    def _drop_solved(self) -> None:
+        for task_id in self._solved_in_pass:
+            self._remaining.pop(task_id, None)
+        self._solved_in_pass.clear()
+
+    def _begin_pass(self) -> None:
+        live = [task_id for task_id in self._members if task_id not in self._solved]
+        weights = _weights([self._accuracy_of(task_id) or 0.0 for task_id in live], self._epsilon)
         rng = generator(self._seed, Purpose.REPLAY, self._phase, self._num_passes)
-        self._remaining = [live[index] for index in weighted_order(weights, rng)]
+        self._remaining = OrderedDict.fromkeys(live[index] for index in weighted_order(weights, rng))
         self._num_passes += 1
 
     def _take(self, num_tasks: int, taken_before: Sequence[str]) -> list[str]:
         """The next of the pass; those of `taken_before` are skipped and keep their turn."""
         before = set(taken_before)
-        taken = [task_id for task_id in self._remaining if task_id not in before][:num_tasks]
-        gone = set(taken)
-        self._remaining = [task_id for task_id in self._remaining if task_id not in gone]
+        taken = list(islice((task_id for task_id in self._remaining if task_id not in before), num_tasks))
+        for task_id in taken:
+            del self._remaining[task_id]
         return taken
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,20 +32,38 @@ class Task:
             raise ValueError(f"task {self.task_id}: prompt_ids has shape {self.prompt_ids.shape}, expected [P], P > 0")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskEntry:
+    """What the coordinator knows of a task: enough to choose it, nothing of its text."""
+
+    task_id: str
+    phase: int
+    """Index of the phase with L_{k-1} < `prompt_tokens` <= L_k."""
+    prompt_tokens: int
+
+    @classmethod
+    def of(cls, task: Task) -> Self:
+        """Describes a task."""
+        return cls(task_id=task.task_id, phase=task.phase, prompt_tokens=int(task.prompt_ids.size))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TaskLease:
-    """The right to sample one group for a task; ends with an outcome, a release or a timeout."""
+    """The right to sample one group for a task; ends with an outcome, a release or a timeout.
+
+    It names the task and no more: who samples it looks the task up in its `TaskTable`.
+    """
 
     lease_id: int
     """Ordinal of the lease in the run; orders the groups of a batch whatever their timing."""
-    task: Task
+    task_id: str
     attempt: int
     """Number of earlier leases of this task in the run; part of the sampling seed. A lease that is handed out again
     keeps it, so that its samples are the same."""
     replayed: bool
     """True if the task comes from the retrospective pool."""
     phase: int
-    """Index of the running phase, which is later than `task.phase` for a replayed task."""
+    """Index of the running phase, which is later than that of the task for a replayed one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

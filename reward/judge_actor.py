@@ -1,9 +1,10 @@
-"""Ray shell around the scorer: fetches a group, applies the rules, asks the judge, returns the scores."""
+"""Ray shell around the scorer: fetches a group, decodes it, applies the rules, asks the judge, returns the scores."""
 
 from __future__ import annotations
 
 import os
 
+from actors.prompt import ChatPrompt, load_tokenizer
 from actors.trajectory import Group
 from reward.circuit import JudgeEvent
 from reward.config import RewardConfig
@@ -18,10 +19,20 @@ class JudgeActor:
     """Scores groups; the judge's engine, if it has one, lives in this process.
 
     Consumes: groups, by reference.  Waits for: the judge, at most its timeout.  Unblocked by: its verdicts.
+
+    Args:
+        name: for logs.
+        config: rules and judge.
+        policy_path: folder or hub id of the policy, whose tokenizer turns its answers into text.
+        on_gpu: where the judge's engine runs.
+        trust_remote_code: whether that tokenizer may bring code of its own.
     """
 
-    def __init__(self, *, name: str, config: RewardConfig, on_gpu: bool) -> None:
+    def __init__(
+        self, *, name: str, config: RewardConfig, policy_path: str, on_gpu: bool, trust_remote_code: bool
+    ) -> None:
         self._name = name
+        self._prompt = ChatPrompt(load_tokenizer(policy_path, trust_remote_code=trust_remote_code))
         self._judge = open_judge(config.judge, on_gpu=on_gpu)
         self._scorer = HybridScorer(config, self._judge)
 
@@ -42,7 +53,7 @@ class JudgeActor:
             data_source=group.data_source,
             question=group.question,
             answers=group.answers,
-            responses=[trajectory.text for trajectory in group.trajectories],
+            responses=[self._prompt.decode(trajectory.response_ids.tolist()) for trajectory in group.trajectories],
             num_tokens=[len(trajectory.response_ids) for trajectory in group.trajectories],
         )
         return tuple(scores)

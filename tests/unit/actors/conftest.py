@@ -69,8 +69,8 @@ def fake_engine():
 
 
 @pytest.fixture
-def lease():
-    task = Task(
+def task():
+    return Task(
         task_id="t1",
         data_source="test",
         question="who?",
@@ -78,4 +78,8 @@ def lease():
         prompt_ids=np.array([4, 5, 6], np.int32),
         phase=0,
     )
-    return TaskLease(lease_id=9, task=task, attempt=2, replayed=True, phase=1)
+
+
+@pytest.fixture
+def lease(task):
+    return TaskLease(lease_id=9, task_id=task.task_id, attempt=2, replayed=True, phase=1)

@@ -12,7 +12,6 @@ def trajectory(num_tokens=2, *, num_logprobs=None, reason=FinishReason.STOP, ver
     return Trajectory(
         response_ids=np.arange(num_tokens, dtype=np.int32),
         rollout_logprobs=np.zeros(num_tokens if num_logprobs is None else num_logprobs, np.float32),
-        text="",
         finish_reason=reason,
         policy_version=version,
     )
@@ -62,5 +61,6 @@ def test_the_driver_sees_lengths_truncations_and_the_oldest_version():
         num_truncated=1,
         policy_version=4,
         engine="rollout-1",
+        num_bytes=4 * 7 + 8 * (2 + 4 + 1),
         seconds=1.5,
     )

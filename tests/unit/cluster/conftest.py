@@ -20,7 +20,7 @@ from cluster.progress import Progress
 from cluster.roles import SyncReport
 from cluster.run_folder import RunFolder
 from curriculum.coordinator import Coordinator
-from curriculum.task import Demonstration, Task
+from curriculum.task import Demonstration, Task, TaskEntry, TaskLease
 from learner.microbatch import SftReport, StepReport
 from learner.published_weights import PublishedWeights
 from learner.sft import DemonstrationBatches
@@ -39,20 +39,20 @@ def make_task(task_id: str, phase: int) -> Task:
 
 
 def make_group(lease, num_samples: int, policy_version: int = 0) -> Group:
+    task = make_task(lease.task_id, 0)
     trajectory = Trajectory(
         response_ids=np.array([5, 6, 2], np.int32),
         rollout_logprobs=np.array([-0.1, -0.2, -0.3], np.float32),
-        text="the answer is yes",
         finish_reason=FinishReason.STOP,
         policy_version=policy_version,
     )
     return Group(
         lease_id=lease.lease_id,
-        task_id=lease.task.task_id,
-        data_source=lease.task.data_source,
-        question=lease.task.question,
-        answers=lease.task.answers,
-        prompt_ids=lease.task.prompt_ids,
+        task_id=task.task_id,
+        data_source=task.data_source,
+        question=task.question,
+        answers=task.answers,
+        prompt_ids=task.prompt_ids,
         trajectories=(trajectory,) * num_samples,
         phase=lease.phase,
         replayed=lease.replayed,
@@ -127,6 +127,7 @@ class FakeRollouts:
         self.calls = calls
         self.block: asyncio.Event | None = None
         self.num_slots = 99
+        self.object_store_bytes = 4096
         self.policy_version = 0
         """Of the weights in the engines."""
 
@@ -151,9 +152,9 @@ class FakeRollouts:
     async def answer(self, tasks, sampling: Sampling) -> list[BatchGroup]:
         self.calls.append(f"evaluate {len(tasks)}")
         assert sampling.num_samples == 1
-        from curriculum.task import TaskLease
-
-        leases = [TaskLease(lease_id=i, task=t, attempt=0, replayed=False, phase=0) for i, t in enumerate(tasks)]
+        leases = [
+            TaskLease(lease_id=i, task_id=t.task_id, attempt=0, replayed=False, phase=0) for i, t in enumerate(tasks)
+        ]
         return [self._scored(lease, [float(i % 2 == 0)]) for i, lease in enumerate(leases)]
 
     async def judge_events(self):
@@ -261,7 +262,9 @@ class Bench:
         self.calls: list[str] = []
         names = [phase["name"] for phase in phases]
         tasks = [make_task(f"{name}-{i}", phase) for phase, name in enumerate(names) for i in range(12)]
-        self.coordinator = Coordinator(tasks=tasks, config=self.config.curriculum, seed=0)
+        self.coordinator = Coordinator(
+            tasks=[TaskEntry.of(task) for task in tasks], config=self.config.curriculum, seed=0
+        )
         self.rollouts = FakeRollouts(self.coordinator, accuracies, self.calls)
         self.learner = FakeLearner(self.calls, self.rollouts)
         self.folder = RunFolder.create(tmp_path / name)
@@ -283,6 +286,7 @@ class Bench:
             trackers=[],
             checkpoint=self.config.checkpoint,
             fetch=lambda groups: groups,
+            decode=lambda ids: "the answer is yes",
         )
         return TrainingLoop(
             config=self.config,

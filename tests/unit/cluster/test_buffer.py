@@ -15,11 +15,11 @@ from cluster.ledger import Fate
 
 
 @pytest.fixture(scope="module")
-def scored(task, make_group, make_score):
+def scored(make_group, make_score):
     from curriculum.task import TaskLease
 
     def build(lease_id, version, accuracies=(1.0, 0.0)):
-        lease = TaskLease(lease_id=lease_id, task=task(f"t{lease_id}", 0), attempt=0, replayed=False, phase=0)
+        lease = TaskLease(lease_id=lease_id, task_id=f"t{lease_id}", attempt=0, replayed=False, phase=0)
         group = make_group(lease, len(accuracies), version)
         return BatchGroup(meta=GroupMeta.of(group, 0.0), scores=tuple(map(make_score, accuracies)), group=group)
 

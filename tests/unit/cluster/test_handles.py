@@ -76,9 +76,9 @@ def supervised(name, handle, log=None):
 
 
 @pytest.fixture
-def meta(task, make_group):
+def meta(make_group):
     def build(lease_id):
-        lease = TaskLease(lease_id=lease_id, task=task(f"t{lease_id}", 0), attempt=0, replayed=False, phase=0)
+        lease = TaskLease(lease_id=lease_id, task_id=f"t{lease_id}", attempt=0, replayed=False, phase=0)
         return GroupMeta.of(make_group(lease, 2), 0.1)
 
     return build

@@ -42,6 +42,7 @@ def journal(tmp_path, tracker):
         trackers=[tracker],
         checkpoint=CheckpointConfig(every_steps=1, keep_last=1),
         fetch=list,
+        decode=str,
     )
 
 

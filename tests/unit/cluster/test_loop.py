@@ -220,7 +220,7 @@ def test_lost_groups_are_replaced_and_a_run_that_loses_group_after_group_stops(b
 
         async def sample(lease):
             if is_lost(lease.lease_id):
-                raise GroupLost(lease.lease_id, lease.task.task_id, "its node died")
+                raise GroupLost(lease.lease_id, lease.task_id, "its node died")
 
         b.rollouts.sample = sample
         return b

@@ -67,6 +67,9 @@ def test_every_step_trains_a_whole_batch_that_is_two_updates_old_at_most(lagging
     assert {line["rollout/policy_lag_max"] for line in lines} <= {0, 1, 2}
     assert max(line["rollout/policy_lag_mean"] for line in lines) > 0
     assert max(line["rollout/buffer_groups"] for line in lines) > 0
+    group_bytes = 4 * 10 + 2 * 3 * 8  # 10 prompt tokens, 2 answers of 3
+    assert all(line["rollout/buffer_bytes"] == line["rollout/buffer_groups"] * group_bytes for line in lines)
+    assert all(line["rollout/object_store_bytes"] == 4096 for line in lines)
 
 
 def test_the_ledger_of_a_run_balances_and_is_in_its_metrics(lagging):

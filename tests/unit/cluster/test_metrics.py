@@ -59,7 +59,12 @@ CURRICULUM = CurriculumReport(
     transition=None,
 )
 SUPPLY = Supply(
-    policy_lags=(0, 2, 1), num_waiting=5, acceptance_rate=0.75, ledger=Ledger(trained=6, no_variance=2, returned=2)
+    policy_lags=(0, 2, 1),
+    num_waiting=5,
+    waiting_bytes=640,
+    object_store_bytes=4096,
+    acceptance_rate=0.75,
+    ledger=Ledger(trained=6, no_variance=2, returned=2),
 )
 SYNC = SyncReport(
     version=7,
@@ -87,6 +92,7 @@ def group(*scores, prompt_tokens, num_truncated=0, lengths=(3, 5)):
         num_truncated=num_truncated,
         policy_version=0,
         engine="e",
+        num_bytes=0,
         seconds=1.0,
     )
     return BatchGroup(meta=meta, scores=scores, group=None)
@@ -168,10 +174,11 @@ def test_a_step_without_known_rewards_has_no_accuracy():
 def test_the_lag_is_that_of_the_trained_batch_and_the_ledger_counts_the_whole_run():
     m = metrics()
     assert (m["rollout/policy_lag_mean"], m["rollout/policy_lag_max"]) == (1.0, 2)
+    assert (m["rollout/buffer_bytes"], m["rollout/object_store_bytes"]) == (640, 4096)
     assert (m["rollout/buffer_groups"], m["rollout/acceptance_rate"], m["rollout/trained_share"]) == (5, 0.75, 0.6)
     assert (m["ledger/trained"], m["ledger/no_variance"], m["ledger/returned"], m["ledger/too_old"]) == (6, 2, 2, 0)
 
 
 def test_before_anything_was_trained_there_is_neither_a_lag_nor_a_trained_share():
-    m = metrics(report=None, supply=Supply(policy_lags=(), num_waiting=0, acceptance_rate=1.0, ledger=Ledger()))
+    m = metrics(report=None, supply=replace(SUPPLY, policy_lags=(), ledger=Ledger()))
     assert not {"rollout/policy_lag_mean", "rollout/policy_lag_max", "rollout/trained_share"} & m.keys()

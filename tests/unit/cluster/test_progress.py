@@ -25,6 +25,7 @@ def batch_group(*scores, replayed=False):
         num_truncated=0,
         policy_version=0,
         engine="e",
+        num_bytes=0,
         seconds=1.0,
     )
     return BatchGroup(meta=meta, scores=scores, group=None)

@@ -21,6 +21,7 @@ from cluster.roles import GroupLost
 from cluster.stream import Stream
 from curriculum.config import CurriculumConfig
 from curriculum.coordinator import Coordinator
+from curriculum.task import TaskEntry
 from curriculum.transition import StepSummary
 
 SAMPLING = Sampling(num_samples=2, temperature=1.0, top_p=1.0, max_response_tokens=8)
@@ -73,7 +74,7 @@ class Engines:
         self.busy -= 1
         accuracies = self.accuracies(lease)
         if accuracies is None:
-            raise GroupLost(lease.lease_id, lease.task.task_id, "its node died")
+            raise GroupLost(lease.lease_id, lease.task_id, "its node died")
         group = self.make_group(lease, len(accuracies), version)
         return BatchGroup(meta=GroupMeta.of(group, 0.0), scores=tuple(map(self.make_score, accuracies)), group=group)
 
@@ -117,7 +118,9 @@ class Simulation:
         )
         tasks = [make_task(f"{name}-{i}", phase) for phase, name in enumerate(names) for i in range(num_tasks)]
         self.clock = SimulatedClock()
-        self.coordinator = Coordinator(tasks=tasks, config=config, seed=0, now=self.clock.time)
+        self.coordinator = Coordinator(
+            tasks=[TaskEntry.of(task) for task in tasks], config=config, seed=0, now=self.clock.time
+        )
         self.engines = engines(self.coordinator)
         self.max_policy_lag = max_policy_lag
         self.batch_size = batch_size

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pyarrow.parquet as pq
 
 from actors.trajectory import GroupMeta
@@ -17,21 +15,25 @@ WRONG = Score(answer=None, rule=0.0, judge=Verdict.NO, accuracy=0.0, reward=-0.5
 UNKNOWN = Score(answer="7", rule=0.0, judge=Verdict.UNKNOWN, accuracy=None, reward=None, reason="the judge is away")
 
 
-def scored(make_group, task, *scores, lease_id=4):
-    lease = TaskLease(lease_id=lease_id, task=task, attempt=0, replayed=True, phase=1)
+def decode(ids):
+    return " ".join(map(str, ids))
+
+
+def scored(make_group, task_id, *scores, lease_id=4):
+    lease = TaskLease(lease_id=lease_id, task_id=task_id, attempt=0, replayed=True, phase=1)
     group = make_group(lease, len(scores))
     return BatchGroup(meta=GroupMeta.of(group, 0.1), scores=scores, group=group), group
 
 
-def test_a_row_holds_the_answer_and_what_it_was_worth(tmp_path, make_group, task):
-    path = write_trajectories(tmp_path, 12, [scored(make_group, task("t", 0), SAVED, WRONG)], frozenset({4}))
+def test_a_row_holds_the_answer_and_what_it_was_worth(tmp_path, make_group):
+    path = write_trajectories(tmp_path, 12, [scored(make_group, "t", SAVED, WRONG)], frozenset({4}), decode)
     assert path.name == "step-000012.parquet"
     table = pq.read_table(path)
     assert tuple(table.column_names) == COLUMNS
     first, second = table.to_pylist()
     assert first == {
         "step": 12, "lease_id": 4, "prompt_id": "t", "sample": 0, "data_source": "test", "phase": 1, "replayed": True,
-        "question": "question of t?", "truth": ["yes"], "response": "the answer is yes", "answer": "seven",
+        "question": "question of t?", "truth": ["yes"], "response": "5 6 2", "answer": "seven",
         "rule": 0.0, "judge": "yes", "accuracy": 1.0, "reward": 0.5, "reason": "the judge accepts",
         "advantage": first["advantage"], "trained": True, "policy_version": 0, "engine": "fake",
         "finish_reason": "stop", "prompt_tokens": 10, "response_tokens": 3,
@@ -40,23 +42,21 @@ def test_a_row_holds_the_answer_and_what_it_was_worth(tmp_path, make_group, task
     assert (second["sample"], second["answer"], second["judge"]) == (1, None, "no")
 
 
-def test_an_unknown_reward_is_empty_and_never_zero(tmp_path, make_group, task):
-    path = write_trajectories(tmp_path, 0, [scored(make_group, task("t", 0), SAVED, WRONG, UNKNOWN)], frozenset())
+def test_an_unknown_reward_is_empty_and_never_zero(tmp_path, make_group):
+    path = write_trajectories(tmp_path, 0, [scored(make_group, "t", SAVED, WRONG, UNKNOWN)], frozenset(), decode)
     row = pq.read_table(path).to_pylist()[2]
     assert (row["judge"], row["accuracy"], row["reward"], row["advantage"]) == ("unknown", None, None, None)
     assert row["trained"] is False
 
 
-def test_model_text_is_data(tmp_path, make_group, task):
-    group, tokens = scored(make_group, task("t", 0), SAVED, WRONG)
+def test_model_text_is_data(tmp_path, make_group):
     nasty = "{0} <script> \x00 \U0001f40d \n '; drop"
-    tokens = replace(tokens, trajectories=tuple(replace(t, text=nasty) for t in tokens.trajectories))
-    path = write_trajectories(tmp_path, 0, [(group, tokens)], frozenset())
+    path = write_trajectories(tmp_path, 0, [scored(make_group, "t", SAVED, WRONG)], frozenset(), lambda ids: nasty)
     assert [row["response"] for row in pq.read_table(path).to_pylist()] == [nasty] * 2
 
 
-def test_a_repeated_step_replaces_its_file_and_leaves_nothing_half_written(tmp_path, make_group, task):
-    write_trajectories(tmp_path, 0, [scored(make_group, task("t", 0), SAVED, WRONG)], frozenset())
-    write_trajectories(tmp_path, 0, [scored(make_group, task("u", 0), SAVED, WRONG)], frozenset())
+def test_a_repeated_step_replaces_its_file_and_leaves_nothing_half_written(tmp_path, make_group):
+    write_trajectories(tmp_path, 0, [scored(make_group, "t", SAVED, WRONG)], frozenset(), decode)
+    write_trajectories(tmp_path, 0, [scored(make_group, "u", SAVED, WRONG)], frozenset(), decode)
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000.parquet"]
     assert {row["prompt_id"] for row in pq.read_table(tmp_path / "step-000000.parquet").to_pylist()} == {"u"}

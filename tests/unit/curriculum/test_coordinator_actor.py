@@ -3,7 +3,7 @@ import inspect
 from curriculum.config import CurriculumConfig, FixedSteps, PhaseConfig
 from curriculum.coordinator import Coordinator
 from curriculum.coordinator_actor import CoordinatorActor
-from curriculum.task import TaskOutcome
+from curriculum.task import TaskEntry, TaskOutcome
 from curriculum.transition import StepSummary
 
 CONFIG = CurriculumConfig(phases=(PhaseConfig(name="only", max_prompt_tokens=100, end=FixedSteps(steps=1)),))
@@ -24,14 +24,14 @@ def test_the_shell_takes_the_same_arguments():
 
 
 def test_the_shell_runs_a_step(make_tasks):
-    actor = CoordinatorActor(tasks=make_tasks(2), config=CONFIG, seed=0)
+    actor = CoordinatorActor(tasks=[TaskEntry.of(task) for task in make_tasks(2)], config=CONFIG, seed=0)
     assert repr(actor) == "Coordinator"
     assert actor.ping()
     actor.open_batch(1)
     lease = actor.lease("rollout-0")
     assert actor.release("rollout-0") == 1
     assert actor.lease("rollout-1") is lease
-    done = TaskOutcome(lease_id=0, task_id=lease.task.task_id, accuracies=(1.0, 0.0), num_unknown=0, trained=True)
+    done = TaskOutcome(lease_id=0, task_id=lease.task_id, accuracies=(1.0, 0.0), num_unknown=0, trained=True)
     assert actor.report([done]) == (0,)
     state = actor.state_dict()
     assert actor.finish_step(StepSummary(step=0, num_trained_groups=1)).fresh.accuracy == 0.5

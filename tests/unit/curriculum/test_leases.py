@@ -11,7 +11,7 @@ def book(clock):
 
 
 def open_all(book, tasks):
-    return [book.open(task, phase=0, replayed=False) for task in tasks]
+    return [book.open(task.task_id, phase=0, replayed=False) for task in tasks]
 
 
 def test_lease_ids_are_ordinals_and_attempts_count_the_leases_of_a_task(book, make_tasks):
@@ -85,11 +85,11 @@ def test_after_a_restart_held_leases_wait_again_in_order(book, clock, make_tasks
         book.hand_out("rollout-0")
     book.close(1, "t0-1")
     restored = LeaseBook(timeout_s=60.0, now=clock)
-    restored.load_state_dict(json.loads(json.dumps(book.state_dict())), {task.task_id: task for task in tasks})
+    restored.load_state_dict(json.loads(json.dumps(book.state_dict())))
     leases = [restored.hand_out("rollout-9") for _ in range(3)]
     assert [lease.lease_id for lease in leases] == [0, 2, 3]
     assert restored.counts == LeaseCounts(opened=4, leased=6, reported=1, released=2)
-    assert restored.open(tasks[0], phase=0, replayed=True).attempt == 1
+    assert restored.open(tasks[0].task_id, phase=0, replayed=True).attempt == 1
 
 
 def test_a_result_from_before_the_restart_is_refused(book, clock, make_tasks):
@@ -97,7 +97,7 @@ def test_a_result_from_before_the_restart_is_refused(book, clock, make_tasks):
     open_all(book, tasks)
     book.hand_out("rollout-0")
     restored = LeaseBook(timeout_s=60.0, now=clock)
-    restored.load_state_dict(book.state_dict(), {task.task_id: task for task in tasks})
+    restored.load_state_dict(book.state_dict())
     assert restored.close(0, "t0-0") is None
     assert restored.num_waiting == 1
 
@@ -143,7 +143,7 @@ def test_a_kept_lease_is_saved_as_an_open_one(book, make_tasks, clock):
     book.keep(0, "t0-0")
     state = json.loads(json.dumps(book.state_dict()))
     restored = LeaseBook(timeout_s=60.0, now=clock)
-    restored.load_state_dict(state, {task.task_id: task for task in tasks})
+    restored.load_state_dict(state)
     assert [restored.hand_out("rollout-0").lease_id for _ in range(2)] == [0, 1]
 
 

@@ -52,40 +52,67 @@ def test_the_draw_repeats_with_its_seed_and_differs_between_seeds():
     assert draw(many, "zero_accuracy", seed=5) != draw(many, "zero_accuracy", seed=6)
 
 
-def pool_of(*members, epsilon=None, seed=0):
-    return RetrospectivePool(members, epsilon=epsilon, seed=seed, phase=1)
+class Bench:
+    """A pool and the accuracies it looks at; members start unsolved."""
+
+    def __init__(self, *members, epsilon=None, seed=0, accuracies=None):
+        self.accuracies = accuracies if accuracies is not None else dict.fromkeys(members, 0.0)
+        self.pool = RetrospectivePool(members, accuracy_of=self.accuracies.get, epsilon=epsilon, seed=seed, phase=1)
+
+    def visit(self, **accuracies):
+        self.accuracies.update(accuracies)
+        for task_id in accuracies:
+            self.pool.refresh(task_id)
 
 
 def test_each_member_is_served_once_per_pass():
-    pool, accuracies = pool_of("a", "b", "c", "d"), dict.fromkeys("abcd", 0.0)
-    served = [task_id for _ in range(4) for task_id in pool.draw(2, accuracies.get)]
+    pool = Bench("a", "b", "c", "d").pool
+    served = [task_id for _ in range(4) for task_id in pool.draw(2)]
     assert sorted(served[:4]) == sorted(served[4:]) == ["a", "b", "c", "d"]
 
 
 def test_a_draw_never_holds_a_member_twice():
-    pool, accuracies = pool_of("a", "b", "c"), dict.fromkeys("abc", 0.0)
+    pool = Bench("a", "b", "c").pool
     for _ in range(20):
-        drawn = pool.draw(2, accuracies.get)
-        assert len(set(drawn)) == 2
-    assert sorted(pool.draw(5, accuracies.get)) == ["a", "b", "c"]
+        assert len(set(pool.draw(2))) == 2
+    assert sorted(pool.draw(5)) == ["a", "b", "c"]
 
 
 def test_a_solved_member_leaves_one_that_begins_to_succeed_stays_and_a_relapse_returns():
-    pool, accuracies = pool_of("a", "b"), {"a": 0.0, "b": 0.0}
-    accuracies.update(a=1.0, b=0.5)
-    assert pool.draw(2, accuracies.get) == ["b"]
-    assert pool.num_live(accuracies.get) == 1
-    accuracies.update(a=0.75)
-    assert sorted(pool.draw(2, accuracies.get)) == ["a", "b"]
+    bench = Bench("a", "b")
+    bench.visit(a=1.0, b=0.5)
+    assert bench.pool.draw(2) == ["b"]
+    assert bench.pool.num_live == 1
+    bench.visit(a=0.75)
+    assert sorted(bench.pool.draw(2)) == ["a", "b"]
+
+
+def test_a_member_that_relapses_before_the_next_draw_keeps_its_turn():
+    bench = Bench("a", "b", "c")
+    (first,) = bench.pool.draw(1)
+    second, third = sorted({"a", "b", "c"} - {first})
+    bench.visit(**{second: 1.0, third: 1.0})
+    bench.visit(**{second: 0.0})
+    assert bench.pool.draw(1) == [second]
+    bench.visit(**{third: 0.0})
+    assert sorted(bench.pool.draw(3)) == ["a", "b", "c"], "it lost its turn and comes with the next pass"
+
+
+def test_the_accuracy_of_a_task_outside_the_pool_is_of_no_interest():
+    bench = Bench("a")
+    bench.visit(other=1.0)
+    assert bench.pool.num_live == 1
 
 
 def test_an_empty_pool_serves_nothing():
-    assert pool_of().draw(3, lambda _: None) == []
+    assert Bench().pool.draw(3) == []
 
 
 def test_the_hardest_members_tend_to_be_served_first():
     accuracies = {"hard": 0.0, "easy": 0.75}
-    firsts = [pool_of("hard", "easy", epsilon=0.25, seed=seed).draw(1, accuracies.get)[0] for seed in range(2000)]
+    firsts = [
+        Bench("hard", "easy", epsilon=0.25, seed=seed, accuracies=accuracies).pool.draw(1)[0] for seed in range(2000)
+    ]
     assert firsts.count("hard") / 2000 == pytest.approx(0.8, abs=0.04)
 
 
@@ -96,16 +123,16 @@ def test_the_hardest_members_tend_to_be_served_first():
 )
 def test_a_pool_restored_from_json_serves_the_same_members(num_members, calls, stop):
     ids = [str(index) for index in range(num_members)]
-    accuracies = dict.fromkeys(ids, 0.0)
-    whole, parts = pool_of(*ids, epsilon=0.1), pool_of(*ids, epsilon=0.1)
+    whole, parts = Bench(*ids, epsilon=0.1), Bench(*ids, epsilon=0.1)
     for call, (size, changed, accuracy) in enumerate(calls):
         if call == stop:
-            state = json.loads(json.dumps(parts.state_dict()))
-            parts = pool_of(epsilon=0.1)
-            parts.load_state_dict(state)
-        drawn = whole.draw(size, accuracies.get)
-        live = [task_id for task_id in ids if accuracies[task_id] < 1.0]
-        assert parts.draw(size, accuracies.get) == drawn
-        assert len(drawn) == len(set(drawn)) == min(size, len(live))
+            state = json.loads(json.dumps(parts.pool.state_dict()))
+            parts = Bench(epsilon=0.1, accuracies=parts.accuracies)
+            parts.pool.load_state_dict(state)
+        drawn = whole.pool.draw(size)
+        live = [task_id for task_id in ids if whole.accuracies[task_id] < 1.0]
+        assert parts.pool.draw(size) == drawn
+        assert len(drawn) == len(set(drawn)) == min(size, len(live)) == min(size, parts.pool.num_live)
         assert set(drawn) <= set(live)
-        accuracies[str(changed)] = accuracy
+        for bench in (whole, parts):
+            bench.visit(**{str(changed): accuracy})

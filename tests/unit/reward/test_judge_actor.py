@@ -1,26 +1,40 @@
 """The plain object behind the actor handle: what the driver hears of a judge that is down."""
 
 import asyncio
+from pathlib import Path
 
 import numpy as np
+import pytest
 
+from actors.prompt import ChatPrompt, load_tokenizer
 from actors.trajectory import FinishReason, Group, Trajectory
 from reward.circuit import CircuitState
 from reward.config import OpenAIJudge, RewardConfig
 from reward.judge_actor import JudgeActor
 
+POLICY = str(Path(__file__).parents[3] / "recipes" / "assets" / "local_base")
 
-def group(*answers):
-    trajectories = tuple(
-        Trajectory(
-            response_ids=np.array([1], np.int32),
-            rollout_logprobs=np.array([-0.1], np.float32),
-            text=f"the answer is {answer}",
-            finish_reason=FinishReason.STOP,
-            policy_version=0,
-        )
-        for answer in answers
+
+@pytest.fixture(scope="module")
+def prompt():
+    return ChatPrompt(load_tokenizer(POLICY))
+
+
+def judge_actor(config):
+    return JudgeActor(name="judge-0", config=config, policy_path=POLICY, on_gpu=False, trust_remote_code=False)
+
+
+def trajectory(response_ids):
+    return Trajectory(
+        response_ids=response_ids,
+        rollout_logprobs=np.zeros(len(response_ids), np.float32),
+        finish_reason=FinishReason.STOP,
+        policy_version=0,
     )
+
+
+def group(prompt, *answers):
+    trajectories = tuple(trajectory(prompt.encode_response(f"the answer is {answer}")) for answer in answers)
     return Group(
         lease_id=0, task_id="t", data_source="demo", question="how many ?", answers=("seven",),
         prompt_ids=np.array([1], np.int32), trajectories=trajectories, phase=0, replayed=False, temperature=1.0,
@@ -28,12 +42,12 @@ def group(*answers):
     )  # fmt: skip
 
 
-def test_a_judge_that_is_down_leaves_unknown_scores_and_events_that_are_handed_out_once(dead_url):
+def test_a_judge_that_is_down_leaves_unknown_scores_and_events_that_are_handed_out_once(prompt, dead_url):
     judge = OpenAIJudge(base_url=dead_url, model="m", max_retries=0, max_failures=2)
 
     async def session():
-        actor = JudgeActor(name="judge-0", config=RewardConfig(judge=judge), on_gpu=False)
-        scores = await actor.score_group(group("seven", "7", "8", "9"))
+        actor = judge_actor(RewardConfig(judge=judge))
+        scores = await actor.score_group(group(prompt, "seven", "7", "8", "9"))
         return scores, await actor.drain_events(), await actor.drain_events(), await actor.report()
 
     scores, events, drained_again, report = asyncio.run(session())
@@ -45,7 +59,7 @@ def test_a_judge_that_is_down_leaves_unknown_scores_and_events_that_are_handed_o
 
 def test_without_a_judge_there_are_no_events():
     async def session():
-        actor = JudgeActor(name="judge-0", config=RewardConfig(), on_gpu=False)
+        actor = judge_actor(RewardConfig())
         await actor.probe()
         return await actor.drain_events(), str(actor)
 

@@ -186,11 +186,10 @@ def test_labelled_pairs_through_an_endpoint(tmp_path, endpoint):
     assert "\x1b[2J" not in done.stderr
 
 
-def trajectory(text):
+def trajectory():
     return Trajectory(
         response_ids=np.array([1], np.int32),
         rollout_logprobs=np.array([-0.1], np.float32),
-        text=text,
         finish_reason=FinishReason.STOP,
         policy_version=0,
     )
@@ -204,11 +203,11 @@ def score(answer, rule, verdict):
 def log_step(folder, step, question, truth, *scores):
     group = Group(
         lease_id=step, task_id=str(step), data_source="demo", question=question, answers=(truth,),
-        prompt_ids=np.array([1], np.int32), trajectories=tuple(trajectory("text") for _ in scores), phase=0,
+        prompt_ids=np.array([1], np.int32), trajectories=tuple(trajectory() for _ in scores), phase=0,
         replayed=False, temperature=1.0, engine="fake",
     )  # fmt: skip
     scored = BatchGroup(meta=GroupMeta.of(group, 0.1), scores=scores, group=group)
-    write_trajectories(folder, step, [(scored, group)], frozenset())
+    write_trajectories(folder, step, [(scored, group)], frozenset(), lambda ids: "text")
 
 
 @pytest.fixture
