@@ -168,6 +168,7 @@ class TrainingLoop:
                 acceptance_rate=self._required_batches.acceptance_rate,
                 ledger=self._progress.ledger,
             ),
+            rollouts=self._rollouts.counts,
             sync_version=self._progress.policy_version,
             sync_bytes=sync.num_bytes if sync else None,
             seconds=StepSeconds(
