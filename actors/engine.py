@@ -69,33 +69,23 @@ class VLLMEngine:
             on_gpu: whether a GPU is visible.
             trust_remote_code: whether code that ships with the model may run.
         """
-        os.environ.update(ENVIRONMENT if on_gpu else ENVIRONMENT | CPU_ENVIRONMENT)
+        set_environment(on_gpu=on_gpu)
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
         from actors.prefill_counter import PrefillCounter
 
-        resources = _gpu_resources(config) if on_gpu else _cpu_resources(config, max_model_len)
+        arguments = engine_arguments(
+            model_path,
+            config,
+            max_model_len=max_model_len,
+            seed=seed,
+            on_gpu=on_gpu,
+            trust_remote_code=trust_remote_code,
+        )
         self._prefill = PrefillCounter()
         self._engine = AsyncLLM.from_engine_args(
-            AsyncEngineArgs(
-                model=model_path,
-                dtype=DTYPES[config.dtype],
-                seed=seed,
-                max_model_len=max_model_len,
-                tensor_parallel_size=config.tensor_parallel_size,
-                max_num_seqs=config.max_num_seqs,
-                enforce_eager=config.enforce_eager,
-                enable_prefix_caching=True,
-                skip_tokenizer_init=True,
-                logprobs_mode="processed_logprobs",
-                generation_config="vllm",
-                worker_extension_cls="actors.weight_receiver.WeightReceiver",
-                trust_remote_code=trust_remote_code,
-                disable_log_stats=True,
-                **resources,
-            ),
-            stat_loggers=[self._prefill.stat_logger()],
+            AsyncEngineArgs(**arguments), stat_loggers=[self._prefill.stat_logger()]
         )
         self._stop_token_ids = list(stop_token_ids)
         self._request_ids = itertools.count()
@@ -149,10 +139,11 @@ class VLLMEngine:
 
         request = str(next(self._request_ids))
         prompt = TokensPrompt(prompt_token_ids=list(prompt_ids))
+        params = sampling_params(sampling, seed=seed, stop_token_ids=self._stop_token_ids)
         outputs: dict[int, Any] = {}
         try:
             async with self._ending(request, timeout_s):
-                async for reply in self._engine.generate(prompt, self._params(sampling, seed), request):
+                async for reply in self._engine.generate(prompt, params, request):
                     for output in reply.outputs:
                         outputs[output.index] = output
                         if on_finished and output.finish_reason not in (None, "abort"):
@@ -188,25 +179,6 @@ class VLLMEngine:
         self._engine.shutdown()
         del self._engine
 
-    def _params(self, sampling: Sampling, seed: int) -> Any:
-        """Cumulative outputs without steps in between: as cheap as final ones, and partial answers are at hand."""
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        return SamplingParams(
-            n=sampling.num_samples,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            max_tokens=sampling.max_response_tokens,
-            stop_token_ids=self._stop_token_ids,
-            seed=seed,
-            logprobs=0,
-            flat_logprobs=True,
-            detokenize=False,
-            output_kind=RequestOutputKind.CUMULATIVE,
-            stream_interval=ONLY_ENDS,
-        )
-
     @asynccontextmanager
     async def _ending(self, request: str, timeout_s: float | None) -> AsyncIterator[None]:
         """Ends a request at its timeout, and in any case when the block is left by an error.
@@ -229,6 +201,56 @@ class VLLMEngine:
         while True:
             await self._engine.abort(request)
             await asyncio.sleep(ABORT_AGAIN_S)
+
+
+def set_environment(*, on_gpu: bool) -> None:
+    """To be called before vLLM is imported."""
+    os.environ.update(ENVIRONMENT if on_gpu else ENVIRONMENT | CPU_ENVIRONMENT)
+
+
+def engine_arguments(
+    model_path: str, config: EngineConfig, *, max_model_len: int, seed: int, on_gpu: bool, trust_remote_code: bool
+) -> dict[str, Any]:
+    """What vLLM is told of model and resources."""
+    resources = _gpu_resources(config) if on_gpu else _cpu_resources(config, max_model_len)
+    return {
+        "model": model_path,
+        "dtype": DTYPES[config.dtype],
+        "seed": seed,
+        "max_model_len": max_model_len,
+        "tensor_parallel_size": config.tensor_parallel_size,
+        "max_num_seqs": config.max_num_seqs,
+        "enforce_eager": config.enforce_eager,
+        "enable_prefix_caching": True,
+        "skip_tokenizer_init": True,
+        "logprobs_mode": "processed_logprobs",
+        "generation_config": "vllm",
+        "worker_extension_cls": "actors.weight_receiver.WeightReceiver",
+        "trust_remote_code": trust_remote_code,
+        "disable_log_stats": True,
+        **resources,
+    }
+
+
+def sampling_params(sampling: Sampling, *, seed: int, stop_token_ids: Sequence[int]) -> Any:
+    """`vllm.SamplingParams` of one group: cumulative outputs without steps in between are as cheap as final ones, and
+    partial answers are at hand."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        n=sampling.num_samples,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        max_tokens=sampling.max_response_tokens,
+        stop_token_ids=list(stop_token_ids),
+        seed=seed,
+        logprobs=0,
+        flat_logprobs=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.CUMULATIVE,
+        stream_interval=ONLY_ENDS,
+    )
 
 
 def _gpu_resources(config: EngineConfig) -> dict[str, Any]:

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from actors.rollout import Sampling
-from actors.trajectory import FinishReason, Group, GroupMeta, Trajectory
+from actors.trajectory import FinishReason, Group, GroupMeta, Trajectory, VersionSpan
 from cluster.batch import BatchGroup
 from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.journal import Journal
 from cluster.loop import TrainingLoop
 from cluster.progress import Progress
-from cluster.roles import SyncReport
+from cluster.roles import RolloutCounts, SyncReport
 from cluster.run_folder import RunFolder
 from curriculum.coordinator import Coordinator
 from curriculum.task import Demonstration, Task
@@ -42,7 +42,7 @@ def make_group(lease, num_samples: int, policy_version: int = 0) -> Group:
         rollout_logprobs=np.array([-0.1, -0.2, -0.3], np.float32),
         text="the answer is yes",
         finish_reason=FinishReason.STOP,
-        policy_version=policy_version,
+        versions=(VersionSpan(start=0, version=policy_version),),
     )
     return Group(
         lease_id=lease.lease_id,
@@ -118,6 +118,7 @@ class FakeRollouts:
         self.calls = calls
         self.block: asyncio.Event | None = None
         self.num_slots = 99
+        self.counts = RolloutCounts()
         self.policy_version = 0
         """Of the weights in the engines."""
 
@@ -156,6 +157,9 @@ class FakeRollouts:
 
     async def judge_events(self):
         return []
+
+    async def abort(self) -> None:
+        self.calls.append("abort")
 
     def _scored(self, lease, accuracies, policy_version=0) -> BatchGroup:
         group = make_group(lease, len(accuracies), policy_version)
