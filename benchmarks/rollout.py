@@ -40,13 +40,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.rollout", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--groups", type=int, default=5, help="per repeat")
+    parser.add_argument("--groups", type=int, default=4, help="per repeat")
     parser.add_argument("--group-size", type=int, default=8)
     parser.add_argument("--prompt-tokens", type=int, nargs=2, default=(4_000, 10_000), metavar=("MIN", "MAX"))
-    parser.add_argument("--response-tokens", type=int, default=64)
+    parser.add_argument("--response-tokens", type=int, default=96)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--hidden", type=int, default=768)
+    parser.add_argument("--hidden", type=int, default=512)
     parser.add_argument("--kv-cache-mib", type=int, default=32)
     parser.add_argument("--threads", type=int, default=1, help="of each engine")
     parser.add_argument("--seed", type=int, default=0)

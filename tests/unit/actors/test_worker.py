@@ -67,9 +67,7 @@ async def settle():
 def test_a_lease_becomes_a_group_and_the_engine_says_how_much_it_holds(fake_engine, lease):
     meta, group = asyncio.run(worker(fake_engine([WHOLE, WHOLE]), FakeLeases(lease)).next_group(SAMPLING))
     assert (meta.lease_id, group.lease_id, len(group.trajectories)) == (9, 9, 2)
-    assert meta.num_slots == 53, (
-        "1000 tokens for one prompt of 3 and two answers of 8, which the mean is after two of 2"
-    )
+    assert meta.num_slots == 1000 // (3 + 2 * 8), "a prompt of 3 and two answers of 8, which the mean is after two of 2"
 
 
 def test_without_a_lease_there_is_no_group(fake_engine):
