@@ -6,7 +6,8 @@ import asyncio
 import itertools
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, NoReturn
 
 from actors.config import EngineConfig
@@ -34,6 +35,12 @@ ENVIRONMENT = {
 
 
 DTYPES: dict[str, Any] = {"fp32": "float32", "bf16": "bfloat16"}
+
+UNLABELLED = "default"
+"""Weight version of vLLM before the first update."""
+ONLY_ENDS = 1 << 30
+"""Tokens between two partial outputs of an answer: it is heard of at its first token and at its end."""
+ABORT_AGAIN_S = 1.0
 
 
 class EngineDied(RuntimeError):
@@ -69,68 +76,87 @@ class VLLMEngine:
             on_gpu: whether a GPU is visible.
             trust_remote_code: whether code that ships with the model may run.
         """
-        os.environ.update(ENVIRONMENT if on_gpu else ENVIRONMENT | CPU_ENVIRONMENT)
-        from vllm.config import WeightTransferConfig
+        set_environment(on_gpu=on_gpu)
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        resources = _gpu_resources(config) if on_gpu else _cpu_resources(config, max_model_len)
+        from actors.prefill_counter import PrefillCounter
+
+        arguments = engine_arguments(
+            model_path,
+            config,
+            max_model_len=max_model_len,
+            seed=seed,
+            on_gpu=on_gpu,
+            trust_remote_code=trust_remote_code,
+        )
+        self._prefill = PrefillCounter()
         self._engine = AsyncLLM.from_engine_args(
-            AsyncEngineArgs(
-                model=model_path,
-                dtype=DTYPES[config.dtype],
-                seed=seed,
-                max_model_len=max_model_len,
-                tensor_parallel_size=config.tensor_parallel_size,
-                max_num_seqs=config.max_num_seqs,
-                enforce_eager=config.enforce_eager,
-                enable_prefix_caching=True,
-                skip_tokenizer_init=True,
-                logprobs_mode="processed_logprobs",
-                generation_config="vllm",
-                worker_extension_cls="actors.weight_receiver.WeightReceiver",
-                weight_transfer_config=WeightTransferConfig(backend="segment"),
-                trust_remote_code=trust_remote_code,
-                disable_log_stats=True,
-                **resources,
-            )
+            AsyncEngineArgs(**arguments), stat_loggers=[self._prefill.stat_logger()]
         )
         self._stop_token_ids = list(stop_token_ids)
         self._request_ids = itertools.count()
         self._updating = asyncio.Lock()
+        self._policy_version = 0
         self._receipt: WeightReceipt | None = None
 
     @property
     def policy_version(self) -> int:
         """Number of weight updates applied since the base model."""
-        return 0 if self._receipt is None else self._receipt.version
+        return self._policy_version
 
-    async def sample(self, prompt_ids: Sequence[int], sampling: Sampling, *, seed: int) -> list[Sample]:
-        """Draws answers to one prompt in one request, so that the prompt is prefilled once.
+    @property
+    def capacity_tokens(self) -> int:
+        """Tokens that the KV cache holds."""
+        num_tokens = self._engine.vllm_config.cache_config.kv_cache_size_tokens
+        assert num_tokens is not None, "vLLM knows the size of its cache once it has started"
+        return num_tokens
+
+    @property
+    def block_tokens(self) -> int:
+        """Tokens of one block of the KV cache; what the samples of a group share is rounded down to it."""
+        return self._engine.vllm_config.cache_config.block_size
+
+    @property
+    def num_running(self) -> int:
+        """Answers that are not finished."""
+        return self._engine.output_processor.get_num_unfinished_requests()
+
+    @property
+    def num_prefilled_tokens(self) -> int:
+        """Prompt tokens computed since the start; those found in the prefix cache are not among them."""
+        return self._prefill.num_computed_tokens
+
+    async def sample(
+        self,
+        prompt_ids: Sequence[int],
+        sampling: Sampling,
+        *,
+        seed: int,
+        timeout_s: float | None = None,
+        on_finished: Callable[[int], None] | None = None,
+    ) -> list[Sample]:
+        """Draws answers to one prompt in one request, so that the prompt is prefilled once; see `Engine.sample`.
+
+        However this ends, by cancellation too, no part of the request is left in the engine.
 
         Raises:
             EngineDied: the engine process is gone.
         """
-        from vllm import SamplingParams, TokensPrompt
-        from vllm.sampling_params import RequestOutputKind
+        from vllm import TokensPrompt
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        params = SamplingParams(
-            n=sampling.num_samples,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            max_tokens=sampling.max_response_tokens,
-            stop_token_ids=self._stop_token_ids,
-            seed=seed,
-            logprobs=0,
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
         request = str(next(self._request_ids))
+        prompt = TokensPrompt(prompt_token_ids=list(prompt_ids))
+        params = sampling_params(sampling, seed=seed, stop_token_ids=self._stop_token_ids)
         outputs: dict[int, Any] = {}
         try:
-            async for reply in self._engine.generate(TokensPrompt(prompt_token_ids=list(prompt_ids)), params, request):
-                outputs.update({output.index: output for output in reply.outputs})
+            async with self._ending(request, timeout_s):
+                async for reply in self._engine.generate(prompt, params, request):
+                    for output in reply.outputs:
+                        outputs[output.index] = output
+                        if on_finished and output.finish_reason not in (None, "abort"):
+                            on_finished(len(output.token_ids))
         except EngineDeadError as error:
             raise EngineDied(f"the vLLM engine died while it sampled request {request}") from error
         return [_sample(outputs[index]) for index in sorted(outputs)]
@@ -193,6 +219,7 @@ class VLLMEngine:
         first, *others = await self._engine.collective_rpc("weight_records")
         if any(records != first for records in others):
             raise ValueError(f"the {1 + len(others)} workers of the engine read different contents; use one host")
+        self._policy_version = update.version  # before the first token of the new weights can arrive
         await self._engine.resume_generation()
         return WeightReceipt(
             version=update.version,
@@ -206,6 +233,82 @@ class VLLMEngine:
         self._engine.shutdown()
         del self._engine
 
+    @asynccontextmanager
+    async def _ending(self, request: str, timeout_s: float | None) -> AsyncIterator[None]:
+        """Ends a request at its timeout, and in any case when the block is left by an error.
+
+        vLLM's own clean-up knows a request only once all of its samples are queued; this one finds those that are.
+        """
+        timer = None if timeout_s is None else asyncio.create_task(self._end_after(request, timeout_s))
+        try:
+            yield
+        except BaseException:
+            await self._engine.abort(request)
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    async def _end_after(self, request: str, timeout_s: float) -> None:
+        """Again and again, for samples that were queued only after the timeout."""
+        await asyncio.sleep(timeout_s)
+        while True:
+            await self._engine.abort(request)
+            await asyncio.sleep(ABORT_AGAIN_S)
+
+
+def set_environment(*, on_gpu: bool) -> None:
+    """To be called before vLLM is imported."""
+    os.environ.update(ENVIRONMENT if on_gpu else ENVIRONMENT | CPU_ENVIRONMENT)
+
+
+def engine_arguments(
+    model_path: str, config: EngineConfig, *, max_model_len: int, seed: int, on_gpu: bool, trust_remote_code: bool
+) -> dict[str, Any]:
+    """What vLLM is told of model and resources."""
+    from vllm.config import WeightTransferConfig
+
+    resources = _gpu_resources(config) if on_gpu else _cpu_resources(config, max_model_len)
+    return {
+        "model": model_path,
+        "dtype": DTYPES[config.dtype],
+        "seed": seed,
+        "max_model_len": max_model_len,
+        "tensor_parallel_size": config.tensor_parallel_size,
+        "max_num_seqs": config.max_num_seqs,
+        "enforce_eager": config.enforce_eager,
+        "enable_prefix_caching": True,
+        "skip_tokenizer_init": True,
+        "logprobs_mode": "processed_logprobs",
+        "generation_config": "vllm",
+        "worker_extension_cls": "actors.weight_receiver.WeightReceiver",
+        "weight_transfer_config": WeightTransferConfig(backend="segment"),
+        "trust_remote_code": trust_remote_code,
+        "disable_log_stats": True,
+        **resources,
+    }
+
+
+def sampling_params(sampling: Sampling, *, seed: int, stop_token_ids: Sequence[int]) -> Any:
+    """`vllm.SamplingParams` of one group: cumulative outputs without steps in between are as cheap as final ones, and
+    partial answers are at hand."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        n=sampling.num_samples,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        max_tokens=sampling.max_response_tokens,
+        stop_token_ids=list(stop_token_ids),
+        seed=seed,
+        logprobs=0,
+        flat_logprobs=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.CUMULATIVE,
+        stream_interval=ONLY_ENDS,
+    )
+
 
 def _gpu_resources(config: EngineConfig) -> dict[str, Any]:
     return {
@@ -215,8 +318,13 @@ def _gpu_resources(config: EngineConfig) -> dict[str, Any]:
 
 
 def _cpu_resources(config: EngineConfig, max_model_len: int) -> dict[str, Any]:
-    """Chunked prefill is off: vLLM 0.32 rewinds the generator of a seeded request after a chunk, which CPU cannot."""
+    """Chunked prefill is off: vLLM 0.32 rewinds the generator of a seeded request after a chunk, which CPU cannot.
+
+    Blocks are as small as the CPU kernels take them (vLLM's choice is 128): every sample of a group computes the last,
+    incomplete block of its prompt again.
+    """
     return {
+        "block_size": 32,
         "kv_cache_memory_bytes": config.cpu_kv_cache_bytes,
         "distributed_executor_backend": "uni",
         "enable_chunked_prefill": False,
@@ -252,10 +360,11 @@ def _update_info(update: WeightUpdate) -> dict[str, Any]:
 
 
 def _sample(output: Any) -> Sample:
+    """As vLLM has it; an answer that was aborted can only have met its deadline, else nobody would read it."""
+    spans = output.weight_versions or ()
     return Sample(
         token_ids=tuple(output.token_ids),
-        logprobs=tuple(
-            step[token].logprob for step, token in zip(output.logprobs or (), output.token_ids, strict=True)
-        ),
-        finish_reason=output.finish_reason,
+        logprobs=tuple(output.logprobs.logprobs) if output.logprobs else (),
+        finish_reason="deadline" if output.finish_reason == "abort" else str(output.finish_reason),
+        versions=tuple((span.start, "0" if span.version == UNLABELLED else span.version) for span in spans),
     )

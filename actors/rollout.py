@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.trajectory import FinishReason, Group, Trajectory
+from actors.faults import FaultKind, FaultyGroup
+from actors.repetition import ends_in_repetition
+from actors.trajectory import FinishReason, Group, Trajectory, VersionSpan
 from curriculum.task import Task, TaskLease
 
 
@@ -27,12 +29,26 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One answer as an engine returns it."""
+    """One answer as an engine returns it; nothing is checked yet."""
 
     token_ids: Sequence[int]
     logprobs: Sequence[float]
     """[R] log-probability (nats) of each sampled token, after temperature and top-p."""
     finish_reason: str
+    versions: Sequence[tuple[int, str]]
+    """(first token, policy version) of each span, as the engine labels its weights."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineLoad:
+    """What an engine works on."""
+
+    num_slots: int
+    """Groups that it is expected to hold at a time."""
+    num_running: int
+    """Answers that are not finished."""
+    num_prefilled_tokens: int
+    """Prompt tokens that were computed since the start; those found in the prefix cache are not among them."""
 
 
 class Engine(Protocol):
@@ -43,8 +59,24 @@ class Engine(Protocol):
         """Number of weight updates applied."""
         ...
 
-    async def sample(self, prompt_ids: Sequence[int], sampling: Sampling, *, seed: int) -> list[Sample]:
-        """Draws `sampling.num_samples` answers to one prompt."""
+    async def sample(
+        self,
+        prompt_ids: Sequence[int],
+        sampling: Sampling,
+        *,
+        seed: int,
+        timeout_s: float | None = None,
+        on_finished: Callable[[int], None] | None = None,
+    ) -> list[Sample]:
+        """Draws `sampling.num_samples` answers to one prompt.
+
+        Args:
+            prompt_ids: [P] tokens.
+            sampling: how.
+            seed: of the first sample; sample i has seed + i.
+            timeout_s: answers that are not finished by then end as they are, with finish reason "deadline".
+            on_finished: hears the tokens of every answer that ends by itself, when it does.
+        """
         ...
 
 
@@ -62,20 +94,24 @@ async def sample_group(
     *,
     run_seed: int,
     engine_name: str,
+    timeout_s: float | None = None,
+    on_finished: Callable[[int], None] | None = None,
 ) -> Group:
-    """Samples the G answers of one lease, which names `task`.
+    """Samples the G answers of one lease, which names `task`; those that the timeout cuts are marked by their finish
+    reason.
 
     Raises:
-        ValueError: the engine returned fewer answers than asked for, or an answer without tokens or log-probabilities.
+        FaultyGroup: the engine returned something that must not be trained on.
     """
-    version = engine.policy_version
     seed = sampling_seed(run_seed, task.task_id, lease.attempt)
-    samples = await engine.sample(task.prompt_ids.tolist(), sampling, seed=seed)
-    if len(samples) != sampling.num_samples:
-        raise ValueError(
-            f"task {task.task_id}: {engine_name} returned {len(samples)} of {sampling.num_samples} samples; "
-            "the group is sampled again after the engine restarts"
-        )
+    oldest = engine.policy_version
+    samples = await engine.sample(
+        task.prompt_ids.tolist(), sampling, seed=seed, timeout_s=timeout_s, on_finished=on_finished
+    )
+    fault = _missing(samples, sampling.num_samples) or _fault(samples, engine.policy_version)
+    if fault:
+        kind, detail = fault
+        raise FaultyGroup(kind, detail, lease.lease_id, task.task_id, engine_name, lease.num_requeues)
     return Group(
         lease_id=lease.lease_id,
         task_id=task.task_id,
@@ -83,7 +119,7 @@ async def sample_group(
         question=task.question,
         answers=task.answers,
         prompt_ids=task.prompt_ids,
-        trajectories=tuple(_trajectory(sample, version) for sample in samples),
+        trajectories=tuple(_trajectory(sample, oldest) for sample in samples),
         phase=lease.phase,
         replayed=lease.replayed,
         temperature=sampling.temperature,
@@ -92,11 +128,62 @@ async def sample_group(
     )
 
 
-def _trajectory(sample: Sample, version: int) -> Trajectory:
+_Fault = tuple[FaultKind, str]
+_FINISH_REASONS = frozenset(str(reason) for reason in FinishReason)
+
+
+def _missing(samples: Sequence[Sample], num_samples: int) -> _Fault | None:
+    if len(samples) == num_samples:
+        return None
+    return FaultKind.MISSING_SAMPLES, f"returned {len(samples)} of {num_samples} samples"
+
+
+def _fault(samples: Sequence[Sample], newest_version: int) -> _Fault | None:
+    """What is wrong with the first sample that must not be used, in words."""
+    for index, sample in enumerate(samples):
+        found = _sample_fault(sample) or _version_fault(sample, newest_version)
+        if found:
+            kind, detail = found
+            return kind, f"returned sample {index} {detail}"
+    return None
+
+
+def _sample_fault(sample: Sample) -> _Fault | None:
+    num_tokens, num_logprobs = len(sample.token_ids), len(sample.logprobs)
+    if sample.finish_reason not in _FINISH_REASONS:
+        return FaultKind.UNKNOWN_FINISH, f"with finish_reason={sample.finish_reason!r}"
+    if num_tokens == 0 and not FinishReason(sample.finish_reason).is_cut:
+        return FaultKind.EMPTY_ANSWER, "without a token"
+    if num_tokens != num_logprobs:
+        return FaultKind.MISSING_LOGPROBS, f"with {num_tokens} response tokens but {num_logprobs} log-probabilities"
+    return None
+
+
+def _version_fault(sample: Sample, newest_version: int) -> _Fault | None:
+    starts = [start for start, _ in sample.versions]
+    num_tokens = len(sample.token_ids)
+    if num_tokens and (starts[:1] != [0] or starts != sorted(set(starts)) or starts[-1] >= num_tokens):
+        return FaultKind.UNREADABLE_VERSION, f"of {num_tokens} tokens with policy versions from tokens {starts} on"
+    for _, version in sample.versions:
+        if not version.isdecimal():
+            return FaultKind.UNREADABLE_VERSION, f"with policy version {version!r}"
+        if int(version) > newest_version:
+            return FaultKind.FUTURE_VERSION, f"with policy version {version}, but was sent {newest_version} at most"
+    return None
+
+
+def _trajectory(sample: Sample, oldest: int) -> Trajectory:
     ids: NDArray[np.int32] = np.asarray(sample.token_ids, dtype=np.int32)
+    spans = sample.versions if len(ids) else [(0, str(oldest))]
     return Trajectory(
         response_ids=ids,
         rollout_logprobs=np.asarray(sample.logprobs, dtype=np.float32),
-        finish_reason=FinishReason(sample.finish_reason),
-        policy_version=version,
+        finish_reason=_finish_reason(sample),
+        versions=tuple(VersionSpan(start=start, version=int(version)) for start, version in spans),
     )
+
+
+def _finish_reason(sample: Sample) -> FinishReason:
+    reason = FinishReason(sample.finish_reason)
+    repeats = reason is FinishReason.LENGTH and ends_in_repetition(sample.token_ids)
+    return FinishReason.REPETITION if repeats else reason

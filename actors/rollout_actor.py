@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
 from typing import Any
 
 import ray
 
+from actors.admission import KVAdmission
 from actors.config import RolloutConfig
 from actors.engine import EngineDied, VLLMEngine, end_process
 from actors.lease_desk import LeaseDesk
 from actors.prompt import ChatPrompt, load_tokenizer
-from actors.rollout import Sampling, sample_group
+from actors.rollout import EngineLoad, Sampling
 from actors.trajectory import Group, GroupMeta
 from actors.weight_delta import HostCopy, WeightPayload
 from actors.weight_update import WeightReceipt, WeightUpdate
+from actors.worker import GroupWorker
 from curriculum.task import Task, TaskLease
 from curriculum.task_table import TaskColumns, TaskTable
 
 
 class RolloutActor:
-    """One engine that pulls its own work.
+    """One engine that pulls its own work; see `GroupWorker`.
 
-    Consumes: leases of the coordinator.  Waits for: the engine.  Unblocked by: `open_batch` of the coordinator.
+    Consumes: leases of the coordinator.  Waits for: room in the engine, then the engine.  Unblocked by: answers that
+    end, `open_batch` of the coordinator, and `abort`.
     If the engine process dies, the actor ends its own process, so that Ray restarts it with a fresh engine.
     """
 
@@ -43,10 +45,6 @@ class RolloutActor:
         trust_remote_code: bool,
     ) -> None:
         self._name = name
-        coordinator_actor: Any = ray.get_actor(coordinator)
-        self._leases = LeaseDesk(lambda count: coordinator_actor.lease_up_to.remote(name, count))
-        self._tasks = TaskTable(tasks)
-        self._run_seed = run_seed
         self._copy = HostCopy()
         prompt = ChatPrompt(load_tokenizer(model_path, trust_remote_code=trust_remote_code))
         self._engine = VLLMEngine(
@@ -58,6 +56,21 @@ class RolloutActor:
             on_gpu=on_gpu,
             trust_remote_code=trust_remote_code,
         )
+        self._worker = GroupWorker(
+            name=name,
+            engine=self._engine,
+            leases=_CoordinatorLeases(coordinator, name),
+            admission=KVAdmission(
+                capacity_tokens=self._engine.capacity_tokens,
+                block_tokens=self._engine.block_tokens,
+                max_sequences=config.engine.max_num_seqs,
+                max_prompt_tokens=max_model_len - config.max_response_tokens,
+                max_response_tokens=config.max_response_tokens,
+            ),
+            config=config,
+            tasks=TaskTable(tasks),
+            run_seed=run_seed,
+        )
 
     def __repr__(self) -> str:
         return getattr(self, "_name", "Rollout")
@@ -66,39 +79,59 @@ class RolloutActor:
         """Process id, once the engine can sample."""
         return os.getpid()
 
+    async def load(self) -> EngineLoad:
+        """What the engine works on."""
+        return EngineLoad(
+            num_slots=self._worker.num_slots,
+            num_running=self._engine.num_running,
+            num_prefilled_tokens=self._engine.num_prefilled_tokens,
+        )
+
+    async def num_running(self) -> int:
+        """Answers that the engine has not finished."""
+        return self._engine.num_running
+
     async def next_group(self, sampling: Sampling) -> tuple[GroupMeta | None, Group | None]:
-        """Leases a task and answers it; (None, None) when the coordinator has no task to give.
+        """Leases a task as soon as the engine has room for a group and answers it; (None, None) when the coordinator
+        has no task to give, or after `abort`.
 
         The caller owns both results, so they outlive this process.
-        """
-        lease = await self._leases.next()
-        return (None, None) if lease is None else await self.answer(self._tasks[lease.task_id], lease, sampling)
 
-    async def answer(self, task: Task, lease: TaskLease, sampling: Sampling) -> tuple[GroupMeta, Group]:
-        """Answers one task."""
-        start = time.monotonic()
+        Raises:
+            DeadlineMissed: the group took too long; its lease waits again.
+            FaultyGroup: the engine answered nonsense; likewise, unless the error is final.
+        """
         try:
-            group: Group = await sample_group(
-                self._engine,
-                task,
-                lease,
-                sampling,
-                run_seed=self._run_seed,
-                engine_name=self._name,
-            )
+            return await self._worker.next_group(sampling) or (None, None)
         except EngineDied:
             end_process()
-        return GroupMeta.of(group, time.monotonic() - start), group
+
+    async def answer(self, task: Task, lease: TaskLease, sampling: Sampling) -> tuple[GroupMeta | None, Group | None]:
+        """Answers one task outside the curriculum; what misses the deadline is cut at once. (None, None) after `abort`.
+
+        Raises:
+            FaultyGroup: the engine answered nonsense.
+        """
+        try:
+            return await self._worker.answer(task, lease, sampling) or (None, None)
+        except EngineDied:
+            end_process()
+
+    async def abort(self) -> None:
+        """Ends every answer and every wait for one; leases that were being answered stay held."""
+        await self._worker.abort()
 
     async def node_id(self) -> str:
         """Of the host, as Ray calls it."""
         return ray.get_runtime_context().get_node_id()
 
     async def load_weights(self, weights: WeightUpdate | WeightPayload) -> WeightReceipt:
-        """Replaces the weights; running requests go on under the new ones."""
+        """Replaces the weights; running requests go on under the new ones, or end before, as
+        `rollout.in_flight_update` says."""
         update = self._copy.write(weights) if isinstance(weights, WeightPayload) else weights
         try:
-            return await self._engine.load_weights(update)
+            async with self._worker.updating():
+                return await self._engine.load_weights(update)
         except EngineDied:
             end_process()
 
@@ -112,3 +145,18 @@ class RolloutActor:
     async def shutdown(self) -> None:
         """Ends the engine process."""
         self._engine.shutdown()
+
+
+class _CoordinatorLeases:
+    """Fulfils `Leases` with the coordinator actor."""
+
+    def __init__(self, coordinator: str, holder: str) -> None:
+        self._coordinator: Any = ray.get_actor(coordinator)
+        self._holder = holder
+        self._desk = LeaseDesk(lambda count: self._coordinator.lease_up_to.remote(holder, count))
+
+    async def lease(self) -> TaskLease | None:
+        return await self._desk.next()
+
+    async def requeue(self, lease_id: int) -> None:
+        await self._coordinator.requeue.remote(lease_id, self._holder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -10,11 +11,33 @@ from numpy.typing import NDArray
 
 
 class FinishReason(StrEnum):
-    """Why the engine stopped an answer."""
+    """Why an answer ended."""
 
     STOP = "stop"
+    """The model ended it."""
     LENGTH = "length"
+    """It ran into the response limit or the context of the engine."""
+    REPETITION = "repetition"
+    """It ran into the limit while it repeated itself."""
+    DEADLINE = "deadline"
+    """It was cut because its group took too long."""
     ABORT = "abort"
+    """It was cut because nobody wanted it any more."""
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the machine ended the answer and not the model: what it is worth is unknown."""
+        return self in (FinishReason.DEADLINE, FinishReason.ABORT)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionSpan:
+    """A run of tokens that one policy sampled; it ends where the next one starts, or with the answer."""
+
+    start: int
+    """Index of its first token in the answer."""
+    version: int
+    """Number of weight updates behind the policy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -26,17 +49,34 @@ class Trajectory:
     rollout_logprobs: NDArray[np.float32]
     """[R] log-probability (nats) of each token under the policy that sampled it, after temperature and top-p."""
     finish_reason: FinishReason
-    policy_version: int
-    """Number of weight updates behind the policy that sampled the answer."""
+    versions: tuple[VersionSpan, ...]
+    """Which policy sampled which tokens: spans in their order, the first one starts at 0. An answer that was cut before
+    its first token has the one span of the policy that would have sampled it."""
 
     def __post_init__(self) -> None:
-        if self.response_ids.size == 0:
+        if self.response_ids.size == 0 and not self.finish_reason.is_cut:
             raise ValueError("a trajectory needs at least one response token; the engine returned none")
         if self.response_ids.shape != self.rollout_logprobs.shape:
             raise ValueError(
                 f"{self.response_ids.size} response tokens but {self.rollout_logprobs.size} log-probabilities; "
                 "ask the engine for the log-probability of every sampled token"
             )
+        starts = [span.start for span in self.versions]
+        if starts[:1] != [0] or starts != sorted(set(starts)) or starts[-1] >= max(1, self.response_ids.size):
+            raise ValueError(
+                f"spans of policy versions start at {starts} in an answer of {self.response_ids.size} tokens; they "
+                "must start at 0 and grow"
+            )
+
+    @property
+    def policy_version(self) -> int:
+        """Oldest policy that sampled any of the tokens."""
+        return min(span.version for span in self.versions)
+
+    @property
+    def newest_policy_version(self) -> int:
+        """Newest policy that sampled any of the tokens; another one than the oldest if weights changed meanwhile."""
+        return max(span.version for span in self.versions)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -88,7 +128,13 @@ class GroupMeta:
     response_tokens: tuple[int, ...]
     """[G] tokens of each answer."""
     num_truncated: int
-    """Answers that ran into the response limit."""
+    """Answers that ran into the response limit, repeating themselves or not."""
+    num_repetitive: int = 0
+    """Those of them that repeated themselves."""
+    num_cut: int = 0
+    """Answers that were cut by the deadline."""
+    num_slots: int = 1
+    """Groups that the engine is expected to hold at a time from now on."""
     policy_version: int
     """Oldest policy version among the answers."""
     engine: str
@@ -100,8 +146,9 @@ class GroupMeta:
     """Kind of task, for advantages that are scaled by task."""
 
     @classmethod
-    def of(cls, group: Group, seconds: float) -> GroupMeta:
+    def of(cls, group: Group, seconds: float, *, num_slots: int = 1) -> GroupMeta:
         """Describes a group."""
+        reasons = Counter(trajectory.finish_reason for trajectory in group.trajectories)
         return cls(
             lease_id=group.lease_id,
             task_id=group.task_id,
@@ -109,7 +156,10 @@ class GroupMeta:
             replayed=group.replayed,
             prompt_tokens=len(group.prompt_ids),
             response_tokens=tuple(len(trajectory.response_ids) for trajectory in group.trajectories),
-            num_truncated=sum(t.finish_reason is FinishReason.LENGTH for t in group.trajectories),
+            num_truncated=reasons[FinishReason.LENGTH] + reasons[FinishReason.REPETITION],
+            num_repetitive=reasons[FinishReason.REPETITION],
+            num_cut=sum(number for reason, number in reasons.items() if reason.is_cut),
+            num_slots=num_slots,
             policy_version=min(trajectory.policy_version for trajectory in group.trajectories),
             engine=group.engine,
             num_bytes=group.num_bytes,

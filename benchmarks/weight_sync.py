@@ -90,7 +90,7 @@ class Bench:
             for i, engine in enumerate(self.engines)
         ]
         delivery = WeightDelivery(
-            RayRollouts(supervised, [], max_groups_in_flight=1),
+            RayRollouts(supervised, [], on_fault=lambda **fields: say(str(fields))),
             learner=self.ranks[0],
             config=SyncConfig(probe_every=10**6),
             probe_ids=self._probe.tolist(),

@@ -7,6 +7,8 @@ import itertools
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,12 @@ import numpy as np
 import ray
 from ray.exceptions import ObjectLostError, RayActorError
 
+from actors.faults import DeadlineMissed, FaultyGroup
 from actors.rollout import Sampling
 from actors.trajectory import Group, GroupMeta
 from cluster.batch import BatchGroup
 from cluster.joined_calls import JoinedKeep
-from cluster.roles import GroupLost, SyncReport
+from cluster.roles import GroupLost, RolloutCounts, SyncReport
 from cluster.supervision import ActorLost, SupervisedActor
 from cluster.weight_delivery import WeightDelivery
 from curriculum.leases import LeaseCounts
@@ -93,19 +96,37 @@ class RayRollouts:
     """
 
     def __init__(
-        self, rollouts: Sequence[SupervisedActor], judges: Sequence[SupervisedActor], *, max_groups_in_flight: int
+        self,
+        rollouts: Sequence[SupervisedActor],
+        judges: Sequence[SupervisedActor],
+        *,
+        on_fault: Callable[..., None],
     ) -> None:
+        """Takes the actors, and who is told of groups that have to be sampled again."""
         self._rollouts = rollouts
         self._judges = judges
         self._next_judge = itertools.cycle(judges)
-        self._max_groups_in_flight = max_groups_in_flight
+        self._on_fault = on_fault
         self._in_flight: Counter[str] = Counter()
         """Calls of `next_group` that each actor works on."""
+        self._slots: dict[str, int] = {}
+        """Groups that each engine holds, as it said last; one until it has said something."""
+        self.counts = RolloutCounts()
+
+    async def learn_slots(self) -> None:
+        """Asks every engine how much it holds; from then on each group says it."""
+        alive = self._alive()
+        loads = await asyncio.gather(*[actor.call(lambda handle: handle.load.remote()) for actor in alive])
+        self._slots = {actor.name: load.num_slots for actor, load in zip(alive, loads, strict=True)}
 
     @property
     def num_slots(self) -> int:
-        """Groups that the living engines work on at a time."""
-        return self._max_groups_in_flight * len(self._alive())
+        """Groups that the living engines are expected to hold at a time."""
+        return sum(self._slots.get(actor.name, 1) for actor in self._alive())
+
+    async def abort(self) -> None:
+        """Ends every answer in every engine; calls of `next_group` return None, and their leases stay held."""
+        await asyncio.gather(*[actor.call(lambda handle: handle.abort.remote()) for actor in self._alive()])
 
     @property
     def object_store_bytes(self) -> int:
@@ -114,11 +135,13 @@ class RayRollouts:
         return int(ray.cluster_resources().get(key, 0) - ray.available_resources().get(key, 0))
 
     async def next_group(self, sampling: Sampling) -> BatchGroup | None:
-        """Lets the least busy actor answer its next lease, and has the group scored; None without a lease.
+        """Lets the actor with most room answer its next lease, and has the group scored; None without a lease.
+
+        A group that missed its deadline or came back faulty has been requeued; the call goes on with the next lease.
 
         Raises:
             ActorLost: no rollout actor, or no judge actor, is left.
-            GroupLost: the group disappeared before it was scored.
+            GroupLost: the group disappeared before it was scored, or engines failed at it too often.
         """
         while True:
             actor = self._least_busy()
@@ -132,23 +155,33 @@ class RayRollouts:
             except RayActorError as error:
                 await self._repair(actor, incarnation, error)
                 continue
+            except (FaultyGroup, DeadlineMissed) as error:
+                self._note(error)
+                continue
             finally:
                 self._in_flight[actor.name] -= 1
-            return None if meta is None else await self._score(meta, group)
+            if meta is None:
+                return None
+            self._slots[actor.name] = meta.num_slots
+            return await self._score(meta, group)
 
     async def answer(self, tasks: Sequence[Task], sampling: Sampling) -> list[BatchGroup]:
-        """Answers given tasks outside the curriculum, in their order."""
-        slots = asyncio.Semaphore(self._max_groups_in_flight * len(self._alive()))
+        """Answers given tasks outside the curriculum, in their order; the engines take them in as they have room.
+
+        Raises:
+            ActorLost: no rollout actor, or no judge actor, is left.
+            GroupLost: engines failed at a group too often, or it was aborted.
+        """
         actors = itertools.cycle(self._alive())
-
-        async def one(index: int, task: Task, actor: SupervisedActor) -> BatchGroup:
-            lease = TaskLease(lease_id=index, task_id=task.task_id, attempt=0, replayed=False, phase=task.phase)
-            async with slots:
-                meta, group = await actor.call(lambda handle: _sampled(handle.answer, task, lease, sampling))
-                return await self._score(meta, group)
-
+        leases = [
+            TaskLease(lease_id=index, task_id=task.task_id, attempt=0, replayed=False, phase=task.phase)
+            for index, task in enumerate(tasks)
+        ]
         return await asyncio.gather(
-            *[one(index, task, actor) for (index, task), actor in zip(enumerate(tasks), actors, strict=False)]
+            *[
+                self._answer(task, lease, sampling, actor)
+                for task, lease, actor in zip(tasks, leases, actors, strict=False)
+            ]
         )
 
     async def on_every_engine(self, call: Callable[[str, Any], Awaitable[Any]]) -> dict[str, Any]:
@@ -160,9 +193,6 @@ class RayRollouts:
         results = await asyncio.gather(*[self._on_engine(actor, call) for actor in self._alive()])
         self._alive()
         return {name: result for name, result in results if name is not None}
-
-    async def abort(self) -> None:
-        """Nothing yet."""
 
     async def judge_events(self) -> list[JudgeEvent]:
         """What the circuit breakers of the judges did since the last call, oldest first; a dead judge takes its own
@@ -193,8 +223,40 @@ class RayRollouts:
         return alive
 
     def _least_busy(self) -> SupervisedActor:
-        """An actor under repair is asked last: until it is up to date its answers would be of old weights."""
-        return min(self._alive(), key=lambda actor: (actor.is_repairing, self._in_flight[actor.name]))
+        """The one whose engine is least full. An actor under repair is asked last: until it is up to date its answers
+        would be of old weights."""
+
+        def fullness(actor: SupervisedActor) -> tuple[bool, float]:
+            return actor.is_repairing, self._in_flight[actor.name] / self._slots.get(actor.name, 1)
+
+        return min(self._alive(), key=fullness)
+
+    async def _answer(self, task: Task, lease: TaskLease, sampling: Sampling, actor: SupervisedActor) -> BatchGroup:
+        while True:
+            try:
+                meta, group = await actor.call(partial(_answered, task=task, lease=lease, sampling=sampling))
+            except FaultyGroup as fault:
+                self._note(fault)
+                lease = replace(lease, num_requeues=lease.num_requeues + 1)
+                continue
+            if meta is None:
+                raise GroupLost(lease.lease_id, lease.task_id, "it was aborted")
+            return await self._score(meta, group)
+
+    def _note(self, error: FaultyGroup | DeadlineMissed) -> None:
+        """Counts and tells of a group that is sampled again.
+
+        Raises:
+            GroupLost: it has been sampled again too often.
+        """
+        is_faulty = isinstance(error, FaultyGroup)
+        self.counts = self.counts.plus(faulty=is_faulty)
+        kind = str(error.kind) if is_faulty else "deadline"
+        is_final = is_faulty and error.is_final
+        action = "given up" if is_final else "requeued"
+        self._on_fault(engine=error.engine, kind=kind, lease_id=error.lease_id, task_id=error.task_id, action=action)
+        if is_final:
+            raise GroupLost(error.lease_id, error.task_id, str(error)) from error
 
     async def _repair(self, actor: SupervisedActor, incarnation: int, error: RayActorError) -> None:
         """A lost actor is tolerated as long as another one is left to take its work."""
@@ -320,3 +382,7 @@ async def _sampled(method: Any, *arguments: Any) -> tuple[GroupMeta | None, Any]
     """Calls an actor method that returns (meta, group): the meta comes here, the group stays in the object store."""
     meta, group = method.options(num_returns=2).remote(*arguments)
     return await meta, group
+
+
+async def _answered(handle: Any, *, task: Task, lease: TaskLease, sampling: Sampling) -> tuple[GroupMeta | None, Any]:
+    return await _sampled(handle.answer, task, lease, sampling)

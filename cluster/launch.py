@@ -155,7 +155,7 @@ async def _start_actors(
             for name, handle in rollout_handles.items()
         ],
         [supervised(name, handle) for name, handle in judge_handles.items()],
-        max_groups_in_flight=config.rollout.max_groups_in_flight,
+        on_fault=on_fault,
     )
     reference = folder.reference if config.learner.needs_reference else None
     learner = RayLearner(ranks, _delivery(config, prepared, rollouts, ranks[0]), reference=reference)
@@ -165,6 +165,8 @@ async def _start_actors(
         *await _start_ranks(config, prepared, ranks),
     ]
     pids = await _wait(waiting, config.cluster.startup_timeout_s)
+    if rollout_handles:
+        await rollouts.learn_slots()
     await _probe(judge_handles.values())
     return Processes(curriculum=curriculum, rollouts=rollouts, learner=learner, pids=pids, tasks=tasks)
 

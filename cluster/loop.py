@@ -176,6 +176,7 @@ class TrainingLoop:
             report=report,
             curriculum=summary,
             supply=self._supply(collected, order),
+            rollouts=self._rollouts.counts,
             sync_version=self._progress.policy_version,
             sync=self._push.last if report else None,
             seconds=seconds,

@@ -10,7 +10,7 @@ from typing import Final
 
 from cluster.batch import BatchGroup
 from cluster.ledger import Fate, Ledger
-from cluster.roles import SyncReport
+from cluster.roles import RolloutCounts, SyncReport
 from cluster.step_clock import StepSeconds
 from curriculum.transition import CurriculumReport, GroupShare
 from learner.microbatch import SftReport, StepReport
@@ -49,6 +49,10 @@ METRICS: Final[Mapping[str, str]] = {
     "rollout/prompt_tokens_mean": "tokens",
     "rollout/response_tokens_mean": "tokens",
     "rollout/truncated_share": "share",
+    "rollout/repetitive_share": "share",
+    "rollout/cut_share": "share",
+    "rollout/late_groups": "count",
+    "rollout/faulty_groups": "count",
     "rollout/policy_lag_mean": "updates",
     "rollout/policy_lag_max": "updates",
     "rollout/buffer_groups": "count",
@@ -120,6 +124,7 @@ def step_metrics(
     report: StepReport | None,
     curriculum: CurriculumReport,
     supply: Supply,
+    rollouts: RolloutCounts,
     sync_version: int,
     sync: SyncReport | None,
     seconds: StepSeconds,
@@ -130,6 +135,8 @@ def step_metrics(
             **_learner_metrics(report),
             **_reward_metrics(sampled),
             **_rollout_metrics(sampled, report),
+            "rollout/late_groups": rollouts.num_late,
+            "rollout/faulty_groups": rollouts.num_faulty,
             **_supply_metrics(supply),
             **_curriculum_metrics(curriculum),
             "sync/version": sync_version,
@@ -146,7 +153,8 @@ def num_judge_calls(groups: Sequence[BatchGroup]) -> int:
 
 def judge_is_away(groups: Sequence[BatchGroup]) -> bool:
     """Whether the judge was asked and most of its verdicts are missing."""
-    return num_unknown(groups) * 2 > num_judge_calls(groups)
+    missing = sum(score.judge is Verdict.UNKNOWN for group in groups for score in group.scores)
+    return missing * 2 > num_judge_calls(groups)
 
 
 def num_judge_saves(groups: Sequence[BatchGroup]) -> int:
@@ -205,7 +213,9 @@ def _rollout_metrics(sampled: Sequence[BatchGroup], report: StepReport | None) -
         "rollout/groups_trained": report.num_groups if report else 0,
         "rollout/prompt_tokens_mean": _mean([float(group.meta.prompt_tokens) for group in sampled]),
         "rollout/response_tokens_mean": _mean([float(tokens) for tokens in lengths]),
-        "rollout/truncated_share": sum(g.meta.num_truncated for g in sampled) / len(lengths) if lengths else None,
+        "rollout/truncated_share": _share(sum(g.meta.num_truncated for g in sampled), len(lengths)),
+        "rollout/repetitive_share": _share(sum(g.meta.num_repetitive for g in sampled), len(lengths)),
+        "rollout/cut_share": _share(sum(g.meta.num_cut for g in sampled), len(lengths)),
     }
 
 
@@ -256,6 +266,10 @@ def _share_metrics(name: str, share: GroupShare) -> dict[str, float | None]:
 def _known(values: Mapping[str, float | None]) -> Metrics:
     """Leaves out what has no value; a number that is not finite has none (nothing was updated)."""
     return {key: value for key, value in values.items() if value is not None and isfinite(value)}
+
+
+def _share(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from actors.rollout import Sampling
 from cluster.batch import BatchGroup
@@ -37,6 +37,20 @@ class SyncReport:
     """Largest mean difference (nats) of an engine to the learner over the probe; None where it was not asked."""
     num_travelling_bytes: int
     """Sent to other hosts, each of which gets it once; 0 if all engines are on the learner's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutCounts:
+    """Groups that had to be sampled again, since the start of this process."""
+
+    num_late: int = 0
+    """They missed `rollout.deadline_s`."""
+    num_faulty: int = 0
+    """The engine answered with something that must not be trained on."""
+
+    def plus(self, *, faulty: bool) -> Self:
+        """One more of either kind."""
+        return replace(self, num_faulty=self.num_faulty + faulty, num_late=self.num_late + (not faulty))
 
 
 class GroupLost(RuntimeError):
@@ -76,7 +90,16 @@ class Rollouts(Protocol):
 
     @property
     def num_slots(self) -> int:
-        """Groups that the living engines work on at a time."""
+        """Groups that the living engines are expected to hold at a time."""
+        ...
+
+    @property
+    def counts(self) -> RolloutCounts:
+        """What had to be sampled again so far."""
+        ...
+
+    async def abort(self) -> None:
+        """Ends every answer in every engine; calls of `next_group` return None, and their leases stay held."""
         ...
 
     @property
@@ -90,10 +113,6 @@ class Rollouts(Protocol):
         Raises:
             GroupLost: its group disappeared on the way.
         """
-        ...
-
-    async def abort(self) -> None:
-        """Ends every request under way in the engines; the calls of `next_group` that wait for one return None."""
         ...
 
     async def answer(self, tasks: Sequence[Task], sampling: Sampling) -> list[BatchGroup]:

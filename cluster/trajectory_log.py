@@ -12,10 +12,11 @@ from cluster.batch import BatchGroup
 
 COLUMNS = (
     "step", "lease_id", "prompt_id", "sample", "data_source", "phase", "replayed", "question", "truth", "response",
-    "answer", "rule", "judge", "accuracy", "reward", "reason", "advantage", "trained", "policy_version", "engine",
-    "finish_reason", "prompt_tokens", "response_tokens",
+    "answer", "rule", "judge", "accuracy", "reward", "reason", "advantage", "trained", "policy_version",
+    "newest_policy_version", "engine", "finish_reason", "prompt_tokens", "response_tokens",
 )  # fmt: skip
-"""`prompt_id` is the task's id; `judge` is null where it was not asked, `accuracy` and `reward` where unknown."""
+"""`prompt_id` is the task's id; `judge` is null where it was not asked, `accuracy` and `reward` where unknown.
+The policy versions are those of the oldest and of the newest token."""
 
 
 def write_trajectories(
@@ -73,6 +74,7 @@ def _rows(
             "reason": score.reason,
             "advantage": advantage,
             "policy_version": trajectory.policy_version,
+            "newest_policy_version": trajectory.newest_policy_version,
             "finish_reason": str(trajectory.finish_reason),
             "response_tokens": len(trajectory.response_ids),
         }

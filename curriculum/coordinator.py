@@ -184,6 +184,10 @@ class Coordinator:
         """Take back every lease of a holder that died; returns how many."""
         return self._book.release(holder)
 
+    def requeue(self, lease_id: int, holder: str) -> bool:
+        """Take back a lease that its holder could not answer; it goes out again before newer ones."""
+        return self._book.requeue(lease_id, holder)
+
     def keep(self, answered: Sequence[tuple[int, str]]) -> tuple[int, ...]:
         """Keep (lease id, task id) pairs open, without a deadline, until their outcome is reported.
 

@@ -57,6 +57,10 @@ class CoordinatorActor:
         """Called when `holder` died; its leases wait again."""
         return self._coordinator.release(holder)
 
+    def requeue(self, lease_id: int, holder: str) -> bool:
+        """Called when `holder` could not answer its lease; the lease waits again."""
+        return self._coordinator.requeue(lease_id, holder)
+
     def keep(self, answered: Sequence[tuple[int, str]]) -> tuple[int, ...]:
         """Ids of the answered leases that are kept open; the rest are duplicates."""
         return self._coordinator.keep(answered)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from curriculum.task import TaskLease
@@ -32,6 +32,8 @@ class LeaseCounts:
     """Hand-outs that ended with the death of the holder, or with a resume."""
     expired: int = 0
     """Hand-outs that ended by timeout."""
+    requeued: int = 0
+    """Hand-outs that the holder gave back unanswered."""
     duplicate: int = 0
     """Ignored reports of a lease that was closed already."""
     unknown: int = 0
@@ -124,6 +126,18 @@ class LeaseBook:
             self._take_back(lease_id)
         self._counts["released"] += len(lost)
         return len(lost)
+
+    def requeue(self, lease_id: int, holder: str) -> bool:
+        """Take one lease back that `holder` could not answer, to be handed out again at once with the same samples
+        wanted; False if it is not theirs any more."""
+        hold = self._holds.get(lease_id)
+        if hold is None or hold.holder != holder:
+            return False
+        lease = self._open[lease_id]
+        self._open[lease_id] = replace(lease, num_requeues=lease.num_requeues + 1)
+        self._take_back(lease_id)
+        self._counts["requeued"] += 1
+        return True
 
     def keep(self, lease_id: int, task_id: str) -> bool:
         """Keep an answered lease open, without a deadline, until `close`; False (and a count) if there is no such lease

@@ -64,6 +64,8 @@ class TaskLease:
     """True if the task comes from the retrospective pool."""
     phase: int
     """Index of the running phase, which is later than that of the task for a replayed one."""
+    num_requeues: int = 0
+    """Times that a holder gave the lease back unanswered: it took too long, or an engine answered nonsense."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

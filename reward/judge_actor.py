@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from actors.prompt import ChatPrompt, load_tokenizer
-from actors.trajectory import Group
+from actors.trajectory import FinishReason, Group
 from reward.circuit import JudgeEvent
 from reward.config import RewardConfig
 from reward.hybrid import HybridScorer, ScoringReport
@@ -48,15 +48,21 @@ class JudgeActor:
         return await probe_rewards(self._scorer)
 
     async def score_group(self, group: Group) -> tuple[Score, ...]:
-        """[G] scores of the answers, in their order."""
+        """[G] scores of the answers, in their order; those that were cut are unknown, and nobody is asked about them:
+        how busy a machine was must not change a reward."""
+        whole = [trajectory for trajectory in group.trajectories if not trajectory.finish_reason.is_cut]
         scores = await self._scorer.score_group(
             data_source=group.data_source,
             question=group.question,
             answers=group.answers,
-            responses=[self._prompt.decode(trajectory.response_ids.tolist()) for trajectory in group.trajectories],
-            num_tokens=[len(trajectory.response_ids) for trajectory in group.trajectories],
+            responses=[self._prompt.decode(trajectory.response_ids.tolist()) for trajectory in whole],
+            num_tokens=[len(trajectory.response_ids) for trajectory in whole],
         )
-        return tuple(scores)
+        remaining = iter(scores)
+        return tuple(
+            _unknown(trajectory.finish_reason) if trajectory.finish_reason.is_cut else next(remaining)
+            for trajectory in group.trajectories
+        )
 
     async def report(self) -> ScoringReport:
         """Counters since this process started."""
@@ -65,3 +71,8 @@ class JudgeActor:
     async def drain_events(self) -> list[JudgeEvent]:
         """Changes of the judge's circuit breaker since the last call; an engine in this process has none."""
         return self._judge.drain_events() if isinstance(self._judge, OpenAIJudgeClient) else []
+
+
+def _unknown(reason: FinishReason) -> Score:
+    text = f"cut before its end: {reason}"
+    return Score(answer=None, rule=0.0, judge=None, accuracy=None, reward=None, reason=text)

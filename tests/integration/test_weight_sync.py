@@ -34,7 +34,7 @@ def findings(reference):
 async def _measure(trained: Path) -> dict:
     """One engine of the base model that takes the trained weights while it works, and one that starts with them."""
     prompt = ChatPrompt(load_tokenizer(str(BASE)))
-    # longer than a block of vLLM's prefix cache (128 tokens), so that a stale cache would show
+    # longer than a block of the prefix cache, so that a stale cache would show
     items = generate_items(num_items=2, min_words=180, max_words=200, seed=9, prefix="parity")
     prompts = [prompt.encode(item["context"], item["question"]).tolist() for item in items]
     engine = _engine(BASE, prompt)

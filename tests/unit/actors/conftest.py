@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 
 import numpy as np
@@ -45,17 +46,33 @@ class WordTokenizer:
 
 
 class FakeEngine:
-    """Returns `samples`; `requests` holds (prompt ids, sampling, seed)."""
+    """Returns `samples`; `requests` holds (prompt ids, sampling, seed), `timeouts_s` their timeouts.
+
+    With a gate, answers come when it opens; what waits there is in `num_running`.
+    """
 
     policy_version = 3
 
-    def __init__(self, samples: list[Sample]) -> None:
+    def __init__(self, samples: list[Sample], gate: asyncio.Event | None = None) -> None:
         self.samples = samples
+        self.gate = gate
         self.requests = []
+        self.timeouts_s = []
+        self.num_running = 0
 
-    async def sample(self, prompt_ids, sampling, *, seed):
+    async def sample(self, prompt_ids, sampling, *, seed, timeout_s=None, on_finished=None):
         self.requests.append((prompt_ids, sampling, seed))
-        return self.samples
+        self.timeouts_s.append(timeout_s)
+        self.num_running += sampling.num_samples
+        try:
+            if self.gate:
+                await self.gate.wait()
+            for sample in self.samples:
+                if on_finished and sample.finish_reason != "deadline":
+                    on_finished(len(sample.token_ids))
+            return self.samples
+        finally:
+            self.num_running -= sampling.num_samples
 
 
 @pytest.fixture

@@ -18,7 +18,9 @@ from actors.config import EngineConfig, RolloutConfig
         ("top_p", 1.1),
         ("top_p", 0),
         ("max_response_tokens", 0),
-        ("max_groups_in_flight", 0),
+        ("deadline_s", 0),
+        ("max_requeues", -1),
+        ("max_groups_in_flight", 16),
         ("tempertaure", 1),
     ],
 )

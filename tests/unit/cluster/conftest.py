@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from actors.rollout import Sampling
-from actors.trajectory import FinishReason, Group, GroupMeta, Trajectory
+from actors.trajectory import FinishReason, Group, GroupMeta, Trajectory, VersionSpan
 from actors.weight_update import WeightUpdate
 from cluster.batch import BatchGroup
 from cluster.config import RunConfig
@@ -17,7 +17,7 @@ from cluster.console import Console
 from cluster.journal import Journal
 from cluster.loop import TrainingLoop
 from cluster.progress import Progress
-from cluster.roles import SyncReport
+from cluster.roles import RolloutCounts, SyncReport
 from cluster.run_folder import RunFolder
 from curriculum.coordinator import Coordinator
 from curriculum.task import Demonstration, Task, TaskEntry, TaskLease
@@ -44,7 +44,7 @@ def make_group(lease, num_samples: int, policy_version: int = 0) -> Group:
         response_ids=np.array([5, 6, 2], np.int32),
         rollout_logprobs=np.array([-0.1, -0.2, -0.3], np.float32),
         finish_reason=FinishReason.STOP,
-        policy_version=policy_version,
+        versions=(VersionSpan(start=0, version=policy_version),),
     )
     return Group(
         lease_id=lease.lease_id,
@@ -128,6 +128,7 @@ class FakeRollouts:
         self.block: asyncio.Event | None = None
         self.num_slots = 99
         self.object_store_bytes = 4096
+        self.counts = RolloutCounts()
         self.policy_version = 0
         """Of the weights in the engines."""
 

@@ -13,8 +13,8 @@ from actors.trajectory import GroupMeta
 from cluster.batch import BatchGroup
 from cluster.console import LINE
 from cluster.ledger import Ledger
-from cluster.metrics import METRICS, Supply, sft_metrics, step_metrics
-from cluster.roles import SyncReport
+from cluster.metrics import METRICS, Supply, judge_is_away, sft_metrics, step_metrics
+from cluster.roles import RolloutCounts, SyncReport
 from cluster.step_clock import StepSeconds
 from curriculum.transition import CurriculumReport, GroupShare
 from learner.microbatch import SftReport, StepReport
@@ -81,7 +81,7 @@ SYNC = SyncReport(
 SECONDS = StepSeconds(rollout_s=1.0, learner_s=0.5, sync_s=0.25, step_s=1.75)
 
 
-def group(*scores, prompt_tokens, num_truncated=0, lengths=(3, 5)):
+def group(*scores, prompt_tokens, num_truncated=0, num_repetitive=0, num_cut=0, lengths=(3, 5)):
     meta = GroupMeta(
         lease_id=0,
         task_id="t",
@@ -90,6 +90,8 @@ def group(*scores, prompt_tokens, num_truncated=0, lengths=(3, 5)):
         prompt_tokens=prompt_tokens,
         response_tokens=lengths,
         num_truncated=num_truncated,
+        num_repetitive=num_repetitive,
+        num_cut=num_cut,
         policy_version=0,
         engine="e",
         num_bytes=0,
@@ -101,13 +103,15 @@ def group(*scores, prompt_tokens, num_truncated=0, lengths=(3, 5)):
 RIGHT = Score(answer="a", rule=1.0, judge=None, accuracy=1.0, reward=0.5, reason="the rule accepts; overlong")
 SAVED = Score(answer="b", rule=0.0, judge=Verdict.YES, accuracy=1.0, reward=1.0, reason="the judge accepts")
 WRONG = Score(answer="c", rule=0.0, judge=Verdict.NO, accuracy=0.0, reward=0.0, reason="the judge refuses")
+CUT = Score(answer=None, rule=0.0, judge=None, accuracy=None, reward=None, reason="cut before its end: deadline")
 UNKNOWN = Score(answer="d", rule=0.0, judge=Verdict.UNKNOWN, accuracy=None, reward=None, reason="no verdict")
 SAMPLED = [group(RIGHT, SAVED, prompt_tokens=10), group(WRONG, UNKNOWN, prompt_tokens=20, num_truncated=1)]
 
 
 def metrics(**changes):
     values = {"sampled": SAMPLED, "report": REPORT, "curriculum": CURRICULUM, "sync_version": 7, "sync": SYNC}
-    return step_metrics(**{**values, "supply": SUPPLY, "seconds": SECONDS, **changes})
+    counts = RolloutCounts(num_late=3, num_faulty=2)
+    return step_metrics(**{**values, "supply": SUPPLY, "rollouts": counts, "seconds": SECONDS, **changes})
 
 
 def test_every_metric_is_explained_in_the_documentation_and_the_other_way_round():
@@ -144,6 +148,23 @@ def test_rollouts_are_measured_over_all_sampled_groups():
     assert (m["rollout/groups"], m["rollout/groups_trained"]) == (2, 1)
     assert (m["rollout/prompt_tokens_mean"], m["rollout/response_tokens_mean"]) == (15, 4)
     assert m["rollout/truncated_share"] == 0.25
+
+
+def test_answers_that_ended_badly_are_told_apart():
+    sampled = [
+        group(RIGHT, WRONG, prompt_tokens=1, num_truncated=2, num_repetitive=1),
+        group(CUT, CUT, prompt_tokens=1, num_cut=2),
+    ]
+    m = metrics(sampled=sampled)
+    assert (m["rollout/truncated_share"], m["rollout/repetitive_share"], m["rollout/cut_share"]) == (0.5, 0.25, 0.5)
+    assert (m["rollout/late_groups"], m["rollout/faulty_groups"]) == (3, 2)
+
+
+def test_answers_that_were_cut_are_no_outage_of_the_judge():
+    assert not judge_is_away([group(CUT, CUT, prompt_tokens=1)])
+    assert not judge_is_away([group(SAVED, CUT, prompt_tokens=1)])
+    assert judge_is_away([group(UNKNOWN, CUT, prompt_tokens=1)])
+    assert not judge_is_away([group(UNKNOWN, WRONG, prompt_tokens=1)]), "half of the verdicts are there"
 
 
 def test_fresh_and_replayed_groups_are_told_apart():

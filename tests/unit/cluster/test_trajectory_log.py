@@ -35,8 +35,9 @@ def test_a_row_holds_the_answer_and_what_it_was_worth(tmp_path, make_group):
         "step": 12, "lease_id": 4, "prompt_id": "t", "sample": 0, "data_source": "test", "phase": 1, "replayed": True,
         "question": "question of t?", "truth": ["yes"], "response": "5 6 2", "answer": "seven",
         "rule": 0.0, "judge": "yes", "accuracy": 1.0, "reward": 0.5, "reason": "the judge accepts",
-        "advantage": first["advantage"], "trained": True, "policy_version": 0, "engine": "fake",
-        "finish_reason": "stop", "prompt_tokens": 10, "response_tokens": 3,
+        "advantage": first["advantage"], "trained": True, "policy_version": 0,
+        "newest_policy_version": 0, "engine": "fake", "finish_reason": "stop", "prompt_tokens": 10,
+        "response_tokens": 3,
     }  # fmt: skip
     assert first["advantage"] == -second["advantage"] > 0
     assert (second["sample"], second["answer"], second["judge"]) == (1, None, "no")

@@ -92,6 +92,26 @@ def test_after_a_restart_held_leases_wait_again_in_order(book, clock, make_tasks
     assert restored.open(tasks[0].task_id, phase=0, replayed=True).attempt == 1
 
 
+def test_a_lease_that_its_holder_gives_back_goes_out_again_first_and_counts_how_often(book, make_tasks):
+    open_all(book, make_tasks(2))
+    first = book.hand_out("slow")
+    assert book.requeue(0, "slow")
+    again = book.hand_out("quick")
+    assert (again.lease_id, again.attempt, again.num_requeues) == (0, first.attempt, 1)
+    assert book.counts == LeaseCounts(opened=2, leased=2, requeued=1)
+
+
+def test_nobody_gives_back_a_lease_that_is_not_theirs(book, make_tasks):
+    open_all(book, make_tasks(1))
+    assert not book.requeue(0, "slow")
+    book.hand_out("quick")
+    assert not book.requeue(0, "slow")
+    assert not book.requeue(5, "quick")
+    book.keep(0, "t0-0")
+    assert not book.requeue(0, "quick"), "its answer is there"
+    assert book.counts.requeued == 0
+
+
 def test_a_result_from_before_the_restart_is_refused(book, clock, make_tasks):
     tasks = make_tasks(1)
     open_all(book, tasks)

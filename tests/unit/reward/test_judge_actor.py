@@ -1,13 +1,14 @@
 """The plain object behind the actor handle: what the driver hears of a judge that is down."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from actors.prompt import ChatPrompt, load_tokenizer
-from actors.trajectory import FinishReason, Group, Trajectory
+from actors.trajectory import FinishReason, Group, Trajectory, VersionSpan
 from reward.circuit import CircuitState
 from reward.config import OpenAIJudge, RewardConfig
 from reward.judge_actor import JudgeActor
@@ -29,7 +30,7 @@ def trajectory(response_ids):
         response_ids=response_ids,
         rollout_logprobs=np.zeros(len(response_ids), np.float32),
         finish_reason=FinishReason.STOP,
-        policy_version=0,
+        versions=(VersionSpan(start=0, version=0),),
     )
 
 
@@ -55,6 +56,23 @@ def test_a_judge_that_is_down_leaves_unknown_scores_and_events_that_are_handed_o
     assert [event.state for event in events] == [CircuitState.OPEN]
     assert drained_again == []
     assert report.num_unknown == 3
+
+
+def test_an_answer_that_was_cut_is_unknown_whatever_it_says_and_nobody_is_asked(dead_url, prompt):
+    judge = OpenAIJudge(base_url=dead_url, model="m", max_retries=0, max_failures=2)
+    whole = group(prompt, "seven", "seven", "seven")
+    cut = replace(whole.trajectories[1], finish_reason=FinishReason.DEADLINE)
+    gone = replace(whole.trajectories[2], finish_reason=FinishReason.ABORT)
+    mixed = replace(whole, trajectories=(whole.trajectories[0], cut, gone))
+
+    async def session():
+        actor = judge_actor(RewardConfig(judge=judge))
+        return await actor.score_group(mixed), await actor.report()
+
+    scores, report = asyncio.run(session())
+    assert [(score.accuracy, score.judge) for score in scores] == [(1.0, None), (None, None), (None, None)]
+    assert [score.reason for score in scores[1:]] == ["cut before its end: deadline", "cut before its end: abort"]
+    assert (report.num_responses, report.num_judged) == (1, 0)
 
 
 def test_without_a_judge_there_are_no_events():

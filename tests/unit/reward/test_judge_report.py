@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from actors.trajectory import FinishReason, Group, GroupMeta, Trajectory
+from actors.trajectory import FinishReason, Group, GroupMeta, Trajectory, VersionSpan
 from cluster.batch import BatchGroup
 from cluster.trajectory_log import write_trajectories
 from reward.judge_report import (
@@ -191,7 +191,7 @@ def trajectory():
         response_ids=np.array([1], np.int32),
         rollout_logprobs=np.array([-0.1], np.float32),
         finish_reason=FinishReason.STOP,
-        policy_version=0,
+        versions=(VersionSpan(start=0, version=0),),
     )
 
 
