@@ -126,7 +126,8 @@ class RayRollouts:
 
     async def abort(self) -> None:
         """Ends every answer in every engine; calls of `next_group` return None, and their leases stay held."""
-        await asyncio.gather(*[actor.call(lambda handle: handle.abort.remote()) for actor in self._alive()])
+        calls = [actor.handle.abort.remote() for actor in self._rollouts if not actor.lost]
+        await asyncio.gather(*calls, return_exceptions=True)  # an engine that is down has nothing to end
 
     @property
     def object_store_bytes(self) -> int:
