@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from actors.rollout_actor import RolloutActor
 from actors.segment import Segment, SegmentReader
+from actors.weight_loading import repack_tied_head
 from actors.weight_update import WeightUpdate
 from learner.learner_actor import LearnerActor
 
@@ -72,6 +73,10 @@ class MeasuredLearner(LearnerActor):
                 ray.get([engine.load_parameter.remote(name, weight.numpy()) for engine in engines])
 
 
+def _repack(worker: Any) -> None:
+    repack_tied_head(worker.model_runner.get_model())
+
+
 class MeasuredRollout(RolloutActor):
     """An engine."""
 
@@ -87,8 +92,9 @@ class MeasuredRollout(RolloutActor):
         return time.perf_counter() - started
 
     async def reload_alone(self, folder: str) -> None:
-        """vLLM's own way to load new weights; leaves a tied head stale on a CPU."""
+        """vLLM's own way to load new weights, and the packing of the tied head without which they would be wrong."""
         await self._engine._engine.collective_rpc("reload_weights", kwargs={"weights_path": folder})
+        await self._engine._engine.collective_rpc(_repack)
 
     async def load_state_dict(self, weights: dict[str, Any]) -> None:
         """Writes the state dict as a file in memory, which is how vLLM's engine process gets at it, and reloads it."""
