@@ -53,6 +53,10 @@ class FaultyGroup(RuntimeError):
 class DeadlineMissed(RuntimeError):
     """Answers of a group ran past `rollout.deadline_s`; its lease has been requeued."""
 
+    kind = "deadline"
+    detail = "missed rollout.deadline_s"
+    is_final = False
+
     def __init__(self, lease_id: int, task_id: str, engine: str) -> None:
         super().__init__(lease_id, task_id, engine)
         self.lease_id = lease_id
@@ -60,4 +64,4 @@ class DeadlineMissed(RuntimeError):
         self.engine = engine
 
     def __str__(self) -> str:
-        return f"task {self.task_id} (lease {self.lease_id}): {self.engine} missed rollout.deadline_s; it is requeued"
+        return f"task {self.task_id} (lease {self.lease_id}): {self.engine} {self.detail}; it is requeued"

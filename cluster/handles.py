@@ -250,14 +250,17 @@ class RayRollouts:
         Raises:
             GroupLost: it has been sampled again too often.
         """
-        is_faulty = isinstance(error, FaultyGroup)
-        self.counts = self.counts.plus(faulty=is_faulty)
-        kind = str(error.kind) if is_faulty else "deadline"
-        is_final = is_faulty and error.is_final
-        action = "given up" if is_final else "requeued"
-        self._on_fault(engine=error.engine, kind=kind, lease_id=error.lease_id, task_id=error.task_id, action=action)
-        if is_final:
-            raise GroupLost(error.lease_id, error.task_id, str(error)) from error
+        self.counts = self.counts.plus(faulty=isinstance(error, FaultyGroup))
+        self._on_fault(
+            engine=error.engine,
+            kind=str(error.kind),
+            lease_id=error.lease_id,
+            task_id=error.task_id,
+            action="given up" if error.is_final else "requeued",
+        )
+        if error.is_final:
+            reason = f"{error.engine} {error.detail}, as engines did every time before"
+            raise GroupLost(error.lease_id, error.task_id, reason) from error
 
     async def _repair(self, actor: SupervisedActor, incarnation: int, error: RayActorError) -> None:
         """A lost actor is tolerated as long as another one is left to take its work."""

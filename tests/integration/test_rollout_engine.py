@@ -21,10 +21,10 @@ pytestmark = pytest.mark.integration
 
 BASE = Path(__file__).parents[2] / "recipes" / "assets" / "local_base"
 ENGINE = EngineConfig(dtype="fp32", enforce_eager=True, max_num_seqs=64)
-SAMPLING = Sampling(num_samples=4, temperature=5.0, top_p=1.0, max_response_tokens=12)
-"""Hot: what this model copies from a random prompt is nearly certain at 1."""
+SAMPLING = Sampling(num_samples=4, temperature=2.0, top_p=1.0, max_response_tokens=24)
+"""Hot: what this model copies from a random prompt is nearly certain at 1; vLLM takes 2 at most."""
 ENDLESS = replace(SAMPLING, temperature=1.0, max_response_tokens=3000)
-"""Without a stop token these answers end at the limit, long after every test has ended them."""
+"""These answers end at the limit, long after every test has ended them."""
 PROMPT = np.random.default_rng(0).integers(10, 800, size=205).tolist()
 OTHER = np.random.default_rng(1).integers(10, 800, size=70).tolist()
 
@@ -35,7 +35,7 @@ def found():
 
 
 async def _measure() -> dict:
-    engine = VLLMEngine(str(BASE), ENGINE, max_model_len=4096, stop_token_ids=[880], seed=0, on_gpu=False)
+    engine = VLLMEngine(str(BASE), ENGINE, max_model_len=4096, stop_token_ids=[], seed=0, on_gpu=False)
     try:
         return {
             **await _seeds(engine),

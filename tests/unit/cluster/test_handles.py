@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from ray.exceptions import ActorUnavailableError, ObjectLostError
+from ray.exceptions import ActorUnavailableError, ObjectLostError, RayTaskError
 
 from actors.faults import DeadlineMissed, FaultKind, FaultyGroup
 from actors.rollout import EngineLoad, Sampling
@@ -150,8 +150,13 @@ def test_a_group_that_vanishes_before_it_is_scored_is_named(meta, make_score):
         asyncio.run(r.next_group(SAMPLING))
 
 
+def remote(error):
+    """As Ray raises it here: with the text of a remote traceback."""
+    return RayTaskError("next_group", "remote traceback", error).as_instanceof_cause()
+
+
 def fault(num_requeues=0):
-    return FaultyGroup(FaultKind.MISSING_SAMPLES, "returned 1 of 2 samples", 3, "t3", "rollout-0", num_requeues)
+    return remote(FaultyGroup(FaultKind.MISSING_SAMPLES, "returned 1 of 2 samples", 3, "t3", "rollout-0", num_requeues))
 
 
 def test_every_engine_says_at_the_start_how_much_it_holds(make_score):
@@ -178,7 +183,7 @@ def test_an_engine_with_more_room_gets_more_calls(make_score):
 
 def test_late_and_faulty_groups_are_counted_told_and_sampled_again(meta, make_score):
     faults = []
-    handle = FakeRolloutHandle([fault(), DeadlineMissed(3, "t3", "rollout-0"), meta(3)])
+    handle = FakeRolloutHandle([fault(), remote(DeadlineMissed(3, "t3", "rollout-0")), meta(3)])
     r = rollouts([supervised("rollout-0", handle)], make_score, faults=faults)
     assert asyncio.run(r.next_group(SAMPLING)).meta.lease_id == 3
     assert r.counts == RolloutCounts(num_late=1, num_faulty=1)
@@ -191,7 +196,9 @@ def test_late_and_faulty_groups_are_counted_told_and_sampled_again(meta, make_sc
 def test_a_lease_that_fails_again_and_again_is_lost(make_score):
     faults = []
     r = rollouts([supervised("rollout-0", FakeRolloutHandle([fault(num_requeues=3)]))], make_score, faults=faults)
-    with pytest.raises(GroupLost, match=r"task t3 \(lease 3\) .*returned 1 of 2 samples.*given up"):
+    with pytest.raises(
+        GroupLost, match=r"task t3 \(lease 3\) .*: rollout-0 returned 1 of 2 samples, as"
+    ):
         asyncio.run(r.next_group(SAMPLING))
     assert [f["action"] for f in faults] == ["given up"]
 
