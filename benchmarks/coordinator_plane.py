@@ -123,12 +123,13 @@ class Plane:
             _, coordinator_cpu_s = await self._coordinator.usage.remote()
             done = await self._pass_metadata(num_groups)
             rates.append(done / (time.perf_counter() - start))
-            _, coordinator_now_s = await self._coordinator.usage.remote()
+            memory_mb, coordinator_now_s = await self._coordinator.usage.remote()
             self.cpu_us_per_group = {
                 "coordinator": 1e6 * (coordinator_now_s - coordinator_cpu_s) / done,
                 "driver": 1e6 * (time.process_time() - cpu_s) / done,
             }
-            say(f"metadata, repeat {repeat}: {rates[-1]:.0f} groups/s, CPU {self.cpu_us_per_group} us")
+            say(f"metadata, repeat {repeat}: {rates[-1]:.0f} groups/s, CPU {self.cpu_us_per_group} us, "
+                f"{memory_mb:.0f} MB in the coordinator")  # fmt: skip
         return rates
 
     async def _pass_metadata(self, num_groups: int) -> int:
@@ -170,7 +171,7 @@ class Plane:
             memory_mb=memory,
             growth_mb_per_group={name: _slope(points[len(points) // 2 :]) for name, points in memory.items()},
             store_bytes_peak=peak,
-            store_bytes_left=await _settled_store_bytes() - store_before,
+            store_bytes_left=await _store_bytes_down_to(store_before) - store_before,
         )
 
     async def _soak_step(self) -> list[Any]:
@@ -223,6 +224,15 @@ async def _settled_store_bytes() -> int:
 def _given(lease: TaskLease | None) -> TaskLease:
     assert lease is not None, "fewer leases were opened than asked for"
     return lease
+
+
+async def _store_bytes_down_to(level: int) -> int:
+    """What is held once it is back at `level`, or after half a minute; frees go out in batches, and news take time."""
+    for _ in range(30):
+        if _store_bytes() <= level:
+            break
+        await asyncio.sleep(1)
+    return _store_bytes()
 
 
 def make_tasks(count: int, prompt_tokens: int) -> list[Task]:
