@@ -20,7 +20,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -39,6 +39,8 @@ LAGS: dict[str, tuple[str, ...]] = {
 }
 BATCH, SURPLUS = 128, 384
 """Groups trained on and sampled per step of the released DAPO recipe."""
+SYNC_SHARE = 0.05
+"""Simulated time of a weight update as a share of the time that a batch is trained in."""
 
 
 def main() -> None:
@@ -181,9 +183,11 @@ def _traces(options: argparse.Namespace) -> dict[str, Trace]:
 
 
 def _simulate(trace: Trace, options: argparse.Namespace) -> dict[str, Outcome]:
-    """A learner as fast as the engines; all of a schedule's devices are as many."""
+    """A learner as fast as the engines, a sync of a twentieth of a step; all of a schedule's devices are as many."""
     slots = options.groups_in_engines
-    speeds = Speeds(num_sequences=8 * slots, decode_s=0.01, prefill_s=1e-5, train_s=1.0, sync_s=5.0).balanced(trace)
+    speeds = Speeds(num_sequences=8 * slots, decode_s=0.01, prefill_s=1e-5, train_s=1.0, sync_s=0.0).balanced(trace)
+    trained = [group for group in trace if group.has_signal]
+    speeds = replace(speeds, sync_s=SYNC_SHARE * speeds.train_seconds(trained) / len(trained) * BATCH)
     acceptance = fmean(group.has_signal for group in trace)
     steps = options.simulated_steps
     surplus = {
