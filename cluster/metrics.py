@@ -72,9 +72,9 @@ METRICS: Final[Mapping[str, str]] = {
     "sync/version": "count",
     "sync/bytes": "bytes",
     "sync/travelling_bytes": "bytes",
-    "sync/gather_s": "s",
-    "sync/deliver_s": "s",
-    "sync/pause_s": "s",
+    "time/sync_gather_s": "s",
+    "time/sync_deliver_s": "s",
+    "time/sync_pause_s": "s",
     "sync/probe_gap_max": "nats",
     "time/rollout_s": "s",
     "time/learner_s": "s",
@@ -238,9 +238,9 @@ def _sync_metrics(sync: SyncReport | None) -> dict[str, float | None]:
     return {
         "sync/bytes": sync.num_bytes,
         "sync/travelling_bytes": sync.num_travelling_bytes,
-        "sync/gather_s": sync.gather_s,
-        "sync/deliver_s": sync.deliver_s,
-        "sync/pause_s": sync.pause_s,
+        "time/sync_gather_s": sync.gather_s,
+        "time/sync_deliver_s": sync.deliver_s,
+        "time/sync_pause_s": sync.pause_s,
         "sync/probe_gap_max": sync.probe_gap_max,
     }
 

@@ -32,6 +32,7 @@ START_S, RUN_S = 180.0, 240.0
 
 NUM_SFT_STEPS, NUM_SHORT_STEPS, NUM_LONG_STEPS = 24, 2, 6
 NUM_STEPS = NUM_SFT_STEPS + NUM_SHORT_STEPS + NUM_LONG_STEPS
+MEASURED = ("rollout/object_store_bytes", "sync/probe_gap_max")
 BATCH_SIZE, GROUPS_PER_BATCH, GROUP_SIZE, NUM_HELDOUT = 16, 4, 8, 4
 
 
@@ -163,8 +164,11 @@ class Run:
 
     @property
     def numbers(self) -> list[dict]:
-        """The metrics without the times."""
-        return [{key: value for key, value in line.items() if not key.startswith("time/")} for line in self.metrics]
+        """The metrics without what was measured of the machine."""
+        return [
+            {key: value for key, value in line.items() if not key.startswith("time/") and key not in MEASURED}
+            for line in self.metrics
+        ]
 
 
 class Workshop:
