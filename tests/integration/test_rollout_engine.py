@@ -109,7 +109,7 @@ async def _worker(engine) -> dict:
 
 async def _update(engine) -> dict:
     """The same weights again, as version 1, while answers are on their way."""
-    sampling = replace(SAMPLING, max_response_tokens=400)
+    sampling = replace(SAMPLING, max_response_tokens=1500)
     undisturbed = await engine.sample(PROMPT, sampling, seed=9)
     call = asyncio.create_task(engine.sample(PROMPT, sampling, seed=9))
     await asyncio.sleep(0.2)
@@ -209,6 +209,7 @@ def test_a_group_that_misses_its_deadline_twice_is_cut(found):
 
 def test_tokens_carry_the_version_that_sampled_them_across_an_update(found):
     for sample in found["updated"]:
+        assert len(sample.versions) == 2, (sample.versions, len(sample.token_ids))
         (zero, before), (start, after) = sample.versions
         assert (zero, before, after) == (0, "0", "1")
         assert 0 < start < len(sample.token_ids)

@@ -196,9 +196,7 @@ def test_late_and_faulty_groups_are_counted_told_and_sampled_again(meta, make_sc
 def test_a_lease_that_fails_again_and_again_is_lost(make_score):
     faults = []
     r = rollouts([supervised("rollout-0", FakeRolloutHandle([fault(num_requeues=3)]))], make_score, faults=faults)
-    with pytest.raises(
-        GroupLost, match=r"task t3 \(lease 3\) .*: rollout-0 returned 1 of 2 samples, as"
-    ):
+    with pytest.raises(GroupLost, match=r"task t3 \(lease 3\) .*: rollout-0 returned 1 of 2 samples, as"):
         asyncio.run(r.next_group(SAMPLING))
     assert [f["action"] for f in faults] == ["given up"]
 
