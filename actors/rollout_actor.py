@@ -19,7 +19,7 @@ from actors.weight_delta import HostCopy, WeightPayload
 from actors.weight_update import WeightReceipt, WeightUpdate
 from actors.worker import GroupWorker
 from curriculum.task import Task, TaskLease
-from curriculum.task_table import TaskColumns, TaskTable
+from curriculum.task_table import TaskTable
 
 
 class RolloutActor:
@@ -37,7 +37,6 @@ class RolloutActor:
         model_path: str,
         config: RolloutConfig,
         coordinator: str,
-        tasks: TaskColumns,
         max_model_len: int,
         run_seed: int,
         engine_seed: int,
@@ -45,6 +44,9 @@ class RolloutActor:
         trust_remote_code: bool,
     ) -> None:
         self._name = name
+        coordinator_actor: Any = ray.get_actor(coordinator)
+        # asked for here and not handed in: Ray warns of actors that restart with arguments in the object store
+        (columns,) = ray.get(coordinator_actor.task_columns.remote())
         self._copy = HostCopy()
         prompt = ChatPrompt(load_tokenizer(model_path, trust_remote_code=trust_remote_code))
         self._engine = VLLMEngine(
@@ -59,7 +61,7 @@ class RolloutActor:
         self._worker = GroupWorker(
             name=name,
             engine=self._engine,
-            leases=_CoordinatorLeases(coordinator, name),
+            leases=_CoordinatorLeases(coordinator_actor, name),
             admission=KVAdmission(
                 capacity_tokens=self._engine.capacity_tokens,
                 block_tokens=self._engine.block_tokens,
@@ -68,7 +70,7 @@ class RolloutActor:
                 max_response_tokens=config.max_response_tokens,
             ),
             config=config,
-            tasks=TaskTable(tasks),
+            tasks=TaskTable(ray.get(columns)),
             run_seed=run_seed,
         )
 
@@ -150,8 +152,8 @@ class RolloutActor:
 class _CoordinatorLeases:
     """Fulfils `Leases` with the coordinator actor."""
 
-    def __init__(self, coordinator: str, holder: str) -> None:
-        self._coordinator: Any = ray.get_actor(coordinator)
+    def __init__(self, coordinator: Any, holder: str) -> None:
+        self._coordinator = coordinator
         self._holder = holder
         self._desk = LeaseDesk(lambda count: self._coordinator.lease_up_to.remote(holder, count))
 

@@ -13,7 +13,7 @@ import numpy as np
 import ray
 
 from actors.lease_desk import LeaseDesk
-from actors.trajectory import FinishReason, Group, GroupMeta, Trajectory
+from actors.trajectory import FinishReason, Group, GroupMeta, Trajectory, VersionSpan
 from benchmarks.line import say
 from cluster.handles import RayCurriculum
 from curriculum.config import CurriculumConfig, FixedSteps, PhaseConfig
@@ -253,7 +253,7 @@ def make_answers(group_size: int, response_tokens: int) -> tuple[Trajectory, ...
             response_ids=rng.integers(0, 150_000, response_tokens, dtype=np.int32),
             rollout_logprobs=-rng.random(response_tokens, dtype=np.float32),
             finish_reason=FinishReason.STOP,
-            policy_version=0,
+            versions=(VersionSpan(start=0, version=0),),
         )
         for _ in range(group_size)
     )

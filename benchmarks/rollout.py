@@ -29,6 +29,7 @@ from actors.config import EngineConfig, RolloutConfig
 from actors.rollout import Sampling, sampling_seed
 from benchmarks.line import Claim, environment, print_line, say
 from curriculum.task import Task, TaskLease
+from curriculum.task_table import TaskColumns
 
 TOKENIZER = Path("recipes/assets/local_base")
 COORDINATOR = "benchmark-tasks"
@@ -97,14 +98,16 @@ async def measure(model: str, options: argparse.Namespace) -> dict[str, Any]:
         max_response_tokens=options.response_tokens,
     )
     max_model_len = options.prompt_tokens[1] + options.response_tokens
-    rollout = RolloutSide(model, config, sampling, max_model_len, options.threads)
+    rng = np.random.default_rng(options.seed)
+    repeats = range(-1, options.repeats)  # repeat -1 warms both sides up
+    tasks_of = {repeat: make_tasks(rng, options, repeat) for repeat in repeats}
+    every_task = [task for tasks in tasks_of.values() for task in tasks]
+    rollout = RolloutSide(model, config, sampling, every_task, max_model_len, options.threads)
     found: dict[str, Any] = {"rollout_s": [], "bare_s": [], "rollout_tokens": [], "bare_tokens": []}
     try:
         bare = BareSide(model, config, sampling, max_model_len)
-        rng = np.random.default_rng(options.seed)
         prefilled, unique = 0, 0
-        for repeat in range(-1, options.repeats):  # repeat -1 warms both up
-            tasks = make_tasks(rng, options, repeat)
+        for repeat, tasks in tasks_of.items():
             sides = [("rollout", rollout.run), ("bare", bare.run)]
             before = await rollout.num_prefilled_tokens()
             for name, run in sides if repeat % 2 else sides[::-1]:
@@ -184,24 +187,39 @@ class BareSide:
 class TaskServer:
     """The coordinator, as far as a rollout actor sees it."""
 
-    def __init__(self) -> None:
+    def __init__(self, columns: Sequence[Any]) -> None:
+        self._columns = tuple(columns)
         self._waiting: list[TaskLease] = []
 
-    def open(self, tasks: Sequence[Task]) -> None:
+    def task_columns(self) -> tuple[Any, ...]:
+        """As `CoordinatorActor.task_columns`."""
+        return self._columns
+
+    def open(self, task_ids: Sequence[str]) -> None:
         """Prepares one lease for each task."""
         self._waiting = [
-            TaskLease(lease_id=index, task=task, attempt=0, replayed=False, phase=0) for index, task in enumerate(tasks)
+            TaskLease(lease_id=index, task_id=task_id, attempt=0, replayed=False, phase=0)
+            for index, task_id in enumerate(task_ids)
         ]
 
-    def lease(self, holder: str) -> TaskLease | None:
-        """The next one."""
-        return self._waiting.pop(0) if self._waiting else None
+    def lease_up_to(self, holder: str, count: int) -> list[TaskLease]:
+        """The next ones."""
+        given, self._waiting = self._waiting[:count], self._waiting[count:]
+        return given
 
 
 class RolloutSide:
     """A rollout actor and its coordinator in a Ray that belongs to this benchmark."""
 
-    def __init__(self, model: str, config: RolloutConfig, sampling: Sampling, max_model_len: int, threads: int) -> None:
+    def __init__(
+        self,
+        model: str,
+        config: RolloutConfig,
+        sampling: Sampling,
+        tasks: Sequence[Task],
+        max_model_len: int,
+        threads: int,
+    ) -> None:
         import ray
 
         from actors.rollout_actor import RolloutActor
@@ -217,8 +235,8 @@ class RolloutSide:
         )
         self._ray = ray
         self._sampling = sampling
-        self._tasks = ray.remote(TaskServer).options(name=COORDINATOR, num_cpus=0).remote()
-        ray.get(self._tasks.open.remote([]))
+        columns = [ray.put(TaskColumns.of(tasks))]
+        self._tasks = ray.remote(TaskServer).options(name=COORDINATOR, num_cpus=0).remote(columns)
         self._actor = (
             ray.remote(RolloutActor)
             .options(name="rollout-0", num_cpus=0)
@@ -239,7 +257,7 @@ class RolloutSide:
 
     async def run(self, tasks: Sequence[Task]) -> int:
         """Tokens of all answers."""
-        await self._tasks.open.remote(tasks)
+        await self._tasks.open.remote([task.task_id for task in tasks])
         calls = [self._actor.next_group.options(num_returns=2).remote(self._sampling) for _ in tasks]
         metas = await asyncio.gather(*[meta for meta, _ in calls])
         self.num_slots = metas[-1].num_slots

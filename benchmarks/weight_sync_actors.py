@@ -14,6 +14,8 @@ from actors.rollout_actor import RolloutActor
 from actors.segment import Segment, SegmentReader
 from actors.weight_loading import repack_tied_head
 from actors.weight_update import WeightUpdate
+from curriculum.task import Task
+from curriculum.task_table import TaskColumns
 from learner.learner_actor import LearnerActor
 
 PAGE_BYTES = 4096
@@ -21,7 +23,12 @@ IN_MEMORY = Path("/dev/shm")
 
 
 class Nobody:
-    """A coordinator that no engine asks for anything."""
+    """A coordinator that has one task and is asked for none."""
+
+    def task_columns(self) -> tuple[Any, ...]:
+        """As `CoordinatorActor.task_columns`."""
+        task = Task(task_id="t", data_source="", question="", answers=("",), prompt_ids=np.ones(1, np.int32), phase=0)
+        return (ray.put(TaskColumns.of([task])),)
 
 
 class MeasuredLearner(LearnerActor):

@@ -51,8 +51,6 @@ class Processes:
     learner: RayLearner
     pids: dict[str, int]
     """Process id of every actor with a model, by name."""
-    tasks: Any = None
-    """Reference to the `TaskColumns`; as long as it is held, a rollout actor that restarts finds them."""
 
 
 def check_ray(config: RunConfig) -> None:
@@ -126,9 +124,7 @@ async def _start_actors(
         return SupervisedActor(name, handle, startup_timeout_s=timeout, on_fault=on_fault, **hooks)
 
     curriculum = None
-    tasks = None
     if prepared.tasks:
-        tasks = ray.put(TaskColumns.of(prepared.tasks))
         coordinator = create(
             CoordinatorActor,
             COORDINATOR,
@@ -136,10 +132,11 @@ async def _start_actors(
             tasks=[TaskEntry.of(task) for task in prepared.tasks],
             config=config.curriculum,
             seed=config.seed,
+            columns=[ray.put(TaskColumns.of(prepared.tasks))],
         )
         curriculum = RayCurriculum(coordinator)
-    rollout_handles = {} if tasks is None else _create_rollouts(config, prepared, tasks, create)
-    judge_handles = {} if tasks is None else _create_judges(config, prepared, create)
+    rollout_handles = {} if coordinator is None else _create_rollouts(config, prepared, create)
+    judge_handles = {} if coordinator is None else _create_judges(config, prepared, create)
     ranks = [
         create(LearnerActor, f"learner-{rank}", options, rank=rank, num_ranks=config.learner.num_ranks)
         for rank, options in enumerate(learner_options(config))
@@ -168,7 +165,7 @@ async def _start_actors(
     if rollout_handles:
         await rollouts.learn_slots()
     await _probe(judge_handles.values())
-    return Processes(curriculum=curriculum, rollouts=rollouts, learner=learner, pids=pids, tasks=tasks)
+    return Processes(curriculum=curriculum, rollouts=rollouts, learner=learner, pids=pids)
 
 
 def _delivery(config: RunConfig, prepared: Prepared, rollouts: RayRollouts, learner: Any) -> WeightDelivery:
@@ -183,7 +180,7 @@ def _delivery(config: RunConfig, prepared: Prepared, rollouts: RayRollouts, lear
     )
 
 
-def _create_rollouts(config: RunConfig, prepared: Prepared, tasks: Any, create: Any) -> dict[str, Any]:
+def _create_rollouts(config: RunConfig, prepared: Prepared, create: Any) -> dict[str, Any]:
     return {
         name: create(
             RolloutActor,
@@ -193,7 +190,6 @@ def _create_rollouts(config: RunConfig, prepared: Prepared, tasks: Any, create: 
             model_path=prepared.model_path,
             config=config.rollout,
             coordinator=COORDINATOR,
-            tasks=tasks,
             max_model_len=config.max_model_len,
             run_seed=config.seed,
             engine_seed=config.seed + index,

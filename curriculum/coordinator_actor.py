@@ -19,8 +19,12 @@ from curriculum.transition import CurriculumReport, PhaseState, StepSummary, Tra
 class CoordinatorActor:
     """See `Coordinator`: every method delegates to the method of the same name."""
 
-    def __init__(self, *, tasks: Sequence[TaskEntry], config: CurriculumConfig, seed: int) -> None:
+    def __init__(
+        self, *, tasks: Sequence[TaskEntry], config: CurriculumConfig, seed: int, columns: Sequence[Any] = ()
+    ) -> None:
+        """`columns` holds the reference of the `TaskColumns` of the run; it is passed on, never resolved here."""
         self._coordinator = Coordinator(tasks=tasks, config=config, seed=seed)
+        self._columns = tuple(columns)
 
     def __repr__(self) -> str:
         return "Coordinator"
@@ -28,6 +32,10 @@ class CoordinatorActor:
     def ping(self) -> bool:
         """Answer a health check."""
         return True
+
+    def task_columns(self) -> tuple[Any, ...]:
+        """The reference of the `TaskColumns`, for a holder that starts, or starts again."""
+        return self._columns
 
     def open_batch(self, num_tasks: int) -> tuple[int, ...]:
         """Unblocks holders that wait for a lease; returns the ids of the leases."""

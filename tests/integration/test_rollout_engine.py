@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from actors.admission import KVAdmission
 from actors.config import EngineConfig, RolloutConfig
@@ -16,6 +18,9 @@ from actors.faults import DeadlineMissed
 from actors.rollout import Sampling
 from actors.worker import GroupWorker
 from curriculum.task import Task, TaskLease
+from curriculum.task_table import TaskColumns, TaskTable
+from learner.weight_sender import WeightSender
+from learner.weight_source import WeightSource
 
 pytestmark = pytest.mark.integration
 
@@ -27,6 +32,9 @@ ENDLESS = replace(SAMPLING, temperature=1.0, max_response_tokens=3000)
 """These answers end at the limit, long after every test has ended them."""
 PROMPT = np.random.default_rng(0).integers(10, 800, size=205).tolist()
 OTHER = np.random.default_rng(1).integers(10, 800, size=70).tolist()
+TASK = Task(
+    task_id="t", data_source="test", question="", answers=("a",), prompt_ids=np.array(PROMPT, np.int32), phase=0
+)
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +121,9 @@ async def _update(engine) -> dict:
     undisturbed = await engine.sample(PROMPT, sampling, seed=9)
     call = asyncio.create_task(engine.sample(PROMPT, sampling, seed=9))
     await asyncio.sleep(0.3)
-    await engine.load_weights(str(BASE / "model.safetensors"), version=1)
+    model = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
+    sender = WeightSender(WeightSource(model), is_root=True, every_byte=False)
+    await engine.load_weights(sender.publish(1))
     return {"undisturbed": undisturbed, "updated": await call, "fresh": await engine.sample(PROMPT, SAMPLING, seed=9)}
 
 
@@ -132,7 +142,7 @@ def _group_worker(engine, config, leases) -> GroupWorker:
         admission=admission,
         config=config,
         run_seed=0,
-        decode=lambda ids: "",
+        tasks=TaskTable(TaskColumns.of([TASK])),
     )
 
 
@@ -143,15 +153,9 @@ class Leases:
         self.requeued = 0
 
     async def lease(self) -> TaskLease:
-        task = Task(
-            task_id="t",
-            data_source="test",
-            question="",
-            answers=("a",),
-            prompt_ids=np.array(PROMPT, np.int32),
-            phase=0,
+        return TaskLease(
+            lease_id=0, task_id=TASK.task_id, attempt=0, replayed=False, phase=0, num_requeues=self.requeued
         )
-        return TaskLease(lease_id=0, task=task, attempt=0, replayed=False, phase=0, num_requeues=self.requeued)
 
     async def requeue(self, lease_id) -> None:
         self.requeued += 1

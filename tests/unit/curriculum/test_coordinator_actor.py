@@ -13,8 +13,8 @@ def public_methods(cls):
     return {name for name, _ in inspect.getmembers(cls, inspect.isfunction) if not name.startswith("_")}
 
 
-def test_the_shell_offers_every_method_of_the_coordinator_and_a_health_check():
-    assert public_methods(CoordinatorActor) == public_methods(Coordinator) | {"ping"}
+def test_the_shell_offers_every_method_of_the_coordinator_a_health_check_and_the_tasks():
+    assert public_methods(CoordinatorActor) == public_methods(Coordinator) | {"ping", "task_columns"}
 
 
 def test_the_shell_takes_the_same_arguments():
