@@ -117,13 +117,14 @@ async def _worker(engine) -> dict:
 
 async def _update(engine) -> dict:
     """The same weights again, as version 1, while answers are on their way."""
-    sampling = replace(SAMPLING, max_response_tokens=3000)
-    undisturbed = await engine.sample(PROMPT, sampling, seed=9)
-    call = asyncio.create_task(engine.sample(PROMPT, sampling, seed=9))
-    await asyncio.sleep(0.3)
+    sampling = replace(SAMPLING, max_response_tokens=1000)
     model = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
     sender = WeightSender(WeightSource(model), is_root=True, every_byte=False)
-    await engine.load_weights(sender.publish(1))
+    undisturbed = await engine.sample(PROMPT, sampling, seed=9)
+    sent = sender.publish(1)
+    call = asyncio.create_task(engine.sample(PROMPT, sampling, seed=9))
+    await asyncio.sleep(0.3)
+    await engine.load_weights(sent)
     return {"undisturbed": undisturbed, "updated": await call, "fresh": await engine.sample(PROMPT, SAMPLING, seed=9)}
 
 
@@ -212,7 +213,9 @@ def test_a_group_that_misses_its_deadline_twice_is_cut(found):
 
 
 def test_tokens_carry_the_version_that_sampled_them_across_an_update(found):
-    for sample in found["updated"]:
+    under_way = [sample for sample in found["updated"] if sample.finish_reason == "length"]
+    assert len(under_way) >= 2, "others may end by themselves before the update"
+    for sample in under_way:
         (zero, before), (start, after) = sample.versions
         assert (zero, before, after) == (0, "0", "1")
         assert 0 < start < len(sample.token_ids)
