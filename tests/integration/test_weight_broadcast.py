@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +17,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from actors.config import EngineConfig
-from actors.engine import VLLMEngine
+from actors.engine import EngineDied, VLLMEngine
 from actors.rollout import Sampling
-from actors.weight_update import WeightBroadcast
+from actors.weight_update import WeightBroadcast, WeightGroupError, WeightLoadError
 from cluster.weight_sync import check_receipt
 from learner.weight_sender import WeightSender
 from learner.weight_source import WeightSource
@@ -58,6 +61,24 @@ async def _measure() -> dict:
         found["second"] = await _update(sender, engines, group, 2)
         found["after second"] = [(_logprobs(model), await engine.score(PROBE)) for engine in engines]
         found["running"] = await running
+
+        _signal(processes[1], signal.SIGKILL)
+        found["killed"] = await _death(engines[1])
+        _disturb(model)
+        group = _open(sender, num_receivers=1, epoch=2)
+        found["third"] = await _update(sender, engines[:1], group, 3)
+        found["after third"] = [(_logprobs(model), await engines[0].score(PROBE))]
+
+        _signal(processes[0], signal.SIGSTOP)
+        started = time.monotonic()
+        receiving = asyncio.create_task(_error(engines[0].load_weights(_announcement(group, 4, 0))))
+        try:
+            await asyncio.sleep(0.2)  # else the broadcast of so small a model could be over before it is waited for
+            found["stopped"] = await _error(asyncio.to_thread(sender.publish, 4)), time.monotonic() - started
+            found["stopped: silent"] = not receiving.done()
+        finally:
+            _signal(processes[0], signal.SIGKILL)
+        found["died"] = await receiving
     finally:
         for engine in engines:
             engine.shutdown()
@@ -72,6 +93,20 @@ def test_engines_compute_with_what_was_broadcast_tied_embeddings_included(findin
 
 def test_a_group_carries_one_update_after_the_other(findings):
     assert max(_gap(pair) for pair in findings["after second"]) < 1e-4
+
+
+def test_a_group_without_the_engine_that_died_carries_the_next_update(findings):
+    assert isinstance(findings["killed"], EngineDied)
+    check_receipt(*findings["third"], "rollout-0")
+    assert max(_gap(pair) for pair in findings["after third"]) < 1e-4
+
+
+def test_the_sender_gives_up_on_an_engine_that_stands_still_which_says_nothing_until_it_dies(findings):
+    error, seconds = findings["stopped"]
+    assert error is None or isinstance(error, WeightGroupError), "a small model fits into the buffers of a socket"
+    assert seconds < 10 * TIMEOUT_S
+    assert findings["stopped: silent"]
+    assert isinstance(findings["died"], EngineDied)
 
 
 @pytest.mark.parametrize("name", ["first", "second"])
@@ -99,11 +134,36 @@ def _open(sender: WeightSender, *, num_receivers: int, epoch: int):
 
 async def _update(sender, engines, group, version: int):
     """What was sent and what came of it, errors included; sender and engines work at the same time."""
-    calls = [
-        engine.load_weights(WeightBroadcast(version=version, group=group, first_rank=1 + index))
-        for index, engine in enumerate(engines)
-    ]
+    calls = [engine.load_weights(_announcement(group, version, index)) for index, engine in enumerate(engines)]
     return await asyncio.gather(asyncio.to_thread(sender.publish, version), *calls, return_exceptions=True)
+
+
+def _announcement(group, version: int, index: int) -> WeightBroadcast:
+    return WeightBroadcast(version=version, group=group, first_rank=1 + index)
+
+
+def _signal(processes: set[psutil.Process], number: int) -> None:
+    """To the engine process; the largest one, beside the helpers of multiprocessing."""
+    os.kill(max(processes, key=lambda process: process.memory_info().rss).pid, number)
+
+
+async def _error(call) -> Exception | None:
+    try:
+        await call
+    except (EngineDied, WeightGroupError, WeightLoadError) as error:
+        return error
+    return None
+
+
+async def _death(engine: VLLMEngine) -> EngineDied | None:
+    """What an engine says of its own death, of which it hears a moment later."""
+    for _ in range(200):
+        try:
+            engine.check_alive()
+        except EngineDied as error:
+            return error
+        await asyncio.sleep(0.05)
+    return None
 
 
 def _disturb(model) -> None:
