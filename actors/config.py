@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from curriculum.config import StrictModel
 
@@ -32,11 +32,23 @@ class SyncConfig(StrictModel):
 
     timeout_s: float = Field(default=600.0, gt=0)
     """Longest wait for the receipt of one engine; the run stops then."""
+    transport: Literal["auto", "host_memory", "collective"] = "auto"
+    """`host_memory`: rank 0 of the learner writes the weights, engines map them or get a copy; `collective`: rank 0
+    broadcasts them from its device to those of the engines (NCCL; gloo on a CPU). `auto`: `collective` on GPUs."""
     probe_every: int = Field(default=20, gt=0)
     """Engines and learner score the same tokens after the first update and every so many updates from there on."""
     delta: bool = False
     """Send only values that changed to engines on other hosts than the learner's first rank, where that is smaller, and
-    put every byte into the checksums. Engines on its host read the weights where they lie."""
+    put every byte into the checksums. Engines on its host read the weights where they lie. Not for `collective`."""
+
+    @model_validator(mode="after")
+    def _delta_needs_host_memory(self) -> Self:
+        if self.delta and self.transport == "collective":
+            raise ValueError(
+                "rollout.sync.delta=true but rollout.sync.transport=collective, which sends every value; remove one of "
+                "them"
+            )
+        return self
 
 
 class RolloutConfig(StrictModel):

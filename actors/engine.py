@@ -14,6 +14,8 @@ from actors.config import EngineConfig
 from actors.rollout import Sample, Sampling
 from actors.weight_update import (
     TensorRecord,
+    WeightBroadcast,
+    WeightGroup,
     WeightLoadError,
     WeightReceipt,
     WeightUpdate,
@@ -99,6 +101,7 @@ class VLLMEngine:
         self._updating = asyncio.Lock()
         self._policy_version = 0
         self._receipt: WeightReceipt | None = None
+        self._group: WeightGroup | None = None
 
     @property
     def policy_version(self) -> int:
@@ -161,8 +164,18 @@ class VLLMEngine:
             raise EngineDied(f"the vLLM engine died while it sampled request {request}") from error
         return [_sample(outputs[index]) for index in sorted(outputs)]
 
-    async def load_weights(self, update: WeightUpdate) -> WeightReceipt:
-        """Replaces all weights and returns what the workers handed to the model.
+    def check_alive(self) -> None:
+        """Looks at the engine process.
+
+        Raises:
+            EngineDied: it is gone.
+        """
+        if self._engine.errored:
+            raise EngineDied("the vLLM engine died")
+
+    async def load_weights(self, update: WeightUpdate | WeightBroadcast) -> WeightReceipt:
+        """Replaces all weights, by those of a segment or those that the learner is about to send, and returns what the
+        workers handed to the model.
 
         Running requests are kept and continue under the new weights; cached prefixes of the old ones are dropped.
         Updates take turns, and one that the engine already holds is not loaded again. After an error generation stays
@@ -170,7 +183,8 @@ class VLLMEngine:
 
         Raises:
             WeightVersionError: the update does not follow the weights of the engine.
-            WeightLoadError: a tensor does not load, a parameter got none, or the workers of this engine disagree.
+            WeightLoadError: a tensor does not load or does not come, a parameter got none, or the workers of this
+                engine disagree.
             EngineDied: the engine process is gone.
         """
         from vllm.v1.engine.exceptions import EngineDeadError
@@ -179,6 +193,8 @@ class VLLMEngine:
             if self._receipt is None or update.version != self._receipt.version:
                 _check_follows(self.policy_version, update.version)
                 try:
+                    if isinstance(update, WeightBroadcast):
+                        await self._join(update)
                     self._receipt = await self._replace_weights(update)
                 except EngineDeadError as error:
                     raise EngineDied(f"the vLLM engine died while it loaded weights {update.version}") from error
@@ -205,7 +221,14 @@ class VLLMEngine:
             raise EngineDied(f"the vLLM engine died while it scored request {request}") from error
         return tuple(step[token].logprob for step, token in zip(steps[1:], token_ids[1:], strict=True))
 
-    async def _replace_weights(self, update: WeightUpdate) -> WeightReceipt:
+    async def _join(self, update: WeightBroadcast) -> None:
+        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
+
+        if self._group != update.group:
+            await self._engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info=_group_info(update)))
+            self._group = update.group
+
+    async def _replace_weights(self, update: WeightUpdate | WeightBroadcast) -> WeightReceipt:
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
         request = WeightTransferUpdateRequest(update_info=_update_info(update))
@@ -282,7 +305,7 @@ def engine_arguments(
         "logprobs_mode": "processed_logprobs",
         "generation_config": "vllm",
         "worker_extension_cls": "actors.weight_receiver.WeightReceiver",
-        "weight_transfer_config": WeightTransferConfig(backend="segment"),
+        "weight_transfer_config": WeightTransferConfig(backend="learner"),
         "trust_remote_code": trust_remote_code,
         "disable_log_stats": True,
         **resources,
@@ -347,15 +370,29 @@ def _check_follows(held: int, sent: int) -> None:
         )
 
 
-def _update_info(update: WeightUpdate) -> dict[str, Any]:
+def _group_info(update: WeightBroadcast) -> dict[str, Any]:
+    group = update.group
     return {
-        "path": update.path,
-        "num_bytes": update.segment_bytes,
+        "host": group.host,
+        "port": group.port,
+        "world_size": group.world_size,
+        "epoch": group.epoch,
+        "timeout_s": group.timeout_s,
+        "first_rank": update.first_rank,
+    }
+
+
+def _update_info(update: WeightUpdate | WeightBroadcast) -> dict[str, Any]:
+    is_broadcast = isinstance(update, WeightBroadcast)
+    content = update.group if is_broadcast else update
+    place = {} if is_broadcast else {"path": update.path, "num_bytes": update.segment_bytes}
+    return {
         "version": update.version,
-        "stride": update.stride,
-        "names": [tensor.name for tensor in update.tensors],
-        "dtypes": [tensor.dtype for tensor in update.tensors],
-        "shapes": [list(tensor.shape) for tensor in update.tensors],
+        "stride": content.stride,
+        "names": [tensor.name for tensor in content.tensors],
+        "dtypes": [tensor.dtype for tensor in content.tensors],
+        "shapes": [list(tensor.shape) for tensor in content.tensors],
+        **place,
     }
 
 

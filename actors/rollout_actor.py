@@ -16,7 +16,7 @@ from actors.prompt import ChatPrompt, load_tokenizer
 from actors.rollout import EngineLoad, Sampling
 from actors.trajectory import Group, GroupMeta
 from actors.weight_delta import HostCopy, WeightPayload
-from actors.weight_update import WeightReceipt, WeightUpdate
+from actors.weight_update import WeightBroadcast, WeightReceipt, WeightUpdate
 from actors.worker import GroupWorker
 from curriculum.task import Task, TaskLease
 from curriculum.task_table import TaskTable
@@ -78,7 +78,11 @@ class RolloutActor:
         return getattr(self, "_name", "Rollout")
 
     async def ready(self) -> int:
-        """Process id, once the engine can sample."""
+        """Process id, while the engine can sample."""
+        try:
+            self._engine.check_alive()
+        except EngineDied:
+            end_process()
         return os.getpid()
 
     async def load(self) -> EngineLoad:
@@ -127,7 +131,7 @@ class RolloutActor:
         """Of the host, as Ray calls it."""
         return ray.get_runtime_context().get_node_id()
 
-    async def load_weights(self, weights: WeightUpdate | WeightPayload) -> WeightReceipt:
+    async def load_weights(self, weights: WeightUpdate | WeightPayload | WeightBroadcast) -> WeightReceipt:
         """Replaces the weights; running requests go on under the new ones, or end before, as
         `rollout.in_flight_update` says."""
         update = self._copy.write(weights) if isinstance(weights, WeightPayload) else weights

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from actors.weight_update import TensorRecord, segment_offsets
+from actors.weight_update import TensorLayout, TensorRecord, segment_offsets
 
 BLOCK_BYTES = 4096
 """Unit in which large tensors are sampled."""
@@ -47,18 +47,25 @@ def recorded(
         yield name, tensor
 
 
-def mapped_tensors(
-    memory: mmap, names: Sequence[str], dtypes: Sequence[str], shapes: Sequence[Sequence[int]]
-) -> Iterator[tuple[str, Tensor]]:
+def mapped_tensors(memory: mmap, layouts: Sequence[TensorLayout]) -> Iterator[tuple[str, Tensor]]:
     """The tensors of a mapped segment without a copy; whoever writes into one is stopped by the system."""
-    kinds = [getattr(torch, dtype) for dtype in dtypes]
-    counts = [torch.Size(shape).numel() for shape in shapes]
-    offsets = segment_offsets(count * kind.itemsize for count, kind in zip(counts, kinds, strict=True))
-    for name, kind, shape, count, offset in zip(names, kinds, shapes, counts, offsets, strict=False):
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The given buffer is not writable")
-            tensor = torch.frombuffer(memory, dtype=kind, count=count, offset=offset)
-        yield name, tensor.reshape(tuple(shape))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given buffer is not writable")
+        data = torch.frombuffer(memory, dtype=torch.uint8)
+    return tensors_in(data, layouts)
+
+
+def tensors_in(data: Tensor, layouts: Sequence[TensorLayout]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors that lie one after the other in [bytes] `data`, as `segment_offsets` places them; no copy."""
+    sizes = [layout_bytes(layout) for layout in layouts]
+    for layout, size, offset in zip(layouts, sizes, segment_offsets(sizes), strict=False):
+        piece = data[offset : offset + size].view(getattr(torch, layout.dtype))
+        yield layout.name, piece.reshape(layout.shape)
+
+
+def layout_bytes(layout: TensorLayout) -> int:
+    """Of the full tensor."""
+    return torch.Size(layout.shape).numel() * getattr(torch, layout.dtype).itemsize
 
 
 def repack_tied_head(model: Any) -> None:

@@ -11,6 +11,8 @@ A random Qwen2 with tied embeddings in fp32 takes an update of the optimizer bef
   file that was just written (so it is in the page cache), and the packing of the tied head without which vLLM on a CPU
   goes on with the old one, in both engines at the same time.
 * pause: the longest that an engine sampled nothing.
+* the other transport: rank 0 broadcasts over gloo to both engines while it gathers (and keeps a copy in memory, as in a
+  run). On a CPU all of it goes through sockets of this host, so this shows that it works, not what NCCL is worth.
 * two other ways to do it: a state dict through `ray.put`, which each engine writes to memory and reloads in that way,
   and one call per parameter.
 * the exact delta: bytes of the changed values over all bytes, in bf16, after every value of the
@@ -40,6 +42,7 @@ from actors.config import EngineConfig, RolloutConfig, SyncConfig
 from benchmarks.line import Claim, environment, print_line, say
 from benchmarks.weight_sync_actors import MeasuredLearner, MeasuredRollout, Nobody
 from benchmarks.weight_sync_model import TINY_LEARNING_RATE, delta_share, save_model
+from cluster.collective_delivery import CollectiveDelivery
 from cluster.handles import RayLearner, RayRollouts
 from cluster.placement import CPU_ENVIRONMENT
 from cluster.supervision import SupervisedActor
@@ -51,6 +54,8 @@ from learner.config import LearnerConfig, SftConfig
 SHARE_OF_MEMCPY, WISHED_SHARE_OF_MEMCPY, WHOLE_SYNC, PAUSE = 0.5, 0.8, 1.25, 1.0
 WARM_UPS = 2
 """Repeats that are not counted: each of the two segments is written for the first time."""
+COLLECTIVE_WARM_UPS = 1
+"""The first broadcast forms the group."""
 NUM_RANKS = NUM_ENGINES = 2
 COORDINATOR = "coordinator"
 
@@ -93,14 +98,17 @@ class Bench:
             SupervisedActor(f"rollout-{i}", engine, startup_timeout_s=600, on_fault=lambda **fields: say(str(fields)))
             for i, engine in enumerate(self.engines)
         ]
-        delivery = WeightDelivery(
-            RayRollouts(supervised, [], on_fault=lambda **fields: say(str(fields))),
-            learner=self.ranks[0],
-            config=SyncConfig(probe_every=10**6),
-            probe_ids=self._probe.tolist(),
-            max_probe_gap=MAX_PROBE_GAP["fp32"],
-        )
-        self.learner = RayLearner(self.ranks, delivery, reference=None)
+        rollouts = RayRollouts(supervised, [], on_fault=lambda **fields: say(str(fields)))
+        common: dict[str, Any] = {
+            "learner": self.ranks[0],
+            "config": SyncConfig(probe_every=10**6),
+            "probe_ids": self._probe.tolist(),
+            "max_probe_gap": MAX_PROBE_GAP["fp32"],
+        }
+        self.learner = RayLearner(self.ranks, WeightDelivery(rollouts, **common), reference=None)
+        collective = CollectiveDelivery(rollouts, **common, workers_per_engine=1)
+        self.broadcasting = RayLearner(self.ranks, collective, reference=None)
+        """From its first update on the ranks broadcast in any case."""
 
     async def update(self) -> None:
         """One step of the optimizer, large enough to move every log-probability."""
@@ -130,7 +138,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.weight_sync", description=__doc__)
     for name, default in (
         ("hidden", 768), ("layers", 12), ("intermediate", 3072), ("vocab", 32000), ("repeats", 5),
-        ("baseline-repeats", 2), ("seed", 0),
+        ("collective-repeats", 2), ("baseline-repeats", 2), ("seed", 0),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
@@ -186,6 +194,17 @@ async def measure(model: Path, options: argparse.Namespace) -> dict[str, Any]:
         say(f"repeat {repeat}: " + ", ".join(f"{name} {values[-1]:.3f} s" for name, values in seconds.items()))
     for values in [*seconds.values(), *gaps.values()]:
         del values[:WARM_UPS]
+    if options.collective_repeats:
+        first = WARM_UPS + options.repeats + 1
+        for version in range(first, first + COLLECTIVE_WARM_UPS + options.collective_repeats):
+            await bench.update()
+            await bench.on_ranks("gather_alone")
+            report = await timed("collective sync", lambda version=version: bench.broadcasting.sync_weights(version))
+            seconds.setdefault("collective pause_s", []).append(report.pause_s)
+            gaps.setdefault("after the collective sync", []).append(await bench.gap())
+            say(f"collective sync to version {version}: {seconds['collective sync'][-1]:.3f} s")
+        for values in (seconds["collective sync"], seconds["collective pause_s"]):
+            del values[:COLLECTIVE_WARM_UPS]
     for repeat in range(options.baseline_repeats):
         for name, send in (("state dict", _state_dict), ("call per parameter", _call_per_parameter)):
             await bench.update()
@@ -235,13 +254,19 @@ def claims(detail: dict[str, Any]) -> list[Claim]:
         "memcpy bytes per second": detail["num_bytes"] / statistics.median(seconds["memcpy"]),
     }
     limit = MAX_PROBE_GAP["fp32"]
+    after = [*gaps["after the sync"], *gaps.get("after the collective sync", [])]
+    if "collective sync" in seconds:
+        detail["collective over gloo"] = {
+            "seconds": statistics.median(seconds["collective sync"]),
+            "times the sync through host memory": gain("collective sync"),
+        }
     return [
         Claim.at_least("transport against memcpy", share, "ratio", SHARE_OF_MEMCPY),
         Claim.at_most("whole sync against gather and reload alone", whole, "ratio", WHOLE_SYNC),
         Claim.at_most("pause against the reload alone", pause, "ratio", PAUSE),
         Claim.above("speed against a state dict through ray.put", gain("state dict"), "ratio", 1.0),
         Claim.above("speed against one call per parameter", gain("call per parameter"), "ratio", 1.0),
-        Claim.at_most("largest probe gap after a sync", max(gaps["after the sync"]), "nats", limit),
+        Claim.at_most("largest probe gap after a sync", max(after), "nats", limit),
         Claim.above("smallest probe gap before a sync", min(gaps["before the sync"]), "nats", limit),
     ]
 

@@ -100,6 +100,14 @@ class RunConfig(StrictModel):
         """Longest sequence that engines and learner must hold."""
         return self.max_prompt_tokens + self.max_response_tokens
 
+    @property
+    def weight_transport(self) -> Literal["host_memory", "collective"]:
+        """How new weights get to the engines; deltas are computed and sent in host memory."""
+        sync = self.rollout.sync
+        if sync.transport != "auto":
+            return sync.transport
+        return "collective" if self.device == "cuda" and not sync.delta else "host_memory"
+
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
         if self.sft.epochs and self.data.sft is None:

@@ -317,15 +317,21 @@ class RayLearner:
         return (await self._all("update", learning_rate))[0]
 
     async def publish_weights(self, version: int) -> PublishedWeights:
-        """Gathers the weights to where engines can read them; when it returns the ranks are free."""
+        """Gathers the weights to where engines can read them, or while they receive them; when it returns the ranks
+        are free.
+
+        Raises:
+            WeightSyncError: an engine does not receive what is broadcast.
+        """
         probe, elsewhere = await self._delivery.prepare()
         probe_ids = None if probe is None else np.array(probe, np.int32)
-        weights, *_ = await self._all("publish_weights", version, probe_ids=probe_ids, elsewhere=elsewhere)
+        publishing = self._all("publish_weights", version, probe_ids=probe_ids, elsewhere=elsewhere)
+        weights, *_ = await self._delivery.accompany(version, publishing)
         self._delivery.published(weights)
         return weights
 
     async def deliver(self, weights: PublishedWeights) -> SyncReport:
-        """Lets every engine load published weights and checks its receipt; the ranks have no part in it.
+        """Waits until every engine has loaded published weights and checks its receipt; the ranks have no part in it.
 
         Raises:
             WeightSyncError: an engine reports something else than was sent, or nothing in time.

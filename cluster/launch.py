@@ -16,6 +16,7 @@ import ray
 from ray.exceptions import ActorDiedError, RayTaskError
 
 from actors.rollout_actor import RolloutActor
+from cluster.collective_delivery import CollectiveDelivery
 from cluster.config import RunConfig
 from cluster.handles import RayCurriculum, RayLearner, RayRollouts
 from cluster.placement import check_capacity, judge_options, learner_options, rollout_options
@@ -171,13 +172,16 @@ async def _start_actors(
 def _delivery(config: RunConfig, prepared: Prepared, rollouts: RayRollouts, learner: Any) -> WeightDelivery:
     """The probe is the beginning of a prompt: text in the tokens of this very model."""
     dtypes = {config.learner.dtype, config.rollout.engine.dtype}
-    return WeightDelivery(
-        rollouts,
-        learner=learner,
-        config=config.rollout.sync,
-        probe_ids=prepared.tasks[0].prompt_ids[:PROBE_TOKENS].tolist() if prepared.tasks else (),
-        max_probe_gap=max(MAX_PROBE_GAP[dtype] for dtype in dtypes),
-    )
+    arguments: dict[str, Any] = {
+        "learner": learner,
+        "config": config.rollout.sync,
+        "probe_ids": prepared.tasks[0].prompt_ids[:PROBE_TOKENS].tolist() if prepared.tasks else (),
+        "max_probe_gap": max(MAX_PROBE_GAP[dtype] for dtype in dtypes),
+    }
+    if config.weight_transport == "host_memory":
+        return WeightDelivery(rollouts, **arguments)
+    workers = config.rollout.engine.tensor_parallel_size
+    return CollectiveDelivery(rollouts, **arguments, workers_per_engine=workers)
 
 
 def _create_rollouts(config: RunConfig, prepared: Prepared, create: Any) -> dict[str, Any]:

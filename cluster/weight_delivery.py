@@ -7,12 +7,14 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from actors.config import SyncConfig
 from actors.weight_update import WeightLoadError, WeightReceipt, WeightVersionError
 from cluster.weight_sync import WeightSyncError, check_probe, check_receipt
 from learner.published_weights import PublishedWeights
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +91,10 @@ class WeightDelivery:
         elsewhere = any(node != self._learner_node for node in self._nodes.values())
         return (self._probe_ids if is_probed else None), elsewhere
 
+    async def accompany(self, version: int, publishing: Awaitable[_T]) -> _T:
+        """What the engines do while the ranks publish this version: nothing, they read it later."""
+        return await publishing
+
     def published(self, weights: PublishedWeights) -> None:
         """Remembers what is to be delivered next."""
         self._published = weights
@@ -115,15 +121,20 @@ class WeightDelivery:
         self._loading[version] += 1
         try:
             form = await self._form(weights, name, is_fresh)
-            receipt = await self._in_time(name, version, handle.load_weights.remote(form))
+            receipt = await self._in_time(name, receipt_of(version), handle.load_weights.remote(form))
         finally:
             async with self._loaded:
                 self._loading[version] -= 1
                 self._loaded.notify_all()
+        return await self._checked(weights, receipt, name, handle)
+
+    async def _checked(self, weights: PublishedWeights, receipt: WeightReceipt, name: str, handle: Any) -> Delivery:
+        """What the engine says it has loaded against what was sent, and what it computes where that is due."""
+        version = weights.update.version
         check_receipt(weights.update, receipt, name)
         if weights.probe_logprobs is None:
             return Delivery(receipt=receipt, probe_gap=None)
-        scored = await self._in_time(name, version, handle.score.remote(self._probe_ids))
+        scored = await self._in_time(name, receipt_of(version), handle.score.remote(self._probe_ids))
         gap = check_probe(weights.probe_logprobs, scored, engine=name, version=version, max_gap=self._max_probe_gap)
         return Delivery(receipt=receipt, probe_gap=gap)
 
@@ -135,15 +146,20 @@ class WeightDelivery:
             return self._learner.whole_weights.remote(weights.update.version)
         return weights.payload
 
-    async def _in_time(self, name: str, version: int, reply: Awaitable[Any]) -> Any:
+    async def _in_time(self, name: str, expected: str, reply: Awaitable[Any]) -> Any:
         started = time.monotonic()
         try:
             async with asyncio.timeout(self._config.timeout_s):
                 return await reply
         except TimeoutError as error:
             raise WeightSyncError(
-                f"{name}: no receipt for weight update {version} after {time.monotonic() - started:.0f} s "
+                f"{name}: no {expected} after {time.monotonic() - started:.0f} s "
                 f"(rollout.sync.timeout_s={self._config.timeout_s:g}); raise it or read the actor's log under logs/"
             ) from error
         except (WeightVersionError, WeightLoadError) as error:
             raise WeightSyncError(f"{name}: {getattr(error, 'cause', error)}") from error
+
+
+def receipt_of(version: int) -> str:
+    """What is waited for, for people."""
+    return f"receipt for weight update {version}"

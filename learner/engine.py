@@ -259,6 +259,11 @@ class LearnerEngine:
     # weights out -------------------------------------------------------------------------------------------------
 
     @property
+    def device(self) -> torch.device:
+        """Of this rank."""
+        return self._device
+
+    @property
     def weights(self) -> WeightSource:
         """Full weights, gathered on every rank while they are iterated over."""
         return WeightSource(self._policy.causal_lm)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from actors.trajectory import Group
 from actors.weight_delta import WeightPayload
+from actors.weight_update import WeightGroup
 from curriculum.task import Demonstration
 from learner.advantages import batch_advantages
 from learner.config import LearnerConfig, SftConfig
@@ -130,10 +131,21 @@ class LearnerActor:
         """Of the host, as Ray calls it."""
         return ray.get_runtime_context().get_node_id()
 
+    def open_weight_group(self, *, num_receivers: int, epoch: int, timeout_s: float) -> WeightGroup:
+        """A new group, to which every version is broadcast from now on (asked of rank 0); see `WeightSender`."""
+        return self._sender.open_group(
+            host=ray.util.get_node_ip_address(),
+            num_receivers=num_receivers,
+            epoch=epoch,
+            timeout_s=timeout_s,
+            device=self._engine.device,
+        )
+
     def publish_weights(
         self, version: int, *, probe_ids: NDArray[np.int32] | None, elsewhere: bool
     ) -> PublishedWeights | None:
-        """Gathers the weights into memory that engines map; scores the probe under them.
+        """Gathers the weights into memory that engines map, broadcasts them to the group if there is one, and scores
+        the probe under them.
 
         Args:
             version: policy version that the weights make.
@@ -142,6 +154,9 @@ class LearnerActor:
 
         Returns:
             on rank 0 what to deliver, None on the others.
+
+        Raises:
+            WeightGroupError: the group did not take the weights.
         """
         started = time.perf_counter()
         update = self._sender.publish(version)

@@ -1,8 +1,9 @@
-"""The sending side of a weight update: full weights in memory that the engines of this host map."""
+"""The sending side of a weight update: full weights in memory that engines map, and on their way to a group of them."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -12,7 +13,9 @@ from torch import Tensor
 from actors.segment import Segment
 from actors.weight_delta import WeightPayload, changed_payload, whole_payload
 from actors.weight_loading import record_of
-from actors.weight_update import SAMPLED_STRIDE, TensorRecord, WeightUpdate, segment_offsets
+from actors.weight_member import GroupMember, host_store
+from actors.weight_update import SAMPLED_STRIDE, TensorRecord, WeightGroup, WeightUpdate, segment_offsets
+from learner.weight_broadcast import broadcast
 from learner.weight_source import WeightSource
 
 
@@ -21,6 +24,7 @@ class WeightSender:
 
     Two segments take turns: engines may still read version n while version n + 1 is written, and the memory of a
     segment is ready when it is written again. Whoever calls makes sure that nobody reads version n - 1 any more.
+    With a group the weights are broadcast as well; the segment is then for engines that restart.
     """
 
     def __init__(self, source: WeightSource, *, is_root: bool, every_byte: bool) -> None:
@@ -28,12 +32,46 @@ class WeightSender:
         self._source = source
         self._is_root = is_root
         self._stride = 1 if every_byte else SAMPLED_STRIDE
+        self._member: GroupMember | None = None
         self._written: list[tuple[WeightUpdate, Segment]] = []
         self.write_s = 0.0
         """Seconds of the last update that went into copying gathered tensors."""
 
+    def open_group(
+        self, *, host: str, num_receivers: int, epoch: int, timeout_s: float, device: torch.device
+    ) -> WeightGroup:
+        """From now on rank 0 sends every version to this group, instead of the one before; see `WeightGroup`.
+
+        Args:
+            host: address of this host for the receivers.
+            num_receivers: workers of all engines.
+            epoch: number of the group.
+            timeout_s: longest wait for a member.
+            device: of the gathered weights.
+        """
+        if self._member is not None:
+            self._member.close()
+        store = host_store(host, timeout_s)
+        world_size = 1 + num_receivers
+        self._member = GroupMember(
+            store, rank=0, world_size=world_size, epoch=epoch, timeout_s=timeout_s, device=device
+        )
+        return WeightGroup(
+            host=host,
+            port=store.port,
+            world_size=world_size,
+            epoch=epoch,
+            timeout_s=timeout_s,
+            stride=self._stride,
+            tensors=tuple(meta.layout for meta in self._source.metadata()),
+        )
+
     def publish(self, version: int) -> WeightUpdate | None:
-        """Gather the weights; collective. Rank 0 writes them and returns the announcement, the others return None."""
+        """Gather the weights; collective. Rank 0 writes them and returns the announcement, the others return None.
+
+        Raises:
+            WeightGroupError: the group did not take them.
+        """
         if not self._is_root:
             for _ in self._source:
                 pass
@@ -75,13 +113,16 @@ class WeightSender:
         self.write_s = 0.0
         offsets = segment_offsets(meta.num_bytes for meta in self._source.metadata())
         records = []
-        for (name, tensor), offset in zip(self._source, offsets, strict=False):
+        for (name, tensor), offset in zip(self._tensors(), offsets, strict=False):
             record = record_of(name, tensor, version=version, stride=self._stride)
             started = time.perf_counter()
             _copy(tensor, segment.data[offset : offset + record.num_bytes])
             self.write_s += time.perf_counter() - started
             records.append(record)
         return records
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        return iter(self._source) if self._member is None else broadcast(self._source, self._member)
 
 
 def _copy(tensor: Tensor, place: NDArray[np.uint8]) -> None:

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-BUCKET_BYTES = 64 << 20
-"""Full weights that are gathered at once; a larger tensor is gathered alone."""
+from actors.weight_update import TensorLayout, bucket_slices
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +24,11 @@ class TensorMeta:
     def num_bytes(self) -> int:
         """Of the full tensor."""
         return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+    @property
+    def layout(self) -> TensorLayout:
+        """In a form for processes without torch."""
+        return TensorLayout(name=self.name, dtype=str(self.dtype).removeprefix("torch."), shape=self.shape)
 
 
 class WeightSource:
@@ -47,21 +51,17 @@ class WeightSource:
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         """Every parameter as (name, full tensor), on every rank; the tensor is gone when the next one is asked for."""
+        for bucket in self.buckets():
+            yield from bucket
+
+    def buckets(self) -> Iterator[list[tuple[str, Tensor]]]:
+        """The same, as many parameters at a time as are gathered at once (`bucket_slices` of their sizes)."""
         import deepspeed
 
         for bucket in self._buckets():
             with deepspeed.zero.GatheredParameters([weight for _, weight in bucket]):
-                for name, weight in bucket:
-                    yield name, weight.detach()
+                yield [(name, weight.detach()) for name, weight in bucket]
 
     def _buckets(self) -> Iterator[list[tuple[str, nn.Parameter]]]:
-        bucket: list[tuple[str, nn.Parameter]] = []
-        size = 0
-        for named, meta in zip(self._parameters, self.metadata(), strict=True):
-            if bucket and size + meta.num_bytes > BUCKET_BYTES:
-                yield bucket
-                bucket, size = [], 0
-            bucket.append(named)
-            size += meta.num_bytes
-        if bucket:
-            yield bucket
+        for cut in bucket_slices([meta.num_bytes for meta in self.metadata()]):
+            yield self._parameters[cut]

@@ -11,7 +11,7 @@ import torch
 
 from actors.segment import Segment, SegmentReader
 from actors.weight_loading import check_all_loaded, mapped_tensors, record_of, recorded, repack_tied_head
-from actors.weight_update import TensorRecord, WeightUpdate, segment_offsets
+from actors.weight_update import TensorLayout, TensorRecord, WeightUpdate, segment_offsets
 
 
 class PackedHead:
@@ -55,7 +55,11 @@ def test_mapped_tensors_are_those_that_were_laid_out():
     segment.data[64:72] = np.frombuffer(
         torch.tensor([[1.5, -2.0], [0.0, 4.0]]).bfloat16().view(torch.uint8).numpy(), np.uint8
     )
-    a, b = mapped_tensors(SegmentReader().map(segment.path, 128), ["a", "b"], ["float32", "bfloat16"], [[3], [2, 2]])
+    layouts = [
+        TensorLayout(name="a", dtype="float32", shape=(3,)),
+        TensorLayout(name="b", dtype="bfloat16", shape=(2, 2)),
+    ]
+    a, b = mapped_tensors(SegmentReader().map(segment.path, 128), layouts)
     assert a[0] == "a"
     assert torch.equal(a[1], torch.tensor([1.0, 2.0, 3.0]))
     assert torch.equal(b[1].float(), torch.tensor([[1.5, -2.0], [0.0, 4.0]]))

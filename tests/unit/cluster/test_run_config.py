@@ -42,3 +42,22 @@ def test_the_longest_sequence_is_that_of_the_longest_phase_and_response():
     long_answers = [PHASES[0], {**PHASES[1], "max_response_tokens": 70}]
     assert config(rollout={"max_response_tokens": 50}).max_model_len == 350
     assert config(rollout={"max_response_tokens": 50}, curriculum={"phases": long_answers}).max_model_len == 370
+
+
+@pytest.mark.parametrize(
+    ("device", "sync", "transport"),
+    [
+        ("cpu", {}, "host_memory"),
+        ("cuda", {}, "collective"),
+        ("cuda", {"delta": True}, "host_memory"),
+        ("cpu", {"transport": "collective"}, "collective"),
+        ("cuda", {"transport": "host_memory"}, "host_memory"),
+    ],
+)
+def test_weights_are_broadcast_on_gpus_unless_the_recipe_says_otherwise_or_wants_deltas(device, sync, transport):
+    assert config(device=device, rollout={"sync": sync}).weight_transport == transport
+
+
+def test_deltas_cannot_be_broadcast():
+    with pytest.raises(ValidationError, match=r"rollout\.sync\.delta=true but rollout\.sync\.transport=collective"):
+        config(rollout={"sync": {"transport": "collective", "delta": True}})

@@ -8,8 +8,9 @@ import torch
 from actors.segment import SegmentReader
 from actors.weight_delta import Changes
 from actors.weight_loading import mapped_tensors, record_of
+from actors.weight_update import BUCKET_BYTES, TensorLayout
 from learner.weight_sender import WeightSender
-from learner.weight_source import BUCKET_BYTES, TensorMeta, WeightSource
+from learner.weight_source import TensorMeta, WeightSource
 
 
 class FakeSource(WeightSource):
@@ -32,13 +33,9 @@ def source():
 
 
 def read(update):
-    names, dtypes, shapes = zip(*[(t.name, t.dtype, t.shape) for t in update.tensors], strict=True)
-    return {
-        name: tensor.clone()
-        for name, tensor in mapped_tensors(
-            SegmentReader().map(update.path, update.segment_bytes), names, dtypes, shapes
-        )
-    }
+    layouts = [TensorLayout(name=t.name, dtype=t.dtype, shape=t.shape) for t in update.tensors]
+    memory = SegmentReader().map(update.path, update.segment_bytes)
+    return {name: tensor.clone() for name, tensor in mapped_tensors(memory, layouts)}
 
 
 def test_what_is_published_can_be_mapped():

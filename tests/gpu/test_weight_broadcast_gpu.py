@@ -1,0 +1,62 @@
+"""Weights from one CUDA card to a vLLM engine on another one, over NCCL."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+import torch
+
+from actors.config import EngineConfig
+from actors.weight_update import WeightBroadcast
+from cluster.weight_sync import MAX_PROBE_GAP, check_probe, check_receipt
+from learner.weight_sender import WeightSender
+from learner.weight_source import WeightSource
+
+pytestmark = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices on this machine")
+
+BASE = Path(__file__).parents[2] / "recipes" / "assets" / "local_base"
+PROBE = list(range(20, 84))
+
+
+def test_an_engine_computes_with_what_another_card_broadcasts_again_and_again():
+    from transformers import AutoModelForCausalLM
+
+    from actors.engine import VLLMEngine
+
+    torch.cuda.set_device(1)
+    model = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.bfloat16).cuda()
+    sender = WeightSender(WeightSource(model), is_root=True, every_byte=False)
+    group = sender.open_group(
+        host="127.0.0.1", num_receivers=1, epoch=1, timeout_s=60.0, device=torch.device("cuda", 1)
+    )
+
+    def publish(version):
+        torch.cuda.set_device(1)  # of this thread
+        return sender.publish(version)
+
+    async def updates():
+        config = EngineConfig(dtype="bf16", enforce_eager=True, gpu_memory_utilization=0.3)
+        engine = VLLMEngine(str(BASE), config, max_model_len=512, stop_token_ids=(), seed=0, on_gpu=True)
+        try:
+            for version in (1, 2):
+                ours = _disturbed_logprobs(model)
+                update = WeightBroadcast(version=version, group=group, first_rank=1)
+                sent, receipt = await asyncio.gather(asyncio.to_thread(publish, version), engine.load_weights(update))
+                yield version, sent, receipt, ours, await engine.score(PROBE)
+        finally:
+            engine.shutdown()
+
+    async def check():
+        async for version, sent, receipt, ours, theirs in updates():
+            check_receipt(sent, receipt, "rollout-0")
+            check_probe(ours, theirs, engine="rollout-0", version=version, max_gap=MAX_PROBE_GAP["bf16"])
+
+    asyncio.run(check())
+
+
+def _disturbed_logprobs(model):
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight += 0.05 * torch.randn_like(weight)
+        logprobs = model(torch.tensor([PROBE]).cuda()).logits[0, :-1].float().log_softmax(-1)
+    return logprobs.gather(1, torch.tensor(PROBE[1:]).cuda()[:, None]).squeeze(1).tolist()

@@ -1,0 +1,127 @@
+"""Members of a weight group on gloo, as threads of one process."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from actors.weight_loading import tensors_in
+from actors.weight_member import GroupMember, host_store, join_store, received
+from actors.weight_update import BUCKET_BYTES, TensorLayout, WeightGroupError, bucket_slices
+from learner.weight_broadcast import broadcast, packed
+from learner.weight_source import TensorMeta, WeightSource
+
+CPU = torch.device("cpu")
+LARGE = BUCKET_BYTES // 4 * 3 // 4
+"""Values of a float32 tensor that fills three quarters of a bucket."""
+
+
+class FakeSource(WeightSource):
+    """Whole tensors, in the buckets in which they would be gathered."""
+
+    def __init__(self, **tensors) -> None:
+        self.tensors = [*tensors.items()]
+
+    def metadata(self):
+        return [TensorMeta(name=n, dtype=t.dtype, shape=tuple(t.shape)) for n, t in self.tensors]
+
+    def buckets(self):
+        for cut in bucket_slices([tensor.nbytes for _, tensor in self.tensors]):
+            yield self.tensors[cut]
+
+
+def group(world_size, *, timeout_s=20.0):
+    store = host_store("127.0.0.1", timeout_s)
+    stores = [store, *(join_store("127.0.0.1", store.port, timeout_s) for _ in range(1, world_size))]
+    return [
+        GroupMember(store, rank=rank, world_size=world_size, epoch=1, timeout_s=timeout_s, device=CPU)
+        for rank, store in enumerate(stores)
+    ]
+
+
+def at_once(*calls):
+    with ThreadPoolExecutor(len(calls)) as threads:
+        return [future.result() for future in [threads.submit(call) for call in calls]]
+
+
+def failure(call):
+    def run():
+        started = time.monotonic()
+        with pytest.raises(WeightGroupError) as caught:
+            call()
+        return str(caught.value), time.monotonic() - started
+
+    return run
+
+
+def receive(member, layouts):
+    member.connect()
+    return {name: tensor.clone() for name, tensor in received(member, layouts)}
+
+
+def test_tensors_are_cut_into_runs_of_a_bucket_and_a_larger_one_is_alone():
+    third = BUCKET_BYTES // 3
+    cuts = bucket_slices([third, third, third, third, 2 * BUCKET_BYTES, 1])
+    assert [(cut.start, cut.stop) for cut in cuts] == [(0, 3), (3, 4), (4, 5), (5, 6)]
+    assert list(bucket_slices([])) == []
+
+
+def test_packed_tensors_are_found_again_where_they_lie():
+    tensors = [torch.tensor([1.5, -2.0]).bfloat16(), torch.arange(6.0).reshape(2, 3), torch.tensor(7)]
+    layouts = [
+        TensorMeta(name=str(index), dtype=tensor.dtype, shape=tuple(tensor.shape)).layout
+        for index, tensor in enumerate(tensors)
+    ]
+    buffer = packed(tensors, CPU)
+    assert buffer.nbytes == 3 * 64
+    found = list(tensors_in(buffer, layouts))
+    assert [name for name, _ in found] == ["0", "1", "2"]
+    assert all(torch.equal(ours, theirs) for ours, (_, theirs) in zip(tensors, found, strict=True))
+
+
+def test_every_member_receives_what_the_first_one_sends_in_all_buckets():
+    source = FakeSource(
+        a=torch.rand(LARGE),
+        b=torch.rand(LARGE),
+        c=torch.ones(3, dtype=torch.bfloat16),
+        d=torch.rand(LARGE),
+        e=torch.rand(2),
+    )
+    layouts = [meta.layout for meta in source.metadata()]
+    assert len(list(source.buckets())) == 3
+    sender, *receivers = group(3)
+    sent, *found = at_once(
+        lambda: [name for name, _ in broadcast(source, sender)],
+        *[lambda member=member: receive(member, layouts) for member in receivers],
+    )
+    assert sent == ["a", "b", "c", "d", "e"]
+    for tensors in found:
+        assert all(torch.equal(tensors[name], tensor) for name, tensor in source.tensors)
+
+
+def test_a_member_that_does_not_come_is_missed_by_its_rank():
+    first, second, _ = group(3, timeout_s=0.5)
+    for message, _ in at_once(failure(first.connect), failure(second.connect)):
+        assert "did not form within 0.5 s: no sign of ranks [2]" in message
+
+
+def test_a_member_that_stands_still_is_given_up_by_all_others():
+    layouts = [TensorLayout(name=name, dtype="float32", shape=(LARGE,)) for name in "abcd"]
+    source = FakeSource(**{name: torch.rand(LARGE) for name in "abcd"})
+    sender, receiver, still = group(3, timeout_s=1.0)
+    *_, (ours, our_s), (theirs, their_s) = at_once(
+        still.connect,
+        failure(lambda: list(broadcast(source, sender))),
+        failure(lambda: receive(receiver, layouts)),
+    )
+    assert "weight group 1 is broken" in ours
+    assert "weight group 1 is broken" in theirs
+    assert max(our_s, their_s) < 20
+
+
+def test_a_store_that_is_not_there_is_named():
+    with pytest.raises(WeightGroupError, match=r"the learner's store at 127\.0\.0\.1:1 does not answer"):
+        join_store("127.0.0.1", 1, 0.2)
