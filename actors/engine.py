@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, NoReturn
 
@@ -42,6 +42,8 @@ UNLABELLED = "default"
 """Weight version of vLLM before the first update."""
 ONLY_ENDS = 1 << 30
 """Tokens between two partial outputs of an answer: it is heard of at its first token and at its end."""
+DEATH_POLL_S = 1.0
+"""Between two looks at an engine process whose call takes long."""
 ABORT_AGAIN_S = 1.0
 
 
@@ -193,10 +195,8 @@ class VLLMEngine:
             if self._receipt is None or update.version != self._receipt.version:
                 _check_follows(self.policy_version, update.version)
                 try:
-                    if isinstance(update, WeightBroadcast):
-                        await self._join(update)
-                    self._receipt = await self._replace_weights(update)
-                except EngineDeadError as error:
+                    self._receipt = await self._unless_dead(self._take(update))
+                except (EngineDeadError, EngineDied) as error:
                     raise EngineDied(f"the vLLM engine died while it loaded weights {update.version}") from error
                 except Exception as error:  # whatever a worker raises, vLLM passes on as a bare Exception
                     raise WeightLoadError(f"weights of version {update.version}: {error}") from error
@@ -220,6 +220,27 @@ class VLLMEngine:
         except EngineDeadError as error:
             raise EngineDied(f"the vLLM engine died while it scored request {request}") from error
         return tuple(step[token].logprob for step, token in zip(steps[1:], token_ids[1:], strict=True))
+
+    async def _unless_dead(self, work: Coroutine[Any, Any, WeightReceipt]) -> WeightReceipt:
+        """Awaits calls into the engine process, which vLLM never ends if the process dies under them.
+
+        Raises:
+            EngineDied: the engine process is gone.
+        """
+        task = asyncio.ensure_future(work)
+        try:
+            while not task.done():
+                await asyncio.wait({task}, timeout=DEATH_POLL_S)
+                if not task.done():
+                    self.check_alive()
+            return task.result()
+        finally:
+            task.cancel()
+
+    async def _take(self, update: WeightUpdate | WeightBroadcast) -> WeightReceipt:
+        if isinstance(update, WeightBroadcast):
+            await self._join(update)
+        return await self._replace_weights(update)
 
     async def _join(self, update: WeightBroadcast) -> None:
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
