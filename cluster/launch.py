@@ -124,7 +124,7 @@ async def _start_actors(
         timeout = config.cluster.startup_timeout_s
         return SupervisedActor(name, handle, startup_timeout_s=timeout, on_fault=on_fault, **hooks)
 
-    curriculum = None
+    curriculum = coordinator = None
     if prepared.tasks:
         coordinator = create(
             CoordinatorActor,
