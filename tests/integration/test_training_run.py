@@ -111,6 +111,15 @@ def test_two_learner_ranks_give_the_metrics_of_one(reference, two_ranks):
             assert line[key] == pytest.approx(one[key], rel=1e-3, abs=1e-5), (line["step"], key)
 
 
+def test_a_warm_up_alone_starts_neither_coordinator_nor_engines(workshop):
+    run = workshop.new_run("warm-up")
+    run.finish(workshop.train(run, curriculum__phases=[], data__train=None, data__evaluation=None))
+    assert run.exit_statuses == [0], run.output[-4000:]
+    assert set(run.events("actors_ready")[0]["pids"]) == {"learner-0"}
+    assert [stage["name"] for stage in run.summary["stages"]] == ["sft"]
+    assert (run.folder / "model" / "model.safetensors").is_file()
+
+
 def test_a_job_submitted_to_a_running_cluster_finishes(submitted):
     run, _ = submitted
     assert run.exit_statuses == [0], run.output[-4000:]
