@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from actors.config import EngineConfig
 from actors.rollout import Sample, Sampling
-from actors.weight_update import (
+from actors.weights.update import (
     TensorRecord,
     WeightBroadcast,
     WeightGroup,
@@ -325,7 +325,7 @@ def engine_arguments(
         "skip_tokenizer_init": True,
         "logprobs_mode": "processed_logprobs",
         "generation_config": "vllm",
-        "worker_extension_cls": "actors.weight_receiver.WeightReceiver",
+        "worker_extension_cls": "actors.weights.receiver.WeightReceiver",
         "weight_transfer_config": WeightTransferConfig(backend="learner"),
         "trust_remote_code": trust_remote_code,
         "disable_log_stats": True,

@@ -11,12 +11,12 @@ import ray
 from actors.admission import KVAdmission
 from actors.config import RolloutConfig
 from actors.engine import EngineDied, VLLMEngine, end_process
-from actors.lease_desk import LeaseDesk
+from actors.lease_batcher import LeaseBatcher
 from actors.prompt import ChatPrompt, load_tokenizer
 from actors.rollout import EngineLoad, Sampling
 from actors.trajectory import Group, GroupMeta
-from actors.weight_delta import HostCopy, WeightPayload
-from actors.weight_update import WeightBroadcast, WeightReceipt, WeightUpdate
+from actors.weights.delta import HostCopy, WeightPayload
+from actors.weights.update import WeightBroadcast, WeightReceipt, WeightUpdate
 from actors.worker import GroupWorker
 from curriculum.task import Task, TaskLease
 from curriculum.task_table import TaskTable
@@ -159,10 +159,10 @@ class _CoordinatorLeases:
     def __init__(self, coordinator: Any, holder: str) -> None:
         self._coordinator = coordinator
         self._holder = holder
-        self._desk = LeaseDesk(lambda count: self._coordinator.lease_up_to.remote(holder, count))
+        self._batcher = LeaseBatcher(lambda count: self._coordinator.lease_up_to.remote(holder, count))
 
     async def lease(self) -> TaskLease | None:
-        return await self._desk.next()
+        return await self._batcher.next()
 
     async def requeue(self, lease_id: int) -> None:
         await self._coordinator.requeue.remote(lease_id, self._holder)

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import ray
 
-from actors.lease_desk import LeaseDesk
+from actors.lease_batcher import LeaseBatcher
 from actors.trajectory import FinishReason, Group, GroupMeta, Trajectory, VersionSpan
 from benchmarks.line import say
-from cluster.handles import RayCurriculum
+from cluster.processes.curriculum import RayCurriculum
 from curriculum.config import CurriculumConfig, FixedSteps, PhaseConfig
 from curriculum.coordinator_actor import CoordinatorActor
 from curriculum.task import Task, TaskEntry, TaskLease, TaskOutcome
@@ -39,7 +39,7 @@ class _Holder:
 
     def __init__(self, name: str, tasks: TaskColumns, group_size: int, response_tokens: int) -> None:
         coordinator: Any = ray.get_actor(COORDINATOR)
-        self._desk = LeaseDesk(lambda count: coordinator.lease_up_to.remote(name, count))
+        self._batcher = LeaseBatcher(lambda count: coordinator.lease_up_to.remote(name, count))
         self._tasks = TaskTable(tasks)
         self._answers = make_answers(group_size, response_tokens)
 
@@ -50,14 +50,14 @@ class _Holder:
 
         async def pull() -> None:
             for _ in asked:
-                leases.append(_given(await self._desk.next()))
+                leases.append(_given(await self._batcher.next()))
 
         await asyncio.gather(*[pull() for _ in range(in_flight)])
         return [(lease.lease_id, lease.task_id) for lease in leases]
 
     async def next_groups(self, num_groups: int) -> tuple[Any, ...]:
         """The metas, then the groups: `RolloutActor.next_group` several times over."""
-        leases = [_given(lease) for lease in await asyncio.gather(*[self._desk.next() for _ in range(num_groups)])]
+        leases = [_given(lease) for lease in await asyncio.gather(*[self._batcher.next() for _ in range(num_groups)])]
         groups = [make_group(self._tasks[lease.task_id], lease, self._answers) for lease in leases]
         return tuple(GroupMeta.of(group, 0.0) for group in groups), *groups
 

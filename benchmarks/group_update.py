@@ -14,16 +14,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from learner.logprobs import TokenScores
-from learner.loss import TOKEN_MEAN
-from learner.microbatch import MicroBatch, PhasedMicroBatch, ScoredGroup
-from learner.objective import Objective, PolicyLoss
-from learner.packing import GroupPart, MicroBatchPlan
-from learner.policy import Policy
-from learner.row_tensors import PhasedTensors, Placement, RowTensors
-from learner.rows import build_microbatch
-from learner.shared_prefix import ATTENTION_KEY, register
-from learner.three_phase import backward_in_phases
+from learner.attention.shared_prefix import ATTENTION_KEY, register
+from learner.batch.aggregation import TOKEN_MEAN
+from learner.batch.microbatch import MicroBatch, PhasedMicroBatch, ScoredGroup
+from learner.batch.packing import GroupPart, MicroBatchPlan
+from learner.batch.rows import build_microbatch
+from learner.forward.logprobs import TokenScores
+from learner.forward.row_tensors import PhasedTensors, Placement, RowTensors
+from learner.forward.three_phase import backward_in_phases
+from learner.objective.objective import Objective, PolicyLoss
+from learner.zero3.policy import Policy
 
 CPU = Placement(device=torch.device("cpu"))
 OBJECTIVE = Objective(clip_low=0.2, clip_high=0.28)
@@ -137,7 +137,7 @@ def make_rows(group: ScoredGroup, *, shared: bool) -> list[RowTensors]:
         plan = MicroBatchPlan(parts=(GroupPart(group=0, responses=responses),), num_tokens=0, cost=0.0)
         row = build_microbatch(plan, {0: group}, num_groups=1, aggregation=TOKEN_MEAN)
         assert isinstance(row, MicroBatch)
-        rows.append(RowTensors.of(row, CPU, stock=not shared))
+        rows.append(RowTensors.of(row, CPU, dense=not shared))
     return rows
 
 

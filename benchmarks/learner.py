@@ -38,8 +38,8 @@ from benchmarks.group_update import (
     update_in_phases,
 )
 from benchmarks.line import Claim, environment, print_line, say
-from learner.microbatch import ScoredGroup
-from learner.policy import Policy
+from learner.batch.microbatch import ScoredGroup
+from learner.zero3.policy import Policy
 
 SIDES = ("dense", "shared", "phased")
 SHARE_OF_CEILING, MEMORY_SHARE, GRADIENT_ERROR = 0.90, 0.4, 1e-6

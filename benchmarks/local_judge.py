@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from cluster.recipe import load_recipe
+from cluster.recipe.load import load_recipe
 from curriculum.synthetic import NUMBER_WORDS, NUMBERS, same_answer
 from curriculum.synthetic_judge import ANSWERS, draw_candidates, draw_junk, draw_question
 from reward.config import VllmJudge

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.line import Claim, environment, print_line, say
-from learner.logprobs import token_loss
+from learner.forward.logprobs import token_loss
 
 CONSTANT, CPU_RATIO = 1.10, 1.3
 TRL_CHUNK = 8192

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from benchmarks.line import Claim, environment, print_line
-from learner.microbatch import GroupShape
-from learner.packing import PAIR_COST, balance, part_cost, plan_slice
+from learner.batch.microbatch import GroupShape
+from learner.batch.packing import PAIR_COST, balance, part_cost, plan_slice
 
 GOALS = {32: 1.02, 64: 1.05}
 PHASES = {"up to 20K": (1_000, 20_000), "20K to 60K": (20_000, 60_000)}

@@ -49,8 +49,8 @@ from benchmarks.group_update import (
     update,
 )
 from benchmarks.line import Claim, environment, print_line, say
-from learner.microbatch import ScoredGroup
-from learner.policy import Policy
+from learner.batch.microbatch import ScoredGroup
+from learner.zero3.policy import Policy
 
 GOALS = {"trl": 5.0, "prefix_grouper": 1.15}
 

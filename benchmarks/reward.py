@@ -25,7 +25,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from benchmarks.line import Claim, environment, print_line, say
 from reward.config import OpenAIJudge, RewardConfig, RuleSet
 from reward.hybrid import HybridScorer
-from reward.judge import JudgeDesk
+from reward.judge import CachingJudge
 from reward.judge_endpoint import OpenAIJudgeClient
 from reward.judge_prompt import JudgeQuestion
 from reward.kind import AnswerKind
@@ -179,7 +179,7 @@ async def _serial_and_batched(options: argparse.Namespace) -> tuple[float, float
         serial = [(await client.judge([question]))[0] for question in questions]
         serial_s = time.monotonic() - start
         start = time.monotonic()
-        together = await JudgeDesk(client, name=config.name).ask(questions)
+        together = await CachingJudge(client, name=config.name).ask(questions)
         batched_s = time.monotonic() - start
         await client.close()
     if serial != [together[question] for question in questions] or set(serial) != {Verdict.NO}:

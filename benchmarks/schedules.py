@@ -20,8 +20,8 @@ from typing import Self
 from actors.trajectory import GroupMeta
 from benchmarks.length_trace import Trace, TracedGroup
 from benchmarks.simulated_devices import EnginePool, Speeds
-from cluster.batch import BatchGroup
-from cluster.buffer import LagBuffer, policy_lag
+from cluster.batches.lag_buffer import LagBuffer, policy_lag
+from cluster.group import BatchGroup
 from reward.score import Score
 
 
@@ -180,8 +180,8 @@ class _BoundedLag:
 
     def _arrive(self, lease_id: int) -> None:
         group, version = self._sampled[lease_id]
-        fate = self._buffer.arrive(_scored(lease_id, group, version), trainable=group.has_signal)
-        if fate is not None:
+        outcome = self._buffer.arrive(_scored(lease_id, group, version), trainable=group.has_signal)
+        if outcome is not None:
             del self._sampled[lease_id]
 
 

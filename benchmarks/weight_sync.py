@@ -42,12 +42,13 @@ from actors.config import EngineConfig, RolloutConfig, SyncConfig
 from benchmarks.line import Claim, environment, print_line, say
 from benchmarks.weight_sync_actors import MeasuredLearner, MeasuredRollout, Nobody
 from benchmarks.weight_sync_model import TINY_LEARNING_RATE, delta_share, save_model
-from cluster.collective_delivery import CollectiveDelivery
-from cluster.handles import RayLearner, RayRollouts
-from cluster.placement import CPU_ENVIRONMENT
-from cluster.supervision import SupervisedActor
-from cluster.weight_delivery import WeightDelivery
-from cluster.weight_sync import MAX_PROBE_GAP
+from cluster.processes.learner import RayLearner
+from cluster.processes.placement import CPU_ENVIRONMENT
+from cluster.processes.rollouts import RayRollouts
+from cluster.processes.supervision import SupervisedActor
+from cluster.weights.collective import CollectiveDelivery
+from cluster.weights.contract import MAX_PROBE_GAP
+from cluster.weights.delivery import WeightDelivery
 from curriculum.task import Demonstration
 from learner.config import LearnerConfig, SftConfig
 

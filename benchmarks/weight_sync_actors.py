@@ -11,9 +11,9 @@ import ray
 from numpy.typing import NDArray
 
 from actors.rollout_actor import RolloutActor
-from actors.segment import Segment, SegmentReader
-from actors.weight_loading import repack_tied_head
-from actors.weight_update import WeightUpdate
+from actors.weights.loading import repack_tied_head
+from actors.weights.segment import Segment, SegmentReader
+from actors.weights.update import WeightUpdate
 from curriculum.task import Task
 from curriculum.task_table import TaskColumns
 from learner.learner_actor import LearnerActor

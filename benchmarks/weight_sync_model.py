@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from actors.segment import Segment
-from actors.weight_delta import changed_payload
-from actors.weight_loading import record_of
-from actors.weight_update import WeightUpdate, segment_offsets
+from actors.weights.delta import changed_payload
+from actors.weights.loading import record_of
+from actors.weights.segment import Segment
+from actors.weights.update import WeightUpdate, segment_offsets
 
 TOKENIZER = Path(__file__).parents[1] / "recipes" / "assets" / "local_base"
 TINY_LEARNING_RATE = 2e-6

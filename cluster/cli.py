@@ -43,8 +43,8 @@ def check(recipe: Recipe, overrides: Overrides = None) -> None:
     Exit status 0: the recipe can be run. 2: it cannot; every fault is one line with key, value and way out.
     """
     with _errors():
-        from cluster.preparation import prepare
-        from cluster.recipe import dump_recipe, load_recipe
+        from cluster.recipe.load import dump_recipe, load_recipe
+        from cluster.recipe.preparation import prepare
 
         config = load_recipe(recipe, overrides or ())
         prepared = prepare(config)
@@ -84,7 +84,7 @@ def train(
     130: stopped by a signal after saving a checkpoint.
     """
     with _errors():
-        from cluster.console import Console
+        from cluster.run.console import Console
         from cluster.train import train as run
 
         recipe, overrides = _split(arguments or [])
@@ -108,7 +108,7 @@ def inspect(
 ) -> None:
     """Count the rows of a data set, measure them with the model's tokenizer, and show lengths per phase and rejects."""
     with _errors():
-        from cluster.inspection import inspect_data
+        from cluster.recipe.inspection import inspect_data
 
         inspect_data(source, recipe, overrides or (), rejects)
 
@@ -133,7 +133,7 @@ def score(
     are scored), or nothing could be.
     """
     with _errors():
-        from cluster.score_command import score_file
+        from reward.score_command import score_file
 
         num_bad = score_file(source, rules=rules, judge=judge, judge_model=judge_model, out=out)
     if num_bad:
@@ -160,7 +160,7 @@ def judge_report(
     Exit status 0: done. 2: some rows could not be read (told with their line numbers), or nothing could be.
     """
     with _errors():
-        from cluster.judge_report_command import report_judge
+        from reward.judge_report_command import report_judge
 
         num_bad = report_judge(source, judge=judge, judge_model=judge_model, out=out, max_examples=examples)
     if num_bad:
@@ -318,7 +318,7 @@ def _split(arguments: list[str]) -> tuple[Path | None, list[str]]:
 
 
 def _fresh_recipe(recipe: Path | None, overrides: list[str]) -> Any:
-    from cluster.recipe import load_recipe
+    from cluster.recipe.load import load_recipe
 
     if recipe is None:
         raise ValueError("RECIPE is missing; for example: qwenlong train recipes/local.yaml")
@@ -327,8 +327,8 @@ def _fresh_recipe(recipe: Path | None, overrides: list[str]) -> Any:
 
 def _resumed_recipe(folder: Path, recipe: Path | None, overrides: list[str]) -> Any:
     """The recipe stored with the run; one that is given as well must be the same."""
-    from cluster.recipe import differing_keys, load_recipe
-    from cluster.run_folder import RunFolder
+    from cluster.recipe.load import differing_keys, load_recipe
+    from cluster.run.folder import RunFolder
 
     stored = load_recipe(RunFolder.open(folder).recipe)
     given = load_recipe(recipe or folder / "recipe.yaml", overrides)
@@ -380,12 +380,13 @@ def _fail(error: BaseException, status: int) -> None:
 
 
 def _is_expected(error: RuntimeError) -> bool:
-    from cluster.buffer import LagBoundError
-    from cluster.launch import ActorLost, LaunchError
+    from cluster.batches.lag_buffer import LagBoundError
     from cluster.loop import JudgeLost, PhaseFruitless
-    from cluster.placement import PlacementError
+    from cluster.processes.placement import PlacementError
+    from cluster.processes.ray_session import LaunchError
+    from cluster.processes.supervision import ActorLost
     from cluster.roles import GroupLost
-    from cluster.weight_sync import WeightSyncError
+    from cluster.weights.contract import WeightSyncError
     from evaluation.generator import GeneratorDown
 
     return isinstance(

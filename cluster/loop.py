@@ -14,18 +14,18 @@ from collections.abc import Mapping, Sequence
 from math import ceil
 from typing import Any
 
-from cluster import phase_settings
-from cluster.batch_source import BatchOrder, BatchSource, Collected
-from cluster.buffer import policy_lag
-from cluster.config import RunConfig
-from cluster.journal import Journal
-from cluster.metrics import Supply, judge_is_away, mean_accuracy, sft_metrics, step_metrics
-from cluster.progress import Accuracy, Progress, StageProgress
+from cluster.batches.bounded_lag import BoundedLagSource
+from cluster.batches.lag_buffer import policy_lag
+from cluster.batches.on_policy import OnPolicySource
+from cluster.batches.source import BatchOrder, BatchSource, Collected
+from cluster.recipe import phase_settings
+from cluster.recipe.config import RunConfig
 from cluster.roles import Curriculum, Learner, Rollouts, SyncReport
-from cluster.step_clock import Part, StepClock
-from cluster.stream import Stream
-from cluster.waves import Waves
-from cluster.weight_push import WeightPush
+from cluster.run.journal import Journal
+from cluster.run.metrics import Supply, judge_is_away, mean_accuracy, sft_metrics, step_metrics
+from cluster.run.progress import Accuracy, Progress, StageProgress
+from cluster.run.step_clock import Part, StepClock
+from cluster.weights.push import WeightPush
 from curriculum.config import PhaseConfig
 from curriculum.task import Task
 from curriculum.transition import CurriculumReport, EndReason, PhaseState, StepSummary
@@ -170,7 +170,7 @@ class TrainingLoop:
                 await self._send_weights()
         seconds = clock.seconds
         summary = await self._finish_curriculum_step(collected)
-        self._progress.ledger.add(collected.fates)
+        self._progress.ledger.add(collected.outcome_counts)
         metrics = step_metrics(
             sampled=collected.sampled,
             report=report,
@@ -229,7 +229,7 @@ class TrainingLoop:
         summary = StepSummary(step=self._progress.step, num_trained_groups=len(collected.batch))
         report = await self._required_batches.finish_step(summary, version=self._progress.policy_version)
         if report.transition:
-            collected.fates += await self._required_batches.end_phase()
+            collected.outcome_counts += await self._required_batches.end_phase()
         return report
 
     # ---- held-out accuracy
@@ -356,7 +356,7 @@ class TrainingLoop:
 
 
 def _batch_source(config: RunConfig, curriculum: Curriculum, rollouts: Rollouts) -> BatchSource:
-    """Waves for strictly on-policy batches, a stream for a bounded lag."""
+    """Strictly on-policy batches, or a source with a bounded lag."""
     algorithm = config.learner.algorithm
     dynamic_sampling = algorithm.type == "dapo" and algorithm.dynamic_sampling
     common: dict[str, Any] = {
@@ -366,5 +366,5 @@ def _batch_source(config: RunConfig, curriculum: Curriculum, rollouts: Rollouts)
         "dynamic_sampling": dynamic_sampling,
     }
     if config.rollout.max_policy_lag == 0:
-        return Waves(curriculum, rollouts, **common)
-    return Stream(curriculum, rollouts, max_policy_lag=config.rollout.max_policy_lag, **common)
+        return OnPolicySource(curriculum, rollouts, **common)
+    return BoundedLagSource(curriculum, rollouts, max_policy_lag=config.rollout.max_policy_lag, **common)

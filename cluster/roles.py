@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 from actors.rollout import Sampling
-from cluster.batch import BatchGroup
+from cluster.group import BatchGroup
 from curriculum.leases import LeaseCounts
 from curriculum.task import Demonstration, Task, TaskOutcome
 from curriculum.transition import CurriculumReport, PhaseState, StepSummary
-from learner.microbatch import SftReport, StepReport
-from learner.published_weights import PublishedWeights
+from learner.batch.microbatch import SftReport, StepReport
+from learner.weights.published import PublishedWeights
 from reward.circuit import JudgeEvent
 
 

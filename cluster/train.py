@@ -11,19 +11,20 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cluster.config import RunConfig
-from cluster.console import Console
-from cluster.journal import Journal, Tracker
-from cluster.launch import Processes, check_ray, launch, ray_session
 from cluster.loop import Interrupted, TrainingLoop
-from cluster.preparation import Prepared, prepare
-from cluster.progress import Progress
-from cluster.recipe import dump_recipe
+from cluster.processes.launch import Processes, launch
+from cluster.processes.ray_session import check_ray, ray_session
+from cluster.processes.supervision import RayGauges
+from cluster.recipe.config import RunConfig
+from cluster.recipe.load import dump_recipe
+from cluster.recipe.preparation import Prepared, prepare
 from cluster.roles import Curriculum
-from cluster.run_folder import RunFolder
-from cluster.summary import summarise
-from cluster.supervision import RayGauges
-from cluster.tracking import WandbTracker
+from cluster.run.console import Console
+from cluster.run.folder import RunFolder
+from cluster.run.journal import Journal, Tracker
+from cluster.run.progress import Progress
+from cluster.run.summary import summarise
+from cluster.run.tracking import WandbTracker
 from curriculum.leases import LeaseCounts
 from curriculum.rejects import write_rejects
 

@@ -30,7 +30,7 @@ from curriculum.leases import LeaseBook, LeaseCounts
 from curriculum.phases import PhaseClock
 from curriculum.retrospective import RetrospectivePool, draw_pool
 from curriculum.sampler import FreshSampler, spread_slots
-from curriculum.step_tally import StepTally
+from curriculum.step_counts import StepCounts
 from curriculum.task import TaskEntry, TaskLease, TaskOutcome
 from curriculum.transition import CurriculumReport, EndReason, PhaseState, StepSummary, Transition
 
@@ -118,7 +118,7 @@ class Coordinator:
         """
         if self._finished:
             raise ValueError(f"finish_step({summary.step}): the last phase is over")
-        fresh, replayed = self._tally.shares()
+        fresh, replayed = self._counts.shares()
         reason = self._clock.advance(
             accuracy=fresh.accuracy, num_trained_groups=summary.num_trained_groups, epochs=self._epochs
         )
@@ -129,11 +129,11 @@ class Coordinator:
             epoch=self._epochs,
             fresh=fresh,
             replayed=replayed,
-            replayed_share=self._tally.replayed_share,
+            replayed_share=self._counts.replayed_share,
             pool_size=self._pool.num_live,
             transition=None,
         )
-        self._tally = StepTally()
+        self._counts = StepCounts()
         return replace(report, transition=self._transit(summary.step, reason, fresh.accuracy)) if reason else report
 
     def phase_state(self) -> PhaseState:
@@ -222,7 +222,7 @@ class Coordinator:
             "pool": self._pool.state_dict(),
             "difficulty": self._difficulty.state_dict(),
             "leases": self._book.state_dict(),
-            "tally": self._tally.state_dict(),
+            "tally": self._counts.state_dict(),
             "transitions": [asdict(transition) for transition in self._transitions],
         }
 
@@ -249,27 +249,27 @@ class Coordinator:
         self._difficulty.load_state_dict(state["difficulty"])
         self._pool.load_state_dict(state["pool"])
         self._book.load_state_dict(state["leases"])
-        self._tally.load_state_dict(state["tally"])
+        self._counts.load_state_dict(state["tally"])
         self._transitions = [Transition(**{**x, "reason": EndReason(x["reason"])}) for x in state["transitions"]]
 
     # ---- inside
 
     def _num_replay_slots(self, num_tasks: int) -> int:
         retrospective = self._config.retrospective
-        if retrospective is None or self._tally.num_groups > 0:
+        if retrospective is None or self._counts.num_groups > 0:
             return 0
         return int(retrospective.max_share * num_tasks + 1e-9)  # 0.29 * 100 is 28.999999999999996
 
     def _open_next(self) -> int:
         retrospective = self._config.retrospective
         share = retrospective.max_share if retrospective else 0.0
-        due = int(share * (self._tally.num_groups + 1) + 1e-9) > self._tally.num_replayed
+        due = int(share * (self._counts.num_groups + 1) + 1e-9) > self._counts.num_replayed
         replayed = self._pool.draw(1) if due else []
         return self._open(*(replayed or self._sampler.draw(1)), replayed=bool(replayed))
 
     def _open(self, task_id: str, replayed: bool) -> int:
         lease = self._book.open(task_id, phase=self._phase, replayed=replayed)
-        self._tally.add_group(replayed=replayed, prompt_tokens=self._tasks[task_id].prompt_tokens)
+        self._counts.add_group(replayed=replayed, prompt_tokens=self._tasks[task_id].prompt_tokens)
         return lease.lease_id
 
     def _hear(self, outcome: TaskOutcome) -> bool:
@@ -278,7 +278,7 @@ class Coordinator:
             return False
         accuracy = self._difficulty.record(outcome.task_id, lease_id=lease.lease_id, accuracies=outcome.accuracies)
         self._pool.refresh(outcome.task_id)
-        self._tally.add_outcome(replayed=lease.replayed, accuracy=accuracy)
+        self._counts.add_outcome(replayed=lease.replayed, accuracy=accuracy)
         return True
 
     def _transit(self, step: int, reason: EndReason, accuracy: float | None) -> Transition:
@@ -333,7 +333,7 @@ class Coordinator:
             seed=self._seed,
             phase=phase,
         )
-        self._tally = StepTally()
+        self._counts = StepCounts()
 
     @property
     def _epochs(self) -> float:

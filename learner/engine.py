@@ -23,24 +23,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from curriculum.task import Demonstration
-from learner import checkpoint, sharing_check
-from learner.activations import offloaded_layer_inputs
+from learner.batch.aggregation import Aggregation
+from learner.batch.microbatch import ScoredGroup, SftReport, StepReport
+from learner.batch.packing import PLACEHOLDER, SlicePlan, plan_slice, unshare
+from learner.batch.rows import build_microbatch, demonstration_group, single_row
 from learner.config import LearnerConfig, OptimizerConfig, SftConfig
-from learner.entropy_control import EntropySwitch
-from learner.logprobs import TokenLoss, TokenScores
-from learner.loss import Aggregation, kept_answers
-from learner.microbatch import ScoredGroup, SftReport, StepReport
-from learner.objective import PolicyLoss, SftLoss
-from learner.packing import PLACEHOLDER, SlicePlan, plan_slice, unshare
-from learner.policy import Policy, copy_tokenizer, load_policy
-from learner.row_tensors import PhasedTensors, Row, RowTensors, responses_of, to_device
-from learner.rows import build_microbatch, demonstration_group, single_row
-from learner.running_batch import Run, RunningBatch
-from learner.settings import aggregation_of, entropy_switch, objective_of, torch_dtype
-from learner.tally import StepSums, Tally
-from learner.three_phase import backward_in_phases, score_in_phases
-from learner.weight_source import WeightSource
-from learner.zero3 import frozen_engine, join_process_group, place, supports_sharing, trained_engine
+from learner.forward import sharing_check
+from learner.forward.activations import offloaded_layer_inputs
+from learner.forward.logprobs import TokenLoss, TokenScores
+from learner.forward.row_tensors import PhasedTensors, Row, RowTensors, responses_of, to_device
+from learner.forward.running_batch import Run, RunningBatch
+from learner.forward.three_phase import backward_in_phases, score_in_phases
+from learner.objective.entropy_control import EntropySwitch
+from learner.objective.loss import kept_answers
+from learner.objective.objective import PolicyLoss, SftLoss
+from learner.objective.settings import aggregation_of, entropy_switch, objective_of, torch_dtype
+from learner.objective.step_sums import StepAccumulator, StepSums
+from learner.weights.source import WeightSource
+from learner.zero3 import checkpoint
+from learner.zero3.building import frozen_engine, join_process_group, place, supports_sharing, trained_engine
+from learner.zero3.policy import Policy, copy_tokenizer, load_policy
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -111,7 +113,7 @@ class LearnerEngine:
         self._engine = trained_engine(config, self._policy, on_gpu=on_gpu)
         self._reference: DeepSpeedEngine | None = None
         self._batch = RunningBatch()
-        self._tally = Tally(self._device)
+        self._sums = StepAccumulator(self._device)
         self._busy_s = 0.0
 
     # stages ------------------------------------------------------------------------------------------------------
@@ -163,7 +165,7 @@ class LearnerEngine:
         for row, is_last in _with_last(self._rows(plan, groups, num_groups=len(groups))):
             self._row_backward(row, None, is_last=is_last)
         self._step(learning_rate)
-        sums = self._close_tally()
+        sums = self._close_sums()
         return SftReport(
             num_demonstrations=len(demonstrations),
             num_response_tokens=sums.num_tokens,
@@ -223,7 +225,7 @@ class LearnerEngine:
             if not update.rows and update.share < 1:
                 self._end_accumulation()
             self._step(learning_rate, share=update.share)
-        sums = self._close_tally()
+        sums = self._close_sums()
         kl_measured, negatives_masked = self._reference_due(), self._negatives_masked
         self._num_steps += 1
         if self._entropy_switch is not None:
@@ -279,7 +281,7 @@ class LearnerEngine:
 
     def score(self, token_ids: NDArray[np.int32]) -> tuple[float, ...]:
         """[T - 1] log-probability (nats, temperature 1) of each of the T tokens after the first; on every rank."""
-        row = to_device(single_row(token_ids), self._placement, stock=not self._sharing)
+        row = to_device(single_row(token_ids), self._placement, dense=not self._sharing)
         scored = zip(responses_of(row), self._scores(self._engine, row), strict=True)
         return tuple(sharing_check.gathered_logprobs(scored, self._placement).tolist())
 
@@ -303,7 +305,7 @@ class LearnerEngine:
     # checkpoints -------------------------------------------------------------------------------------------------
 
     def save(self, directory: Path) -> None:
-        """Write a checkpoint that is either whole or not there; see `learner.checkpoint`."""
+        """Write a checkpoint that is either whole or not there; see `learner.zero3.checkpoint`."""
         checkpoint.save(self._engine, directory, manifest=self._manifest(), state=self._state())
 
     def load(self, directory: Path) -> None:
@@ -339,16 +341,16 @@ class LearnerEngine:
         self._engine.step()
         zero.loss_scale = 1.0
         applied = self._engine.was_step_applied()
-        self._tally.close_update(float(zero._global_grad_norm) if applied else None, share=share)
+        self._sums.close_update(float(zero._global_grad_norm) if applied else None, share=share)
         self._count_skipped(applied)
 
     def _end_accumulation(self) -> None:
         """Tell DeepSpeed that no more rows come, by one that weighs nothing: it looks at the end in a backward pass."""
         row = build_microbatch(PLACEHOLDER, {}, num_groups=1, aggregation=self._aggregation())
-        self._row_backward(to_device(row, self._placement, stock=not self._sharing), None, is_last=True)
+        self._row_backward(to_device(row, self._placement, dense=not self._sharing), None, is_last=True)
 
-    def _close_tally(self) -> StepSums:
-        tally, self._tally = self._tally, Tally(self._device)
+    def _close_sums(self) -> StepSums:
+        tally, self._sums = self._sums, StepAccumulator(self._device)
         return tally.reduce()
 
     def _row_backward(self, row: Row, old: list[TokenScores] | None, *, is_last: bool) -> None:
@@ -412,11 +414,11 @@ class LearnerEngine:
         self, row: RowTensors, total: Tensor, scores: TokenScores, loss: TokenLoss, is_first_pass: bool
     ) -> None:
         if not isinstance(loss, PolicyLoss):
-            self._tally.add_row(row, scores, total)
+            self._sums.add_row(row, scores, total)
             return
-        self._tally.add_row(row, scores, total, loss.sums)
+        self._sums.add_row(row, scores, total, loss.sums)
         if is_first_pass:
-            self._tally.add_gap(row, scores)
+            self._sums.add_gap(row, scores)
 
     def _reference_due(self) -> bool:
         """True if this step measures the KL; in the loss it always is."""
@@ -433,13 +435,13 @@ class LearnerEngine:
         """Scores before the first update of the batch, compared with the sampler's on the way."""
         scores = self._scores(self._engine, row)
         for batch, batch_scores in zip(responses_of(row), scores, strict=True):
-            self._tally.add_gap(batch, batch_scores)
+            self._sums.add_gap(batch, batch_scores)
         return scores
 
     def _check_sharing(self, plan: SlicePlan, groups: Mapping[int, ScoredGroup]) -> None:
         """Compare the shared prompt with the dense path on one group per rank; all ranks fall back if any differs."""
         pair = sharing_check.check_rows(plan.ranks[self._data_rank][0], groups)
-        shared, dense = to_device(pair.shared, self._placement), to_device(pair.dense, self._placement, stock=True)
+        shared, dense = to_device(pair.shared, self._placement), to_device(pair.dense, self._placement, dense=True)
         gap = sharing_check.mean_gap(
             zip(responses_of(shared), self._scores(self._engine, shared), strict=True),
             zip(responses_of(dense), self._scores(self._engine, dense), strict=True),
@@ -474,7 +476,7 @@ class LearnerEngine:
             to_device(
                 build_microbatch(row, groups, num_groups=num_groups, aggregation=self._aggregation()),
                 self._placement,
-                stock=not self._sharing,
+                dense=not self._sharing,
             )
             for row in rows
         ]

@@ -15,17 +15,17 @@ import ray
 from numpy.typing import NDArray
 
 from actors.trajectory import Group
-from actors.weight_delta import WeightPayload
-from actors.weight_update import WeightGroup
+from actors.weights.delta import WeightPayload
+from actors.weights.update import WeightGroup
 from curriculum.task import Demonstration
 from learner.advantages import batch_advantages
+from learner.batch.microbatch import GroupShape, ScoredGroup, SftReport, StepReport
+from learner.batch.packing import plan_slice
 from learner.config import LearnerConfig, SftConfig
 from learner.engine import LearnerEngine, Stage
-from learner.microbatch import GroupShape, ScoredGroup, SftReport, StepReport
-from learner.packing import plan_slice
-from learner.published_weights import PublishedWeights
-from learner.running_batch import Run, runs
-from learner.weight_sender import WeightSender
+from learner.forward.running_batch import Run, runs
+from learner.weights.published import PublishedWeights
+from learner.weights.sender import WeightSender
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -67,9 +67,9 @@ class LearnerActor:
 
     def rendezvous(self) -> tuple[str, int]:
         """Address and free port of this node, where the ranks meet (asked of rank 0)."""
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            return ray.util.get_node_ip_address(), probe.getsockname()[1]
+        with socket.socket() as attempt:
+            attempt.bind(("", 0))
+            return ray.util.get_node_ip_address(), attempt.getsockname()[1]
 
     def start(
         self,

@@ -21,7 +21,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from actors.prompt import ChatPrompt, load_tokenizer
-from learner.policy import copy_tokenizer
+from learner.zero3.policy import copy_tokenizer
 from recipes.local_base import ROPE_THETA, attend_back
 from reward.judge_prompt import JudgeQuestion, judge_messages
 

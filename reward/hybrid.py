@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
 from reward.config import NoJudge, OverlongConfig, RewardConfig
-from reward.judge import Judge, JudgeCounts, JudgeDesk, combined_verdict
+from reward.judge import CachingJudge, Judge, JudgeCounts, combined_verdict
 from reward.judge_prompt import JudgeQuestion, imitates_judge_format
 from reward.kind import kind_of
 from reward.overlong import overlong_penalty
@@ -50,7 +50,7 @@ class HybridScorer:
     def __init__(self, config: RewardConfig, judge: Judge | None = None) -> None:
         """`judge` is None exactly where `config.judge.type` is "none" or a rule-only score is wanted."""
         self._config = config
-        self._desk = None if judge is None else _desk(config, judge)
+        self._batcher = None if judge is None else _desk(config, judge)
         self._report = ScoringReport()
 
     async def score_group(
@@ -97,12 +97,12 @@ class HybridScorer:
         return apply_rules(self._config.rules, kind, response, answers, thinking_required=required)
 
     def _questions(self, question: str, outcome: RuleOutcome) -> list[JudgeQuestion]:
-        if self._desk is None or not outcome.answer or _is_forged(outcome):
+        if self._batcher is None or not outcome.answer or _is_forged(outcome):
             return []
         return judge_questions(question, outcome.answer, outcome.truths)
 
     async def _ask(self, questions: list[JudgeQuestion]) -> dict[JudgeQuestion, Verdict]:
-        return await self._desk.ask(questions) if self._desk is not None and questions else {}
+        return await self._batcher.ask(questions) if self._batcher is not None and questions else {}
 
     def _count(self, scores: Sequence[Score]) -> None:
         before = self._report
@@ -113,7 +113,7 @@ class HybridScorer:
             num_judged=before.num_judged + sum(score.judge is not None for score in scores),
             num_judge_accepted=before.num_judge_accepted + sum(score.judge is Verdict.YES for score in scores),
             num_unknown=before.num_unknown + sum(score.accuracy is None for score in scores),
-            judge=self._desk.counts if self._desk else JudgeCounts(),
+            judge=self._batcher.counts if self._batcher else JudgeCounts(),
         )
 
 
@@ -124,9 +124,9 @@ def judge_questions(question: str, answer: str, truths: Sequence[str]) -> list[J
     return [JudgeQuestion(question=question, answer=answer, truth=truth) for truth in chosen]
 
 
-def _desk(config: RewardConfig, judge: Judge) -> JudgeDesk:
+def _desk(config: RewardConfig, judge: Judge) -> CachingJudge:
     timeout_s = None if isinstance(config.judge, NoJudge) else config.judge.deadline_s + DESK_GRACE_S
-    return JudgeDesk(judge, name=config.judge.name, timeout_s=timeout_s)
+    return CachingJudge(judge, name=config.judge.name, timeout_s=timeout_s)
 
 
 def _is_forged(outcome: RuleOutcome) -> bool:

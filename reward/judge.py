@@ -1,4 +1,4 @@
-"""The judge as the scorer sees it: one interface for all back ends, and a desk in front that caches and abstains."""
+"""The judge as the scorer sees it: one interface for all back ends, and a cache in front that caches and abstains."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Judge(Protocol):
     """Any back end that compares answers."""
 
     async def judge(self, questions: Sequence[JudgeQuestion]) -> list[Verdict]:
-        """One verdict per question, in their order; `unknown` where there is none. May raise: the desk abstains."""
+        """One verdict per question, in their order; `unknown` where there is none. May raise: the cache abstains."""
         ...
 
 
@@ -30,7 +30,7 @@ class JudgeCounts:
     """What happened to the questions for the judge since the start."""
 
     num_questions: int = 0
-    """Questions that came to the desk."""
+    """Questions that came to the cache."""
     num_cache_hits: int = 0
     """Questions answered by an earlier or a simultaneous identical question."""
     num_calls: int = 0
@@ -46,7 +46,7 @@ class JudgeCounts:
         return JudgeCounts(**{f.name: getattr(self, f.name) - getattr(earlier, f.name) for f in fields(self)})
 
 
-class JudgeDesk:
+class CachingJudge:
     """Asks the judge each different question once.
 
     Verdicts are kept by (judge, question, answer, truth), the least recently used are forgotten first. Identical

@@ -11,7 +11,7 @@ from reward.config import RewardConfig
 from reward.hybrid import HybridScorer, ScoringReport
 from reward.judge_back_end import open_judge
 from reward.judge_endpoint import OpenAIJudgeClient
-from reward.probe import ProbeReport, probe_rewards
+from reward.junk_check import JunkCheckReport, check_for_junk
 from reward.score import Score
 
 
@@ -43,9 +43,9 @@ class JudgeActor:
         """Process id, once the judge can answer."""
         return os.getpid()
 
-    async def probe(self) -> ProbeReport:
+    async def check_for_junk(self) -> JunkCheckReport:
         """Refuses rewards that pay for junk (`JunkRewardError`)."""
-        return await probe_rewards(self._scorer)
+        return await check_for_junk(self._scorer)
 
     async def score_group(self, group: Group) -> tuple[Score, ...]:
         """[G] scores of the answers, in their order; those that were cut are unknown, and nobody is asked about them:

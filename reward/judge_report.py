@@ -8,7 +8,7 @@ from typing import Any
 
 from reward.answer import accepted_answers, clean_answer
 from reward.hybrid import judge_questions
-from reward.judge import Judge, JudgeDesk, combined_verdict
+from reward.judge import CachingJudge, Judge, combined_verdict
 from reward.judge_prompt import JudgeQuestion, imitates_judge_format
 from reward.kind import kind_of
 from reward.rules import strict_match
@@ -103,7 +103,7 @@ async def judge_pairs(pairs: Sequence[AnswerPair], judge: Judge | None, *, name:
     questions = [question for questions in asked for question in questions]
     verdicts: dict[JudgeQuestion, Verdict] = {}
     if judge is not None:
-        desk = JudgeDesk(judge, name=name)
+        desk = CachingJudge(judge, name=name)
         for start in range(0, len(questions), QUESTIONS_AT_ONCE):
             verdicts |= await desk.ask(questions[start : start + QUESTIONS_AT_ONCE])
     return [

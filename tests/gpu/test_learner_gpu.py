@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from learner.activations import offloaded_layer_inputs
-from learner.flash import Pieces, attend, attend_backward, merge
-from learner.logprobs import token_loss
+from learner.attention.flash import Spans, attend, attend_backward, merge
+from learner.forward.activations import offloaded_layer_inputs
+from learner.forward.logprobs import token_loss
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 
@@ -26,10 +26,10 @@ def test_attention_and_its_gradient_equal_those_of_the_cpu(lengths):
     grad = torch.randn(1, 8, 300, 64).bfloat16()
     found = {}
     for device in ("cpu", "cuda"):
-        pieces = Pieces.of(lengths, torch.device(device))
+        spans = Spans.of(lengths, torch.device(device))
         q, k, v, g = (x.to(device) for x in (*tensors, grad))
-        out, lse = attend(q, k, v, pieces, pieces, causal=True, scale=0.125)
-        gradients = attend_backward(g, q, k, v, out, lse, pieces, pieces, causal=True, scale=0.125)
+        out, lse = attend(q, k, v, spans, spans, causal=True, scale=0.125)
+        gradients = attend_backward(g, q, k, v, out, lse, spans, spans, causal=True, scale=0.125)
         found[device] = (out, lse, *gradients)
     for ours, theirs in zip(found["cuda"], found["cpu"], strict=True):
         assert ours.shape == theirs.shape
@@ -39,11 +39,11 @@ def test_attention_and_its_gradient_equal_those_of_the_cpu(lengths):
 def test_merged_halves_equal_the_whole():
     q, k, v = (x.cuda() for x in _qkv(40, 256))
     device = q.device
-    queries = Pieces.of((40,), device)
+    queries = Spans.of((40,), device)
 
     def over(keys):
-        pieces = Pieces.of((keys.stop - keys.start,), device)
-        return attend(q, k[:, :, keys], v[:, :, keys], queries, pieces, causal=False, scale=0.125)
+        spans = Spans.of((keys.stop - keys.start,), device)
+        return attend(q, k[:, :, keys], v[:, :, keys], queries, spans, causal=False, scale=0.125)
 
     out, lse = merge(*over(slice(0, 100)), *over(slice(100, 256)))
     whole, whole_lse = over(slice(0, 256))

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from actors.config import EngineConfig
-from actors.weight_update import WeightBroadcast
-from cluster.weight_sync import MAX_PROBE_GAP, check_probe, check_receipt
-from learner.weight_sender import WeightSender
-from learner.weight_source import WeightSource
+from actors.weights.update import WeightBroadcast
+from cluster.weights.contract import MAX_PROBE_GAP, check_probe, check_receipt
+from learner.weights.sender import WeightSender
+from learner.weights.source import WeightSource
 
 pytestmark = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices on this machine")
 

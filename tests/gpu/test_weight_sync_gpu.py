@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from actors.config import EngineConfig
-from actors.weight_loading import record_of
-from cluster.weight_sync import MAX_PROBE_GAP, check_probe, check_receipt
-from learner.weight_sender import WeightSender
-from learner.weight_source import WeightSource
+from actors.weights.loading import record_of
+from cluster.weights.contract import MAX_PROBE_GAP, check_probe, check_receipt
+from learner.weights.sender import WeightSender
+from learner.weights.source import WeightSource
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 

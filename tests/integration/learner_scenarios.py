@@ -15,11 +15,11 @@ import torch
 
 from curriculum.task import Demonstration
 from learner.advantages import group_advantages
+from learner.batch.microbatch import ScoredGroup
+from learner.batch.packing import plan_slice
 from learner.config import DapoConfig, GrpoConfig, ImportanceConfig, LearnerConfig, SftConfig
 from learner.engine import LearnerEngine, NonFiniteUpdateError, Stage
-from learner.microbatch import ScoredGroup
-from learner.packing import plan_slice
-from learner.running_batch import runs
+from learner.forward.running_batch import runs
 
 VOCAB = 1700
 LEARNING_RATE = 1e-3

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from cluster.recipe import load_recipe
+from cluster.recipe.load import load_recipe
 from curriculum.synthetic import FOODS, NAMES, NUMBER_WORDS, NUMBERS, PLACES, same_answer
 from curriculum.synthetic_judge import ANSWERS, draw_candidates, draw_junk
 from reward.hybrid import HybridScorer
 from reward.judge_engine import VllmJudgeEngine
 from reward.judge_prompt import JudgeQuestion
-from reward.probe import probe_rewards
+from reward.junk_check import check_for_junk
 from reward.score import Verdict
 
 pytestmark = pytest.mark.integration
@@ -85,8 +85,8 @@ def test_junk_is_refused(loop, judge, truth):
 
 
 def test_the_probe_of_a_run_passes(loop, judge, reward):
-    report = loop.run_until_complete(probe_rewards(HybridScorer(reward, judge)))
-    assert report.num_probes > 60
+    report = loop.run_until_complete(check_for_junk(HybridScorer(reward, judge)))
+    assert report.num_answers > 60
 
 
 def test_the_judge_saves_a_right_answer_that_the_rule_rejects(loop, judge, reward):

@@ -19,8 +19,8 @@ from actors.rollout import Sampling
 from actors.worker import GroupWorker
 from curriculum.task import Task, TaskLease
 from curriculum.task_table import TaskColumns, TaskTable
-from learner.weight_sender import WeightSender
-from learner.weight_source import WeightSource
+from learner.weights.sender import WeightSender
+from learner.weights.source import WeightSource
 
 pytestmark = pytest.mark.integration
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.metrics import METRICS
-from cluster.recipe import load_recipe
-from cluster.trajectory_log import COLUMNS
+from cluster.recipe.load import load_recipe
+from cluster.run.metrics import METRICS
+from cluster.run.trajectory_log import COLUMNS
 
 pytestmark = pytest.mark.integration
 

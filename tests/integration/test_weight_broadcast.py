@@ -19,10 +19,10 @@ from transformers import AutoModelForCausalLM
 from actors.config import EngineConfig
 from actors.engine import EngineDied, VLLMEngine
 from actors.rollout import Sampling
-from actors.weight_update import WeightBroadcast, WeightGroupError, WeightLoadError
-from cluster.weight_sync import check_receipt
-from learner.weight_sender import WeightSender
-from learner.weight_source import WeightSource
+from actors.weights.update import WeightBroadcast, WeightGroupError, WeightLoadError
+from cluster.weights.contract import check_receipt
+from learner.weights.sender import WeightSender
+from learner.weights.source import WeightSource
 
 pytestmark = pytest.mark.integration
 

@@ -15,11 +15,11 @@ from transformers import AutoModelForCausalLM
 from actors.config import EngineConfig
 from actors.engine import VLLMEngine
 from actors.rollout import Sampling
-from actors.weight_delta import HostCopy
-from actors.weight_update import WeightLoadError, WeightVersionError
-from cluster.weight_sync import MAX_PROBE_GAP, WeightSyncError, check_probe, check_receipt
-from learner.weight_sender import WeightSender
-from learner.weight_source import WeightSource
+from actors.weights.delta import HostCopy
+from actors.weights.update import WeightLoadError, WeightVersionError
+from cluster.weights.contract import MAX_PROBE_GAP, WeightSyncError, check_probe, check_receipt
+from learner.weights.sender import WeightSender
+from learner.weights.source import WeightSource
 
 pytestmark = pytest.mark.integration
 

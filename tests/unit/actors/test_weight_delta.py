@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from actors.segment import SegmentReader
-from actors.weight_delta import Changes, HostCopy, changed_payload, whole_payload
-from actors.weight_update import TensorRecord, WeightUpdate, WeightVersionError
+from actors.weights.delta import Changes, HostCopy, changed_payload, whole_payload
+from actors.weights.segment import SegmentReader
+from actors.weights.update import TensorRecord, WeightUpdate, WeightVersionError
 
 
 def update(version):

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from actors.segment import Segment, SegmentReader
-from actors.weight_loading import check_all_loaded, mapped_tensors, record_of, recorded, repack_tied_head
-from actors.weight_update import TensorLayout, TensorRecord, WeightUpdate, segment_offsets
+from actors.weights.loading import check_all_loaded, mapped_tensors, record_of, recorded, repack_tied_head
+from actors.weights.segment import Segment, SegmentReader
+from actors.weights.update import TensorLayout, TensorRecord, WeightUpdate, segment_offsets
 
 
 class PackedHead:

@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from actors.weight_loading import tensors_in
-from actors.weight_member import GroupMember, host_store, join_store, received
-from actors.weight_update import BUCKET_BYTES, TensorLayout, WeightGroupError, bucket_slices
-from learner.weight_broadcast import broadcast, packed
-from learner.weight_source import TensorMeta, WeightSource
+from actors.weights.loading import tensors_in
+from actors.weights.member import GroupMember, host_store, join_store, received
+from actors.weights.update import BUCKET_BYTES, TensorLayout, WeightGroupError, bucket_slices
+from learner.weights.broadcast import broadcast, packed
+from learner.weights.source import TensorMeta, WeightSource
 
 CPU = torch.device("cpu")
 LARGE = BUCKET_BYTES // 4 * 3 // 4

@@ -10,20 +10,20 @@ import pytest
 
 from actors.rollout import Sampling
 from actors.trajectory import FinishReason, Group, GroupMeta, Trajectory, VersionSpan
-from actors.weight_update import WeightUpdate
-from cluster.batch import BatchGroup
-from cluster.config import RunConfig
-from cluster.console import Console
-from cluster.journal import Journal
+from actors.weights.update import WeightUpdate
+from cluster.group import BatchGroup
 from cluster.loop import TrainingLoop
-from cluster.progress import Progress
+from cluster.recipe.config import RunConfig
 from cluster.roles import RolloutCounts, SyncReport
-from cluster.run_folder import RunFolder
+from cluster.run.console import Console
+from cluster.run.folder import RunFolder
+from cluster.run.journal import Journal
+from cluster.run.progress import Progress
 from curriculum.coordinator import Coordinator
 from curriculum.task import Demonstration, Task, TaskEntry, TaskLease
-from learner.microbatch import SftReport, StepReport
-from learner.published_weights import PublishedWeights
+from learner.batch.microbatch import SftReport, StepReport
 from learner.sft import DemonstrationBatches
+from learner.weights.published import PublishedWeights
 from reward.score import Score, Verdict
 
 

@@ -9,7 +9,7 @@ import pytest
 from ray.exceptions import ActorUnavailableError
 
 from actors.config import SyncConfig
-from actors.weight_update import (
+from actors.weights.update import (
     TensorRecord,
     WeightBroadcast,
     WeightGroup,
@@ -19,11 +19,11 @@ from actors.weight_update import (
     WeightUpdate,
     WeightVersionError,
 )
-from cluster.collective_delivery import CollectiveDelivery
-from cluster.handles import RayRollouts
-from cluster.supervision import SupervisedActor
-from cluster.weight_sync import WeightSyncError
-from learner.published_weights import PublishedWeights
+from cluster.processes.rollouts import RayRollouts
+from cluster.processes.supervision import SupervisedActor
+from cluster.weights.collective import CollectiveDelivery
+from cluster.weights.contract import WeightSyncError
+from learner.weights.published import PublishedWeights
 
 TENSOR = TensorRecord(name="a", dtype="float32", shape=(1,), num_bytes=4, checksum=5)
 GROUP = WeightGroup(host="h", port=1, world_size=0, epoch=0, timeout_s=1.0, stride=64, tensors=())

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cluster.cli import app
-from cluster.recipe import dump_recipe, load_recipe
+from cluster.recipe.load import dump_recipe, load_recipe
 from curriculum.synthetic import generate_items
 
 ROOT = Path(__file__).parents[3]
@@ -222,9 +222,9 @@ def test_a_dashboard_port_that_is_taken(run):
 
 
 def test_a_ray_that_is_not_there(run, monkeypatch):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    with socket.socket() as attempt:
+        attempt.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{attempt.getsockname()[1]}"
     monkeypatch.setenv("RAY_ADDRESS", address)
     error = refused(run, "train", LOCAL, *SMALL, "--run-dir", "new", status=1)
     assert f"RAY_ADDRESS={address}: nothing listens there; start that Ray, or unset RAY_ADDRESS" in error

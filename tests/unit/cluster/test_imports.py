@@ -21,15 +21,15 @@ def heavy_after(code: str) -> str:
 @pytest.mark.parametrize(
     "module",
     [
-        "cluster.config",
-        "cluster.recipe",
-        "cluster.run_folder",
-        "cluster.metrics",
+        "cluster.recipe.config",
+        "cluster.recipe.load",
+        "cluster.run.folder",
+        "cluster.run.metrics",
         "cluster.roles",
         "actors.trajectory",
         "actors.rollout",
         "actors.prompt",
-        "actors.weight_update",
+        "actors.weights.update",
         "actors.engine",
     ],
 )
@@ -44,5 +44,5 @@ def test_help_loads_nothing_heavy(arguments):
 
 
 def test_a_recipe_that_cannot_be_read_loads_nothing_heavy():
-    code = "from cluster.recipe import *\ntry:\n    load_recipe('gone.yaml')\nexcept RecipeError:\n    pass"
+    code = "from cluster.recipe.load import *\ntry:\n    load_recipe('gone.yaml')\nexcept RecipeError:\n    pass"
     assert heavy_after(code).strip() == ""

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from cluster.joined_calls import JoinedKeep
+from cluster.processes.joined_calls import KeepBatcher
 
 
 class Keeper:
@@ -31,7 +31,7 @@ class Keeper:
 def scene(play):
     async def run():
         keeper = Keeper()
-        keep = JoinedKeep(keeper)
+        keep = KeepBatcher(keeper)
         return await play(keeper, lambda *ids: asyncio.create_task(keep([(lease_id, "t") for lease_id in ids])))
 
     return asyncio.run(run())

@@ -7,12 +7,12 @@ import json
 
 import pytest
 
-from cluster.config import CheckpointConfig
-from cluster.console import Console
-from cluster.journal import Journal
-from cluster.progress import Progress, StageProgress
+from cluster.recipe.config import CheckpointConfig
 from cluster.roles import SyncReport
-from cluster.run_folder import RunFolder
+from cluster.run.console import Console
+from cluster.run.folder import RunFolder
+from cluster.run.journal import Journal
+from cluster.run.progress import Progress, StageProgress
 
 
 class WritingTracker:

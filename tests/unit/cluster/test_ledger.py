@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from cluster.ledger import Fate, Fates, Ledger
+from cluster.batches.ledger import GroupOutcome, Ledger, OutcomeCounts
 from curriculum.leases import LeaseCounts
 
 
 def test_fates_add_up_over_steps():
     ledger = Ledger()
-    ledger.add(Fates({Fate.TRAINED: 4, Fate.NO_VARIANCE: 1}))
-    ledger.add(Fates({Fate.TRAINED: 4, Fate.RETURNED: 2}))
+    ledger.add(OutcomeCounts({GroupOutcome.TRAINED: 4, GroupOutcome.NO_VARIANCE: 1}))
+    ledger.add(OutcomeCounts({GroupOutcome.TRAINED: 4, GroupOutcome.RETURNED: 2}))
     assert ledger == Ledger(trained=8, no_variance=1, returned=2)
     assert ledger.ended == 11
     assert ledger.trained_share == 8 / 11

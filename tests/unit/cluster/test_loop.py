@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.loop import Interrupted, JudgeLost, PhaseFruitless
-from cluster.progress import Progress
 from cluster.roles import GroupLost
+from cluster.run.progress import Progress
 
 ONE_PHASE = [{"name": "short", "max_prompt_tokens": 25, "end": {"type": "steps", "steps": 1}}]
 

@@ -8,10 +8,10 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.ledger import Ledger
+from cluster.batches.ledger import Ledger
 from cluster.loop import Interrupted, JudgeLost
-from cluster.progress import Progress
-from cluster.weight_sync import WeightSyncError
+from cluster.run.progress import Progress
+from cluster.weights.contract import WeightSyncError
 
 LAG = {"group_size": 2, "max_policy_lag": 2}
 LONGER = [

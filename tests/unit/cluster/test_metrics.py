@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from actors.trajectory import GroupMeta
-from cluster.batch import BatchGroup
-from cluster.console import LINE
-from cluster.ledger import Ledger
-from cluster.metrics import METRICS, Supply, judge_is_away, sft_metrics, step_metrics
+from cluster.batches.ledger import Ledger
+from cluster.group import BatchGroup
 from cluster.roles import RolloutCounts, SyncReport
-from cluster.step_clock import StepSeconds
+from cluster.run.console import LINE
+from cluster.run.metrics import METRICS, Supply, judge_is_away, sft_metrics, step_metrics
+from cluster.run.step_clock import StepSeconds
 from curriculum.transition import CurriculumReport, GroupShare
-from learner.microbatch import SftReport, StepReport
+from learner.batch.microbatch import SftReport, StepReport
 from reward.score import Score, Verdict
 
 PAGE = Path(__file__).parents[3] / "docs" / "metrics.md"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.config import RunConfig
-from cluster.placement import judge_options, learner_options, required_gpus, rollout_options
+from cluster.processes.placement import judge_options, learner_options, required_gpus, rollout_options
+from cluster.recipe.config import RunConfig
 
 
 def config(**overrides):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 from actors.trajectory import GroupMeta
-from cluster.batch import BatchGroup
-from cluster.progress import Progress, StageProgress
+from cluster.group import BatchGroup
+from cluster.run.progress import Progress, StageProgress
 from reward.score import Score, Verdict
 
 

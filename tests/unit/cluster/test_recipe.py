@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.recipe import RecipeError, differing_keys, dump_recipe, load_recipe
+from cluster.recipe.load import RecipeError, differing_keys, dump_recipe, load_recipe
 
 RECIPES = Path(__file__).parents[3] / "recipes"
 MINIMAL = "name: tiny\nmodel: {path: owner/name}\ndata: {train: a.parquet, sft: b.parquet}\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from cluster.config import RunConfig
+from cluster.recipe.config import RunConfig
 
 PHASES = [
     {"name": "short", "max_prompt_tokens": 100, "end": {"type": "steps", "steps": 1}},

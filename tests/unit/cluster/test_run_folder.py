@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from cluster.run_folder import COMPLETE, RunFolder
+from cluster.run.folder import COMPLETE, RunFolder
 
 
 @pytest.fixture

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 
-from cluster.config import RunConfig
-from cluster.ledger import Ledger
-from cluster.progress import Progress, StageProgress
-from cluster.summary import summarise
+from cluster.batches.ledger import Ledger
+from cluster.recipe.config import RunConfig
+from cluster.run.progress import Progress, StageProgress
+from cluster.run.summary import summarise
 from curriculum.leases import LeaseCounts
 
 CONFIG = RunConfig.model_validate(

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 
-from cluster.supervision import ActorLost, SupervisedActor
+from cluster.processes.supervision import ActorLost, SupervisedActor
 
 HANGS = object()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cluster.tracking import WandbTracker
+from cluster.run.tracking import WandbTracker
 
 
 def test_without_a_key_the_curves_stay_in_the_run_folder(tmp_path, monkeypatch):

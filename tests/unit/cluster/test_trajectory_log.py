@@ -5,8 +5,8 @@ from __future__ import annotations
 import pyarrow.parquet as pq
 
 from actors.trajectory import GroupMeta
-from cluster.batch import BatchGroup
-from cluster.trajectory_log import COLUMNS, write_trajectories
+from cluster.group import BatchGroup
+from cluster.run.trajectory_log import COLUMNS, write_trajectories
 from curriculum.task import TaskLease
 from reward.score import Score, Verdict
 

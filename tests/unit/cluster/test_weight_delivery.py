@@ -9,12 +9,12 @@ import pytest
 from ray.exceptions import ActorUnavailableError
 
 from actors.config import SyncConfig
-from actors.weight_update import TensorRecord, WeightReceipt, WeightUpdate, WeightVersionError
-from cluster.handles import RayRollouts
-from cluster.supervision import ActorLost, SupervisedActor
-from cluster.weight_delivery import WeightDelivery
-from cluster.weight_sync import WeightSyncError
-from learner.published_weights import PublishedWeights
+from actors.weights.update import TensorRecord, WeightReceipt, WeightUpdate, WeightVersionError
+from cluster.processes.rollouts import RayRollouts
+from cluster.processes.supervision import ActorLost, SupervisedActor
+from cluster.weights.contract import WeightSyncError
+from cluster.weights.delivery import WeightDelivery
+from learner.weights.published import PublishedWeights
 
 TENSOR = TensorRecord(name="a", dtype="float32", shape=(1,), num_bytes=4, checksum=5)
 PROBE = (7, 8, 9)

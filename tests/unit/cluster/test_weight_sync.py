@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from actors.weight_update import TensorRecord, WeightReceipt, WeightUpdate
-from cluster.weight_sync import WeightSyncError, check_probe, check_receipt
+from actors.weights.update import TensorRecord, WeightReceipt, WeightUpdate
+from cluster.weights.contract import WeightSyncError, check_probe, check_receipt
 
 A = TensorRecord(name="a", dtype="float32", shape=(2, 3), num_bytes=24, checksum=1)
 B = TensorRecord(name="b", dtype="float32", shape=(4,), num_bytes=16, checksum=2)

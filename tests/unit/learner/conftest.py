@@ -5,9 +5,9 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from learner.microbatch import ScoredGroup
-from learner.policy import Policy
-from learner.shared_prefix import ATTENTION_KEY, register
+from learner.attention.shared_prefix import ATTENTION_KEY, register
+from learner.batch.microbatch import ScoredGroup
+from learner.zero3.policy import Policy
 
 VOCAB = 61
 

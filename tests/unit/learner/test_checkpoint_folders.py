@@ -1,6 +1,6 @@
 import pytest
 
-from learner.checkpoint import COMPLETE, is_complete, latest_complete, prune
+from learner.zero3.checkpoint import COMPLETE, is_complete, latest_complete, prune
 
 
 def _write(parent, name, *, complete=True):

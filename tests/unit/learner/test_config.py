@@ -2,7 +2,7 @@ import pytest
 from pydantic import ValidationError
 
 from learner.config import DapoConfig, GrpoConfig, LearnerConfig, SftConfig
-from learner.zero3_config import zero3_config, zero3_frozen_config
+from learner.zero3.config import zero3_config, zero3_frozen_config
 
 
 def test_the_defaults_are_the_papers():

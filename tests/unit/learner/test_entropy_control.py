@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from learner.config import LearnerConfig
-from learner.entropy_control import EntropySwitch
+from learner.objective.entropy_control import EntropySwitch
 
 
 def test_negative_answers_are_left_out_above_high_and_come_back_below_low():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from learner.logprobs import ResponseHead, score_tokens, token_loss
+from learner.forward.logprobs import ResponseHead, score_tokens, token_loss
 
 NUM_TOKENS, VOCAB = 7, 11
 

@@ -3,16 +3,8 @@ import math
 import pytest
 import torch
 
-from learner.loss import (
-    RESPONSE_MEAN,
-    TOKEN_MEAN,
-    Aggregation,
-    clipped_policy_loss,
-    importance_weights,
-    kept_answers,
-    kl_estimate,
-    token_weights,
-)
+from learner.batch.aggregation import RESPONSE_MEAN, TOKEN_MEAN, Aggregation, token_weights
+from learner.objective.loss import clipped_policy_loss, importance_weights, kept_answers, kl_estimate
 
 
 def test_grpo_gives_every_response_the_same_weight():

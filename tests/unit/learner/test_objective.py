@@ -3,12 +3,12 @@ import math
 import pytest
 import torch
 
-from learner.logprobs import TokenScores
-from learner.loss import TOKEN_MEAN
-from learner.objective import DIAGNOSTICS, Objective, PolicyLoss, SftLoss
-from learner.packing import GroupPart, MicroBatchPlan
-from learner.row_tensors import Placement, RowTensors
-from learner.rows import build_microbatch
+from learner.batch.aggregation import TOKEN_MEAN
+from learner.batch.packing import GroupPart, MicroBatchPlan
+from learner.batch.rows import build_microbatch
+from learner.forward.logprobs import TokenScores
+from learner.forward.row_tensors import Placement, RowTensors
+from learner.objective.objective import DIAGNOSTICS, Objective, PolicyLoss, SftLoss
 
 
 @pytest.fixture

@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from learner.advantages import batch_advantages
-from learner.logprobs import TokenScores
-from learner.loss import RESPONSE_MEAN, TOKEN_MEAN, Aggregation, kl_estimate, token_weights
-from learner.microbatch import PrefixSegment
-from learner.objective import DIAGNOSTICS, Objective, PolicyLoss
-from learner.row_tensors import RowTensors
-from learner.shared_prefix import whole_layout
+from learner.attention.shared_prefix import whole_layout
+from learner.batch.aggregation import RESPONSE_MEAN, TOKEN_MEAN, Aggregation, token_weights
+from learner.batch.microbatch import PrefixSegment
+from learner.forward.logprobs import TokenScores
+from learner.forward.row_tensors import RowTensors
+from learner.objective.loss import kl_estimate
+from learner.objective.objective import DIAGNOSTICS, Objective, PolicyLoss
 
 ORACLES = json.loads((Path(__file__).parents[2] / "data" / "learner_oracles.json").read_text())
 SETTINGS = ORACLES["settings"]

@@ -4,8 +4,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from learner.microbatch import GroupShape
-from learner.packing import balance, plan_slice, unshare
+from learner.batch.microbatch import GroupShape
+from learner.batch.packing import balance, plan_slice, unshare
 
 
 def _shape(prompt, *responses):

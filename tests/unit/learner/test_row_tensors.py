@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from learner.loss import TOKEN_MEAN
-from learner.packing import GroupPart, MicroBatchPlan
-from learner.row_tensors import Placement, PromptTensors, RowTensors
-from learner.rows import build_microbatch
-from learner.shared_prefix import stock_layout
-from learner.ulysses import HeadExchange, check_heads
+from learner.attention.shared_prefix import dense_layout
+from learner.attention.ulysses import HeadExchange, check_heads
+from learner.batch.aggregation import TOKEN_MEAN
+from learner.batch.packing import GroupPart, MicroBatchPlan
+from learner.batch.rows import build_microbatch
+from learner.forward.row_tensors import Placement, PromptTensors, RowTensors
 
 WHOLE = MicroBatchPlan(
     parts=(GroupPart(group=0, responses=(0, 1)), GroupPart(group=1, responses=(0,))), num_tokens=0, cost=0.0
@@ -37,7 +37,7 @@ def test_a_row_is_cut_into_equal_stretches_and_every_label_follows_its_predictor
         start = placement.stretch(len(row.input_ids))[0].start
         assert (share.predictors_N + start).tolist() == row.predictors[share.own_N].tolist()
         assert share.labels_N.tolist() == row.labels[share.own_N].tolist()
-        assert sum(share.layout.pieces.lengths) == num_ranks * share.input_ids.shape[1]
+        assert sum(share.layout.spans.lengths) == num_ranks * share.input_ids.shape[1]
 
 
 def test_a_label_right_behind_a_prompt_follows_the_prompts_last_state(groups):
@@ -66,7 +66,7 @@ def test_the_sampler_without_a_nucleus_saves_the_search_for_one(make_group):
 def test_the_dense_path_refuses_a_shared_prompt(groups):
     row = build_microbatch(WHOLE, groups, num_groups=2, aggregation=TOKEN_MEAN)
     with pytest.raises(ValueError, match="unshare the plan"):
-        stock_layout(row.segments, torch.device("cpu"))
+        dense_layout(row.segments, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(("heads", "kv_heads", "ranks"), [(12, 2, 4), (12, 2, 6), (12, 2, 12), (28, 4, 2)])

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from curriculum.task import Demonstration
-from learner.loss import RESPONSE_MEAN, TOKEN_MEAN
-from learner.microbatch import PhasedMicroBatch, PrefixSegment, ScoredGroup
-from learner.packing import GroupPart, MicroBatchPlan
-from learner.rows import build_microbatch, demonstration_group
+from learner.batch.aggregation import RESPONSE_MEAN, TOKEN_MEAN
+from learner.batch.microbatch import PhasedMicroBatch, PrefixSegment, ScoredGroup
+from learner.batch.packing import GroupPart, MicroBatchPlan
+from learner.batch.rows import build_microbatch, demonstration_group
 
 
 def _group(prompt, responses, advantages, temperature=0.7):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from learner.running_batch import RunningBatch, runs
+from learner.forward.running_batch import RunningBatch, runs
 
 
 def _cut(start, count, batch_groups=10, num_mini_batches=4):

@@ -1,8 +1,8 @@
 import torch
 
+from learner.batch.aggregation import RESPONSE_MEAN, TOKEN_MEAN, Aggregation
 from learner.config import LearnerConfig
-from learner.loss import RESPONSE_MEAN, TOKEN_MEAN, Aggregation
-from learner.settings import aggregation_of, entropy_switch, objective_of, torch_dtype
+from learner.objective.settings import aggregation_of, entropy_switch, objective_of, torch_dtype
 
 
 def _config(**settings):

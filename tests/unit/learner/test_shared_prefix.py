@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from learner.microbatch import PrefixSegment
-from learner.shared_prefix import ATTENTION_KEY, register, shared_prefix_attention, whole_layout
+from learner.attention.shared_prefix import ATTENTION_KEY, register, shared_prefix_attention, whole_layout
+from learner.batch.microbatch import PrefixSegment
 
 VOCAB = 97
 SHAPE = {

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from learner.logprobs import TokenScores
-from learner.packing import GroupPart, MicroBatchPlan
-from learner.row_tensors import PhasedTensors, Placement, to_device
-from learner.sharing_check import MAX_MEAN_GAP, check_rows
-from learner.three_phase import score_in_phases
+from learner.batch.packing import GroupPart, MicroBatchPlan
+from learner.forward.logprobs import TokenScores
+from learner.forward.row_tensors import PhasedTensors, Placement, to_device
+from learner.forward.sharing_check import MAX_MEAN_GAP, check_rows
+from learner.forward.three_phase import score_in_phases
 
 CPU = Placement(device=torch.device("cpu"))
 
@@ -26,7 +26,7 @@ def _gap(policy, rows):
         return torch.cat([scores.logprobs_N for scores in batches])
 
     shared = logprobs(to_device(rows.shared, CPU))[rows.num_first : rows.num_first + rows.num_common]
-    dense = logprobs(to_device(rows.dense, CPU, stock=True))[: rows.num_common]
+    dense = logprobs(to_device(rows.dense, CPU, dense=True))[: rows.num_common]
     return (shared - dense).abs().mean().item()
 
 

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from learner.loss import TOKEN_MEAN
-from learner.objective import Objective, PolicyLoss
-from learner.packing import GroupPart, MicroBatchPlan, plan_slice, unshare
-from learner.row_tensors import PhasedTensors, Placement, to_device
-from learner.rows import build_microbatch
-from learner.three_phase import backward_in_phases, score_in_phases
+from learner.batch.aggregation import TOKEN_MEAN
+from learner.batch.packing import GroupPart, MicroBatchPlan, plan_slice, unshare
+from learner.batch.rows import build_microbatch
+from learner.forward.row_tensors import PhasedTensors, Placement, to_device
+from learner.forward.three_phase import backward_in_phases, score_in_phases
+from learner.objective.objective import Objective, PolicyLoss
 
 CPU = Placement(device=torch.device("cpu"))
 OBJECTIVE = Objective(clip_low=0.2, clip_high=0.28, entropy_coefficient=0.1)
@@ -119,7 +119,7 @@ def test_the_dense_path_gives_the_same_gradients(policy, groups):
     _, expected = _whole(policy, _row(plan.ranks[0][0], groups))
     total = 0.0
     for single in unshare(plan).ranks[0]:
-        total = total + _whole(policy, _row(single, groups, stock=True))[1]
+        total = total + _whole(policy, _row(single, groups, dense=True))[1]
     _assert_equal(total, expected)
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from actors.segment import SegmentReader
-from actors.weight_delta import Changes
-from actors.weight_loading import mapped_tensors, record_of
-from actors.weight_update import BUCKET_BYTES, TensorLayout
-from learner.weight_sender import WeightSender
-from learner.weight_source import TensorMeta, WeightSource
+from actors.weights.delta import Changes
+from actors.weights.loading import mapped_tensors, record_of
+from actors.weights.segment import SegmentReader
+from actors.weights.update import BUCKET_BYTES, TensorLayout
+from learner.weights.sender import WeightSender
+from learner.weights.source import TensorMeta, WeightSource
 
 
 class FakeSource(WeightSource):

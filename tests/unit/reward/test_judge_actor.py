@@ -78,7 +78,7 @@ def test_an_answer_that_was_cut_is_unknown_whatever_it_says_and_nobody_is_asked(
 def test_without_a_judge_there_are_no_events():
     async def session():
         actor = judge_actor(RewardConfig())
-        await actor.probe()
+        await actor.check_for_junk()
         return await actor.drain_events(), str(actor)
 
     assert asyncio.run(session()) == ([], "judge-0")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from actors.trajectory import FinishReason, Group, GroupMeta, Trajectory, VersionSpan
-from cluster.batch import BatchGroup
-from cluster.trajectory_log import write_trajectories
+from cluster.group import BatchGroup
+from cluster.run.trajectory_log import write_trajectories
 from reward.judge_report import (
     AnswerPair,
     JudgedPair,

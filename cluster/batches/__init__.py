@@ -1,0 +1,1 @@
+"""Where batches come from: strictly on-policy, or with a bounded policy lag."""

@@ -1,0 +1,188 @@
+"""Batches with a bounded policy lag: groups are sampled without a break while the learner trains."""
+
+from __future__ import annotations
+
+import asyncio
+
+from cluster.batches.in_flight import Arrival, GroupsInFlight
+from cluster.batches.lag_buffer import LagBuffer
+from cluster.batches.ledger import GroupOutcome, OutcomeCounts
+from cluster.batches.source import BatchOrder, Collected
+from cluster.group import BatchGroup
+from cluster.roles import Curriculum, GroupLost, Rollouts
+from curriculum.task import TaskOutcome
+from curriculum.transition import CurriculumReport, StepSummary
+
+
+class BoundedLagSource:
+    """Fulfils `BatchSource` with `max_policy_lag` > 0.
+
+    Consumes: leases, through calls under way; one per group, which has it scored, keeps its lease, and lets the next
+    ones in.  Waits for: a slice that may leave (`LagBuffer`).  Unblocked by: every group.
+
+    A lease is closed by `finish_step` and nowhere else, whether its group was trained on or dropped since the step
+    before. Whatever is under way or waits is therefore open in a checkpoint, and sampled again after a resume: nothing
+    is trained on twice and nothing disappears.
+    """
+
+    def __init__(
+        self,
+        curriculum: Curriculum,
+        rollouts: Rollouts,
+        *,
+        batch_size: int,
+        slice_size: int,
+        max_policy_lag: int,
+        max_rounds: int,
+        dynamic_sampling: bool,
+    ) -> None:
+        """Takes B, groups of a slice, k, how many batches' worth of groups may be dropped for one batch, and whether
+        groups without variance are replaced."""
+        self._curriculum = curriculum
+        self._rollouts = rollouts
+        self._batch_size = batch_size
+        self._slice_size = slice_size
+        self._max_dropped = max_rounds * batch_size
+        self._dynamic_sampling = dynamic_sampling
+        self._buffer = LagBuffer(batch_size=batch_size, max_policy_lag=max_policy_lag)
+        self._in_flight = GroupsInFlight(rollouts, self._arrive)
+        self._order: BatchOrder | None = None
+        self._is_admitting = False
+        self._is_over = False
+        """Whether the running batch is whole, or given up."""
+        self._opening = asyncio.Lock()
+        self._collected = Collected()
+        """Groups of the running batch, and those of no use that arrived since the one before it."""
+        self._outcomes: list[TaskOutcome] = []
+        """Of the leases that the running step closes."""
+
+    @property
+    def acceptance_rate(self) -> float:
+        """Share of the latest groups that had a signal."""
+        return self._buffer.acceptance.value
+
+    @property
+    def num_waiting(self) -> int:
+        """Scored groups that wait for a batch."""
+        return self._buffer.num_waiting
+
+    @property
+    def waiting_bytes(self) -> int:
+        """What they take in the object store."""
+        return self._buffer.waiting_bytes
+
+    async def next_slice(self, order: BatchOrder) -> list[BatchGroup]:
+        """The oldest groups, once they may leave; if too many were dropped for the batch, what there is.
+
+        Raises:
+            ActorLost: no rollout actor, or no judge actor, is left.
+            GroupLost: more groups were lost than a batch has.
+        """
+        await self._begin(order)
+        num_groups = min(self._slice_size, self._buffer.num_missing)
+        while not self._is_over and not self._buffer.is_ready(num_groups):
+            if self._is_exhausted and self._buffer.num_under_way == 0:
+                self._is_over = True
+                break
+            await self._admit()
+            await self._in_flight.next_change()
+        groups = self._buffer.take(num_groups)
+        for group in groups:
+            self._collected.add(group, GroupOutcome.TRAINED)
+        self._is_over = self._is_over or self._buffer.num_missing == 0
+        return groups
+
+    def close_batch(self) -> Collected:
+        """What became of the groups of the batch, and of those that were sampled in vain meanwhile."""
+        self._buffer.close_batch()
+        collected, self._collected = self._collected, Collected()
+        self._outcomes += collected.outcomes
+        self._is_over = False
+        return collected
+
+    async def finish_step(self, summary: StepSummary, *, version: int) -> CurriculumReport:
+        """Closes the leases of the step, then the step; admission rests meanwhile, for good if the phase is over."""
+        async with self._opening:
+            await self._curriculum.report(self._outcomes)
+            report = await self._curriculum.finish_step(summary)
+            self._outcomes = []
+            self._buffer.advance(version)
+            self._order = self._current_order.after_step()
+            self._is_admitting = self._is_admitting and report.transition is None
+        await self._admit()
+        return report
+
+    async def weights_delivered(self, version: int) -> None:
+        """Lets in what had to wait for the engines to be up to date."""
+        self._buffer.engines_at(version)
+        await self._admit()
+
+    async def end_phase(self) -> OutcomeCounts:
+        """Ends what is under way and gives back every lease that is still open: no group of this phase is trained on
+        after it, and no request outlives it."""
+        await self.close()
+        left = self._buffer.clear() + [outcome.lease_id for outcome in self._collected.outcomes]
+        self._collected = Collected()
+        return OutcomeCounts({GroupOutcome.RETURNED: await self._curriculum.withdraw(left)})
+
+    async def close(self) -> None:
+        """Ends the requests under way; their leases stay open."""
+        self._is_admitting = False
+        await self._in_flight.close()
+
+    # ---- the batch
+
+    async def _begin(self, order: BatchOrder) -> None:
+        """Admission goes on; the first time it begins with the leases that a resumed run left open."""
+        is_first = self._order is None
+        self._order, self._is_admitting = order, True
+        if is_first:
+            self._buffer.advance(order.version)
+            self._buffer.engines_at(order.version)
+            self._sample(await self._curriculum.open_leases())
+
+    @property
+    def _is_exhausted(self) -> bool:
+        """Whether too many groups were dropped for the running batch to go on trying."""
+        counts = self._collected.outcome_counts
+        return counts.total() - counts[GroupOutcome.TRAINED] >= self._max_dropped
+
+    # ---- groups under way
+
+    async def _admit(self) -> None:
+        """Opens as many leases as there is room for; one admission at a time."""
+        async with self._opening:
+            num_tasks = self._room() if self._is_admitting and not self._is_exhausted else 0
+            if num_tasks:
+                self._sample(await self._curriculum.open_stream(num_tasks))
+
+    def _room(self) -> int:
+        return self._buffer.room(
+            num_slots=self._rollouts.num_slots, remaining_steps=self._current_order.remaining_steps
+        )
+
+    def _sample(self, lease_ids: tuple[int, ...]) -> None:
+        self._buffer.admit(lease_ids)
+        self._in_flight.start(len(lease_ids), self._current_order.sampling)
+
+    async def _arrive(self, arrival: Arrival) -> None:
+        """Books what a call brought and lets the next groups in; a second answer to the same lease does not count."""
+        if arrival is not None and await self._curriculum.keep([(arrival.lease_id, arrival.task_id)]):
+            async with self._opening:  # its own admission may not be booked yet
+                self._book(arrival)
+        self._in_flight.wake()
+        await self._admit()
+
+    def _book(self, arrival: BatchGroup | GroupLost) -> None:
+        if isinstance(arrival, GroupLost):
+            self._buffer.lose(arrival.lease_id)
+            self._collected.lose(arrival, at_most=self._batch_size)
+            return
+        outcome = self._buffer.arrive(arrival, trainable=arrival.trainable(dynamic_sampling=self._dynamic_sampling))
+        if outcome is not None:
+            self._collected.add(arrival, outcome)
+
+    @property
+    def _current_order(self) -> BatchOrder:
+        assert self._order is not None, "no batch was ordered"
+        return self._order

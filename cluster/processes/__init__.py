@@ -1,0 +1,1 @@
+"""Ray: where actors run, how they start, and how the loop reaches them."""

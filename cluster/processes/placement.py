@@ -1,0 +1,80 @@
+"""How much of the cluster each actor takes, and whether the cluster has it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+from ray.util.placement_group import placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from cluster.recipe.config import RunConfig
+from reward.config import VllmJudge
+
+CPU_ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+"""One thread per process: on a small machine the processes share the cores."""
+
+
+class PlacementError(RuntimeError):
+    """The cluster cannot hold the run."""
+
+
+def required_gpus(config: RunConfig) -> float:
+    """GPUs of all actors together; 0 on a CPU."""
+    if config.device == "cpu":
+        return 0
+    judge = config.reward.judge
+    judges = judge.num_gpus * judge.num_replicas if isinstance(judge, VllmJudge) else 0
+    rollouts = config.rollout.num_actors * config.rollout.engine.tensor_parallel_size
+    return config.learner.num_ranks + rollouts + judges
+
+
+def check_capacity(config: RunConfig) -> None:
+    """Compares the recipe with the cluster before any actor starts.
+
+    Raises:
+        PlacementError: there are too few GPUs.
+    """
+    needed, found = required_gpus(config), ray.cluster_resources().get("GPU", 0)
+    if needed > found:
+        raise PlacementError(
+            f"device=cuda: the recipe needs {needed:g} GPUs ({config.learner.num_ranks} learner ranks, "
+            f"{config.rollout.num_actors} rollout actors x {config.rollout.engine.tensor_parallel_size}, judges), "
+            f"the cluster has {found:g}; add nodes, lower the counts, or set device=cpu"
+        )
+
+
+def rollout_options(config: RunConfig) -> dict[str, Any]:
+    """Ray options of a rollout actor."""
+    return _options(config, gpus=config.rollout.engine.tensor_parallel_size, restarts=config.cluster.max_actor_restarts)
+
+
+def judge_options(config: RunConfig) -> dict[str, Any]:
+    """Ray options of a judge actor."""
+    judge = config.reward.judge
+    gpus = judge.num_gpus if isinstance(judge, VllmJudge) else 0
+    return _options(config, gpus=gpus, restarts=config.cluster.max_actor_restarts)
+
+
+def learner_options(config: RunConfig) -> list[dict[str, Any]]:
+    """Ray options of each learner rank, packed onto as few nodes as possible; a rank never restarts alone."""
+    options = _options(config, gpus=1, restarts=0)
+    if config.device == "cpu":
+        return [options] * config.learner.num_ranks
+    group = placement_group([{"GPU": 1, "CPU": 1}] * config.learner.num_ranks, strategy="PACK")
+    ray.get(group.ready(), timeout=config.cluster.startup_timeout_s)
+    return [
+        {**options, "scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)}
+        for rank in range(config.learner.num_ranks)
+    ]
+
+
+def _options(config: RunConfig, *, gpus: float, restarts: int) -> dict[str, Any]:
+    on_cpu = config.device == "cpu"
+    return {
+        "num_cpus": 0 if on_cpu else 1,
+        "num_gpus": 0 if on_cpu else gpus,
+        "max_restarts": restarts,
+        "max_task_retries": 0,
+        "runtime_env": {"env_vars": CPU_ENVIRONMENT if on_cpu else {"OMP_NUM_THREADS": "4"}},
+    }

@@ -1,0 +1,139 @@
+"""Ray for a run: a running one is joined, else one is started and ended with the run."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from cluster.processes.placement import check_capacity
+from cluster.recipe.config import RunConfig
+from cluster.run.folder import RunFolder
+
+FIRST_DASHBOARD_PORT = 8265
+
+
+class LaunchError(RuntimeError):
+    """Ray or an actor could not be started."""
+
+
+def check_ray(config: RunConfig) -> None:
+    """Looks at the address to join, or at the port to open, before anything is written.
+
+    Raises:
+        LaunchError: nothing listens at RAY_ADDRESS, or this run would start a Ray whose dashboard port is taken.
+    """
+    address, port = _address_to_join(config), config.cluster.dashboard_port
+    if address and not _listens(address):
+        raise LaunchError(
+            f"RAY_ADDRESS={address}: nothing listens there; start that Ray, or unset RAY_ADDRESS to start one here"
+        )
+    if not address and port is not None and not _port_is_free(port):
+        raise LaunchError(f"cluster.dashboard_port={port}: already in use; choose another or remove the key")
+
+
+@contextlib.contextmanager
+def ray_session(config: RunConfig, folder: RunFolder, say: Callable[[str], None]) -> Iterator[None]:
+    """Joins the Ray of RAY_ADDRESS (as in a submitted job) or a running local one, else starts one for this run.
+
+    Raises:
+        LaunchError: the Ray to join does not answer, or none can be started.
+        PlacementError: the cluster is too small.
+    """
+    address = _address_to_join(config)
+    common: dict[str, Any] = {"log_to_driver": False, "namespace": folder.path.name, "logging_level": "ERROR"}
+    if address:
+        say(f"joining Ray at {address}")
+        context = _init(address=address, **common)
+    else:
+        context = _start_local(config, common)
+    if context.dashboard_url:
+        say(f"Ray dashboard: http://{context.dashboard_url}")
+    _link_logs(folder)
+    try:
+        check_capacity(config)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _start_local(config: RunConfig, common: dict[str, Any]) -> Any:
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    return _init(
+        address="local",
+        num_cpus=config.cluster.num_cpus,
+        include_dashboard=True,
+        dashboard_host="127.0.0.1",
+        dashboard_port=config.cluster.dashboard_port or _free_port(FIRST_DASHBOARD_PORT),
+        object_store_memory=config.cluster.object_store_bytes,
+        **common,
+    )
+
+
+def _init(**arguments: Any) -> Any:
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        return ray.init(**arguments)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise LaunchError(
+            f"Ray at {arguments['address']}: {reason}; unset RAY_ADDRESS or set cluster.address=local to start one here"
+        ) from error
+
+
+def _address_to_join(config: RunConfig) -> str | None:
+    return os.environ.get("RAY_ADDRESS") or (_running_address() if config.cluster.address == "auto" else None)
+
+
+def _running_address() -> str | None:
+    """Address that `ray start --head` left behind, if something still listens there."""
+    note = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / "ray" / "ray_current_cluster"
+    if not note.is_file():
+        return None
+    address = note.read_text(encoding="utf-8").strip()
+    return address if _listens(address) else None
+
+
+def _listens(address: str) -> bool:
+    """Whether something accepts connections at host:port; an address without a port (`auto`) is Ray's to judge."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return True
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+def _free_port(first: int) -> int:
+    return next(port for port in range(first, first + 200) if _port_is_free(port))
+
+
+def _port_is_free(port: int) -> bool:
+    with socket.socket() as attempt:
+        attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        return attempt.connect_ex(("127.0.0.1", port)) != 0
+
+
+def _global_node() -> Any:
+    """Ray's own record of this node; its log folder has no public accessor."""
+    from ray._private import worker
+
+    return worker._global_node
+
+
+def _link_logs(folder: RunFolder) -> None:
+    """A link in the run folder to the logs of this Ray session, where every actor writes."""
+    session = Path(_global_node().get_logs_dir_path())
+    link = folder.logs / f"ray-{session.parent.name}"
+    folder.logs.mkdir(exist_ok=True)
+    if not link.is_symlink():
+        link.symlink_to(session)

@@ -1,0 +1,222 @@
+"""Rollout and judge actors, as the loop reaches them: references travel, tokens stay in the object store."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import ray
+from ray.exceptions import ObjectLostError, RayActorError
+
+from actors.faults import DeadlineMissed, FaultyGroup
+from actors.rollout import Sampling
+from actors.trajectory import Group, GroupMeta
+from cluster.group import BatchGroup
+from cluster.processes.supervision import ActorLost, SupervisedActor
+from cluster.roles import GroupLost, RolloutCounts
+from curriculum.task import Task, TaskLease
+from reward.circuit import JudgeEvent
+
+
+class RayRollouts:
+    """Rollout actors that sample and judge actors that score; a group is scored as soon as it is there.
+
+    Consumes: leases, through the rollout actors.  Waits for: the slowest answer.  Unblocked by: every finished group.
+    """
+
+    def __init__(
+        self,
+        rollouts: Sequence[SupervisedActor],
+        judges: Sequence[SupervisedActor],
+        *,
+        on_fault: Callable[..., None],
+    ) -> None:
+        """Takes the actors, and who is told of groups that have to be sampled again."""
+        self._rollouts = rollouts
+        self._judges = judges
+        self._next_judge = itertools.cycle(judges)
+        self._on_fault = on_fault
+        self._in_flight: Counter[str] = Counter()
+        """Calls of `next_group` that each actor works on."""
+        self._slots: dict[str, int] = {}
+        """Groups that each engine holds, as it said last; one until it has said something."""
+        self.counts = RolloutCounts()
+
+    async def learn_slots(self) -> None:
+        """Asks every engine how much it holds; from then on each group says it."""
+        alive = self._alive()
+        loads = await asyncio.gather(*[actor.call(lambda handle: handle.load.remote()) for actor in alive])
+        self._slots = {actor.name: load.num_slots for actor, load in zip(alive, loads, strict=True)}
+
+    @property
+    def num_slots(self) -> int:
+        """Groups that the living engines are expected to hold at a time."""
+        return sum(self._slots.get(actor.name, 1) for actor in self._alive())
+
+    async def abort(self) -> None:
+        """Ends every answer in every engine; calls of `next_group` return None, and their leases stay held."""
+        calls = [actor.handle.abort.remote() for actor in self._rollouts if not actor.lost]
+        await asyncio.gather(*calls, return_exceptions=True)  # an engine that is down has nothing to end
+
+    @property
+    def object_store_bytes(self) -> int:
+        """What the object stores of all nodes hold, as Ray knew it about a second ago."""
+        key = "object_store_memory"
+        return int(ray.cluster_resources().get(key, 0) - ray.available_resources().get(key, 0))
+
+    async def next_group(self, sampling: Sampling) -> BatchGroup | None:
+        """Lets the actor with most room answer its next lease, and has the group scored; None without a lease.
+
+        A group that missed its deadline or came back faulty has been requeued; the call goes on with the next lease.
+
+        Raises:
+            ActorLost: no rollout actor, or no judge actor, is left.
+            GroupLost: the group disappeared before it was scored, or engines failed at it too often.
+        """
+        while True:
+            actor = self._least_busy()
+            if actor.is_repairing:
+                await actor.repaired()
+                continue
+            incarnation = actor.incarnation
+            self._in_flight[actor.name] += 1
+            try:
+                meta, group = await _sampled(actor.handle.next_group, sampling)
+            except RayActorError as error:
+                await self._repair(actor, incarnation, error)
+                continue
+            except (FaultyGroup, DeadlineMissed) as error:
+                self._note(error)
+                continue
+            finally:
+                self._in_flight[actor.name] -= 1
+            if meta is None:
+                return None
+            self._slots[actor.name] = meta.num_slots
+            return await self._score(meta, group)
+
+    async def answer(self, tasks: Sequence[Task], sampling: Sampling) -> list[BatchGroup]:
+        """Answers given tasks outside the curriculum, in their order; the engines take them in as they have room.
+
+        Raises:
+            ActorLost: no rollout actor, or no judge actor, is left.
+            GroupLost: engines failed at a group too often, or it was aborted.
+        """
+        actors = itertools.cycle(self._alive())
+        leases = [
+            TaskLease(lease_id=index, task_id=task.task_id, attempt=0, replayed=False, phase=task.phase)
+            for index, task in enumerate(tasks)
+        ]
+        return await asyncio.gather(
+            *[
+                self._answer(task, lease, sampling, actor)
+                for task, lease, actor in zip(tasks, leases, actors, strict=False)
+            ]
+        )
+
+    async def on_every_engine(self, call: Callable[[str, Any], Awaitable[Any]]) -> dict[str, Any]:
+        """Runs `call(name, handle)` on all living engines at once, again on those that restart meanwhile.
+
+        Raises:
+            ActorLost: no rollout actor is left.
+        """
+        results = await asyncio.gather(*[self._on_engine(actor, call) for actor in self._alive()])
+        self._alive()
+        return {name: result for name, result in results if name is not None}
+
+    async def judge_events(self) -> list[JudgeEvent]:
+        """What the circuit breakers of the judges did since the last call, oldest first; a dead judge takes its own
+        along."""
+        drained = await asyncio.gather(
+            *[judge.call(lambda handle: handle.drain_events.remote()) for judge in self._judges]
+        )
+        return sorted((event for events in drained for event in events), key=lambda event: event.unix_s)
+
+    def fetch(self, groups: Sequence[Any]) -> Sequence[Group]:
+        """The groups behind references; blocks."""
+        return ray.get(list(groups))
+
+    async def _on_engine(
+        self, actor: SupervisedActor, call: Callable[[str, Any], Awaitable[Any]]
+    ) -> tuple[str | None, Any]:
+        """(name, result), or (None, None) of an actor that is gone for good."""
+        await actor.repaired()
+        try:
+            return actor.name, await actor.call(lambda handle: call(actor.name, handle))
+        except ActorLost:
+            return None, None
+
+    def _alive(self) -> list[SupervisedActor]:
+        alive = [actor for actor in self._rollouts if not actor.lost]
+        if not alive:
+            raise ActorLost("no rollout actor is left; resume the run with --resume when the cause is mended")
+        return alive
+
+    def _least_busy(self) -> SupervisedActor:
+        """The one whose engine is least full. An actor under repair is asked last: until it is up to date its answers
+        would be of old weights."""
+
+        def fullness(actor: SupervisedActor) -> tuple[bool, float]:
+            return actor.is_repairing, self._in_flight[actor.name] / self._slots.get(actor.name, 1)
+
+        return min(self._alive(), key=fullness)
+
+    async def _answer(self, task: Task, lease: TaskLease, sampling: Sampling, actor: SupervisedActor) -> BatchGroup:
+        while True:
+            try:
+                meta, group = await actor.call(partial(_answered, task=task, lease=lease, sampling=sampling))
+            except FaultyGroup as fault:
+                self._note(fault)
+                lease = replace(lease, num_requeues=lease.num_requeues + 1)
+                continue
+            if meta is None:
+                raise GroupLost(lease.lease_id, lease.task_id, "it was aborted")
+            return await self._score(meta, group)
+
+    def _note(self, error: FaultyGroup | DeadlineMissed) -> None:
+        """Counts and tells of a group that is sampled again.
+
+        Raises:
+            GroupLost: it has been sampled again too often.
+        """
+        self.counts = self.counts.plus(faulty=isinstance(error, FaultyGroup))
+        self._on_fault(
+            engine=error.engine,
+            kind=str(error.kind),
+            lease_id=error.lease_id,
+            task_id=error.task_id,
+            action="given up" if error.is_final else "requeued",
+        )
+        if error.is_final:
+            reason = f"{error.engine} {error.detail}, as engines did every time before"
+            raise GroupLost(error.lease_id, error.task_id, reason) from error
+
+    async def _repair(self, actor: SupervisedActor, incarnation: int, error: RayActorError) -> None:
+        """A lost actor is tolerated as long as another one is left to take its work."""
+        try:
+            await actor.repair(incarnation, error)
+        except ActorLost:
+            self._alive()
+
+    async def _score(self, meta: GroupMeta, group: Any) -> BatchGroup:
+        judge = next(self._next_judge)
+        try:
+            scores = await judge.call(lambda handle: handle.score_group.remote(group))
+        except ObjectLostError as error:
+            raise GroupLost(meta.lease_id, meta.task_id, type(error).__name__) from error
+        return BatchGroup(meta=meta, scores=scores, group=group)
+
+
+async def _sampled(method: Any, *arguments: Any) -> tuple[GroupMeta | None, Any]:
+    """Calls an actor method that returns (meta, group): the meta comes here, the group stays in the object store."""
+    meta, group = method.options(num_returns=2).remote(*arguments)
+    return await meta, group
+
+
+async def _answered(handle: Any, *, task: Task, lease: TaskLease, sampling: Sampling) -> tuple[GroupMeta | None, Any]:
+    return await _sampled(handle.answer, task, lease, sampling)

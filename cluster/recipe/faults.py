@@ -1,0 +1,108 @@
+"""What is wrong with a recipe, in the words of a recipe: one line per key, with its value and the way out."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from cluster.recipe.config import RunConfig
+
+
+def explain_faults(error: ValidationError, values: dict[str, Any]) -> list[str]:
+    """One line per faulty key; of a union only the branch that the recipe chose by its `type` speaks."""
+    located = [(_locate(fault["loc"], values), fault) for fault in error.errors()]
+    chosen = [(keys, fault) for (keys, is_chosen), fault in located if is_chosen]
+    spoken = chosen or [(keys, fault) for (keys, _), fault in located]
+    return list({tuple(keys): _explain(keys, fault) for keys, fault in reversed(spoken)}.values())[::-1]
+
+
+def _explain(location: list[str], fault: Any) -> str:
+    key = ".".join(location) or "recipe"
+    value = fault.get("input")
+    if fault["type"] == "extra_forbidden":
+        known = _known_keys(RunConfig, location[:-1])
+        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+        way_out = f"did you mean {'.'.join([*location[:-1], near[0]])}?" if near else f"known: {', '.join(known)}"
+        return f"{key}={value!r}: unknown key; {way_out}"
+    if fault["type"] == "missing":
+        return f"{key}: missing; add it to the recipe"
+    if fault["type"] == "value_error":
+        return f"{key}: {fault['ctx']['error']}" if location else str(fault["ctx"]["error"])
+    if fault["type"] == "union_tag_invalid":
+        return f"{key}.type={fault['ctx']['tag']!r}: unknown; known: {fault['ctx']['expected_tags']}"
+    if fault["type"] == "union_tag_not_found":
+        return f"{key}.type: missing; add it to say which kind of {key} this is"
+    shown = repr(value) if len(repr(value)) <= 80 else repr(value)[:77] + "..."
+    if fault["type"] == "model_type":
+        return f"{key}={shown}: expected a mapping of keys, found {type(value).__name__}"
+    return f"{key}={shown}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
+
+
+def _locate(location: Sequence[str | int], values: Any) -> tuple[list[str], bool]:
+    """(keys as a recipe writes them, whether they lie in the branches of unions that the recipe chose).
+
+    Pydantic puts the tag or the name of a branch behind the key of a union.
+    """
+    keys: list[str] = []
+    models: list[type[BaseModel]] = [RunConfig]
+    is_chosen, is_branch, node = True, False, values
+    for part in location:
+        if is_branch:
+            models = [model for model in models if part in (model.__name__, _tag(model))]
+            is_chosen = is_chosen and _chooses(node, models)
+            is_branch = False
+            continue
+        keys.append(str(part))
+        node = _child(node, part)
+        annotations = [model.model_fields[part].annotation for model in models if part in model.model_fields]
+        if annotations:
+            models = [model for annotation in annotations for model in _models(annotation)]
+            is_branch = any(_num_branches(annotation) > 1 for annotation in annotations)
+    return keys, is_chosen
+
+
+def _child(node: Any, part: str | int) -> Any:
+    try:
+        return node[part]
+    except (KeyError, IndexError, TypeError):
+        return None
+
+
+def _chooses(node: Any, branch: Sequence[type[BaseModel]]) -> bool:
+    """Whether a value means this branch of a union; no model stands for plain text."""
+    if not isinstance(node, dict):
+        return not branch
+    return any(node.get("type", _tag(model)) == _tag(model) for model in branch)
+
+
+def _tag(model: type[BaseModel]) -> Any:
+    field = model.model_fields.get("type")
+    return field.default if field else None
+
+
+def _num_branches(annotation: Any) -> int:
+    """Members of a union besides None; 0 for anything else."""
+    if get_origin(annotation) not in (Union, UnionType):
+        return 0
+    return sum(argument is not type(None) for argument in get_args(annotation))
+
+
+def _known_keys(model: type[BaseModel], location: Sequence[str]) -> list[str]:
+    """Field names of every model that a location can lead to; union tags and list indices are stepped over."""
+    models = {model}
+    for part in location:
+        inner = {
+            m for parent in models if part in parent.model_fields for m in _models(parent.model_fields[part].annotation)
+        }
+        models = inner or models
+    return sorted({name for m in models for name in m.model_fields})
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models(argument)]

@@ -1,0 +1,115 @@
+"""Recipe files: YAML with `extends`, and typed `key=value` overrides."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from cluster.recipe.config import RunConfig
+from cluster.recipe.faults import explain_faults
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be used; the message is one line per fault."""
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Reads a recipe, the recipes it extends, and the overrides, in rising precedence.
+
+    Raises:
+        RecipeError: with key, value and way out.
+    """
+    values = _read(Path(path), seen=())
+    for override in overrides:
+        _apply_override(values, override)
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError("\n".join(explain_faults(error, values))) from error
+
+
+def dump_recipe(config: RunConfig) -> str:
+    """The resolved recipe as YAML; `load_recipe` reads it back to an equal configuration."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
+        hint = f"; did you mean {path.parent / near[0]}?" if near else "; give the path of a YAML recipe"
+        raise RecipeError(f"recipe {path}: no such file{hint}")
+    path = path.resolve()
+    if path in seen:
+        raise RecipeError(f"recipe {path}: extends itself through {' -> '.join(p.name for p in (*seen, path))}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"recipe {path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from error
+    except yaml.YAMLError as error:
+        raise RecipeError(f"recipe {path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise RecipeError(f"recipe {path}: expected a mapping of keys, found {type(values).__name__}")
+    parent = values.pop("extends", None)
+    if parent is None:
+        return values
+    return _merge(_read(path.parent / str(parent), (*seen, path)), values)
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Mappings merge key by key; a mapping whose `type` differs, a list or a scalar replaces what it overrides."""
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        if isinstance(old, dict) and isinstance(value, dict) and value.get("type", old.get("type")) == old.get("type"):
+            value = _merge(old, value)
+        merged[key] = value
+    return merged
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"override {override!r}: expected key=value, for example learner.learning_rate=1e-6")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"override {override!r}: the value is not valid YAML; quote it") from error
+    node: Any = values
+    *parents, last = key.split(".")
+    for parent in parents:
+        node = _descend(node, parent, override)
+    if isinstance(node, list):
+        node[_list_index(node, last, override)] = value
+    else:
+        node[last] = value
+
+
+def _descend(node: Any, key: str, override: str) -> Any:
+    if isinstance(node, list):
+        return node[_list_index(node, key, override)]
+    if not isinstance(node.get(key), dict | list):
+        node[key] = {}
+    return node[key]
+
+
+def _list_index(node: list[Any], key: str, override: str) -> int:
+    if not key.isdigit() or int(key) >= len(node):
+        raise RecipeError(f"override {override!r}: {key!r} must be an index from 0 to {len(node) - 1}")
+    return int(key)
+
+
+def differing_keys(a: RunConfig, b: RunConfig) -> list[str]:
+    """Dotted keys at which two recipes differ, sorted."""
+    left, right = dict(_flat(a.model_dump(mode="json"))), dict(_flat(b.model_dump(mode="json")))
+    return sorted(key for key in left.keys() | right.keys() if left.get(key) != right.get(key))
+
+
+def _flat(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    if isinstance(node, dict):
+        return [pair for key, value in node.items() for pair in _flat(value, f"{prefix}{key}.")]
+    return [(prefix.rstrip("."), node)]

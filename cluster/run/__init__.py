@@ -1,0 +1,1 @@
+"""What a run writes down: folder, progress, metrics, trajectories, console."""

@@ -1,0 +1,143 @@
+"""Writes down what happens: run folder, console, trackers. The loop tells it facts and never thinks about files."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any, Protocol
+
+from actors.trajectory import Group
+from cluster.group import BatchGroup
+from cluster.recipe.config import CheckpointConfig
+from cluster.roles import Learner, SyncReport
+from cluster.run.console import Console
+from cluster.run.folder import RunFolder
+from cluster.run.metrics import METRICS, Metrics
+from cluster.run.progress import Accuracy, Progress, StageProgress
+from cluster.run.trajectory_log import write_trajectories
+from curriculum.transition import Transition
+from reward.circuit import CircuitState, JudgeEvent
+
+_CIRCUIT_EVENTS = {
+    CircuitState.OPEN: "judge_circuit_opened",
+    CircuitState.HALF_OPEN: "judge_circuit_half_opened",
+    CircuitState.CLOSED: "judge_circuit_closed",
+}
+
+
+class Tracker(Protocol):
+    """A dashboard that draws curves."""
+
+    def log(self, step: int, metrics: Metrics) -> None:
+        """Takes the metrics of one step."""
+        ...
+
+
+class Journal:
+    """The memory of a run."""
+
+    def __init__(
+        self,
+        *,
+        folder: RunFolder,
+        console: Console,
+        trackers: Sequence[Tracker],
+        checkpoint: CheckpointConfig,
+        fetch: Callable[[Sequence[Any]], Sequence[Group]],
+        decode: Callable[[Sequence[int]], str],
+    ) -> None:
+        """`fetch` turns references into groups, `decode` the token ids of an answer into its text; both may block."""
+        self._folder = folder
+        self._console = console
+        self._trackers = trackers
+        self._checkpoint = checkpoint
+        self._fetch = fetch
+        self._decode = decode
+
+    def step(self, progress: Progress, stage: StageProgress, metrics: Metrics, *, total_steps: int | None) -> None:
+        """One step, told before it is counted in `progress`.
+
+        Raises:
+            KeyError: a metric that `METRICS` does not define.
+        """
+        undefined = metrics.keys() - METRICS.keys()
+        if undefined:
+            raise KeyError(f"metrics {sorted(undefined)} are not defined in cluster/run/metrics.py")
+        self._folder.append_metrics({"step": progress.step, "stage": stage.name, **metrics})
+        self._console.step(stage.name, stage.steps, total_steps, metrics)
+        for tracker in self._trackers:
+            tracker.log(progress.step, metrics)
+
+    async def trajectories(self, step: int, sampled: Sequence[BatchGroup], trained: Sequence[BatchGroup]) -> None:
+        """Every answer of a step; fetched and written off the event loop."""
+        if sampled:
+            await asyncio.to_thread(self._write_trajectories, step, sampled, trained)
+
+    def evaluation(self, after: str, accuracy: Accuracy) -> None:
+        """Held-out accuracy by length."""
+        self._folder.append_event("evaluation", after=after, accuracy=accuracy)
+        self._console.say(f"held-out accuracy after {after}: " + _accuracy_text(accuracy))
+
+    def stage_opened(self, stage: StageProgress) -> None:
+        """A stage begins."""
+        self._folder.append_event("stage_opened", stage=stage.name, kind=stage.kind)
+        self._console.open_stage(stage.name)
+
+    def stage_closed(self, stage: StageProgress) -> None:
+        """A stage is over."""
+        self._folder.append_event(
+            "stage_closed", stage=stage.name, steps=stage.steps, reason=stage.end_reason, accuracy=stage.accuracy_after
+        )
+        self._console.close_stage(stage.name)
+
+    def transition(self, transition: Transition) -> None:
+        """The audit log of the curriculum."""
+        fields = asdict(transition)
+        self._folder.append_event("transition", **{**fields, "reason": str(transition.reason)})
+
+    def sync(self, report: SyncReport) -> None:
+        """New weights are in every engine."""
+        self._folder.append_event("sync", **asdict(report))
+
+    def judge_events(self, events: Sequence[JudgeEvent]) -> None:
+        """The circuit of a judge opened, tries again, or closed."""
+        for event in events:
+            fields = {key: value for key, value in asdict(event).items() if key != "state"}
+            self._folder.append_event(_CIRCUIT_EVENTS[event.state], **fields)
+            if event.state is not CircuitState.HALF_OPEN:
+                self._console.say(f"circuit of judge {event.judge} is {event.state}: {event.reason}")
+
+    def fault(self, **fields: Any) -> None:
+        """Something failed and was handled."""
+        self._folder.append_event("fault", **fields)
+        self._console.say("fault: " + ", ".join(f"{key}={value}" for key, value in fields.items()))
+
+    def event(self, event: str, **fields: Any) -> None:
+        """Anything else worth keeping."""
+        self._folder.append_event(event, **fields)
+
+    async def checkpoint(self, progress: Progress, curriculum: dict[str, Any] | None, learner: Learner) -> None:
+        """Saves the run after its last finished step; before the first there is nothing to save."""
+        if progress.step == 0:
+            return
+        partial = self._folder.begin_checkpoint(progress.step)
+        await learner.save(partial / "learner")
+        state = {"progress": progress.state_dict(), "curriculum": curriculum}
+        self._folder.write_json(partial / "state.json", state)
+        path = self._folder.finish_checkpoint(partial, progress.step, self._checkpoint.keep_last)
+        self._folder.append_event("checkpoint", step=progress.step, path=str(path.relative_to(self._folder.path)))
+
+    def _write_trajectories(self, step: int, sampled: Sequence[BatchGroup], trained: Sequence[BatchGroup]) -> None:
+        groups = self._fetch([group.group for group in sampled])
+        write_trajectories(
+            self._folder.trajectories,
+            step,
+            list(zip(sampled, groups, strict=True)),
+            frozenset(group.meta.lease_id for group in trained),
+            self._decode,
+        )
+
+
+def _accuracy_text(accuracy: Accuracy) -> str:
+    return ", ".join(f"{name} {value:.3f}" for name, value in accuracy.items())

@@ -1,0 +1,101 @@
+"""How far a run has come: everything the driver must know to go on after it died."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from cluster.batches.ledger import Ledger
+from cluster.group import BatchGroup
+from cluster.run.metrics import num_judge_calls, num_judge_saves, num_unknown
+
+Accuracy = dict[str, float]
+"""Held-out accuracy by the name of the phase whose lengths were asked."""
+
+
+@dataclass(slots=True, kw_only=True)
+class StageProgress:
+    """One stage: the warm-up or a phase."""
+
+    name: str
+    kind: str
+    """`sft` or `rl`."""
+    steps: int = 0
+    """Steps finished."""
+    fruitless_steps: int = 0
+    """Steps that found no group to train on."""
+    wall_seconds: float = 0.0
+    """Time spent in the stage, held-out evaluation after it included; adds up over resumes."""
+    accuracy_before: Accuracy | None = None
+    accuracy_after: Accuracy | None = None
+    groups_sampled: int = 0
+    groups_trained: int = 0
+    groups_replayed: int = 0
+    judge_calls: int = 0
+    """Answers the judge was asked about, in training."""
+    judge_saves: int = 0
+    """Answers that the rule rejected and the judge accepted, in training."""
+    unknown_rewards: int = 0
+    """Answers without a known reward, in training."""
+    end_reason: str | None = None
+
+    @property
+    def replayed_share(self) -> float:
+        """Replayed groups / sampled groups."""
+        return self.groups_replayed / self.groups_sampled if self.groups_sampled else 0.0
+
+    def count(self, sampled: Sequence[BatchGroup], num_trained: int) -> None:
+        """Adds the groups of one step."""
+        self.fruitless_steps += num_trained == 0
+        self.groups_sampled += len(sampled)
+        self.groups_trained += num_trained
+        self.groups_replayed += sum(group.meta.replayed for group in sampled)
+        self.judge_calls += num_judge_calls(sampled)
+        self.judge_saves += num_judge_saves(sampled)
+        self.unknown_rewards += num_unknown(sampled)
+
+
+@dataclass(slots=True, kw_only=True)
+class Progress:
+    """Position of the run."""
+
+    step: int = 0
+    """Steps finished over all stages."""
+    policy_version: int = 0
+    """Weight updates sent to the engines."""
+    finished_stages: list[StageProgress] = field(default_factory=list)
+    stage: StageProgress | None = None
+    """The running stage; None between stages."""
+    base_accuracy: Accuracy | None = None
+    """Held-out accuracy of the base model."""
+    ledger: Ledger = field(default_factory=Ledger)
+    """How the leases of the finished steps ended."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> Progress:
+        """Restores what `state_dict` gave."""
+        stage = state["stage"]
+        return cls(
+            step=state["step"],
+            policy_version=state["policy_version"],
+            finished_stages=[StageProgress(**entry) for entry in state["finished_stages"]],
+            stage=None if stage is None else StageProgress(**stage),
+            base_accuracy=state["base_accuracy"],
+            ledger=Ledger(**state["ledger"]),
+        )
+
+    @property
+    def learner_stage(self) -> str:
+        """What the learner's optimizer is set up for: `sft` or `rl`."""
+        stages = [*self.finished_stages, *([self.stage] if self.stage else [])]
+        return "rl" if any(stage.kind == "rl" for stage in stages) else "sft"
+
+    @property
+    def last_accuracy(self) -> Accuracy | None:
+        """The newest held-out accuracy."""
+        return self.finished_stages[-1].accuracy_after if self.finished_stages else self.base_accuracy

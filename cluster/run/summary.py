@@ -1,0 +1,27 @@
+"""summary.json: what a run came to."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from cluster.recipe.config import RunConfig
+from cluster.run.progress import Progress
+from curriculum.leases import LeaseCounts
+
+
+def summarise(
+    config: RunConfig, progress: Progress, leases: LeaseCounts | None, imbalance: str | None = None
+) -> dict[str, Any]:
+    """Plain JSON: per stage its steps, wall seconds, held-out accuracy before and after at each length, replayed share
+    and judge calls; the lease book and the ledger over the whole run, with what does not add up between them."""
+    return {
+        "name": config.name,
+        "seed": config.seed,
+        "steps": progress.step,
+        "policy_version": progress.policy_version,
+        "base_accuracy": progress.base_accuracy,
+        "stages": [{**asdict(stage), "replayed_share": stage.replayed_share} for stage in progress.finished_stages],
+        "leases": asdict(leases) if leases else None,
+        "ledger": {**asdict(progress.ledger), "imbalance": imbalance} if leases else None,
+    }

@@ -1,0 +1,82 @@
+"""What the model said: one parquet file per training step, one row per answer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from actors.trajectory import Group
+from cluster.group import BatchGroup
+
+COLUMNS = (
+    "step", "lease_id", "prompt_id", "sample", "data_source", "phase", "replayed", "question", "truth", "response",
+    "answer", "rule", "judge", "accuracy", "reward", "reason", "advantage", "trained", "policy_version",
+    "newest_policy_version", "engine", "finish_reason", "prompt_tokens", "response_tokens",
+)  # fmt: skip
+"""`prompt_id` is the task's id; `judge` is null where it was not asked, `accuracy` and `reward` where unknown.
+The policy versions are those of the oldest and of the newest token."""
+
+
+def write_trajectories(
+    directory: Path,
+    step: int,
+    sampled: Sequence[tuple[BatchGroup, Group]],
+    trained_leases: frozenset[int],
+    decode: Callable[[Sequence[int]], str],
+) -> Path:
+    """Writes every answer of a step, trained on or not; the file appears whole or not at all."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [row for scored, group in sampled for row in _rows(step, scored, group, trained_leases, decode)]
+    table = pa.table({column: [row[column] for row in rows] for column in COLUMNS})
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"step-{step:06d}.parquet"
+    partial = path.with_name(f".{path.name}.partial")
+    pq.write_table(table, partial)
+    os.replace(partial, path)
+    return path
+
+
+def _rows(
+    step: int,
+    scored: BatchGroup,
+    group: Group,
+    trained_leases: frozenset[int],
+    decode: Callable[[Sequence[int]], str],
+) -> list[dict[str, Any]]:
+    shared = {
+        "step": step,
+        "lease_id": group.lease_id,
+        "prompt_id": group.task_id,
+        "data_source": group.data_source,
+        "phase": group.phase,
+        "replayed": group.replayed,
+        "question": group.question,
+        "truth": list(group.answers),
+        "trained": group.lease_id in trained_leases,
+        "engine": group.engine,
+        "prompt_tokens": len(group.prompt_ids),
+    }
+    answers = zip(group.trajectories, scored.scores, scored.advantages, strict=True)
+    return [
+        {
+            **shared,
+            "sample": index,
+            "response": decode(trajectory.response_ids.tolist()),
+            "answer": score.answer,
+            "rule": score.rule,
+            "judge": None if score.judge is None else str(score.judge),
+            "accuracy": score.accuracy,
+            "reward": score.reward,
+            "reason": score.reason,
+            "advantage": advantage,
+            "policy_version": trajectory.policy_version,
+            "newest_policy_version": trajectory.newest_policy_version,
+            "finish_reason": str(trajectory.finish_reason),
+            "response_tokens": len(trajectory.response_ids),
+        }
+        for index, (trajectory, score, advantage) in enumerate(answers)
+    ]

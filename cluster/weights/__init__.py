@@ -1,0 +1,1 @@
+"""One weight update from the learner to every engine, with receipts."""

@@ -1,0 +1,1 @@
+"""Attention that computes a prompt once for all its answers."""

@@ -1,0 +1,318 @@
+"""Attention over rows that hold every prompt once, followed by its responses.
+
+A response token sees its prompt and the earlier tokens of its own response, nothing else, so the result equals
+forwarding each prompt-response pair on its own, up to rounding. The function enters the registry of `transformers`
+under its own key and runs inside unmodified Qwen2, Qwen3 and Llama models; the layout of the row travels as a keyword.
+
+Forward: causal attention within every prompt and every response, then all responses of a segment at once against their
+prompt, and both merged by their log-sum-exp. Nothing of the prompt is copied per response. Backward: the same two
+calls, each with the merged output and log-sum-exp, which makes their sum the exact gradient (see `flash`).
+
+The same attention runs in three phases when a group is larger than memory (see `three_phase`): prompts alone,
+whose keys and values stay in a `PrefixCache`; responses against the cache, any number of times; the prompts' backward.
+
+Dimensions: `H` heads, `K` key-value heads, `T` tokens of the row, `D` head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from learner.attention.flash import Spans, attend, attend_backward, merge
+from learner.attention.ulysses import HeadExchange
+from learner.batch.microbatch import PrefixSegment
+
+ATTENTION_KEY = "shared_prefix"
+"""Value of `attn_implementation` that selects this attention."""
+
+
+class Pass(StrEnum):
+    """Which tokens of the segments a row holds."""
+
+    WHOLE = "whole"
+    """Prompts and responses."""
+    PROMPTS = "prompts"
+    """Prompts only; their keys and values go into the cache."""
+    RESPONSES = "responses"
+    """Responses only; their prompts are in the cache."""
+    DENSE = "dense"
+    """One response per prompt, through torch's own attention: the dense path that the others are checked against."""
+
+
+@dataclass(slots=True)
+class PrefixLayer:
+    """Keys and values of all prompts in one layer, and the gradients that the responses have left for them."""
+
+    key: Tensor
+    """[1, K, prompts, D], without gradient."""
+    value: Tensor
+    """[1, K, prompts, D], without gradient."""
+    key_grad: Tensor | None = None
+    """[1, K, prompts, D] fp32."""
+    value_grad: Tensor | None = None
+    """[1, K, prompts, D] fp32."""
+
+    def accumulate(self, keys: slice, key_grad: Tensor, value_grad: Tensor) -> None:
+        """Add the gradients of one prompt."""
+        if self.key_grad is None or self.value_grad is None:
+            self.key_grad = torch.zeros_like(self.key, dtype=torch.float32)
+            self.value_grad = torch.zeros_like(self.value, dtype=torch.float32)
+        self.key_grad[:, :, keys] += key_grad
+        self.value_grad[:, :, keys] += value_grad
+
+
+@dataclass(slots=True)
+class PrefixCache:
+    """What the prompts of a row leave behind for its responses, by index of the layer."""
+
+    layers: dict[int, PrefixLayer] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PromptAttention:
+    """All responses of one segment against their prompt."""
+
+    queries: slice
+    """Of the row."""
+    keys: slice
+    """Of the row, or of the cached prompts."""
+    query_spans: Spans
+    key_spans: Spans
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RowLayout:
+    """Who sees whom in a row; made once per row, used by every layer."""
+
+    which: Pass
+    spans: Spans
+    """Stretches with causal attention inside; they cover the row."""
+    prompt_attentions: tuple[PromptAttention, ...]
+    cache: PrefixCache | None = None
+    """Filled by a row of prompts, read by a row of responses; a new one for every pass over them."""
+    exchange: HeadExchange | None = None
+    """Set where the tokens of the row are spread over several ranks."""
+
+    def with_exchange(self, exchange: HeadExchange | None, padding: int, device: torch.device) -> RowLayout:
+        """The same row spread over ranks, with `padding` tokens behind it that nobody sees."""
+        lengths = (*self.spans.lengths, padding) if padding else self.spans.lengths
+        return replace(self, exchange=exchange, spans=Spans.of(lengths, device))
+
+    def with_cache(self, cache: PrefixCache) -> RowLayout:
+        """The same row with a cache for its prompts' keys and values."""
+        return replace(self, cache=cache)
+
+
+def whole_layout(segments: Sequence[PrefixSegment], device: torch.device) -> RowLayout:
+    """Layout of a row of prompts and responses; segments must cover the row without gaps."""
+    lengths = [length for segment in segments for length in _self_pieces(segment)]
+    prompt_attentions = tuple(
+        _cross(
+            segment.start + segment.prompt_tokens, sum(segment.response_tokens), segment.start, segment.prompt_tokens,
+            device,
+        )
+        for segment in segments
+        if len(segment.response_tokens) > 1
+    )  # fmt: skip
+    return RowLayout(Pass.WHOLE, Spans.of(lengths, device), prompt_attentions)
+
+
+def dense_layout(segments: Sequence[PrefixSegment], device: torch.device) -> RowLayout:
+    """Layout of a row in which every prompt has one response, for torch's own attention.
+
+    Raises:
+        ValueError: a segment has several responses.
+    """
+    if any(len(segment.response_tokens) > 1 for segment in segments):
+        raise ValueError("the dense path forwards every response behind its own copy of the prompt; unshare the plan")
+    return replace(whole_layout(segments, device), which=Pass.DENSE)
+
+
+def prompt_layout(prompt_tokens: Sequence[int], device: torch.device) -> RowLayout:
+    """Layout of a row of prompts alone, whose keys and values go into a cache."""
+    return RowLayout(Pass.PROMPTS, Spans.of(prompt_tokens, device), ())
+
+
+def response_layout(
+    prompt_tokens: Sequence[int], response_tokens: Sequence[Sequence[int]], device: torch.device
+) -> RowLayout:
+    """Layout of a row of responses whose prompts are in a cache.
+
+    Args:
+        prompt_tokens: [S] of every prompt in the cache.
+        response_tokens: [S] lengths of the responses in this row, maybe none for some prompts.
+        device: of the row.
+    """
+    prompt_attentions: list[PromptAttention] = []
+    query = key = 0
+    for prompt, responses in zip(prompt_tokens, response_tokens, strict=True):
+        if responses:
+            prompt_attentions.append(_cross(query, sum(responses), key, prompt, device))
+        query, key = query + sum(responses), key + prompt
+    lengths = [length for responses in response_tokens for length in responses]
+    return RowLayout(Pass.RESPONSES, Spans.of(lengths, device), tuple(prompt_attentions))
+
+
+def register() -> None:
+    """Make `attn_implementation="shared_prefix"` known to transformers.
+
+    No mask function is registered under the key, and transformers then builds no mask at all.
+    """
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    ALL_ATTENTION_FUNCTIONS.register(ATTENTION_KEY, shared_prefix_attention)
+
+
+def shared_prefix_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    row_layout: RowLayout,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    **kwargs: object,
+) -> tuple[Tensor, None]:
+    """Attention function with the signature of the transformers registry.
+
+    Args:
+        module: the attention layer; its `layer_idx` finds the layer in the cache.
+        query: [1, H, T, D], rotated.
+        key: [1, K, T, D], rotated.
+        value: [1, K, T, D].
+        attention_mask: must be None; the layout says who sees whom.
+        row_layout: layout of the row, passed as keyword to the model.
+        scaling: factor on the scores.
+        dropout: must be 0.
+        sliding_window: must be None.
+
+    Returns:
+        [1, T, H, D] and None in place of attention weights.
+
+    Raises:
+        ValueError: a mask, dropout or sliding window, which this attention does not have.
+    """
+    if attention_mask is not None or dropout or sliding_window is not None:
+        raise ValueError(
+            f"shared-prefix attention has no mask, dropout or sliding window, got mask={attention_mask is not None} "
+            f"dropout={dropout} sliding_window={sliding_window}; set attention_dropout=0 and use_sliding_window=false "
+            "in the model's config.json"
+        )
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    exchange = row_layout.exchange
+    if exchange is not None:
+        query, key, value = exchange.to_heads(query), exchange.to_heads(key), exchange.to_heads(value)
+    if row_layout.which is Pass.DENSE:
+        out = _stock(query, key, value, row_layout.spans, scale)
+    else:
+        layer = int(getattr(module, "layer_idx", 0))
+        out = _SharedPrefix.apply(query, key, value, row_layout, layer, scale)
+    if exchange is not None:
+        out = exchange.to_tokens(out)
+    return out.transpose(1, 2).contiguous(), None
+
+
+class _SharedPrefix(torch.autograd.Function):
+    """See the head of the file."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: RowLayout, layer: int, scale: float) -> Tensor:
+        out, lse = attend(q, k, v, layout.spans, layout.spans, causal=True, scale=scale)
+        if layout.which is Pass.PROMPTS:
+            # A checkpointed layer comes by twice; the second time its gradients are already there.
+            _cache(layout).layers.setdefault(layer, PrefixLayer(k.detach(), v.detach()))
+        prompt_k, prompt_v = _prompt_states(k, v, layout, layer)
+        for prompt_attention in layout.prompt_attentions:
+            here = prompt_attention.queries
+            other, other_lse = attend(
+                q[:, :, here],
+                prompt_k[:, :, prompt_attention.keys],
+                prompt_v[:, :, prompt_attention.keys],
+                prompt_attention.query_spans,
+                prompt_attention.key_spans,
+                causal=False,
+                scale=scale,
+            )
+            out[:, :, here], lse[:, :, here] = merge(out[:, :, here], lse[:, :, here], other, other_lse)
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.layout, ctx.layer, ctx.scale = layout, layer, scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        q, k, v, out, lse = ctx.saved_tensors
+        layout: RowLayout = ctx.layout
+        dq, dk, dv = attend_backward(grad, q, k, v, out, lse, layout.spans, layout.spans, causal=True, scale=ctx.scale)
+        prompt_k, prompt_v = _prompt_states(k, v, layout, ctx.layer)
+        for prompt_attention in layout.prompt_attentions:
+            here, there = prompt_attention.queries, prompt_attention.keys
+            cross_dq, cross_dk, cross_dv = attend_backward(
+                grad[:, :, here],
+                q[:, :, here],
+                prompt_k[:, :, there],
+                prompt_v[:, :, there],
+                out[:, :, here],
+                lse[:, :, here],
+                prompt_attention.query_spans,
+                prompt_attention.key_spans,
+                causal=False,
+                scale=ctx.scale,
+            )
+            dq[:, :, here] += cross_dq
+            if layout.which is Pass.RESPONSES:
+                _cache(layout).layers[ctx.layer].accumulate(there, cross_dk, cross_dv)
+            else:
+                dk[:, :, there] += cross_dk
+                dv[:, :, there] += cross_dv
+        if layout.which is Pass.PROMPTS:
+            cached = _cache(layout).layers[ctx.layer]
+            if cached.key_grad is not None and cached.value_grad is not None:
+                dk, dv = (dk + cached.key_grad).to(dk.dtype), (dv + cached.value_grad).to(dv.dtype)
+        return dq, dk, dv, None, None, None
+
+
+def _prompt_states(k: Tensor, v: Tensor, layout: RowLayout, layer: int) -> tuple[Tensor, Tensor]:
+    """Keys and values that the responses look at across."""
+    if layout.which is not Pass.RESPONSES:
+        return k, v
+    cached = _cache(layout).layers[layer]
+    return cached.key, cached.value
+
+
+def _cache(layout: RowLayout) -> PrefixCache:
+    if layout.cache is None:
+        raise ValueError(f"a row of {layout.which} needs the cache of its prompts; see learner/forward/three_phase.py")
+    return layout.cache
+
+
+def _stock(q: Tensor, k: Tensor, v: Tensor, spans: Spans, scale: float) -> Tensor:
+    columns = zip(*(x.split(spans.lengths, dim=2) for x in (q, k, v)), strict=True)
+    gqa = q.shape[1] != k.shape[1]
+    outs = [scaled_dot_product_attention(*qkv, is_causal=True, scale=scale, enable_gqa=gqa) for qkv in columns]
+    return torch.cat(outs, dim=2)
+
+
+def _self_pieces(segment: PrefixSegment) -> tuple[int, ...]:
+    """A single response simply goes on where its prompt ends."""
+    if len(segment.response_tokens) == 1:
+        return (segment.prompt_tokens + segment.response_tokens[0],)
+    return (segment.prompt_tokens, *segment.response_tokens)
+
+
+def _cross(query: int, num_queries: int, key: int, num_keys: int, device: torch.device) -> PromptAttention:
+    return PromptAttention(
+        queries=slice(query, query + num_queries),
+        keys=slice(key, key + num_keys),
+        query_spans=Spans.of((num_queries,), device),
+        key_spans=Spans.of((num_keys,), device),
+    )

@@ -1,0 +1,1 @@
+"""Scored groups as packed rows."""

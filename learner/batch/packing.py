@@ -1,0 +1,243 @@
+"""Which rank forwards which responses of which group, in which micro-batch.
+
+Groups of a slice -> ranks -> micro-batches (one forward and backward each). Only the lengths are needed, so every rank,
+or the driver, makes the same plan before any token is fetched.
+
+A group beyond the token budget keeps its prompt whole: its responses go through in batches, in three phases (see
+`three_phase`), and the other ranks cut their micro-batch of the same step alike, so that all make the same
+collective calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learner.batch.microbatch import GroupShape
+
+PAIR_COST = 1 / 30_000
+"""Cost of one query-key pair in units of one token through the linear layers. A layer of width h spends about 24 h^2
+FLOPs on the token and 4 h on the pair, so 1 / 6h: this is h = 5120, the 14B and 32B models of the paper."""
+MAX_TRADES = 100
+"""Bound on the trades after which the balance is taken as it is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupPart:
+    """Responses of one group that go through one micro-batch behind one copy of the prompt."""
+
+    group: int
+    """Index of the group in the batch that was planned."""
+    responses: tuple[int, ...]
+    """Indices of the responses within the group, ascending."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MicroBatchPlan:
+    """One row; without parts it is a placeholder that keeps the ranks in step."""
+
+    parts: tuple[GroupPart, ...]
+    num_tokens: int
+    cost: float
+    """In tokens through the linear layers, see `PAIR_COST`."""
+    batches: tuple[tuple[GroupPart, ...], ...] = ()
+    """The responses of the parts in batches, where they do not fit at once or another rank's do not: the row then goes
+    through in three phases. Empty where the row is forwarded whole."""
+
+
+PLACEHOLDER = MicroBatchPlan(parts=(), num_tokens=0, cost=0.0)
+"""A row that weighs nothing; it is forwarded like any other."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlicePlan:
+    """Groups that go through the learner together."""
+
+    num_groups: int
+    ranks: tuple[tuple[MicroBatchPlan, ...], ...]
+    """[num_ranks] micro-batches of each rank, heaviest first; equally many on every rank."""
+
+    def groups_of(self, rank: int) -> tuple[int, ...]:
+        """Indices of the groups that the rank must hold, ascending; the others need not be fetched."""
+        return tuple(sorted({part.group for micro in self.ranks[rank] for part in micro.parts}))
+
+
+def plan_slice(
+    shapes: Sequence[GroupShape], *, num_ranks: int, max_tokens: int, pair_cost: float = PAIR_COST
+) -> SlicePlan:
+    """Plan the micro-batches of some groups; equal input gives an equal plan.
+
+    Whole groups go to the rank with the least cost so far, heaviest first; the heaviest rank then trades groups with
+    the others as long as that helps.
+
+    Args:
+        shapes: [N] lengths of the groups.
+        num_ranks: data-parallel ranks.
+        max_tokens: tokens of a micro-batch, prompts counted once; the responses of a larger group go in batches.
+        pair_cost: cost of a query-key pair relative to a token.
+
+    Raises:
+        ValueError: no groups; an empty prompt or response; a prompt with one response beyond `max_tokens`.
+    """
+    if not shapes:
+        raise ValueError("no groups to train on; skip the step")
+    for index, shape in enumerate(shapes):
+        _check_shape(index, shape, max_tokens)
+    costs = {i: part_cost(shape, range(len(shape.response_tokens)), pair_cost) for i, shape in enumerate(shapes)}
+    ranks = [_pack_rank(groups, shapes, costs, max_tokens) for groups in balance(costs, num_ranks)]
+    return SlicePlan(num_groups=len(shapes), ranks=_in_step(ranks))
+
+
+def unshare(plan: SlicePlan) -> SlicePlan:
+    """The same responses on the same ranks, each in a row of its own behind its own copy of the prompt.
+
+    For the dense path; `num_tokens` and `cost` stay those of the row that a response came from, an upper bound.
+    """
+    ranks = [
+        [_single(row, part, i) for row in rank for part in row.parts for i in part.responses] for rank in plan.ranks
+    ]
+    steps = max(len(rank) for rank in ranks)
+    return SlicePlan(
+        num_groups=plan.num_groups, ranks=tuple((*rank, *[PLACEHOLDER] * (steps - len(rank))) for rank in ranks)
+    )
+
+
+def part_tokens(shape: GroupShape, responses: Iterable[int]) -> int:
+    """Tokens of a row that holds the prompt once and these responses."""
+    return shape.prompt_tokens + sum(shape.response_tokens[i] for i in responses)
+
+
+def part_cost(shape: GroupShape, responses: Sequence[int], pair_cost: float) -> float:
+    """Cost of the prompt once and these responses: linear layers plus the query-key pairs of causal attention."""
+    prompt = shape.prompt_tokens
+    pairs = prompt * (prompt + 1) / 2
+    for i in responses:
+        length = shape.response_tokens[i]
+        pairs += length * prompt + length * (length + 1) / 2
+    return part_tokens(shape, responses) + pair_cost * pairs
+
+
+def _check_shape(index: int, shape: GroupShape, max_tokens: int) -> None:
+    if shape.prompt_tokens < 1 or not shape.response_tokens or min(shape.response_tokens) < 1:
+        raise ValueError(
+            f"group {index}: {shape.prompt_tokens} prompt tokens and responses of {shape.response_tokens} tokens; "
+            "every prompt and response needs at least one token, leave the group out"
+        )
+    needed = shape.prompt_tokens + max(shape.response_tokens)
+    if needed > max_tokens:
+        raise ValueError(
+            f"group {index}: a prompt of {shape.prompt_tokens} tokens with its longest response makes {needed} tokens, "
+            f"more than learner.max_tokens_per_microbatch={max_tokens}; raise it or shorten prompt and response limits"
+        )
+
+
+def _first_fit(items: Iterable[tuple[int, int]], capacity: int) -> list[list[int]]:
+    """Bins of item ids; items are (id, size) in the order in which they are placed."""
+    bins: list[list[int]] = []
+    room: list[int] = []
+    for item, size in items:
+        target = next((b for b, free in enumerate(room) if free >= size), None)
+        if target is None:
+            target = len(bins)
+            bins.append([])
+            room.append(capacity)
+        bins[target].append(item)
+        room[target] -= size
+    return bins
+
+
+def balance(costs: Mapping[int, float], num_ranks: int) -> list[list[int]]:
+    """Groups of each rank: heaviest first to the rank with the least cost so far, then trades of the heaviest rank."""
+    groups = sorted(costs, key=lambda i: (-costs[i], i))
+    cost_N = np.array([costs[i] for i in groups])
+    owner_N = np.empty(len(groups), np.int64)
+    load_R = [0.0] * num_ranks
+    for index, cost in enumerate(cost_N.tolist()):
+        rank = min(range(num_ranks), key=load_R.__getitem__)
+        owner_N[index] = rank
+        load_R[rank] += cost
+    _trade(cost_N, owner_N, np.array(load_R))
+    assigned: list[list[int]] = [[] for _ in range(num_ranks)]
+    for group, rank in zip(groups, owner_N.tolist(), strict=True):
+        assigned[rank].append(group)
+    return assigned
+
+
+def _trade(cost_N: NDArray, owner_N: NDArray, load_R: NDArray) -> None:
+    """Move or swap groups of the heaviest rank, always the trade after which the worse of the two ranks is lightest."""
+    num_ranks = len(load_R)
+    for _ in range(MAX_TRADES if num_ranks > 1 else 0):
+        heaviest = int(load_R.argmax())
+        mine = np.flatnonzero(owner_N == heaviest)
+        theirs = np.flatnonzero(owner_N != heaviest)
+        given = cost_N[mine, None]
+        # columns: every group of the others in exchange, then nothing in exchange, from every rank
+        taken = np.concatenate((cost_N[theirs], np.zeros(num_ranks)))
+        partner = np.concatenate((owner_N[theirs], np.arange(num_ranks)))
+        worse = np.maximum(load_R[heaviest] - given + taken, load_R[partner] + given - taken)
+        worse[:, partner == heaviest] = np.inf
+        row, column = np.unravel_index(worse.argmin(), worse.shape)
+        if worse[row, column] >= load_R[heaviest] * (1 - 1e-12):
+            return
+        gain = given[row, 0] - taken[column]
+        other = int(partner[column])
+        owner_N[mine[row]] = other
+        if column < len(theirs):
+            owner_N[theirs[column]] = heaviest
+        load_R[heaviest] -= gain
+        load_R[other] += gain
+
+
+def _pack_rank(
+    groups: Sequence[int], shapes: Sequence[GroupShape], costs: Mapping[int, float], max_tokens: int
+) -> list[MicroBatchPlan]:
+    """Micro-batches of one rank, those in batches first, then heaviest first, so that the ranks wait little."""
+    order = sorted(groups, key=lambda i: (-shapes[i].total_tokens, i))
+    large = [_phased(i, shapes[i], costs[i], max_tokens) for i in order if shapes[i].total_tokens > max_tokens]
+    fitting = [(i, shapes[i].total_tokens) for i in order if shapes[i].total_tokens <= max_tokens]
+    rows = [
+        MicroBatchPlan(
+            parts=tuple(_whole(i, shapes[i]) for i in row),
+            num_tokens=sum(shapes[i].total_tokens for i in row),
+            cost=sum(costs[i] for i in row),
+        )
+        for row in _first_fit(fitting, max_tokens)
+    ]
+    large.sort(key=lambda row: (-len(row.batches), -row.cost))
+    return large + sorted(rows, key=lambda row: -row.cost)
+
+
+def _phased(index: int, shape: GroupShape, cost: float, max_tokens: int) -> MicroBatchPlan:
+    """A group beyond the budget: its responses in as few batches as first-fit-decreasing finds."""
+    order = sorted(range(len(shape.response_tokens)), key=lambda i: (-shape.response_tokens[i], i))
+    bins = _first_fit([(i, shape.response_tokens[i]) for i in order], max_tokens - shape.prompt_tokens)
+    batches = tuple((GroupPart(group=index, responses=tuple(sorted(responses))),) for responses in bins)
+    largest = max(part_tokens(shape, batch[0].responses) for batch in batches)
+    return MicroBatchPlan(parts=(_whole(index, shape),), num_tokens=largest, cost=cost, batches=batches)
+
+
+def _in_step(ranks: list[list[MicroBatchPlan]]) -> tuple[tuple[MicroBatchPlan, ...], ...]:
+    """Equally many rows on every rank, and in every step equally many batches."""
+    steps = max(len(rank) for rank in ranks)
+    padded = [[*rank, *[PLACEHOLDER] * (steps - len(rank))] for rank in ranks]
+    num_batches = [max(len(rank[step].batches) for rank in padded) for step in range(steps)]
+    return tuple(tuple(_with_batches(row, n) for row, n in zip(rank, num_batches, strict=True)) for rank in padded)
+
+
+def _with_batches(row: MicroBatchPlan, num_batches: int) -> MicroBatchPlan:
+    if not num_batches:
+        return row
+    batches = row.batches or (row.parts,)
+    return replace(row, batches=(*batches, *[()] * (num_batches - len(batches))))
+
+
+def _whole(index: int, shape: GroupShape) -> GroupPart:
+    return GroupPart(group=index, responses=tuple(range(len(shape.response_tokens))))
+
+
+def _single(row: MicroBatchPlan, part: GroupPart, response: int) -> MicroBatchPlan:
+    single = GroupPart(group=part.group, responses=(response,))
+    return MicroBatchPlan(parts=(single,), num_tokens=row.num_tokens, cost=row.cost)

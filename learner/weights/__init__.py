@@ -1,0 +1,1 @@
+"""Full weights out of the learner."""

@@ -1,0 +1,1 @@
+"""The policy, partitioned by DeepSpeed ZeRO-3, and its checkpoints."""

@@ -1,0 +1,141 @@
+"""Checkpoints of the learner: ZeRO-3 shards and random states in a folder that is either whole or not there.
+
+A checkpoint is written under a temporary name; the marker `COMPLETE` goes in last and the folder is then renamed, so a
+run that dies while saving leaves nothing that could be loaded by mistake.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from learner.zero3.shard import Shard, shard_name
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
+COMPLETE = "COMPLETE"
+"""File whose presence says that every rank has written everything."""
+_MANIFEST = "manifest.json"
+_INDEX = "index.json"
+_STEP = "optimizer_step"
+_STATE = "state.json"
+
+
+def is_complete(directory: Path) -> bool:
+    """True if the checkpoint was written to its end."""
+    return (directory / COMPLETE).is_file()
+
+
+def latest_complete(parent: Path) -> Path | None:
+    """The last complete checkpoint in `parent` by name, or None; number the names with leading zeros."""
+    return max((path for path in _checkpoints(parent) if is_complete(path)), key=lambda path: path.name, default=None)
+
+
+def prune(parent: Path, keep: int) -> None:
+    """Delete all but the last `keep` complete checkpoints in `parent`; incomplete and temporary ones are left alone.
+
+    Raises:
+        ValueError: `keep` is below 1, which would delete the only way back.
+    """
+    if keep < 1:
+        raise ValueError(f"keep={keep} would delete every checkpoint; keep at least 1")
+    complete = sorted((path for path in _checkpoints(parent) if is_complete(path)), key=lambda path: path.name)
+    for path in complete[:-keep]:
+        (path / COMPLETE).unlink()
+        shutil.rmtree(path)
+
+
+def save(engine: DeepSpeedEngine, directory: Path, *, manifest: dict[str, Any], state: dict[str, Any]) -> None:
+    """Write weights, optimizer and random state of all ranks. Collective; every rank sees the same file system.
+
+    Args:
+        engine: the DeepSpeed engine.
+        directory: final name; an earlier checkpoint of that name is replaced.
+        manifest: what must agree when the checkpoint is loaded; plain JSON.
+        state: what is handed back then; plain JSON.
+    """
+    import torch.distributed as dist
+
+    rank = dist.get_rank()
+    partial = directory.with_name(f".{directory.name}.partial")
+    if rank == 0:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    dist.barrier()
+    shard = Shard.of(engine)
+    shard.save(partial / shard_name(rank))
+    torch.save(_random_state(), partial / f"rng_{rank}.pt")
+    dist.barrier()
+    if rank == 0:
+        (partial / _MANIFEST).write_text(json.dumps({**manifest, "world_size": dist.get_world_size()}) + "\n")
+        (partial / _INDEX).write_text(json.dumps(shard.index) + "\n")
+        (partial / _STATE).write_text(json.dumps({**state, _STEP: shard.step}) + "\n")
+        (partial / COMPLETE).touch()
+        shutil.rmtree(directory, ignore_errors=True)
+        partial.rename(directory)
+    dist.barrier()
+
+
+def load(engine: DeepSpeedEngine, directory: Path, *, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Restore what `save` wrote and return its state. Collective.
+
+    The number of ranks may differ from the one that saved. Weights and optimizer are then the same; random states are
+    those of the old ranks, over and over, since there is one per rank.
+
+    Raises:
+        FileNotFoundError: no complete checkpoint of that name.
+        ValueError: the checkpoint was written with another manifest, or belongs to another model.
+    """
+    import torch.distributed as dist
+
+    if not is_complete(directory):
+        raise FileNotFoundError(f"{directory} is not a complete checkpoint (no {COMPLETE}); resume from an earlier one")
+    found = json.loads((directory / _MANIFEST).read_text())
+    _check_manifest(directory, found, manifest)
+    state = json.loads((directory / _STATE).read_text())
+    num_shards = int(found["world_size"])
+    index = json.loads((directory / _INDEX).read_text())
+    Shard.of(engine).restore(directory, index, num_shards, step=state.pop(_STEP))
+    random_state = torch.load(directory / f"rng_{dist.get_rank() % num_shards}.pt", weights_only=True)
+    _restore_random_state(random_state)
+    dist.barrier()
+    return state
+
+
+def _checkpoints(parent: Path) -> list[Path]:
+    if not parent.is_dir():
+        return []
+    return [path for path in parent.iterdir() if path.is_dir() and not path.name.startswith(".")]
+
+
+def _check_manifest(directory: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
+    different = {key: (found.get(key), value) for key, value in expected.items() if found.get(key) != value}
+    if different:
+        text = ", ".join(f"{key}={old!r} in the checkpoint but {new!r} now" for key, (old, new) in different.items())
+        raise ValueError(f"{directory}: {text}; resume with the settings the checkpoint was written with")
+
+
+def _random_state() -> dict[str, Any]:
+    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "python": random.getstate(),
+        "numpy": (kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, gauss),
+    }
+
+
+def _restore_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+    random.setstate(state["python"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))

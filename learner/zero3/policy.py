@@ -1,0 +1,109 @@
+"""The trained module: a causal language model that scores the response tokens of a packed row."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor, nn
+
+from learner.attention.shared_prefix import ATTENTION_KEY, register
+from learner.forward.logprobs import ResponseHead, TokenLoss
+from learner.forward.row_tensors import PromptTensors, RowTensors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+TOKENIZER_FILES = (
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "chat_template*",
+)
+"""Names of the files that make up a tokenizer in a Hugging Face folder."""
+
+
+class Policy(nn.Module):
+    """Backbone and LM head of a Hugging Face model behind one `forward`, which is what DeepSpeed wraps."""
+
+    def __init__(self, causal_lm: PreTrainedModel) -> None:
+        """Take over a model loaded with `attn_implementation="shared_prefix"`; its head becomes a `ResponseHead`.
+
+        Raises:
+            ValueError: the LM head has a bias, or the model scales or caps its logits, which `ResponseHead` cannot.
+        """
+        super().__init__()
+        head = causal_lm.get_output_embeddings()
+        if not isinstance(head, nn.Linear) or head.bias is not None or _changes_logits(causal_lm.config):
+            raise ValueError(
+                f"{type(causal_lm).__name__}: the LM head is not a plain matrix; use a Qwen2, Qwen3 or Llama model"
+            )
+        self.causal_lm = causal_lm
+        causal_lm.set_output_embeddings(ResponseHead(cast(nn.Parameter, head.weight)))
+
+    def forward(
+        self, row: RowTensors | PromptTensors, loss: TokenLoss | None = None, prompt_states_SH: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """Loss and scores of the response tokens of a row, or the last states of a row of prompts.
+
+        Args:
+            row: a packed row, or the prompts of one.
+            loss: of the tokens; None to have them scored only.
+            prompt_states_SH: what the prompts' pass returned, for a row of responses alone.
+
+        Returns:
+            the loss and the columns of `TokenScores`; for prompts, one tensor [S, H].
+        """
+        hidden_TH = self.causal_lm.get_decoder()(
+            input_ids=row.input_ids,
+            position_ids=row.position_ids,
+            use_cache=False,
+            row_layout=row.layout,
+        ).last_hidden_state[0]
+        if isinstance(row, PromptTensors):
+            return (hidden_TH[row.last_S],)
+        if prompt_states_SH is not None:
+            hidden_TH = torch.cat((prompt_states_SH, hidden_TH))
+        head = cast(ResponseHead, self.causal_lm.get_output_embeddings())
+        return head(hidden_TH[row.predictors_N], row.labels_N, row.temperature_N, row.top_p_N, loss)
+
+
+def load_policy(
+    model_path: str, *, dtype: torch.dtype, gradient_checkpointing: bool, trust_remote_code: bool
+) -> Policy:
+    """Load a Hugging Face folder or hub id as a policy in training mode.
+
+    Raises:
+        OSError: the folder is missing or not a model (from transformers).
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    register()
+    causal_lm = AutoModelForCausalLM.from_pretrained(
+        model_path, dtype=dtype, attn_implementation=ATTENTION_KEY, trust_remote_code=trust_remote_code
+    )
+    if gradient_checkpointing:
+        causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+    return Policy(causal_lm).train()
+
+
+def copy_tokenizer(model_path: str, directory: Path) -> None:
+    """Copy the tokenizer's files as they are: loading and saving them again may turn them into another class's."""
+    source = Path(model_path)
+    if not source.is_dir():
+        from huggingface_hub import snapshot_download
+
+        source = Path(snapshot_download(model_path, allow_patterns=list(TOKENIZER_FILES)))
+    for pattern in TOKENIZER_FILES:
+        for path in source.glob(pattern):
+            shutil.copyfile(path, directory / path.name)
+
+
+def _changes_logits(config: object) -> bool:
+    return any(getattr(config, name, None) not in (None, 1.0) for name in ("logit_scale", "final_logit_softcapping"))

@@ -1,0 +1,156 @@
+"""`qwenlong judge-report`: how far a judge can be trusted, on labelled pairs or on the answers of a run."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from reward.config import JudgeConfig, NoJudge
+from reward.judge_back_end import gpu_is_there, judge_config, judge_session
+from reward.judge_report import (
+    AnswerPair,
+    ErrorRates,
+    JudgedPair,
+    JudgeReport,
+    exact_and_mismatched,
+    judge_pairs,
+    judge_report,
+    read_labelled_pair,
+    rule_accepts,
+)
+from reward.row_files import RowReader, json_writer
+from reward.score import Verdict
+
+RUN_COLUMNS = ("question", "truth", "answer", "judge", "data_source")
+SHOWN_CHARS = 60
+
+
+def report_judge(source: Path, *, judge: str, judge_model: str | None, out: Path | None, max_examples: int) -> int:
+    """Writes the report as JSON and shows it as a table; returns how many rows could not be read.
+
+    Args:
+        source: JSONL of labelled pairs, or a run folder, or parquet files of its trajectories.
+        judge: "none", the URL of an endpoint, or a model. With "none", a run is judged by the verdicts in it.
+        judge_model: name of the model behind the endpoint.
+        out: JSON file that is written; None is standard output.
+        max_examples: disagreements that are listed.
+
+    Raises:
+        ValueError, FileNotFoundError: the source or the judge cannot be used.
+    """
+    on_gpu = gpu_is_there()
+    config = judge_config(judge, model=judge_model, on_gpu=on_gpu)
+    num_bad = 0
+    if source.suffix.lower() == ".jsonl":
+        reader = RowReader(source)
+        pairs = list(reader.records(read_labelled_pair))
+        judged, num_bad = asyncio.run(_ask(config, pairs, on_gpu=on_gpu)), reader.num_bad
+    else:
+        judged = list(_recorded(_trajectory_files(source)))
+        if not isinstance(config, NoJudge):
+            unlabelled = [item.pair for item in judged]
+            pairs = [*exact_and_mismatched(unlabelled), *(pair for pair in unlabelled if not rule_accepts(pair))]
+            judged = asyncio.run(_ask(config, pairs, on_gpu=on_gpu))
+    name = "as recorded" if isinstance(config, NoJudge) else config.name
+    report = judge_report(judged, judge=name, max_examples=max_examples)
+    with json_writer(out, indent=2) as write:
+        write({"source": str(source), "num_bad_rows": num_bad, **asdict(report)})
+    _show(report, Console(stderr=True, highlight=False))
+    return num_bad
+
+
+async def _ask(config: JudgeConfig, pairs: Sequence[AnswerPair], *, on_gpu: bool) -> list[JudgedPair]:
+    async with judge_session(config, on_gpu=on_gpu) as judge:
+        return await judge_pairs(pairs, judge, name=config.name)
+
+
+def _trajectory_files(source: Path) -> list[Path]:
+    if not source.exists():
+        raise FileNotFoundError(f"{source}: no such file or folder; give labelled pairs (.jsonl) or a run folder")
+    if source.is_file():
+        if source.suffix.lower() != ".parquet":
+            raise ValueError(
+                f"{source}: unknown extension; give labelled pairs (.jsonl), a .parquet file or a run folder"
+            )
+        return [source]
+    files = sorted(source.glob("step-*.parquet")) or sorted((source / "trajectories").glob("step-*.parquet"))
+    if not files:
+        raise FileNotFoundError(f"{source}: holds no trajectories (step-*.parquet); give the folder of a run")
+    return files
+
+
+def _recorded(files: Sequence[Path]) -> Iterator[JudgedPair]:
+    """Every answer of a run with the verdict it got there; responses without an answer are left out."""
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
+    for path in files:
+        try:
+            file = ParquetFile(path)
+        except (ArrowException, OSError) as error:
+            raise ValueError(f"{path}: not a parquet file; was it written by a run?") from error
+        missing = [column for column in RUN_COLUMNS if column not in file.schema_arrow.names]
+        if missing:
+            raise ValueError(f"{path}: the columns {', '.join(missing)} are missing; give the trajectories of a run")
+        for batch in file.iter_batches(columns=list(RUN_COLUMNS)):
+            yield from (_judged(row) for row in batch.to_pylist() if row["answer"])
+
+
+def _judged(row: dict[str, Any]) -> JudgedPair:
+    pair = AnswerPair(
+        question=row["question"],
+        prediction=row["answer"],
+        truths=tuple(row["truth"]),
+        data_source=row["data_source"],
+        label=None,
+    )
+    verdict = None if row["judge"] is None else Verdict(row["judge"])
+    return JudgedPair(pair=pair, rule=rule_accepts(pair), verdict=verdict)
+
+
+def _show(report: JudgeReport, console: Console) -> None:
+    console.print(f"{report.num_pairs} pairs, {report.num_labelled} of them labelled", markup=False)
+    table = Table("", "asked", "yes", "no", "unknown", "false yes", "false no")
+    for name, rates in (
+        ("rule", report.rule_rates),
+        (f"judge ({report.judge})", report.judge_rates),
+        ("rule or judge", report.hybrid_rates),
+    ):
+        table.add_row(Text(name), *_cells(rates))
+    console.print(table)
+    console.print(
+        f"the judge alone accepts {report.num_judge_alone_accepts} and alone rejects {report.num_judge_alone_rejects}",
+        markup=False,
+    )
+    if report.disagreements:
+        console.print(_examples(report.disagreements))
+
+
+def _cells(rates: ErrorRates) -> list[str]:
+    errors = (
+        (rates.false_positive_rate, rates.num_different),
+        (rates.false_negative_rate, rates.num_equivalent),
+    )
+    shares = [_percent(rates.unknown_rate), *(f"{_percent(rate)} of {number}" for rate, number in errors)]
+    return [str(rates.num_asked), str(rates.num_yes), str(rates.num_no), *shares]
+
+
+def _examples(items: Sequence[JudgedPair]) -> Table:
+    """Model text is data: no mark-up of it is read, and control characters are shown as escapes."""
+    table = Table("judge", "label", "answer", "truth", "question")
+    for item in items:
+        label = {None: "", True: "same", False: "different"}[item.pair.label]
+        texts = (item.pair.prediction, item.pair.truths[0], item.pair.question)
+        table.add_row(str(item.verdict), label, *[Text(repr(text[:SHOWN_CHARS])[1:-1]) for text in texts])
+    return table
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"

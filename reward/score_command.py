@@ -1,0 +1,67 @@
+"""`qwenlong score`: scores the responses of a JSONL file, without a run."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from reward.config import RewardConfig, RuleSet
+from reward.hybrid import HybridScorer, ScoringReport
+from reward.judge_back_end import gpu_is_there, judge_config, judge_session
+from reward.row_files import RowReader, json_writer
+from reward.score_rows import ScoreRow, read_score_row, score_rows, scored_row
+
+ROWS_AT_ONCE = 256
+"""Rows that are in memory, and with the judge, at a time."""
+
+
+def score_file(source: Path, *, rules: str, judge: str, judge_model: str | None, out: Path | None) -> int:
+    """Scores every row, in order, and returns how many could not be read.
+
+    Args:
+        source: JSONL rows `{id, data_source, question?, response, ground_truth}`.
+        rules: name of a rule set.
+        judge: "none", the URL of an endpoint, or a model.
+        judge_model: name of the model behind the endpoint.
+        out: JSONL file that is written; None is standard output.
+
+    Raises:
+        ValueError, FileNotFoundError: the file, the rules or the judge cannot be used.
+    """
+    reader = RowReader(source)
+    if out is not None and out.exists() and out.samefile(source):
+        raise ValueError(f"--out {out}: is the file that is read; name another one")
+    on_gpu = gpu_is_there()
+    config = RewardConfig(rules=RuleSet(rules), judge=judge_config(judge, model=judge_model, on_gpu=on_gpu))
+    with json_writer(out) as write:
+        report = asyncio.run(_score(config, reader.records(read_score_row), write, on_gpu=on_gpu))
+    sys.stderr.write(_summary(report, reader.num_bad))
+    return reader.num_bad
+
+
+async def _score(
+    config: RewardConfig, rows: Iterator[ScoreRow], write: Callable[[Mapping[str, Any]], None], *, on_gpu: bool
+) -> ScoringReport:
+    async with judge_session(config.judge, on_gpu=on_gpu) as judge:
+        scorer = HybridScorer(config, judge)
+        for chunk in _chunks(rows):
+            for row, score in zip(chunk, await score_rows(scorer, chunk), strict=True):
+                write(scored_row(row, score))
+        return scorer.report
+
+
+def _chunks(rows: Iterable[ScoreRow]) -> Iterator[list[ScoreRow]]:
+    rows = iter(rows)
+    while chunk := list(islice(rows, ROWS_AT_ONCE)):
+        yield chunk
+
+
+def _summary(report: ScoringReport, num_bad: int) -> str:
+    return (
+        f"{report.num_responses} rows scored: {report.num_rule_accepted} accepted by the rule, "
+        f"{report.num_judge_accepted} by the judge, {report.num_unknown} unknown; {num_bad} bad rows\n"
+    )

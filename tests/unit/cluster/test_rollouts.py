@@ -1,0 +1,219 @@
+"""One group at a time through rollout and judge actors, on stand-ins for their handles."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from ray.exceptions import ActorUnavailableError, ObjectLostError, RayTaskError
+
+from actors.faults import DeadlineMissed, FaultKind, FaultyGroup
+from actors.rollout import EngineLoad, Sampling
+from actors.trajectory import GroupMeta
+from cluster.processes.rollouts import RayRollouts
+from cluster.processes.supervision import SupervisedActor
+from cluster.roles import GroupLost, RolloutCounts
+from curriculum.task import TaskLease
+
+SAMPLING = Sampling(num_samples=2, temperature=1.0, top_p=1.0, max_response_tokens=8)
+
+
+class FakeMethod:
+    """`handle.method.options(...).remote(...)` of a coroutine function."""
+
+    def __init__(self, call) -> None:
+        self._call = call
+
+    def options(self, *, num_returns):
+        assert num_returns == 2
+        return FakeMethod(lambda *arguments: (self._call(*arguments), "reference"))
+
+    def remote(self, *arguments):
+        return self._call(*arguments)
+
+
+class FakeRolloutHandle:
+    """Answers with the next of `answers`, raises it if it is an error; `gate` holds the answers back."""
+
+    def __init__(self, answers, gate=None, num_slots=1) -> None:
+        self.answers = list(answers)
+        self.gate = gate
+        self.num_calls = 0
+        self.num_slots = num_slots
+        self.num_aborts = 0
+        self.leases = []
+        self.next_group = FakeMethod(self._next_group)
+        self.answer = FakeMethod(self._answer)
+        self.load = FakeMethod(self._load)
+        self.abort = FakeMethod(self._abort)
+        self.ready = FakeMethod(self._ready)
+
+    async def _next_group(self, sampling):
+        self.num_calls += 1
+        answer = self.answers.pop(0)
+        if self.gate:
+            await self.gate.wait()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def _answer(self, task, lease, sampling):
+        self.leases.append(lease)
+        return await self._next_group(sampling)
+
+    async def _load(self):
+        return EngineLoad(num_slots=self.num_slots, num_running=0, num_prefilled_tokens=0)
+
+    async def _abort(self):
+        self.num_aborts += 1
+
+    async def _ready(self):
+        return 1
+
+
+class FakeJudgeHandle:
+    def __init__(self, score) -> None:
+        self.score_group = FakeMethod(self._score)
+        self._scores = score
+
+    async def _score(self, group):
+        assert group == "reference"
+        if isinstance(self._scores, Exception):
+            raise self._scores
+        return self._scores
+
+
+def supervised(name, handle, log=None):
+    return SupervisedActor(
+        name,
+        handle,
+        startup_timeout_s=5.0,
+        on_fault=lambda **fields: log.append(fields["action"]) if log is not None else None,
+    )
+
+
+@pytest.fixture
+def meta(make_group):
+    def build(lease_id):
+        lease = TaskLease(lease_id=lease_id, task_id=f"t{lease_id}", attempt=0, replayed=False, phase=0)
+        return GroupMeta.of(make_group(lease, 2), 0.1, num_slots=5)
+
+    return build
+
+
+def rollouts(actors, make_score, scores=(1.0, 0.0), faults=None):
+    judge = FakeJudgeHandle(scores if isinstance(scores, Exception) else tuple(map(make_score, scores)))
+    tell = (lambda **fields: faults.append(fields)) if faults is not None else (lambda **fields: None)
+    return RayRollouts(actors, [supervised("judge-0", judge)], on_fault=tell)
+
+
+def test_a_group_arrives_with_its_scores_and_its_reference(meta, make_score):
+    r = rollouts([supervised("rollout-0", FakeRolloutHandle([meta(7)]))], make_score)
+    group = asyncio.run(r.next_group(SAMPLING))
+    assert group is not None
+    assert (group.meta.lease_id, group.group, group.rewards) == (7, "reference", (1.0, 0.0))
+    assert r.num_slots == 5, "the engine said so with its group"
+
+
+def test_without_a_lease_there_is_no_group(make_score):
+    r = rollouts([supervised("rollout-0", FakeRolloutHandle([None]))], make_score)
+    assert asyncio.run(r.next_group(SAMPLING)) is None
+
+
+def test_the_least_busy_actor_is_asked(meta, make_score):
+    async def ask():
+        gate = asyncio.Event()
+        handles = [FakeRolloutHandle([meta(0), meta(1)], gate), FakeRolloutHandle([meta(2), meta(3)], gate)]
+        r = rollouts([supervised(f"rollout-{i}", handle) for i, handle in enumerate(handles)], make_score)
+        calls = [asyncio.create_task(r.next_group(SAMPLING)) for _ in range(4)]
+        await asyncio.sleep(0)
+        assert [handle.num_calls for handle in handles] == [2, 2]
+        gate.set()
+        assert r.num_slots == 2, "one each until they say more"
+        return await asyncio.gather(*calls)
+
+    assert [group.meta.lease_id for group in asyncio.run(ask())] == [0, 2, 1, 3]
+
+
+def test_a_pull_whose_actor_died_tries_again_after_the_repair(meta, make_score):
+    log = []
+    handle = FakeRolloutHandle([ActorUnavailableError("killed", actor_id=None), meta(4)])
+    r = rollouts([supervised("rollout-0", handle, log)], make_score)
+    assert asyncio.run(r.next_group(SAMPLING)).meta.lease_id == 4
+    assert log == ["restarting", "back"]
+
+
+def test_a_group_that_vanishes_before_it_is_scored_is_named(meta, make_score):
+    lost = ObjectLostError("00ff", owner_address=None, call_site="")
+    r = rollouts([supervised("rollout-0", FakeRolloutHandle([meta(5)]))], make_score, scores=lost)
+    with pytest.raises(GroupLost, match=r"task t5 \(lease 5\) was lost .*ObjectLostError.*--resume"):
+        asyncio.run(r.next_group(SAMPLING))
+
+
+def remote(error):
+    """As Ray raises it here: with the text of a remote traceback."""
+    return RayTaskError("next_group", "remote traceback", error).as_instanceof_cause()
+
+
+def fault(num_requeues=0):
+    return remote(FaultyGroup(FaultKind.MISSING_SAMPLES, "returned 1 of 2 samples", 3, "t3", "rollout-0", num_requeues))
+
+
+def test_every_engine_says_at_the_start_how_much_it_holds(make_score):
+    handles = [FakeRolloutHandle([], num_slots=4), FakeRolloutHandle([], num_slots=2)]
+    r = rollouts([supervised(f"rollout-{i}", handle) for i, handle in enumerate(handles)], make_score)
+    asyncio.run(r.learn_slots())
+    assert r.num_slots == 6
+
+
+def test_an_engine_with_more_room_gets_more_calls(make_score):
+    async def ask():
+        gate = asyncio.Event()
+        handles = [FakeRolloutHandle([None] * 6, gate, num_slots=4), FakeRolloutHandle([None] * 6, gate, num_slots=2)]
+        r = rollouts([supervised(f"rollout-{i}", handle) for i, handle in enumerate(handles)], make_score)
+        await r.learn_slots()
+        calls = [asyncio.create_task(r.next_group(SAMPLING)) for _ in range(6)]
+        await asyncio.sleep(0)
+        gate.set()
+        await asyncio.gather(*calls)
+        return [handle.num_calls for handle in handles]
+
+    assert asyncio.run(ask()) == [4, 2]
+
+
+def test_late_and_faulty_groups_are_counted_told_and_sampled_again(meta, make_score):
+    faults = []
+    handle = FakeRolloutHandle([fault(), remote(DeadlineMissed(3, "t3", "rollout-0")), meta(3)])
+    r = rollouts([supervised("rollout-0", handle)], make_score, faults=faults)
+    assert asyncio.run(r.next_group(SAMPLING)).meta.lease_id == 3
+    assert r.counts == RolloutCounts(num_late=1, num_faulty=1)
+    assert [(f["kind"], f["engine"], f["lease_id"], f["action"]) for f in faults] == [
+        ("missing_samples", "rollout-0", 3, "requeued"),
+        ("deadline", "rollout-0", 3, "requeued"),
+    ]
+
+
+def test_a_lease_that_fails_again_and_again_is_lost(make_score):
+    faults = []
+    r = rollouts([supervised("rollout-0", FakeRolloutHandle([fault(num_requeues=3)]))], make_score, faults=faults)
+    with pytest.raises(GroupLost, match=r"task t3 \(lease 3\) .*: rollout-0 returned 1 of 2 samples, as"):
+        asyncio.run(r.next_group(SAMPLING))
+    assert [f["action"] for f in faults] == ["given up"]
+
+
+def test_a_held_out_question_that_came_back_faulty_is_asked_again_and_given_up_in_the_end(meta, make_score, task):
+    handle = FakeRolloutHandle([fault(), meta(0)])
+    r = rollouts([supervised("rollout-0", handle)], make_score)
+    (answered,) = asyncio.run(r.answer([task("t0", 0)], SAMPLING))
+    assert answered.meta.lease_id == 0
+    assert [lease.num_requeues for lease in handle.leases] == [0, 1]
+    r = rollouts([supervised("rollout-0", FakeRolloutHandle([fault(i) for i in range(4)]))], make_score)
+    with pytest.raises(GroupLost):
+        asyncio.run(r.answer([task("t0", 0)], SAMPLING))
+
+
+def test_an_abort_reaches_every_engine(make_score):
+    handles = [FakeRolloutHandle([]), FakeRolloutHandle([])]
+    r = rollouts([supervised(f"rollout-{i}", handle) for i, handle in enumerate(handles)], make_score)
+    asyncio.run(r.abort())
+    assert [handle.num_aborts for handle in handles] == [1, 1]
