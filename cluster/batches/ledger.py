@@ -1,4 +1,4 @@
-"""The ledger of a run: what every lease came to. It balances, or something was lost or counted twice."""
+"""The ledger of a run: the outcome of every lease. It balances, or something was lost or counted twice."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Ledger:
     returned: int = 0
 
     def add(self, outcome_counts: Mapping[GroupOutcome, int]) -> None:
-        """Counts leases that ended."""
+        """Count leases that ended."""
         for outcome, number in outcome_counts.items():
             setattr(self, outcome, getattr(self, outcome) + number)
 
@@ -58,7 +58,7 @@ class Ledger:
         return self.trained / self.ended if self.ended else None
 
     def imbalance(self, leases: LeaseCounts, *, num_open: int) -> str | None:
-        """What does not add up against the coordinator's own count, in one line; None if everything does.
+        """Return in one line what differs from the coordinator's own count; None if nothing does.
 
         Args:
             leases: totals of the lease book.

@@ -1,4 +1,4 @@
-"""Where batches come from: what the loop asks for and what it gets. `on_policy.py` and `bounded_lag.py` fulfil it."""
+"""Where batches come from: what the loop asks for and what it gets; see `on_policy.py` and `bounded_lag.py`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class BatchOrder:
     """Steps of the phase that are left, this one included; None where the phase ends by itself."""
 
     def after_step(self) -> Self:
-        """The order that the next step of the phase will give, as far as it is known."""
+        """Return the order of the next step of the phase, as far as it is known."""
         left = self.remaining_steps
         return replace(self, remaining_steps=None if left is None else max(0, left - 1))
 
@@ -40,10 +40,10 @@ class Collected:
     outcome_counts: OutcomeCounts = field(default_factory=OutcomeCounts)
     """How the leases end."""
     outcomes: list[TaskOutcome] = field(default_factory=list)
-    """What the curriculum hears."""
+    """What is reported to the curriculum."""
 
     def add(self, group: BatchGroup, outcome: GroupOutcome) -> None:
-        """Books a scored group."""
+        """Add a scored group."""
         self.sampled.append(group)
         if outcome is GroupOutcome.TRAINED:
             self.batch.append(group)
@@ -51,7 +51,7 @@ class Collected:
         self.outcomes.append(group.outcome(trained=outcome is GroupOutcome.TRAINED))
 
     def lose(self, lost: GroupLost, *, at_most: int) -> None:
-        """Books a group that was lost before it was scored.
+        """Count a group that was lost before it was scored.
 
         Raises:
             GroupLost: more than `at_most` were.
@@ -64,7 +64,7 @@ class Collected:
         )
 
     def extend(self, other: Collected) -> None:
-        """Takes over the groups of `other`."""
+        """Take over the groups of `other`."""
         self.sampled += other.sampled
         self.batch += other.batch
         self.outcome_counts += other.outcome_counts
@@ -72,7 +72,7 @@ class Collected:
 
 
 class BatchSource(Protocol):
-    """Fills batches slice by slice; the curriculum hears of every group through it.
+    """Fills batches slice by slice and reports every group to the curriculum.
 
     One step is `next_slice` until it returns nothing, `close_batch`, `finish_step`.
     """
@@ -93,26 +93,26 @@ class BatchSource(Protocol):
         ...
 
     async def next_slice(self, order: BatchOrder) -> list[BatchGroup]:
-        """The next groups of the running batch for the learner; none if the batch is whole, or given up because too
-        many groups had no signal."""
+        """Return the next groups of the running batch; none if the batch is whole, or ends short because too many
+        groups had no signal."""
         ...
 
     def close_batch(self) -> Collected:
-        """What became of the groups of the batch, and of those that were sampled for it in vain."""
+        """Close the batch; return its groups and those that were sampled for it and not used."""
         ...
 
     async def finish_step(self, summary: StepSummary, *, version: int) -> CurriculumReport:
-        """Closes the step; `version` is what the learner has now."""
+        """Close the step; `version` is what the learner has now."""
         ...
 
     async def weights_delivered(self, version: int) -> None:
-        """Every engine samples under `version` from now on."""
+        """Note that every engine samples under `version` from now on."""
         ...
 
     async def end_phase(self) -> OutcomeCounts:
-        """Gives back what the phase has not used; returns how those leases ended."""
+        """Give back what the phase has not used; return the outcomes of those leases."""
         ...
 
     async def close(self) -> None:
-        """Ends what runs in the background."""
+        """End what runs in the background."""
         ...

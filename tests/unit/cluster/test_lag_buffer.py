@@ -82,7 +82,7 @@ def test_a_group_without_signal_makes_room_and_says_why(scored):
     b.admit([0, 1])
     assert b.arrive(scored(0, 0, (1.0, 1.0)), trainable=False) is GroupOutcome.NO_VARIANCE
     assert b.arrive(scored(1, 0, (1.0, None)), trainable=False) is GroupOutcome.UNKNOWN
-    assert (b.num_under_way, b.num_waiting) == (0, 0)
+    assert (b.num_in_flight, b.num_waiting) == (0, 0)
 
 
 def test_the_oldest_groups_leave_first_in_the_order_of_their_leases(scored):
@@ -102,7 +102,7 @@ def test_a_batch_waits_for_a_group_that_is_due(scored):
     for lease in (1, 2):
         b.arrive(scored(lease, 2), trainable=True)
     assert not b.is_ready(2), "lease 0 was admitted two updates ago"
-    with pytest.raises(LagBoundError, match="may not leave at version 2: 1 under way"):
+    with pytest.raises(LagBoundError, match="may not leave at version 2: 1 in flight"):
         b.take(2)
     b.arrive(scored(0, 0), trainable=True)
     assert b.is_ready(2)
