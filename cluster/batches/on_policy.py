@@ -130,7 +130,7 @@ class OnPolicySource:
 
     async def _arrive(self, arrival: Arrival) -> None:
         """The first result of a lease counts."""
-        if arrival is not None and await self._curriculum.keep([(arrival.lease_id, arrival.task_id)]):
+        if arrival is not None and await self._curriculum.keep((arrival.lease_id, arrival.task_id)):
             self._arrived[arrival.lease_id] = arrival
 
     def _book(self, arrival: BatchGroup | GroupLost, version: int) -> None:

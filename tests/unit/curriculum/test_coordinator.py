@@ -187,7 +187,7 @@ def test_with_nothing_to_replay_the_whole_batch_is_fresh(make_tasks):
     leases, report = run_step(coordinator, 1, 8, half_right)
     assert len(leases) == 8
     assert not any(lease.replayed for lease in leases)
-    assert (report.replayed.num_groups, report.replayed.accuracy, report.pool_size) == (0, None, 0)
+    assert (report.replayed_share, report.replayed_accuracy, report.pool_size) == (0.0, None, 0)
 
 
 def test_replay_can_be_switched_off(make_tasks):
@@ -239,10 +239,10 @@ def test_a_report_tells_replayed_groups_from_fresh_ones(make_tasks):
     (replayed,) = (lease for lease in leases if lease.replayed)
     coordinator.report([outcome(fresh[0], 1.0, 0.0), outcome(fresh[1], 1.0), outcome(fresh[2]), outcome(replayed, 0.0)])
     report = coordinator.finish_step(StepSummary(step=1, num_trained_groups=1))
-    assert (report.fresh.num_groups, report.fresh.num_scored, report.fresh.accuracy) == (3, 2, 0.75)
-    assert report.fresh.prompt_tokens == (20 + 21 + 22) / 3
-    assert (report.replayed.num_groups, report.replayed.accuracy, report.replayed.prompt_tokens) == (1, 0.0, 10.0)
-    assert (report.phase, report.phase_step, report.epoch) == (1, 1, 1.0)
+    assert (report.replayed_share, report.fresh_accuracy) == (0.25, 0.75)
+    assert report.fresh_prompt_tokens == (20 + 21 + 22) / 3
+    assert (report.replayed_accuracy, report.replayed_prompt_tokens) == (0.0, 10.0)
+    assert (report.phase, report.epoch) == (1, 1.0)
 
 
 def test_a_run_without_any_variance_ends(make_tasks):
@@ -279,7 +279,7 @@ def test_an_expired_lease_is_given_out_again_and_only_its_first_report_counts(ma
     assert coordinator.lease("quick") is slow
     assert coordinator.report([outcome(slow, 0.5), outcome(slow, 1.0)]) == (0,)
     assert coordinator.lease_counts() == LeaseCounts(opened=1, leased=2, expired=1, reported=1, duplicate=1)
-    assert coordinator.finish_step(StepSummary(step=0, num_trained_groups=1)).fresh.accuracy == 0.5
+    assert coordinator.finish_step(StepSummary(step=0, num_trained_groups=1)).fresh_accuracy == 0.5
 
 
 def test_a_report_of_an_unknown_lease_is_ignored_and_counted(make_tasks):
@@ -510,7 +510,7 @@ def test_a_kept_lease_is_open_until_its_outcome_is_reported(make_tasks):
     coordinator.open_stream(2)
     first, second = pull_all(coordinator)
     answered = [(first.lease_id, first.task_id)]
-    assert coordinator.keep([*answered, (99, "nothing")]) == (first.lease_id,)
+    assert coordinator.keep_all([*answered, (99, "nothing")]) == (True, False)
     assert coordinator.open_leases() == (first.lease_id, second.lease_id)
     assert coordinator.report([outcome(first, 1.0, 0.0)]) == (first.lease_id,)
     assert coordinator.withdraw([second.lease_id]) == 1
