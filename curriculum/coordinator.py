@@ -21,7 +21,7 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from curriculum.config import CurriculumConfig
@@ -68,7 +68,6 @@ class Coordinator:
         ]
         self._book = LeaseBook(timeout_s=config.lease_timeout_s, now=now)
         self._difficulty = DifficultyTable()
-        self._transitions: list[Transition] = []
         self._finished = False
         self._enter(0, members=())
 
@@ -163,10 +162,6 @@ class Coordinator:
         """Totals of the lease book over the run, resumes included."""
         return self._book.counts
 
-    def transitions(self) -> tuple[Transition, ...]:
-        """The audit log: every transition so far, oldest first."""
-        return tuple(self._transitions)
-
     # ---- the holders' side
 
     def lease(self, holder: str) -> TaskLease | None:
@@ -223,7 +218,6 @@ class Coordinator:
             "difficulty": self._difficulty.state_dict(),
             "leases": self._book.state_dict(),
             "tally": self._counts.state_dict(),
-            "transitions": [asdict(transition) for transition in self._transitions],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -250,7 +244,6 @@ class Coordinator:
         self._pool.load_state_dict(state["pool"])
         self._book.load_state_dict(state["leases"])
         self._counts.load_state_dict(state["tally"])
-        self._transitions = [Transition(**{**x, "reason": EndReason(x["reason"])}) for x in state["transitions"]]
 
     # ---- inside
 
@@ -298,7 +291,6 @@ class Coordinator:
             pool_accuracy=_mean([self._difficulty.mean_accuracy(task_id) or 0.0 for task_id in members]),
             pool_prompt_tokens=_mean([float(self._tasks[task_id].prompt_tokens) for task_id in members]),
         )
-        self._transitions.append(transition)
         if following is None:
             self._finished = True
         else:

@@ -129,7 +129,6 @@ def test_a_transition_is_reported_logged_and_moves_to_the_next_phase(make_tasks)
     assert transition.pool_prompt_tokens == (11 + 13) / 2
     state = coordinator.phase_state()
     assert (state.phase, state.name, state.num_steps, state.pool_size) == (1, "phase-1", 0, 2)
-    assert coordinator.transitions() == (transition,)
 
 
 def test_the_end_of_the_last_phase_finishes_the_curriculum(make_tasks):
@@ -247,12 +246,11 @@ def test_a_report_tells_replayed_groups_from_fresh_ones(make_tasks):
 
 def test_a_run_without_any_variance_ends(make_tasks):
     coordinator = start(make_tasks(4, 4), FixedSteps(steps=500), FixedEpochs(epochs=500), max_fruitless_steps=2)
-    step = 0
+    reasons = []
     while not coordinator.phase_state().finished:
-        run_step(coordinator, step, 2, all_wrong, trained=0)
-        step += 1
-    assert step == 4
-    assert [transition.reason for transition in coordinator.transitions()] == [EndReason.FRUITLESS] * 2
+        _, report = run_step(coordinator, len(reasons), 2, all_wrong, trained=0)
+        reasons.append(report.transition and report.transition.reason)
+    assert reasons == [None, EndReason.FRUITLESS, None, EndReason.FRUITLESS]
 
 
 # ---- leases
@@ -352,7 +350,6 @@ def test_a_run_that_resumes_from_json_after_every_step_equals_the_uninterrupted_
         fresh = start(tasks, *ENDS, retrospective=replay)
         fresh.load_state_dict(json.loads(json.dumps(coordinator.state_dict())))
         assert fresh.state_dict() == coordinator.state_dict()
-        assert fresh.transitions() == coordinator.transitions()
         return fresh
 
     plain = whole_run(start(tasks, *ENDS, retrospective=replay))
