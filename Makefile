@@ -1,5 +1,6 @@
 # make demo   install, then train the tiny model through the whole recipe on this CPU
 # make test   install, then run the checks and all tests
+# make docs   install, then write docs/metrics.md and docs/recipe.md from the docstrings in the code
 # make bench  install, then measure every claim of speed and memory, and print a table
 PYTHON ?= python3.11
 VENV := .venv
@@ -10,7 +11,7 @@ TORCH := $(shell grep '^torch==' requirements-cpu.lock)
 
 export RAY_AUTH_MODE ?= disabled
 
-.PHONY: help setup demo test bench check lint format clean
+.PHONY: help setup demo test docs bench check lint format clean
 help:
 	@sed -n 's/^# //p' Makefile
 
@@ -37,6 +38,9 @@ lint: $(READY)
 
 test: lint
 	$(BIN)/python -m pytest $(ARGS)
+
+docs: $(READY)
+	$(BIN)/python -m docs.generate
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks $(ARGS)

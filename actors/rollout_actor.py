@@ -10,8 +10,8 @@ import ray
 
 from actors.admission import KVAdmission
 from actors.config import RolloutConfig
+from actors.coordinator_leases import CoordinatorLeases
 from actors.engine import EngineDied, VLLMEngine, end_process
-from actors.lease_batcher import LeaseBatcher
 from actors.prompt import ChatPrompt, load_tokenizer
 from actors.rollout import EngineLoad, Sampling
 from actors.trajectory import Group, GroupMeta
@@ -61,7 +61,7 @@ class RolloutActor:
         self._worker = GroupWorker(
             name=name,
             engine=self._engine,
-            leases=_CoordinatorLeases(coordinator_actor, name),
+            leases=CoordinatorLeases(coordinator_actor, name),
             admission=KVAdmission(
                 capacity_tokens=self._engine.capacity_tokens,
                 block_tokens=self._engine.block_tokens,
@@ -151,18 +151,3 @@ class RolloutActor:
     async def shutdown(self) -> None:
         """Ends the engine process."""
         self._engine.shutdown()
-
-
-class _CoordinatorLeases:
-    """Fulfils `Leases` with the coordinator actor."""
-
-    def __init__(self, coordinator: Any, holder: str) -> None:
-        self._coordinator = coordinator
-        self._holder = holder
-        self._batcher = LeaseBatcher(lambda count: self._coordinator.lease_up_to.remote(holder, count))
-
-    async def lease(self) -> TaskLease | None:
-        return await self._batcher.next()
-
-    async def requeue(self, lease_id: int) -> None:
-        await self._coordinator.requeue.remote(lease_id, self._holder)

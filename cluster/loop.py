@@ -15,16 +15,16 @@ from math import ceil
 from typing import Any
 
 from cluster.batches.bounded_lag import BoundedLagSource
-from cluster.batches.lag_buffer import policy_lag
 from cluster.batches.on_policy import OnPolicySource
 from cluster.batches.source import BatchOrder, BatchSource, Collected
 from cluster.recipe import phase_settings
 from cluster.recipe.config import RunConfig
 from cluster.roles import Curriculum, Learner, Rollouts, SyncReport
+from cluster.run.group_statistics import GroupStatistics
 from cluster.run.journal import Journal
-from cluster.run.metrics import Supply, judge_is_away, mean_accuracy, sft_metrics, step_metrics
+from cluster.run.metrics import sft_metrics, step_metrics
 from cluster.run.progress import Accuracy, Progress, StageProgress
-from cluster.run.step_clock import Part, StepClock
+from cluster.run.step_clock import Part, StepClock, StepSeconds
 from cluster.weights.push import WeightPush
 from curriculum.config import PhaseConfig
 from curriculum.task import Task
@@ -132,9 +132,11 @@ class TrainingLoop:
             schedule=sft.schedule,
             floor=sft.learning_rate_floor,
         )
+        clock = StepClock()
         report = await self._learner.sft_step(batches[stage.steps], learning_rate)
-        self._journal.step(self._progress, stage, sft_metrics(report), total_steps=len(batches))
-        await self._finish_step(stage, report.seconds)
+        seconds = StepSeconds(step_s=clock.seconds.step_s)
+        self._journal.step(self._progress, stage, sft_metrics(report, seconds), total_steps=len(batches))
+        await self._finish_step(stage, seconds.step_s)
 
     # ---- reinforcement learning
 
@@ -172,12 +174,12 @@ class TrainingLoop:
         summary = await self._finish_curriculum_step(collected)
         self._progress.ledger.add(collected.outcome_counts)
         metrics = step_metrics(
-            sampled=collected.sampled,
             report=report,
+            groups=GroupStatistics(collected.sampled, collected.batch, version=order.version),
+            batches=self._required_batches,
+            rollouts=self._rollouts,
+            progress=self._progress,
             curriculum=summary,
-            supply=self._supply(collected, order),
-            rollouts=self._rollouts.counts,
-            sync_version=self._progress.policy_version,
             sync=self._push.last if report else None,
             seconds=seconds,
         )
@@ -203,7 +205,7 @@ class TrainingLoop:
             found = await self._accumulate_batch(order, clock)
             self._journal.judge_events(await self._rollouts.judge_events())
             collected.extend(found)
-            if found.batch or not judge_is_away(found.sampled):
+            if found.batch or not GroupStatistics(found.sampled).judge_is_away:
                 return collected
             if time.monotonic() >= deadline:
                 raise JudgeLost(
@@ -247,7 +249,7 @@ class TrainingLoop:
             groups = await self._unless_stopped(
                 self._rollouts.answer(tasks, phase_settings.heldout_sampling(self._config, phase))
             )
-            known = mean_accuracy(groups)
+            known = GroupStatistics(groups).accuracy
             answered = sum(len(group.known_accuracies) for group in groups)
             accuracy[name] = (known or 0.0) * answered / len(tasks)
         self._journal.judge_events(await self._rollouts.judge_events())
@@ -306,16 +308,6 @@ class TrainingLoop:
     def _required_batches(self) -> BatchSource:
         assert self._batches is not None, "reinforcement learning without a curriculum"
         return self._batches
-
-    def _supply(self, collected: Collected, order: BatchOrder) -> Supply:
-        return Supply(
-            policy_lags=tuple(policy_lag(group, order.version) for group in collected.batch),
-            num_waiting=self._required_batches.num_waiting,
-            waiting_bytes=self._required_batches.waiting_bytes,
-            object_store_bytes=self._rollouts.object_store_bytes,
-            acceptance_rate=self._required_batches.acceptance_rate,
-            ledger=self._progress.ledger,
-        )
 
     def _order(self, phase: PhaseConfig, state: PhaseState) -> BatchOrder:
         steps = phase_settings.expected_steps(phase)

@@ -23,6 +23,7 @@ class GeneratedData(StrictModel):
     lengths: tuple[tuple[int, int], ...]
     """Length ranges of the documents, in words: inclusive (minimum, maximum) pairs."""
     seed: int = 0
+    """Seed of the documents and questions."""
     quote_share: float = Field(default=0.5, ge=0, le=1)
     """Demonstrations only: share whose thinking quotes the document."""
     word_share: float = Field(default=0.5, ge=0, le=1)
@@ -34,7 +35,9 @@ class GeneratedJudgePairs(StrictModel):
 
     type: Literal["generated_judge_pairs"] = "generated_judge_pairs"
     num_items: int = Field(gt=0)
+    """Number of pairs."""
     seed: int = 0
+    """Seed of the pairs."""
 
 
 DataSource = str | GeneratedData
@@ -65,6 +68,7 @@ class RetrospectiveConfig(StrictModel):
     max_share: float = Field(default=0.25, ge=0, lt=1)
     """Largest share of replayed tasks in a batch."""
     max_pool_size: int = Field(default=1000, gt=0)
+    """Most tasks that are drawn into the pool of a phase."""
     epsilon: float = Field(default=0.125, gt=0)
     """Added to the mean accuracy before the division; 1 / group size keeps zero and one success apart."""
 
@@ -74,6 +78,7 @@ class FixedSteps(StrictModel):
 
     type: Literal["steps"] = "steps"
     steps: int = Field(gt=0)
+    """Training steps of the phase."""
 
 
 class FixedEpochs(StrictModel):
@@ -81,6 +86,7 @@ class FixedEpochs(StrictModel):
 
     type: Literal["epochs"] = "epochs"
     epochs: float = Field(gt=0)
+    """Passes over the tasks of the phase."""
 
 
 class Plateau(StrictModel):
@@ -88,7 +94,9 @@ class Plateau(StrictModel):
 
     type: Literal["plateau"] = "plateau"
     min_steps: int = Field(gt=0)
+    """Steps before which the phase never ends."""
     max_steps: int = Field(gt=0)
+    """Steps after which the phase ends in any case."""
     window: int = Field(default=10, gt=0)
     """Steps in the moving average of the accuracy."""
     min_improvement: float = Field(default=0.01, ge=0)
@@ -110,9 +118,11 @@ class PhaseConfig(StrictModel):
     """One phase: it trains on tasks with L_{k-1} < prompt tokens <= L_k (paper Eq. 9)."""
 
     name: str
+    """Name of the phase in metrics, events and summaries; no two phases share one."""
     max_prompt_tokens: int = Field(gt=0)
     """L_k, counted on the whole prompt (template and chat tokens included)."""
     end: PhaseEnd
+    """When the phase ends."""
     learning_rate: float | None = Field(default=None, gt=0)
     """Peak learning rate of the phase; None keeps `learner.learning_rate`."""
     temperature: float | None = Field(default=None, gt=0)
@@ -127,6 +137,7 @@ class CurriculumConfig(StrictModel):
     phases: tuple[PhaseConfig, ...] = ()
     """Empty: no reinforcement learning, the run is a warm-up SFT only."""
     retrospective: RetrospectiveConfig | None = RetrospectiveConfig()
+    """Replay of hard tasks from earlier phases; None trains on fresh tasks only."""
     lease_timeout_s: float = Field(default=3600.0, gt=0)
     """A lease that is not reported back within this time is given out again."""
     max_sampling_rounds: int = Field(default=10, gt=0)

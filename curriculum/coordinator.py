@@ -7,7 +7,7 @@ It is a plain object; `coordinator_actor.py` puts it into a process of its own. 
     open_batch(m)                  replacements for groups without variance, as often as needed
     finish_step(summary)           the phase clock ticks; at the end of a phase the next pool is drawn
 
-or, where groups are sampled while the learner trains, `open_stream(n)` at any time, `keep` for every answered lease
+or, where groups are sampled while the learner trains, `open_stream(n)` at any time, `keep_all` for answered leases
 until it is trained on, and `withdraw` for what is left at the end of a phase.
 
 Which task a lease carries depends on the seed and on what was reported before `open_batch`, never on the order in
@@ -21,7 +21,7 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from curriculum.config import CurriculumConfig
@@ -68,7 +68,6 @@ class Coordinator:
         ]
         self._book = LeaseBook(timeout_s=config.lease_timeout_s, now=now)
         self._difficulty = DifficultyTable()
-        self._transitions: list[Transition] = []
         self._finished = False
         self._enter(0, members=())
 
@@ -118,19 +117,19 @@ class Coordinator:
         """
         if self._finished:
             raise ValueError(f"finish_step({summary.step}): the last phase is over")
-        fresh, replayed = self._counts.shares()
+        fresh, replayed = self._counts.fresh, self._counts.replayed
         reason = self._clock.advance(
             accuracy=fresh.accuracy, num_trained_groups=summary.num_trained_groups, epochs=self._epochs
         )
         report = CurriculumReport(
-            step=summary.step,
             phase=self._phase,
-            phase_step=self._clock.num_steps,
             epoch=self._epochs,
-            fresh=fresh,
-            replayed=replayed,
-            replayed_share=self._counts.replayed_share,
             pool_size=self._pool.num_live,
+            replayed_share=self._counts.replayed_share,
+            fresh_accuracy=fresh.accuracy,
+            fresh_prompt_tokens=fresh.mean_prompt_tokens,
+            replayed_accuracy=replayed.accuracy,
+            replayed_prompt_tokens=replayed.mean_prompt_tokens,
             transition=None,
         )
         self._counts = StepCounts()
@@ -163,10 +162,6 @@ class Coordinator:
         """Totals of the lease book over the run, resumes included."""
         return self._book.counts
 
-    def transitions(self) -> tuple[Transition, ...]:
-        """The audit log: every transition so far, oldest first."""
-        return tuple(self._transitions)
-
     # ---- the holders' side
 
     def lease(self, holder: str) -> TaskLease | None:
@@ -188,13 +183,13 @@ class Coordinator:
         """Take back a lease that its holder could not answer; it goes out again before newer ones."""
         return self._book.requeue(lease_id, holder)
 
-    def keep(self, answered: Sequence[tuple[int, str]]) -> tuple[int, ...]:
+    def keep_all(self, answered: Sequence[tuple[int, str]]) -> tuple[bool, ...]:
         """Keep (lease id, task id) pairs open, without a deadline, until their outcome is reported.
 
-        A group whose lease is not among the returned ids is a duplicate (or was never leased) and must not be
-        trained on.
+        Returns, for each pair, whether it is kept; a group whose lease is not is a duplicate (or was never leased) and
+        must not be trained on.
         """
-        return tuple(lease_id for lease_id, task_id in answered if self._book.keep(lease_id, task_id))
+        return tuple(self._book.keep(lease_id, task_id) for lease_id, task_id in answered)
 
     def report(self, outcomes: Sequence[TaskOutcome]) -> tuple[int, ...]:
         """Hear the outcomes of sampled groups; returns the ids of the leases they closed.
@@ -223,7 +218,6 @@ class Coordinator:
             "difficulty": self._difficulty.state_dict(),
             "leases": self._book.state_dict(),
             "tally": self._counts.state_dict(),
-            "transitions": [asdict(transition) for transition in self._transitions],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -250,7 +244,6 @@ class Coordinator:
         self._pool.load_state_dict(state["pool"])
         self._book.load_state_dict(state["leases"])
         self._counts.load_state_dict(state["tally"])
-        self._transitions = [Transition(**{**x, "reason": EndReason(x["reason"])}) for x in state["transitions"]]
 
     # ---- inside
 
@@ -298,7 +291,6 @@ class Coordinator:
             pool_accuracy=_mean([self._difficulty.mean_accuracy(task_id) or 0.0 for task_id in members]),
             pool_prompt_tokens=_mean([float(self._tasks[task_id].prompt_tokens) for task_id in members]),
         )
-        self._transitions.append(transition)
         if following is None:
             self._finished = True
         else:

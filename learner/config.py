@@ -20,10 +20,13 @@ class OptimizerConfig(StrictModel):
     warmup_steps: int = Field(default=0, ge=0)
     """Steps of linear growth from zero to the peak."""
     schedule: Schedule = "constant"
+    """Shape of the learning rate after its warm-up."""
     learning_rate_floor: float = Field(default=0.0, ge=0, le=1)
     """Lowest learning rate of `linear` and `cosine`, as a share of the peak."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    """Decay of AdamW's first and second moments."""
     weight_decay: float = Field(default=0.01, ge=0)
+    """Decoupled weight decay of AdamW."""
 
 
 class GrpoConfig(StrictModel):
@@ -39,6 +42,7 @@ class DapoConfig(StrictModel):
 
     type: Literal["dapo"] = "dapo"
     clip_low: float = Field(default=0.2, gt=0, lt=1)
+    """The ratio is clipped to [1 - clip_low, 1 + clip_high]."""
     clip_high: float = Field(default=0.28, gt=0)
     """The ratio is clipped to [1 - clip_low, 1 + clip_high]."""
     dynamic_sampling: bool = True
@@ -97,12 +101,14 @@ class LearnerConfig(OptimizerConfig):
     grad_clip: float = Field(default=1.0, gt=0)
     """Largest L2 norm of the gradient."""
     algorithm: Algorithm = DapoConfig()
+    """Loss and its aggregation over tokens, answers and groups."""
     advantage_scale: Literal["group", "task", "none"] = "group"
     """Standard deviation that advantages are divided by: of the group, of all answers in the batch to questions of the
     same data source (QwenLong-L1.5), or none (Dr. GRPO)."""
     kl_coefficient: float = Field(default=0.0, ge=0)
     """Weight of the KL estimate against the frozen reference policy in the loss."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    """Estimate of the KL from the log-ratio of each token (Schulman, 2020)."""
     kl_every: int = Field(default=0, ge=0)
     """Report the KL every so many training steps though it is not in the loss, from a reference in host memory;
     0 never. Without this and `kl_coefficient` there is no reference."""
@@ -111,6 +117,7 @@ class LearnerConfig(OptimizerConfig):
     importance: ImportanceConfig | None = None
     """Correction for the difference between sampler and learner; none by default."""
     entropy_control: EntropyControlConfig | None = None
+    """Leave answers with negative advantage out while the entropy is too high; None never does."""
     mini_batches: int = Field(default=1, gt=0)
     """Optimizer updates per batch; the paper's run has 4. More than 1 costs a pass for the old log-probabilities."""
     slices: int = Field(default=1, gt=0)
@@ -122,6 +129,7 @@ class LearnerConfig(OptimizerConfig):
     sequence_parallel: int = Field(default=1, gt=0)
     """Ranks that share one row, each with a stretch of its tokens; divides `num_ranks` and the model's heads."""
     gradient_checkpointing: bool = False
+    """Recompute the activations of a layer in the backward pass instead of keeping them."""
     offload_activations: bool = False
     """Keep the checkpointed layer inputs in host memory; needs `gradient_checkpointing`."""
     offload_optimizer: bool = False

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import shutil
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from enum import StrEnum
@@ -24,7 +23,7 @@ from torch import Tensor
 
 from curriculum.task import Demonstration
 from learner.batch.aggregation import Aggregation
-from learner.batch.microbatch import ScoredGroup, SftReport, StepReport
+from learner.batch.microbatch import ScoredGroup
 from learner.batch.packing import PLACEHOLDER, SlicePlan, plan_slice, unshare
 from learner.batch.rows import build_microbatch, demonstration_group, single_row
 from learner.config import LearnerConfig, OptimizerConfig, SftConfig
@@ -38,7 +37,8 @@ from learner.objective.entropy_control import EntropySwitch
 from learner.objective.loss import kept_answers
 from learner.objective.objective import PolicyLoss, SftLoss
 from learner.objective.settings import aggregation_of, entropy_switch, objective_of, torch_dtype
-from learner.objective.step_sums import StepAccumulator, StepSums
+from learner.objective.step_sums import StepAccumulator
+from learner.reports import SftReport, StepReport
 from learner.weights.source import WeightSource
 from learner.zero3 import checkpoint
 from learner.zero3.building import frozen_engine, join_process_group, place, supports_sharing, trained_engine
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _Item = TypeVar("_Item")
+_Report = TypeVar("_Report", SftReport, StepReport)
 
 
 class Stage(StrEnum):
@@ -114,7 +115,6 @@ class LearnerEngine:
         self._reference: DeepSpeedEngine | None = None
         self._batch = RunningBatch()
         self._sums = StepAccumulator(self._device)
-        self._busy_s = 0.0
 
     # stages ------------------------------------------------------------------------------------------------------
 
@@ -154,7 +154,6 @@ class LearnerEngine:
             NonFiniteUpdateError: more than `learner.max_nonfinite_updates` updates in a row were skipped.
             ValueError: no demonstrations, or one beyond `learner.max_tokens_per_microbatch`.
         """
-        started = time.perf_counter()
         self._expect(Stage.SFT)
         groups = {index: demonstration_group(item) for index, item in enumerate(demonstrations)}
         plan = plan_slice(
@@ -165,16 +164,7 @@ class LearnerEngine:
         for row, is_last in _with_last(self._rows(plan, groups, num_groups=len(groups))):
             self._row_backward(row, None, is_last=is_last)
         self._step(learning_rate)
-        sums = self._close_sums()
-        return SftReport(
-            num_demonstrations=len(demonstrations),
-            num_response_tokens=sums.num_tokens,
-            learning_rate=learning_rate,
-            loss=sums.loss,
-            token_accuracy=sums.token_accuracy,
-            grad_norm=sums.grad_norm,
-            seconds=time.perf_counter() - started,
-        )
+        return self._report(SftReport, learning_rate=learning_rate)
 
     def accumulate(self, plan: SlicePlan, groups: Mapping[int, ScoredGroup], run: Run) -> None:
         """Take the next groups of the running batch in.
@@ -188,7 +178,6 @@ class LearnerEngine:
             groups: at least the groups `plan.groups_of(rank)`, by index in the plan.
             run: the place of the groups in the batch.
         """
-        started = time.perf_counter()
         self._expect(Stage.RL)
         if not self._batch.num_groups and self._sharing and self._num_steps < sharing_check.CHECKED_STEPS:
             self._check_sharing(plan, groups)
@@ -200,7 +189,6 @@ class LearnerEngine:
             for row, is_last in _with_last(rows):
                 old = self._old_scores(row) if self._needs_old_scores else None
                 self._row_backward(row, old, is_last=is_last and run.closes)
-        self._busy_s += time.perf_counter() - started
 
     def update(self, *, learning_rate: float) -> StepReport:
         """End the running batch: one optimizer update per mini-batch.
@@ -214,7 +202,6 @@ class LearnerEngine:
             RuntimeError: no groups have come.
             NonFiniteUpdateError: more than `learner.max_nonfinite_updates` updates in a row were skipped.
         """
-        started = time.perf_counter()
         self._expect(Stage.RL)
         batch, self._batch = self._batch, RunningBatch()
         if not batch.updates:
@@ -225,33 +212,16 @@ class LearnerEngine:
             if not update.rows and update.share < 1:
                 self._end_accumulation()
             self._step(learning_rate, share=update.share)
-        sums = self._close_sums()
-        kl_measured, negatives_masked = self._reference_due(), self._negatives_masked
+        report = self._report(
+            StepReport,
+            learning_rate=learning_rate,
+            negatives_masked=self._negatives_masked,
+            prompt_sharing=self._sharing,
+        )
         self._num_steps += 1
         if self._entropy_switch is not None:
-            self._entropy_switch.observe(sums.entropy)
-        seconds, self._busy_s = self._busy_s + time.perf_counter() - started, 0.0
-        return StepReport(
-            num_groups=batch.num_groups,
-            num_response_tokens=sums.num_tokens,
-            num_updates=sums.num_updates,
-            num_skipped_updates=sums.num_skipped_updates,
-            learning_rate=learning_rate,
-            loss=sums.loss,
-            grad_norm=sums.grad_norm,
-            entropy=sums.entropy,
-            clip_fraction=sums.clip_fraction,
-            mean_ratio=sums.mean_ratio,
-            rollout_logprob_gap_mean=sums.rollout_logprob_gap_mean,
-            rollout_logprob_gap_max=sums.rollout_logprob_gap_max,
-            kl_to_reference=sums.kl_to_reference if kl_measured else None,
-            masked_fraction=sums.masked_fraction,
-            importance_weight=sums.importance_weight,
-            log_nucleus=sums.log_nucleus,
-            negatives_masked=negatives_masked,
-            prompt_sharing=self._sharing,
-            seconds=seconds,
-        )
+            self._entropy_switch.observe(report.entropy)
+        return report
 
     @property
     def num_accumulated(self) -> int:
@@ -349,9 +319,10 @@ class LearnerEngine:
         row = build_microbatch(PLACEHOLDER, {}, num_groups=1, aggregation=self._aggregation())
         self._row_backward(to_device(row, self._placement, dense=not self._sharing), None, is_last=True)
 
-    def _close_sums(self) -> StepSums:
-        tally, self._sums = self._sums, StepAccumulator(self._device)
-        return tally.reduce()
+    def _report(self, kind: type[_Report], **known: Any) -> _Report:
+        """Close the sums of the step; `known` as for `StepAccumulator.report`."""
+        sums, self._sums = self._sums, StepAccumulator(self._device)
+        return sums.report(kind, **known)
 
     def _row_backward(self, row: Row, old: list[TokenScores] | None, *, is_last: bool) -> None:
         """Gradients of the row's share of the loss of the mini-batch."""

@@ -19,11 +19,12 @@ from actors.weights.delta import WeightPayload
 from actors.weights.update import WeightGroup
 from curriculum.task import Demonstration
 from learner.advantages import batch_advantages
-from learner.batch.microbatch import GroupShape, ScoredGroup, SftReport, StepReport
+from learner.batch.microbatch import GroupShape, ScoredGroup
 from learner.batch.packing import plan_slice
 from learner.config import LearnerConfig, SftConfig
 from learner.engine import LearnerEngine, Stage
 from learner.forward.running_batch import Run, runs
+from learner.reports import SftReport, StepReport
 from learner.weights.published import PublishedWeights
 from learner.weights.sender import WeightSender
 

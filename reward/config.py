@@ -46,6 +46,7 @@ class VllmJudge(StrictModel):
     model: str = "Qwen/Qwen2.5-1.5B-Instruct"
     """Hugging Face id or folder; the default is the paper's judge (section 2.4)."""
     engine: JudgeEngineConfig = JudgeEngineConfig()
+    """Resources of the engine of each replica."""
     max_tokens: int = Field(default=512, gt=0)
     """Longest judgement, in tokens; one that is cut short before its verdict counts as unknown."""
     max_model_len: int = Field(default=8192, gt=0)
@@ -53,6 +54,7 @@ class VllmJudge(StrictModel):
     num_gpus: float = Field(default=1.0, ge=0)
     """GPUs of one replica; a fraction shares the device."""
     num_replicas: int = Field(default=1, gt=0)
+    """Judge actors, one engine each."""
     timeout_s: float = Field(default=300.0, gt=0)
     """Longest wait for one question; after it the question counts as unknown."""
 
@@ -88,6 +90,7 @@ class OpenAIJudge(StrictModel):
     base_url: str = Field(pattern=r"^https?://[^\s/]+")
     """Root of the API, for example http://127.0.0.1:8000/v1."""
     model: str = Field(min_length=1)
+    """Name of the model, as the endpoint knows it."""
     api_key_env: str = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key; the key itself is never part of a recipe."""
     max_tokens: int = Field(default=512, gt=0)
@@ -141,6 +144,7 @@ class RewardConfig(StrictModel):
     """How responses are scored."""
 
     rules: RuleSet = RuleSet.STRICT
+    """`strict`: exact match after normalisation. `released`: the released code's scores, which no run trains on."""
     kinds: dict[str, AnswerKind] = Field(default_factory=dict)
     """Kind of the answers per data source (exact name), where the name alone would decide otherwise."""
     thinking: Literal["optional", "required"] = "optional"
@@ -148,6 +152,7 @@ class RewardConfig(StrictModel):
     in the prompt (DeepSeek-R1 distillations), so that an unfinished thought is never searched for an answer.
     `optional`: a response without any thinking tags is all answer."""
     judge: JudgeConfig = NoJudge()
+    """Who decides about answers that the rule rejects."""
     max_outage_s: float = Field(default=1800.0, ge=0)
     """How long a step that cannot be scored without the judge waits for it before the run is saved and stops."""
     overlong: OverlongConfig | None = None

@@ -175,7 +175,7 @@ class BoundedLagSource:
 
     async def _arrive(self, arrival: Arrival) -> None:
         """Record one arrival and admit the next groups; a second answer to the same lease does not count."""
-        if arrival is not None and await self._curriculum.keep([(arrival.lease_id, arrival.task_id)]):
+        if arrival is not None and await self._curriculum.keep((arrival.lease_id, arrival.task_id)):
             async with self._opening:  # its own admission may not be booked yet
                 self._book(arrival)
         self._in_flight.wake()

@@ -138,7 +138,7 @@ class OnPolicySource:
 
     async def _arrive(self, arrival: Arrival) -> None:
         """Keep the first result of every lease."""
-        if arrival is not None and await self._curriculum.keep([(arrival.lease_id, arrival.task_id)]):
+        if arrival is not None and await self._curriculum.keep((arrival.lease_id, arrival.task_id)):
             self._arrived[arrival.lease_id] = arrival
 
     def _book(self, arrival: BatchGroup | GroupLost, version: int) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Protocol, Self
+from typing import Annotated, Protocol, Self
 
 from actors.rollout import Sampling
 from cluster.batches.ledger import GroupOutcome, OutcomeCounts
 from cluster.group import BatchGroup
 from cluster.roles import GroupLost
+from curriculum.metric import Metric
 from curriculum.task import TaskOutcome
 from curriculum.transition import CurriculumReport, StepSummary
 
@@ -78,18 +79,30 @@ class BatchSource(Protocol):
     """
 
     @property
-    def acceptance_rate(self) -> float:
-        """Share of the latest scored groups that had a signal."""
+    def acceptance_rate(self) -> Annotated[float, Metric("rollout/acceptance_rate", "share")]:
+        """Groups with a signal among those scored for the batch (lag 0) or the latest `4 × groups_per_batch` (lag above
+        0), one optimistic group added.
+
+        Low: the tasks are too easy or too hard for the policy. Sampling ahead grows with its inverse, as far as the
+        bound allows.
+        """
         ...
 
     @property
-    def num_waiting(self) -> int:
-        """Scored groups that wait for a later batch."""
+    def num_waiting(self) -> Annotated[int, Metric("rollout/buffer_groups", "count")]:
+        """Scored groups that wait for a later batch when the step ends.
+
+        0: the learner waits for the engines. About `groups_per_batch`: the engines wait for the learner.
+        """
         ...
 
     @property
-    def waiting_bytes(self) -> int:
-        """What they take in the object store."""
+    def waiting_bytes(self) -> Annotated[int, Metric("rollout/buffer_bytes", "bytes")]:
+        """What the groups that wait take in the object store.
+
+        Bounded by `(rollout.max_policy_lag + 1) × groups_per_batch` groups; a group of 8 takes 4 bytes per prompt token
+        and 8 per response token.
+        """
         ...
 
     async def next_slice(self, order: BatchOrder) -> list[BatchGroup]:

@@ -12,7 +12,7 @@ import ray
 from ray.exceptions import ActorDiedError, RayTaskError
 
 from actors.rollout_actor import RolloutActor
-from cluster.processes.curriculum import RayCurriculum
+from cluster.processes.curriculum import ray_curriculum
 from cluster.processes.learner import RayLearner
 from cluster.processes.placement import judge_options, learner_options, rollout_options
 from cluster.processes.ray_session import LaunchError
@@ -20,6 +20,7 @@ from cluster.processes.rollouts import RayRollouts
 from cluster.processes.supervision import SupervisedActor
 from cluster.recipe.config import RunConfig
 from cluster.recipe.preparation import Prepared, local_or_hub
+from cluster.roles import Curriculum
 from cluster.run.folder import RunFolder
 from cluster.weights.collective import CollectiveDelivery
 from cluster.weights.contract import MAX_PROBE_GAP
@@ -41,7 +42,7 @@ COORDINATOR = "coordinator"
 class Processes:
     """The roles of a running cluster."""
 
-    curriculum: RayCurriculum | None
+    curriculum: Curriculum | None
     rollouts: RayRollouts
     learner: RayLearner
     pids: dict[str, int]
@@ -89,7 +90,7 @@ async def _start_actors(
             seed=config.seed,
             columns=[ray.put(TaskColumns.of(prepared.tasks))],
         )
-        curriculum = RayCurriculum(coordinator)
+        curriculum = ray_curriculum(coordinator)
     rollout_handles = {} if coordinator is None else _create_rollouts(config, prepared, create)
     judge_handles = {} if coordinator is None else _create_judges(config, prepared, create)
     ranks = [
@@ -101,7 +102,7 @@ async def _start_actors(
             supervised(
                 name,
                 handle,
-                before_restart=curriculum.release if curriculum else None,
+                before_restart=coordinator.release.remote if coordinator else None,
                 after_restart=lambda restarted, name=name: learner.bring_up_to_date(name, restarted),
             )
             for name, handle in rollout_handles.items()

@@ -17,8 +17,8 @@ from cluster.processes.supervision import ActorLost
 from cluster.roles import SyncReport
 from cluster.weights.delivery import WeightDelivery
 from curriculum.task import Demonstration
-from learner.batch.microbatch import SftReport, StepReport
 from learner.learner_actor import TrainingItem
+from learner.reports import SftReport, StepReport
 from learner.weights.published import PublishedWeights
 
 

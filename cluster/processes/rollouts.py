@@ -18,7 +18,7 @@ from actors.rollout import Sampling
 from actors.trajectory import Group, GroupMeta
 from cluster.group import BatchGroup
 from cluster.processes.supervision import ActorLost, SupervisedActor
-from cluster.roles import GroupLost, RolloutCounts
+from cluster.roles import GroupLost
 from curriculum.task import Task, TaskLease
 from reward.circuit import JudgeEvent
 
@@ -45,7 +45,7 @@ class RayRollouts:
         """Calls of `next_group` that each actor works on."""
         self._slots: dict[str, int] = {}
         """Groups that each engine holds, as it said last; one until it has said something."""
-        self.counts = RolloutCounts()
+        self.num_late = self.num_faulty = 0
 
     async def learn_slots(self) -> None:
         """Asks every engine how much it holds; from then on each group says it."""
@@ -184,7 +184,10 @@ class RayRollouts:
         Raises:
             GroupLost: it has been sampled again too often.
         """
-        self.counts = self.counts.plus(faulty=isinstance(error, FaultyGroup))
+        if isinstance(error, FaultyGroup):
+            self.num_faulty += 1
+        else:
+            self.num_late += 1
         self._on_fault(
             engine=error.engine,
             kind=str(error.kind),

@@ -25,7 +25,9 @@ class CheckpointConfig(StrictModel):
     """When the run is saved; every end of a stage is saved as well."""
 
     every_steps: int = Field(default=5, gt=0)
+    """Training steps from one checkpoint to the next, counted over all stages."""
     keep_last: int = Field(default=2, gt=0)
+    """Checkpoints that are kept; older ones are removed."""
 
 
 class EvaluationConfig(StrictModel):
@@ -59,13 +61,16 @@ class TrackingConfig(StrictModel):
     """Weights & Biases; offline unless WANDB_API_KEY is set."""
 
     wandb: bool = True
+    """Whether metrics go to Weights & Biases."""
     project: str = "qwenlong-l1"
+    """Name of the project there."""
 
 
 class RunConfig(StrictModel):
     """A run from the base model to the trained one."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the run; the run folder is called after it."""
     seed: int = Field(default=0, ge=0)
     """Every random number of the run derives from it."""
     device: Literal["cpu", "cuda"] = "cuda"

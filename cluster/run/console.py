@@ -6,9 +6,9 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from cluster.run.metrics import Metrics
 from cluster.run.progress import Accuracy
 from cluster.run.progress import Progress as RunProgress
+from curriculum.metric import Metrics
 
 LINE = (
     ("loss", "sft/loss", ".3f"),

@@ -13,9 +13,10 @@ from cluster.recipe.config import CheckpointConfig
 from cluster.roles import Learner, SyncReport
 from cluster.run.console import Console
 from cluster.run.folder import RunFolder
-from cluster.run.metrics import METRICS, Metrics
+from cluster.run.metrics import METRICS
 from cluster.run.progress import Accuracy, Progress, StageProgress
 from cluster.run.trajectory_log import write_trajectories
+from curriculum.metric import Metrics
 from curriculum.transition import Transition
 from reward.circuit import CircuitState, JudgeEvent
 
@@ -59,11 +60,11 @@ class Journal:
         """One step, told before it is counted in `progress`.
 
         Raises:
-            KeyError: a metric that `METRICS` does not define.
+            KeyError: a metric that nobody declares.
         """
-        undefined = metrics.keys() - METRICS.keys()
-        if undefined:
-            raise KeyError(f"metrics {sorted(undefined)} are not defined in cluster/run/metrics.py")
+        undeclared = metrics.keys() - METRICS.keys()
+        if undeclared:
+            raise KeyError(f"metrics {sorted(undeclared)} are not declared by any class of cluster/run/metrics.py")
         self._folder.append_metrics({"step": progress.step, "stage": stage.name, **metrics})
         self._console.step(stage.name, stage.steps, total_steps, metrics)
         for tracker in self._trackers:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 from cluster.batches.ledger import Ledger
 from cluster.group import BatchGroup
-from cluster.run.metrics import num_judge_calls, num_judge_saves, num_unknown
+from cluster.run.group_statistics import GroupStatistics
+from curriculum.metric import Metric
 
 Accuracy = dict[str, float]
 """Held-out accuracy by the name of the phase whose lengths were asked."""
@@ -51,9 +52,10 @@ class StageProgress:
         self.groups_sampled += len(sampled)
         self.groups_trained += num_trained
         self.groups_replayed += sum(group.meta.replayed for group in sampled)
-        self.judge_calls += num_judge_calls(sampled)
-        self.judge_saves += num_judge_saves(sampled)
-        self.unknown_rewards += num_unknown(sampled)
+        found = GroupStatistics(sampled)
+        self.judge_calls += found.num_judge_calls
+        self.judge_saves += found.num_judge_saves
+        self.unknown_rewards += found.num_unknown
 
 
 @dataclass(slots=True, kw_only=True)
@@ -62,8 +64,10 @@ class Progress:
 
     step: int = 0
     """Steps finished over all stages."""
-    policy_version: int = 0
-    """Weight updates sent to the engines."""
+    policy_version: Annotated[int, Metric("sync/version", "count")] = 0
+    """Weight updates sent to the engines since the base model.
+
+    Grows by 1 in every step that trained; the answers of a step carry the version before it."""
     finished_stages: list[StageProgress] = field(default_factory=list)
     stage: StageProgress | None = None
     """The running stage; None between stages."""

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from cluster.run.metrics import Metrics
+from curriculum.metric import Metrics
 
 
 class WandbTracker:

@@ -1,4 +1,4 @@
-"""Records of the learner: scored groups, the packed rows they become, and the reports of an update."""
+"""Records of the learner: scored groups, and the packed rows they become."""
 
 from __future__ import annotations
 
@@ -137,60 +137,3 @@ class PhasedMicroBatch:
     prompts: PromptRow
     batches: tuple[MicroBatch, ...]
     """Rows of responses alone, `prompts_ahead` set."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepReport:
-    """One training step on one batch of groups (all its mini-batches), equal on every rank."""
-
-    num_groups: int
-    num_response_tokens: int
-    num_updates: int
-    """Optimizer updates made; lower than the number of mini-batches if some were skipped as non-finite."""
-    num_skipped_updates: int
-    """Updates skipped because the gradient norm was not finite."""
-    learning_rate: float
-    loss: float
-    """Mean over the updates that were made, like everything below but the gap; NaN if none was."""
-    grad_norm: float
-    """L2 norm before clipping, mean over the updates."""
-    entropy: float
-    """Mean entropy (nats) of the policy over the response tokens, after temperature."""
-    clip_fraction: float
-    """Share of response tokens where the clipped term was the smaller one."""
-    mean_ratio: float
-    """Mean of pi / pi_old over the response tokens."""
-    rollout_logprob_gap_mean: float
-    """Mean |learner log-prob - engine log-prob| (nats) before the first update: the mismatch of the two back ends.
-    Tokens whose rollout log-probability is not finite are left out."""
-    rollout_logprob_gap_max: float
-    kl_to_reference: float | None
-    """Mean KL estimate (nats) per response token; None where it was not measured in this step."""
-    seconds: float
-    masked_fraction: float = 0.0
-    """Share of response tokens left out of the loss: the engine reported no finite log-probability, or the token lies
-    outside the learner's nucleus."""
-    importance_weight: float = 1.0
-    """Mean weight of the truncated importance sampling; 1 where it is off."""
-    log_nucleus: float = 0.0
-    """Mean log mass (nats) of the learner's nucleus at the sampler's top-p: how far log-probabilities of the whole
-    distribution, which are trained, lie below those of the distribution that was sampled. 0 at top-p 1."""
-    negatives_masked: bool = False
-    """True if answers with negative advantage were left out by the entropy control."""
-    prompt_sharing: bool = True
-    """False once the learner has fallen back to forwarding every response behind its own prompt."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SftReport:
-    """One update of the warm-up, equal on every rank."""
-
-    num_demonstrations: int
-    num_response_tokens: int
-    learning_rate: float
-    loss: float
-    """Mean over demonstrations of the length-normalised NLL (nats), paper Eq. 11."""
-    token_accuracy: float
-    """Share of response tokens that are the argmax of the model."""
-    grad_norm: float
-    seconds: float

@@ -1,5 +1,6 @@
 """The ZeRO-3 engine against plain PyTorch, against itself on two ranks, and against itself after a restart."""
 
+import math
 import os
 import socket
 import subprocess
@@ -94,7 +95,7 @@ def test_a_batch_in_slices_makes_the_same_updates_as_a_whole_one(one_rank, two_r
     for found in (one_rank, two_ranks):
         _assert_same_weights(found[name]["after_rl"], one_rank[whole]["after_rl"])
         ours, theirs = found[name]["rl"], one_rank[whole]["rl"]
-        assert (ours.num_groups, ours.num_updates) == (theirs.num_groups, theirs.num_updates)
+        assert (ours.num_response_tokens, ours.num_updates) == (theirs.num_response_tokens, theirs.num_updates)
         for field in ("loss", "grad_norm", "entropy", "mean_ratio", "rollout_logprob_gap_mean"):
             assert getattr(ours, field) == pytest.approx(getattr(theirs, field), rel=1e-5, abs=1e-6), field
 
@@ -102,7 +103,7 @@ def test_a_batch_in_slices_makes_the_same_updates_as_a_whole_one(one_rank, two_r
 @pytest.mark.parametrize("name", ["short", "short_offloaded"])
 def test_a_batch_that_ends_short_is_normalised_by_the_groups_that_came(guards, name):
     (short, short_weights), (five, five_weights) = guards[name], guards["five"]
-    assert short.num_groups == five.num_groups == 5
+    assert short.num_response_tokens == five.num_response_tokens
     for field in ("loss", "grad_norm", "entropy"):
         assert getattr(short, field) == pytest.approx(getattr(five, field), rel=1e-5, abs=1e-6), field
     _assert_same_weights(short_weights, five_weights)
@@ -137,7 +138,7 @@ def test_the_dense_fall_back_equals_the_shared_prompt(guards):
 def test_the_kl_can_be_measured_now_and_then(guards):
     first, second, third = guards["kl_every"]
     assert first == pytest.approx(0.0, abs=1e-6)
-    assert second is None
+    assert math.isnan(second)
     assert third > 1e-5
 
 
@@ -145,7 +146,7 @@ def test_the_kl_can_be_measured_now_and_then(guards):
 def test_two_ranks_equal_one(one_rank, two_ranks, name):
     _assert_same_weights(two_ranks[name]["after_rl"], one_rank[name]["after_rl"])
     ours, theirs = two_ranks[name]["rl"], one_rank[name]["rl"]
-    for field in ("num_groups", "num_response_tokens", "num_updates"):
+    for field in ("num_response_tokens", "num_updates"):
         assert getattr(ours, field) == getattr(theirs, field)
     for field in ("loss", "grad_norm", "entropy", "mean_ratio", "rollout_logprob_gap_mean", "rollout_logprob_gap_max"):
         assert getattr(ours, field) == pytest.approx(getattr(theirs, field), rel=1e-5, abs=1e-6), field

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +15,14 @@ from actors.weights.update import WeightUpdate
 from cluster.group import BatchGroup
 from cluster.loop import TrainingLoop
 from cluster.recipe.config import RunConfig
-from cluster.roles import RolloutCounts, SyncReport
+from cluster.roles import SyncReport
 from cluster.run.console import Console
 from cluster.run.folder import RunFolder
 from cluster.run.journal import Journal
 from cluster.run.progress import Progress
 from curriculum.coordinator import Coordinator
 from curriculum.task import Demonstration, Task, TaskEntry, TaskLease
-from learner.batch.microbatch import SftReport, StepReport
+from learner.reports import SftReport, StepReport
 from learner.sft import DemonstrationBatches
 from learner.weights.published import PublishedWeights
 from reward.score import Score, Verdict
@@ -92,7 +93,8 @@ class AsyncCoordinator:
         return self.coordinator.open_leases()
 
     async def keep(self, answered):
-        return self.coordinator.keep(answered)
+        (kept,) = self.coordinator.keep_all([answered])
+        return kept
 
     async def withdraw(self, lease_ids):
         return self.coordinator.withdraw(lease_ids)
@@ -128,7 +130,7 @@ class FakeRollouts:
         self.block: asyncio.Event | None = None
         self.num_slots = 99
         self.object_store_bytes = 4096
-        self.counts = RolloutCounts()
+        self.num_late = self.num_faulty = 0
         self.policy_version = 0
         """Of the weights in the engines."""
 
@@ -182,9 +184,8 @@ class FakeLearner:
         self.calls.append(f"sft {len(demonstrations)}")
         self.learning_rates.append(learning_rate)
         return SftReport(
-            num_demonstrations=len(demonstrations), num_response_tokens=3, learning_rate=learning_rate, loss=1.0,
-            token_accuracy=0.5, grad_norm=1.0, seconds=0.1,
-        )  # fmt: skip
+            num_response_tokens=3, learning_rate=learning_rate, loss=1.0, token_accuracy=0.5, grad_norm=1.0
+        )
 
     async def accumulate(self, groups, *, batch_groups):
         self.calls.append(f"accumulate {len(groups)} of {batch_groups}")
@@ -199,9 +200,10 @@ class FakeLearner:
         self.groups.append(batch)
         self.learning_rates.append(learning_rate)
         return StepReport(
-            num_groups=len(batch), num_response_tokens=24, num_updates=1, num_skipped_updates=0,
-            learning_rate=learning_rate, loss=0.1, grad_norm=1.0, entropy=0.5, clip_fraction=0.0, mean_ratio=1.0,
-            rollout_logprob_gap_mean=0.0, rollout_logprob_gap_max=0.0, kl_to_reference=None, seconds=0.1,
+            num_response_tokens=24, num_updates=1, num_skipped_updates=0, learning_rate=learning_rate, loss=0.1,
+            grad_norm=1.0, entropy=0.5, clip_fraction=0.0, mean_ratio=1.0, rollout_logprob_gap_mean=0.0,
+            rollout_logprob_gap_max=0.0, kl_to_reference=math.nan, masked_fraction=0.0, importance_weight=1.0,
+            log_nucleus=0.0, negatives_masked=False, prompt_sharing=True,
         )  # fmt: skip
 
     async def train(self) -> None:

@@ -12,7 +12,7 @@ from actors.rollout import EngineLoad, Sampling
 from actors.trajectory import GroupMeta
 from cluster.processes.rollouts import RayRollouts
 from cluster.processes.supervision import SupervisedActor
-from cluster.roles import GroupLost, RolloutCounts
+from cluster.roles import GroupLost
 from curriculum.task import TaskLease
 
 SAMPLING = Sampling(num_samples=2, temperature=1.0, top_p=1.0, max_response_tokens=8)
@@ -186,7 +186,7 @@ def test_late_and_faulty_groups_are_counted_told_and_sampled_again(meta, make_sc
     handle = FakeRolloutHandle([fault(), remote(DeadlineMissed(3, "t3", "rollout-0")), meta(3)])
     r = rollouts([supervised("rollout-0", handle)], make_score, faults=faults)
     assert asyncio.run(r.next_group(SAMPLING)).meta.lease_id == 3
-    assert r.counts == RolloutCounts(num_late=1, num_faulty=1)
+    assert (r.num_late, r.num_faulty) == (1, 1)
     assert [(f["kind"], f["engine"], f["lease_id"], f["action"]) for f in faults] == [
         ("missing_samples", "rollout-0", 3, "requeued"),
         ("deadline", "rollout-0", 3, "requeued"),
