@@ -165,7 +165,6 @@ def _trackers(config: RunConfig, folder: RunFolder) -> Any:
         yield trackers
         return
     wandb = WandbTracker(
-        project=config.tracking.project,
         name=folder.path.name,
         directory=folder.path,
         recipe=config.model_dump(mode="json"),

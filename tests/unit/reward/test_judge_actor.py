@@ -44,7 +44,7 @@ def group(prompt, *answers):
 
 
 def test_a_judge_that_is_down_leaves_unknown_scores_and_events_that_are_handed_out_once(prompt, dead_url):
-    judge = OpenAIJudge(base_url=dead_url, model="m", max_retries=0, max_failures=2)
+    judge = OpenAIJudge(base_url=dead_url, model="m")
 
     async def session():
         actor = judge_actor(RewardConfig(judge=judge))
@@ -59,7 +59,7 @@ def test_a_judge_that_is_down_leaves_unknown_scores_and_events_that_are_handed_o
 
 
 def test_an_answer_that_was_cut_is_unknown_whatever_it_says_and_nobody_is_asked(dead_url, prompt):
-    judge = OpenAIJudge(base_url=dead_url, model="m", max_retries=0, max_failures=2)
+    judge = OpenAIJudge(base_url=dead_url, model="m")
     whole = group(prompt, "seven", "seven", "seven")
     cut = replace(whole.trajectories[1], finish_reason=FinishReason.DEADLINE)
     gone = replace(whole.trajectories[2], finish_reason=FinishReason.ABORT)
