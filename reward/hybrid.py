@@ -14,8 +14,6 @@ from reward.rules import RuleOutcome, apply_rules
 from reward.score import Score, Verdict
 from reward.text_rule import text_key
 
-__all__ = ["HybridScorer", "Judge", "JudgeQuestion", "ScoringReport", "judge_questions"]
-
 MAX_JUDGED_TRUTHS = 8
 """Accepted answers that one rejected answer is compared with by the judge; those that read alike count once."""
 DESK_GRACE_S = 5.0

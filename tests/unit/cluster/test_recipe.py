@@ -147,6 +147,7 @@ def test_a_faulty_value_is_named_with_its_key_and_the_way_out(override, message)
         ("reward.judge={model: x}", "reward.judge.type: missing; add it"),
         ("data.train=3", "data.train=3: input should be a valid string"),
         ("data.train.quote_share=0.5", "data.train.quote_share=0.5: unknown key; known: "),
+        ("data.sft.word_share=0.5", "data.sft.word_share=0.5: unknown key; known: "),
         ("learner.offload_optimizer=true",
          "learner.offload_optimizer=True: unknown key; did you mean learner.offload?"),
         ("learner.kl_estimator=k1", "learner.kl_estimator='k1': input should be 'k2' or 'k3'"),
