@@ -68,13 +68,9 @@ class RolloutConfig(StrictModel):
     max_response_tokens: int = Field(default=10_000, gt=0)
     """Longest answer, in tokens."""
     deadline_s: float | None = Field(default=None, gt=0)
-    """Longest time, in seconds, from the lease of a group to its last token; None waits for every answer."""
-    max_requeues: int = Field(default=1, ge=0)
-    """Times that a group which missed the deadline is sampled again, by whichever engine has room, before its
-    unfinished answers are cut; a cut answer has no reward and is not trained on."""
-    in_flight_update: bool = True
-    """Whether answers go on under new weights where the old ones left off (their tokens carry the version that sampled
-    them); false lets every answer end before an update."""
+    """Longest time, in seconds, from the lease of a group to its last token; None waits for every answer. A group that
+    misses it is sampled once more, by whichever engine has room, then its unfinished answers are cut; a cut answer has
+    no reward and is not trained on."""
     max_policy_lag: int = Field(default=0, ge=0)
     """Weight updates by which a group may be older than the learner that trains on it. 0: strictly on-policy, sampling
     and training take turns; above 0 they overlap, and `learner.importance` corrects for the difference."""

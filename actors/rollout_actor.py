@@ -132,12 +132,10 @@ class RolloutActor:
         return ray.get_runtime_context().get_node_id()
 
     async def load_weights(self, weights: WeightUpdate | WeightPayload | WeightBroadcast) -> WeightReceipt:
-        """Replaces the weights; running requests go on under the new ones, or end before, as
-        `rollout.in_flight_update` says."""
+        """Replace the weights; running requests go on under the new ones."""
         update = self._copy.write(weights) if isinstance(weights, WeightPayload) else weights
         try:
-            async with self._worker.updating():
-                return await self._engine.load_weights(update)
+            return await self._engine.load_weights(update)
         except EngineDied:
             end_process()
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Coroutine
 from typing import Any, Protocol
 
 from actors.admission import KVAdmission, Reservation
@@ -15,6 +14,9 @@ from actors.rollout import Engine, Sampling, sample_group
 from actors.trajectory import Group, GroupMeta
 from curriculum.task import Task, TaskLease
 from curriculum.task_table import TaskTable
+
+MAX_REQUEUES = 1
+"""Times that a group which missed the deadline is sampled again before its unfinished answers are cut."""
 
 Answered = tuple[GroupMeta, Group]
 
@@ -90,16 +92,6 @@ class GroupWorker:
             task.cancel()
         await asyncio.gather(*work, return_exceptions=True)
 
-    @asynccontextmanager
-    async def updating(self) -> AsyncIterator[None]:
-        """Entered when new weights may be applied: at once, or after the last running answer if
-        `rollout.in_flight_update` is off."""
-        if self._config.in_flight_update:
-            yield
-        else:
-            async with self._admission.drained():
-                yield
-
     async def _next_group(self, sampling: Sampling) -> Answered | None:
         async with self._admission.turn(sampling.num_samples, sampling.max_response_tokens):
             lease = await self._leases.lease()
@@ -114,7 +106,7 @@ class GroupWorker:
             if not fault.is_final:
                 await self._leases.requeue(lease.lease_id)
             raise
-        if meta.num_cut and lease.num_requeues < self._config.max_requeues:
+        if meta.num_cut and lease.num_requeues < MAX_REQUEUES:
             await self._leases.requeue(lease.lease_id)
             raise DeadlineMissed(lease.lease_id, lease.task_id, self._name)
         return meta, group

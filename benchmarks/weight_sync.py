@@ -50,7 +50,7 @@ from cluster.weights.collective import CollectiveDelivery
 from cluster.weights.contract import MAX_PROBE_GAP
 from cluster.weights.delivery import WeightDelivery
 from curriculum.task import Demonstration
-from learner.config import LearnerConfig, SftConfig
+from learner.config import LearnerConfig
 
 SHARE_OF_MEMCPY, WISHED_SHARE_OF_MEMCPY, WHOLE_SYNC, PAUSE = 0.5, 0.8, 1.25, 1.0
 WARM_UPS = 2
@@ -88,7 +88,7 @@ class Bench:
         config = LearnerConfig(num_ranks=NUM_RANKS, max_tokens_per_microbatch=256)
         starts = [
             rank.start.remote(
-                master=master, config=config, sft=SftConfig(), model_path=str(self.model), seed=0, on_gpu=False,
+                master=master, config=config, model_path=str(self.model), seed=0, on_gpu=False,
                 trust_remote_code=False, delta=False,
             )
             for rank in self.ranks

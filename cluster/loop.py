@@ -350,7 +350,7 @@ class TrainingLoop:
 def _batch_source(config: RunConfig, curriculum: Curriculum, rollouts: Rollouts) -> BatchSource:
     """Strictly on-policy batches, or a source with a bounded lag."""
     algorithm = config.learner.algorithm
-    dynamic_sampling = algorithm.type == "dapo" and algorithm.dynamic_sampling
+    dynamic_sampling = algorithm.type == "dapo"
     common: dict[str, Any] = {
         "batch_size": config.groups_per_batch,
         "slice_size": ceil(config.groups_per_batch / config.learner.slices),

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cluster.loop import Interrupted, TrainingLoop
+from cluster.loop import TrainingLoop
 from cluster.processes.launch import Processes, launch
 from cluster.processes.ray_session import check_ray, ray_session
 from cluster.processes.supervision import RayGauges
@@ -165,7 +165,6 @@ def _trackers(config: RunConfig, folder: RunFolder) -> Any:
         yield trackers
         return
     wandb = WandbTracker(
-        project=config.tracking.project,
         name=folder.path.name,
         directory=folder.path,
         recipe=config.model_dump(mode="json"),
@@ -194,6 +193,3 @@ def _stop_on_signals(stop: asyncio.Event, console: Console) -> Any:
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
-
-
-__all__ = ["Interrupted", "train"]

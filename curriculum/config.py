@@ -22,12 +22,6 @@ class GeneratedData(StrictModel):
     """Number of items of each length range."""
     lengths: tuple[tuple[int, int], ...]
     """Length ranges of the documents, in words: inclusive (minimum, maximum) pairs."""
-    seed: int = 0
-    """Seed of the documents and questions."""
-    quote_share: float = Field(default=0.5, ge=0, le=1)
-    """Demonstrations only: share whose thinking quotes the document."""
-    word_share: float = Field(default=0.5, ge=0, le=1)
-    """Demonstrations only: share of the numeric answers written as a word ("seven" where the text says "7")."""
 
 
 class GeneratedJudgePairs(StrictModel):
@@ -36,8 +30,6 @@ class GeneratedJudgePairs(StrictModel):
     type: Literal["generated_judge_pairs"] = "generated_judge_pairs"
     num_items: int = Field(gt=0)
     """Number of pairs."""
-    seed: int = 0
-    """Seed of the pairs."""
 
 
 DataSource = str | GeneratedData
@@ -64,13 +56,9 @@ class RetrospectiveConfig(StrictModel):
 
     selection: Literal["zero_accuracy", "difficulty"] = "zero_accuracy"
     """`zero_accuracy`: the tasks whose mean accuracy is zero, as the paper ran it. `difficulty`: a draw without
-    replacement, weighted by 1 / (mean accuracy + epsilon) over the tasks that are not solved yet (Eq. 10)."""
+    replacement, weighted by 1 / (mean accuracy + 1/8) over the tasks that are not solved yet (Eq. 10)."""
     max_share: float = Field(default=0.25, ge=0, lt=1)
     """Largest share of replayed tasks in a batch."""
-    max_pool_size: int = Field(default=1000, gt=0)
-    """Most tasks that are drawn into the pool of a phase."""
-    epsilon: float = Field(default=0.125, gt=0)
-    """Added to the mean accuracy before the division; 1 / group size keeps zero and one success apart."""
 
 
 class FixedSteps(StrictModel):
@@ -90,25 +78,13 @@ class FixedEpochs(StrictModel):
 
 
 class Plateau(StrictModel):
-    """The phase ends when the smoothed accuracy stops improving, within bounds."""
+    """The phase ends when the smoothed accuracy stops improving, at the latest after `max_steps`."""
 
     type: Literal["plateau"] = "plateau"
-    min_steps: int = Field(gt=0)
-    """Steps before which the phase never ends."""
     max_steps: int = Field(gt=0)
     """Steps after which the phase ends in any case."""
-    window: int = Field(default=10, gt=0)
-    """Steps in the moving average of the accuracy."""
-    min_improvement: float = Field(default=0.01, ge=0)
-    """An average must exceed the best one so far by this much to count as progress."""
     patience: int = Field(default=10, gt=0)
-    """Hysteresis: steps in a row without progress before the phase ends."""
-
-    @model_validator(mode="after")
-    def _bounds_are_ordered(self) -> Self:
-        if self.min_steps > self.max_steps:
-            raise ValueError(f"min_steps={self.min_steps} exceeds max_steps={self.max_steps}; lower min_steps")
-        return self
+    """Steps in a row without progress before the phase ends."""
 
 
 PhaseEnd = Annotated[FixedSteps | FixedEpochs | Plateau, Field(discriminator="type")]
@@ -123,10 +99,6 @@ class PhaseConfig(StrictModel):
     """L_k, counted on the whole prompt (template and chat tokens included)."""
     end: PhaseEnd
     """When the phase ends."""
-    learning_rate: float | None = Field(default=None, gt=0)
-    """Peak learning rate of the phase; None keeps `learner.learning_rate`."""
-    temperature: float | None = Field(default=None, gt=0)
-    """Sampling temperature of the phase; None keeps `rollout.temperature`."""
     max_response_tokens: int | None = Field(default=None, gt=0)
     """Response limit of the phase; None keeps `rollout.max_response_tokens`."""
 
@@ -138,8 +110,6 @@ class CurriculumConfig(StrictModel):
     """Empty: no reinforcement learning, the run is a warm-up SFT only."""
     retrospective: RetrospectiveConfig | None = RetrospectiveConfig()
     """Replay of hard tasks from earlier phases; None trains on fresh tasks only."""
-    lease_timeout_s: float = Field(default=3600.0, gt=0)
-    """A lease that is not reported back within this time is given out again."""
     max_sampling_rounds: int = Field(default=10, gt=0)
     """Dynamic sampling: rounds of replacement groups for one batch before the batch is trained as it is; a step
     that finds no group with variance in all rounds trains nothing."""

@@ -35,6 +35,12 @@ from curriculum.task import TaskEntry, TaskLease, TaskOutcome
 from curriculum.transition import CurriculumReport, EndReason, PhaseState, StepSummary, Transition
 
 STATE_FORMAT = 1
+LEASE_TIMEOUT_S = 3600.0
+"""A lease that is not reported back within this time is given out again."""
+MAX_POOL_SIZE = 1000
+"""Most tasks that one phase replays."""
+EPSILON = 0.125
+"""Added to the mean accuracy in Eq. 10; 1/8 keeps no success and one of eight apart."""
 
 
 class Coordinator:
@@ -42,7 +48,7 @@ class Coordinator:
 
     Args:
         tasks: An entry for every task of the run; ids are unique and every phase has at least one.
-        config: Phases, replay and lease timeout.
+        config: Phases and replay.
         seed: Seed of all orders and draws; >= 0.
         now: Monotonic clock in seconds; only lease timeouts look at it.
 
@@ -66,7 +72,7 @@ class Coordinator:
         self._phase_task_ids = [
             [task.task_id for task in tasks if task.phase == phase] for phase in range(len(config.phases))
         ]
-        self._book = LeaseBook(timeout_s=config.lease_timeout_s, now=now)
+        self._book = LeaseBook(timeout_s=LEASE_TIMEOUT_S, now=now)
         self._difficulty = DifficultyTable()
         self._finished = False
         self._enter(0, members=())
@@ -305,8 +311,8 @@ class Coordinator:
         return draw_pool(
             {task_id: self._difficulty.mean_accuracy(task_id) for task_id in earlier},
             selection=retrospective.selection,
-            epsilon=retrospective.epsilon,
-            max_pool_size=retrospective.max_pool_size,
+            epsilon=EPSILON,
+            max_pool_size=MAX_POOL_SIZE,
             seed=self._seed,
             phase=following,
         )
@@ -321,7 +327,7 @@ class Coordinator:
         self._pool = RetrospectivePool(
             members,
             accuracy_of=self._difficulty.mean_accuracy,
-            epsilon=retrospective.epsilon if retrospective and retrospective.selection == "difficulty" else None,
+            epsilon=EPSILON if retrospective and retrospective.selection == "difficulty" else None,
             seed=self._seed,
             phase=phase,
         )

@@ -10,6 +10,11 @@ from typing import Any
 from curriculum.config import FixedEpochs, FixedSteps, PhaseEnd, Plateau
 from curriculum.transition import EndReason
 
+PLATEAU_WINDOW = 10
+"""Scored steps in the moving average of the accuracy."""
+MIN_IMPROVEMENT = 0.01
+"""An average must exceed the best one so far by more than this to count as progress."""
+
 
 def assign_phase(num_tokens: int, limits: Sequence[int]) -> int | None:
     """Index k with L_{k-1} < num_tokens <= L_k (paper Eq. 9; L_{-1} = 0), or None beyond the last limit.
@@ -31,8 +36,8 @@ class PhaseClock:
     """Counts the steps of one phase and says when it is over; a pure state machine.
 
     Every finished step counts, fruitless ones included, so that a phase always ends. A plateau is judged on the mean
-    of the last `window` scored steps, from the moment there are `window` of them: the mean makes progress when it
-    exceeds the best one so far by more than `min_improvement` (the best one moves only then, so slow progress adds
+    of the last `PLATEAU_WINDOW` scored steps, from the moment there are so many: the mean makes progress when it
+    exceeds the best one so far by more than `MIN_IMPROVEMENT` (the best one moves only then, so slow progress adds
     up), and `patience` steps in a row without progress are a plateau. A step without accuracy makes no progress.
 
     Args:
@@ -93,16 +98,15 @@ class PhaseClock:
 
     def _plateau_says(self, rule: Plateau, accuracy: float | None) -> EndReason | None:
         if accuracy is not None:
-            self._recent = [*self._recent, accuracy][-rule.window :]
-        if len(self._recent) == rule.window:
-            self._judge_progress(fsum(self._recent) / rule.window, rule.min_improvement, scored=accuracy is not None)
+            self._recent = [*self._recent, accuracy][-PLATEAU_WINDOW:]
+        if len(self._recent) == PLATEAU_WINDOW:
+            self._judge_progress(fsum(self._recent) / PLATEAU_WINDOW, scored=accuracy is not None)
         if self.num_steps >= rule.max_steps:
             return EndReason.MAX_STEPS
-        is_flat = self.num_steps >= rule.min_steps and self._num_stale >= rule.patience
-        return EndReason.PLATEAU if is_flat else None
+        return EndReason.PLATEAU if self._num_stale >= rule.patience else None
 
-    def _judge_progress(self, smoothed: float, min_improvement: float, *, scored: bool) -> None:
-        if scored and (self._best is None or smoothed > self._best + min_improvement):
+    def _judge_progress(self, smoothed: float, *, scored: bool) -> None:
+        if scored and (self._best is None or smoothed > self._best + MIN_IMPROVEMENT):
             self._best, self._num_stale = smoothed, 0
         else:
             self._num_stale += 1

@@ -27,6 +27,12 @@ USED_COLUMNS = frozenset(
 )
 """Columns that some layout reads, those of published benchmarks included; the others are not loaded."""
 
+QUOTE_SHARE = WORD_SHARE = 0.5
+"""Of generated demonstrations: share whose thinking quotes the document, share of numeric answers written as a word."""
+GENERATED_SEEDS = {"train": 1, "sft": 2, "evaluation": 3}
+"""By the part of `data` that the documents are for; no two parts draw the same documents."""
+JUDGE_PAIRS_SEED = 1
+
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.%\[\]:+-]+)?")
 _ROWS_FOR_COLUMNS = 64
 _ROWS_PER_BATCH = 64
@@ -73,7 +79,7 @@ def open_table(
     if isinstance(source, GeneratedJudgePairs):
         if judge_prompt is None:
             raise ValueError(f"{key}.type={source.type}: no judge prompt to fill them into; only data.sft takes them")
-        rows = generate_judge_pairs(num_items=source.num_items, seed=source.seed, prompt=judge_prompt)
+        rows = generate_judge_pairs(num_items=source.num_items, seed=JUDGE_PAIRS_SEED, prompt=judge_prompt)
         return Table(name=source.type, columns=tuple(rows[0]), rows=_number(rows))
     path = Path(source).expanduser()
     try:
@@ -214,14 +220,14 @@ def _open_hub(source: str, key: str) -> Table:
 def _generate(source: GeneratedData, *, role: str, demonstrations: bool) -> Table:
     generate: Callable[..., list[dict[str, Any]]] = generate_items
     if demonstrations:
-        generate = partial(generate_demonstrations, quote_share=source.quote_share, word_share=source.word_share)
+        generate = partial(generate_demonstrations, quote_share=QUOTE_SHARE, word_share=WORD_SHARE)
     rows: list[dict[str, Any]] = []
     for index, (min_words, max_words) in enumerate(source.lengths):
         rows += generate(
             num_items=source.items_per_length,
             min_words=min_words,
             max_words=max_words,
-            seed=source.seed,
+            seed=GENERATED_SEEDS[role],
             prefix=f"{role}-{index}",
         )
     return Table(name="generated", columns=tuple(rows[0]) if rows else (), rows=_number(rows))

@@ -19,7 +19,7 @@ from evaluation.prompts import Prompt
 from evaluation.record import Answer, CountedAnswer
 from evaluation.store import JsonlLog, fingerprint
 from evaluation.task_group import task_group
-from reward.config import JudgeConfig, OpenAIJudge, VllmJudge
+from reward.config import MAX_BACKOFF_S, MAX_RETRIES, JudgeConfig, OpenAIJudge, VllmJudge
 from reward.judge_back_end import gpu_is_there
 from reward.judge_prompt import neutralise
 
@@ -101,7 +101,8 @@ def judge_generator(judge: JudgeConfig) -> GeneratorConfig:
         ValueError: there is no judge.
     """
     if isinstance(judge, VllmJudge):
-        return VllmGenerator(model=judge.model, engine=judge.engine, on_gpu=gpu_is_there())
+        on_gpu = gpu_is_there()
+        return VllmGenerator(model=judge.model, engine=judge.engine_config(on_gpu=on_gpu), on_gpu=on_gpu)
     if isinstance(judge, OpenAIJudge):
         return EndpointGenerator(
             base_url=judge.base_url,
@@ -109,8 +110,8 @@ def judge_generator(judge: JudgeConfig) -> GeneratorConfig:
             tokenizer=judge.model,
             api_key_env=judge.api_key_env,
             timeout_s=judge.timeout_s,
-            max_retries=judge.max_retries,
-            max_backoff_s=judge.max_backoff_s,
+            max_retries=MAX_RETRIES,
+            max_backoff_s=MAX_BACKOFF_S,
         )
     raise ValueError("behaviours=judge needs a judge; give --judge URL or MODEL")
 

@@ -174,7 +174,7 @@ def _common(options: Options, sources: list[str]) -> dict[str, Any]:
         ),
         "reward": RewardConfig(
             rules=RuleSet(options.rules),
-            judge=judge_config(options.judge, model=options.judge_model, on_gpu=on_gpu),
+            judge=judge_config(options.judge, model=options.judge_model),
             thinking="required" if options.thinking == "required" else "optional",
         ),
         "max_items": options.max_items,

@@ -26,7 +26,7 @@ from learner.batch.aggregation import Aggregation
 from learner.batch.microbatch import ScoredGroup
 from learner.batch.packing import PLACEHOLDER, SlicePlan, plan_slice, unshare
 from learner.batch.rows import build_microbatch, demonstration_group, single_row
-from learner.config import LearnerConfig, OptimizerConfig, SftConfig
+from learner.config import LearnerConfig
 from learner.forward import sharing_check
 from learner.forward.activations import offloaded_layer_inputs
 from learner.forward.logprobs import TokenLoss, TokenScores
@@ -48,6 +48,11 @@ if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
 logger = logging.getLogger(__name__)
+
+SFT_WEIGHT_DECAY = 0.01
+"""Weight decay of AdamW in the warm-up."""
+MAX_NONFINITE_UPDATES = 3
+"""Updates in a row with a non-finite loss or gradient that are skipped before the run stops."""
 
 _Item = TypeVar("_Item")
 _Report = TypeVar("_Report", SftReport, StepReport)
@@ -72,7 +77,6 @@ class LearnerEngine:
         config: LearnerConfig,
         model_path: str,
         *,
-        sft: SftConfig | None,
         rank: int,
         world_size: int,
         seed: int,
@@ -84,7 +88,6 @@ class LearnerEngine:
         Args:
             config: the learner's configuration.
             model_path: Hugging Face folder or hub id of the model to start from.
-            sft: the warm-up's configuration; None if there is none.
             rank: this rank, 0 to world_size - 1.
             world_size: must equal `config.num_ranks`.
             seed: of the run; each rank derives its own.
@@ -96,7 +99,6 @@ class LearnerEngine:
         if world_size != config.num_ranks:
             raise ValueError(f"learner.num_ranks={config.num_ranks} but world_size={world_size}; start as many ranks")
         self._config = config
-        self._sft = sft
         self._model_path = model_path
         self._on_gpu = on_gpu
         self._trust_remote_code = trust_remote_code
@@ -121,7 +123,7 @@ class LearnerEngine:
     def start_stage(self, stage: Stage, *, reference_path: str | None = None) -> None:
         """Begin the warm-up or the reinforcement learning with a fresh optimizer.
 
-        Moments and step count restart, betas and weight decay become those of the stage. Phases of the curriculum
+        Moments and step count restart, the weight decay becomes that of the stage. Phases of the curriculum
         belong to one stage: between them the optimizer keeps its state.
 
         Args:
@@ -129,15 +131,11 @@ class LearnerEngine:
             reference_path: model that the KL is measured against, if `kl_coefficient` or `kl_every` is set; None for
                 the model that the engine was started with.
         """
-        optimizer: OptimizerConfig = self._config
-        if stage is Stage.SFT:
-            if self._sft is None:
-                raise ValueError("the run has no sft section; add one or skip the warm-up")
-            optimizer = self._sft
+        weight_decay = SFT_WEIGHT_DECAY if stage is Stage.SFT else self._config.weight_decay
         base: torch.optim.Optimizer = self._zero_optimizer.optimizer
         base.state.clear()
         for group in base.param_groups:
-            group.update(betas=optimizer.betas, weight_decay=optimizer.weight_decay)
+            group.update(betas=self._config.betas, weight_decay=weight_decay)
         self._stage = stage
         if stage is Stage.RL and self._config.needs_reference:
             reference = self._load(reference_path or self._model_path)
@@ -343,7 +341,7 @@ class LearnerEngine:
 
     def _forward(self, *inputs: Any) -> tuple[Tensor, ...]:
         """Forward pass with gradients; what it saves may go to host memory, what is recomputed later does not."""
-        with offloaded_layer_inputs() if self._config.offload_activations else nullcontext():
+        with offloaded_layer_inputs() if "activations" in self._config.offload else nullcontext():
             return self._engine(*inputs)
 
     def _backward(self, scalar: Tensor, *, is_last: bool) -> None:
@@ -431,11 +429,10 @@ class LearnerEngine:
 
     def _count_skipped(self, applied: bool) -> None:
         self._skipped_in_a_row = 0 if applied else self._skipped_in_a_row + 1
-        if self._skipped_in_a_row > self._config.max_nonfinite_updates:
+        if self._skipped_in_a_row > MAX_NONFINITE_UPDATES:
             raise NonFiniteUpdateError(
                 f"{self._skipped_in_a_row} updates in a row had a non-finite gradient, more than "
-                f"learner.max_nonfinite_updates={self._config.max_nonfinite_updates}; lower the learning rate and "
-                "resume from the last checkpoint"
+                f"{MAX_NONFINITE_UPDATES}; lower the learning rate and resume from the last checkpoint"
             )
 
     def _rows(self, plan: SlicePlan, groups: Mapping[int, ScoredGroup], *, num_groups: int) -> list[Row]:

@@ -21,7 +21,7 @@ from curriculum.task import Demonstration
 from learner.advantages import batch_advantages
 from learner.batch.microbatch import GroupShape, ScoredGroup
 from learner.batch.packing import plan_slice
-from learner.config import LearnerConfig, SftConfig
+from learner.config import LearnerConfig
 from learner.engine import LearnerEngine, Stage
 from learner.forward.running_batch import Run, runs
 from learner.reports import SftReport, StepReport
@@ -77,7 +77,6 @@ class LearnerActor:
         *,
         master: tuple[str, int],
         config: LearnerConfig,
-        sft: SftConfig | None,
         model_path: str,
         seed: int,
         on_gpu: bool,
@@ -90,7 +89,6 @@ class LearnerActor:
         self._engine = LearnerEngine(
             config,
             model_path,
-            sft=sft,
             rank=self._rank,
             world_size=self._num_ranks,
             seed=seed,

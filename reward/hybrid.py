@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 
 from reward.config import NoJudge, OverlongConfig, RewardConfig
-from reward.judge import CachingJudge, Judge, JudgeCounts, combined_verdict
+from reward.judge import CachingJudge, Judge, combined_verdict
 from reward.judge_prompt import JudgeQuestion, imitates_judge_format
 from reward.kind import kind_of
 from reward.overlong import overlong_penalty
 from reward.rules import RuleOutcome, apply_rules
 from reward.score import Score, Verdict
 from reward.text_rule import text_key
-
-__all__ = ["HybridScorer", "Judge", "JudgeQuestion", "ScoringReport", "judge_questions"]
 
 MAX_JUDGED_TRUTHS = 8
 """Accepted answers that one rejected answer is compared with by the judge; those that read alike count once."""
@@ -27,21 +25,11 @@ class ScoringReport:
     """What the scorer did since the start."""
 
     num_responses: int = 0
-    num_without_answer: int = 0
-    """Responses that give no answer; they score 0 and no judge is asked."""
     num_rule_accepted: int = 0
-    num_judged: int = 0
-    """Responses that went to the judge."""
     num_judge_accepted: int = 0
     """Rejected by the rule, accepted by the judge."""
     num_unknown: int = 0
     """Responses whose accuracy is unknown because the judge abstained."""
-    judge: JudgeCounts = field(default_factory=JudgeCounts)
-
-    def since(self, earlier: ScoringReport) -> ScoringReport:
-        """The report of what happened between an earlier report and this one."""
-        numbers = {f.name: getattr(self, f.name) - getattr(earlier, f.name) for f in fields(self) if f.name != "judge"}
-        return ScoringReport(**numbers, judge=self.judge.since(earlier.judge))
 
 
 class HybridScorer:
@@ -108,12 +96,9 @@ class HybridScorer:
         before = self._report
         self._report = ScoringReport(
             num_responses=before.num_responses + len(scores),
-            num_without_answer=before.num_without_answer + sum(score.answer is None for score in scores),
             num_rule_accepted=before.num_rule_accepted + sum(score.rule == 1.0 for score in scores),
-            num_judged=before.num_judged + sum(score.judge is not None for score in scores),
             num_judge_accepted=before.num_judge_accepted + sum(score.judge is Verdict.YES for score in scores),
             num_unknown=before.num_unknown + sum(score.accuracy is None for score in scores),
-            judge=self._batcher.counts if self._batcher else JudgeCounts(),
         )
 
 

@@ -8,10 +8,10 @@ from actors.prompt import ChatPrompt, load_tokenizer
 from actors.trajectory import FinishReason, Group
 from reward.circuit import JudgeEvent
 from reward.config import RewardConfig
-from reward.hybrid import HybridScorer, ScoringReport
+from reward.hybrid import HybridScorer
 from reward.judge_back_end import open_judge
 from reward.judge_endpoint import OpenAIJudgeClient
-from reward.junk_check import JunkCheckReport, check_for_junk
+from reward.junk_check import check_for_junk
 from reward.score import Score
 
 
@@ -43,9 +43,9 @@ class JudgeActor:
         """Process id, once the judge can answer."""
         return os.getpid()
 
-    async def check_for_junk(self) -> JunkCheckReport:
+    async def check_for_junk(self) -> None:
         """Refuses rewards that pay for junk (`JunkRewardError`)."""
-        return await check_for_junk(self._scorer)
+        await check_for_junk(self._scorer)
 
     async def score_group(self, group: Group) -> tuple[Score, ...]:
         """[G] scores of the answers, in their order; those that were cut are unknown, and nobody is asked about them:
@@ -63,10 +63,6 @@ class JudgeActor:
             _unknown(trajectory.finish_reason) if trajectory.finish_reason.is_cut else next(remaining)
             for trajectory in group.trajectories
         )
-
-    async def report(self) -> ScoringReport:
-        """Counters since this process started."""
-        return self._scorer.report
 
     async def drain_events(self) -> list[JudgeEvent]:
         """Changes of the judge's circuit breaker since the last call; an engine in this process has none."""

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from reward.config import JudgeConfig, JudgeEngineConfig, NoJudge, OpenAIJudge, VllmJudge
+from reward.config import JudgeConfig, NoJudge, OpenAIJudge, VllmJudge
 
 if TYPE_CHECKING:
     from reward.judge_endpoint import OpenAIJudgeClient
@@ -54,7 +54,7 @@ async def judge_session(config: JudgeConfig, *, on_gpu: bool) -> AsyncIterator[J
             await judge.close()
 
 
-def judge_config(judge: str, *, model: str | None = None, on_gpu: bool = False) -> JudgeConfig:
+def judge_config(judge: str, *, model: str | None = None) -> JudgeConfig:
     """The judge that a command line names: "none", the URL of an endpoint, or a model (folder or hub id) for vLLM.
 
     `model` names the model behind an endpoint. Without it the endpoint is asked: the only model it serves is taken,
@@ -74,12 +74,10 @@ def judge_config(judge: str, *, model: str | None = None, on_gpu: bool = False) 
     folder = Path(judge).expanduser()
     if not judge or not (folder.is_dir() or _HUB_ID.fullmatch(judge)):
         raise ValueError(f"--judge {judge!r}: give none, a URL, a model folder that exists, or a hub id (owner/name)")
-    engine = JudgeEngineConfig() if on_gpu else JudgeEngineConfig(dtype="fp32", enforce_eager=True)
     default = VllmJudge()
     max_model_len = min(default.max_model_len, _max_positions(folder) or default.max_model_len)
     return VllmJudge(
         model=str(folder) if folder.is_dir() else judge,
-        engine=engine,
         max_model_len=max_model_len,
         max_tokens=min(default.max_tokens, max_model_len // 4),
         timeout_s=OWN_ENGINE_TIMEOUT_S,

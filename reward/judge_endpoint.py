@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from reward.circuit import CircuitBreaker, JudgeEvent
-from reward.config import OpenAIJudge
+from reward.config import MAX_BACKOFF_S, MAX_FAILURES, MAX_RETRIES, OpenAIJudge
 from reward.judge_prompt import JudgeQuestion, judge_messages, parse_verdict
 from reward.score import Verdict
 
@@ -43,15 +43,30 @@ class OpenAIJudgeClient:
 
     Consumes: questions, at most `max_concurrency` at a time.  Waits for: a reply, at most `timeout_s` per attempt.
     Unblocked by: a reply, the end of the retries, or the circuit breaker, which refuses every attempt while it is open.
+
+    Args:
+        config: Where the endpoint is and how long a reply may take.
+        max_retries: Further attempts after a failed one.
+        max_backoff_s: Longest pause between two attempts, whatever the endpoint asks for.
+        max_failures: Failed attempts in a row that open the circuit.
     """
 
-    def __init__(self, config: OpenAIJudge) -> None:
+    def __init__(
+        self,
+        config: OpenAIJudge,
+        *,
+        max_retries: int = MAX_RETRIES,
+        max_backoff_s: float = MAX_BACKOFF_S,
+        max_failures: int = MAX_FAILURES,
+    ) -> None:
         """Opens the client; the key comes from the environment, endpoints without one ignore it."""
         from openai import AsyncOpenAI
 
         self._config = config
+        self._max_retries = max_retries
+        self._max_backoff_s = max_backoff_s
         self._slots = asyncio.Semaphore(config.max_concurrency)
-        self._circuit = CircuitBreaker(config.name, max_failures=config.max_failures, cooldown_s=config.cooldown_s)
+        self._circuit = CircuitBreaker(config.name, max_failures=max_failures, cooldown_s=config.cooldown_s)
         self._client = AsyncOpenAI(
             base_url=config.base_url,
             api_key=os.environ.get(config.api_key_env) or "none",
@@ -79,8 +94,8 @@ class OpenAIJudgeClient:
             return Verdict.UNKNOWN
 
     async def _ask(self, question: JudgeQuestion) -> str | None:
-        for attempt in range(self._config.max_retries + 1):
-            is_last = attempt == self._config.max_retries
+        for attempt in range(self._max_retries + 1):
+            is_last = attempt == self._max_retries
             async with self._slots:
                 if not self._circuit.admits():
                     return None
@@ -89,7 +104,7 @@ class OpenAIJudgeClient:
                 return reply
             if is_last or not reply.is_retried:
                 return None
-            await asyncio.sleep(backoff_s(attempt, reply.retry_after_s, longest_s=self._config.max_backoff_s))
+            await asyncio.sleep(backoff_s(attempt, reply.retry_after_s, longest_s=self._max_backoff_s))
         return None
 
     async def _attempt(self, question: JudgeQuestion, *, is_last: bool) -> str | Failure:

@@ -27,7 +27,7 @@ class VllmJudgeEngine:
         self._sampling = Sampling(num_samples=1, temperature=0.0, top_p=1.0, max_response_tokens=config.max_tokens)
         self._engine = VLLMEngine(
             config.model,
-            config.engine,
+            config.engine_config(on_gpu=on_gpu),
             max_model_len=config.max_model_len,
             stop_token_ids=self._prompt.stop_token_ids,
             seed=0,

@@ -46,7 +46,7 @@ def report_judge(source: Path, *, judge: str, judge_model: str | None, out: Path
         ValueError, FileNotFoundError: the source or the judge cannot be used.
     """
     on_gpu = gpu_is_there()
-    config = judge_config(judge, model=judge_model, on_gpu=on_gpu)
+    config = judge_config(judge, model=judge_model)
     num_bad = 0
     if source.suffix.lower() == ".jsonl":
         reader = RowReader(source)

@@ -27,15 +27,6 @@ class JunkCheckQuestion:
     """A list of candidates that contains the truth: hedging must not pay either."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JunkCheckReport:
-    """What the check found where the rewards passed it."""
-
-    num_answers: int
-    num_unknown: int
-    """Probes on which the judge abstained; they are masked in training and so pay nothing."""
-
-
 JUNK_CHECK_QUESTIONS = (
     JunkCheckQuestion(
         data_source="musique",
@@ -58,9 +49,7 @@ JUNK_CHECK_QUESTIONS = (
 )
 
 
-async def check_for_junk(
-    scorer: HybridScorer, questions: Sequence[JunkCheckQuestion] = JUNK_CHECK_QUESTIONS
-) -> JunkCheckReport:
+async def check_for_junk(scorer: HybridScorer, questions: Sequence[JunkCheckQuestion] = JUNK_CHECK_QUESTIONS) -> None:
     """Score junk answers to every question and refuse rewards that pay for one of them.
 
     The junk: nothing, "a", "?", the candidate list, "YES", "[[YES]]", the question itself, 10K characters of
@@ -78,13 +67,11 @@ async def check_for_junk(
             "use reward.rules=strict and a judge that rejects junk (reward.judge)"
         )
     judged = [score for _, score in scored if score.judge is not None]
-    num_unknown = sum(score.accuracy is None for score in judged)
-    if judged and num_unknown == len(judged):
+    if judged and all(score.accuracy is None for score in judged):
         raise JunkRewardError(
-            f"the judge gave no verdict on any of {num_unknown} junk answers; check that it is up and follows its "
+            f"the judge gave no verdict on any of {len(judged)} junk answers; check that it is up and follows its "
             "format (reward.judge), or set reward.judge.type=none"
         )
-    return JunkCheckReport(num_answers=len(scored), num_unknown=num_unknown)
 
 
 async def _score_junk(scorer: HybridScorer, question: JunkCheckQuestion) -> list[tuple[str, Score]]:

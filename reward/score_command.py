@@ -36,7 +36,7 @@ def score_file(source: Path, *, rules: str, judge: str, judge_model: str | None,
     if out is not None and out.exists() and out.samefile(source):
         raise ValueError(f"--out {out}: is the file that is read; name another one")
     on_gpu = gpu_is_there()
-    config = RewardConfig(rules=RuleSet(rules), judge=judge_config(judge, model=judge_model, on_gpu=on_gpu))
+    config = RewardConfig(rules=RuleSet(rules), judge=judge_config(judge, model=judge_model))
     with json_writer(out) as write:
         report = asyncio.run(_score(config, reader.records(read_score_row), write, on_gpu=on_gpu))
     sys.stderr.write(_summary(report, reader.num_bad))

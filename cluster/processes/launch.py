@@ -189,7 +189,6 @@ async def _start_ranks(config: RunConfig, prepared: Prepared, ranks: Sequence[An
             rank.start.remote(
                 master=master,
                 config=config.learner,
-                sft=config.sft if config.sft.epochs else None,
                 model_path=prepared.model_path,
                 seed=config.seed,
                 on_gpu=config.device == "cuda",

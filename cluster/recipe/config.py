@@ -30,23 +30,12 @@ class CheckpointConfig(StrictModel):
     """Checkpoints that are kept; older ones are removed."""
 
 
-class EvaluationConfig(StrictModel):
-    """Held-out accuracy between the stages."""
-
-    temperature: float | None = Field(default=None, ge=0)
-    """None: the temperature of the rollout."""
-    max_items_per_phase: int | None = Field(default=None, gt=0)
-    """Upper bound on the questions of each length; None asks all."""
-
-
 class ClusterConfig(StrictModel):
     """Where the processes run and how often they may fail."""
 
     address: Literal["auto", "local"] = "auto"
     """`auto` joins the Ray of RAY_ADDRESS or of `ray start` on this machine and starts one where there is none;
     `local` always starts one, unless RAY_ADDRESS is set."""
-    num_cpus: int = Field(default=8, gt=0)
-    """Logical CPUs of a Ray that this command starts itself; ignored when it joins a running one."""
     dashboard_port: int | None = Field(default=None, gt=0, lt=65536)
     """Port of the dashboard of a Ray that this command starts; None takes the first free one from 8265 on."""
     object_store_bytes: int | None = Field(default=None, gt=0)
@@ -62,8 +51,6 @@ class TrackingConfig(StrictModel):
 
     wandb: bool = True
     """Whether metrics go to Weights & Biases."""
-    project: str = "qwenlong-l1"
-    """Name of the project there."""
 
 
 class RunConfig(StrictModel):
@@ -84,7 +71,6 @@ class RunConfig(StrictModel):
     rollout: RolloutConfig = RolloutConfig()
     reward: RewardConfig = RewardConfig()
     learner: LearnerConfig = LearnerConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()

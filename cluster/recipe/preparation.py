@@ -167,7 +167,7 @@ def _heldout(
     )
     rejects["data.evaluation"] = found.rejects
     by_phase = {
-        phase.name: [task for task in found.tasks if task.phase == index]
+        phase.name: tuple(task for task in found.tasks if task.phase == index)
         for index, phase in enumerate(config.curriculum.phases)
     }
-    return {name: tuple(tasks[: config.evaluation.max_items_per_phase]) for name, tasks in by_phase.items() if tasks}
+    return {name: tasks for name, tasks in by_phase.items() if tasks}

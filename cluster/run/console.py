@@ -60,7 +60,7 @@ class Console:
         values = [f"{label} {metrics[key]:{form}}" for label, key, form in LINE if key in metrics]
         self.say(f"{stage} {step + 1}{f'/{total}' if total else ''}  " + "  ".join(values))
 
-    def close_stage(self, name: str) -> None:
+    def close_stage(self) -> None:
         """Ends the bar of a stage."""
         self._bars.stop()
         if self._bar is not None:

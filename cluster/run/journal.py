@@ -90,7 +90,7 @@ class Journal:
         self._folder.append_event(
             "stage_closed", stage=stage.name, steps=stage.steps, reason=stage.end_reason, accuracy=stage.accuracy_after
         )
-        self._console.close_stage(stage.name)
+        self._console.close_stage()
 
     def transition(self, transition: Transition) -> None:
         """The audit log of the curriculum."""

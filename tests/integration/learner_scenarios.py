@@ -17,19 +17,19 @@ from curriculum.task import Demonstration
 from learner.advantages import group_advantages
 from learner.batch.microbatch import ScoredGroup
 from learner.batch.packing import plan_slice
-from learner.config import DapoConfig, GrpoConfig, ImportanceConfig, LearnerConfig, SftConfig
+from learner.config import DapoConfig, GrpoConfig, ImportanceConfig, LearnerConfig
 from learner.engine import LearnerEngine, NonFiniteUpdateError, Stage
 from learner.forward.running_batch import runs
 
 VOCAB = 1700
 LEARNING_RATE = 1e-3
-SFT = SftConfig(betas=(0.9, 0.98), weight_decay=0.05)
 ROOMY, TIGHT = 4096, 70
 
 
 def config(num_ranks: int = 1, **settings) -> LearnerConfig:
-    """The learner of the scenarios; the gradient clip is low enough to act."""
-    return LearnerConfig(num_ranks=num_ranks, **{"max_tokens_per_microbatch": ROOMY, "grad_clip": 0.5, **settings})
+    """The learner of the scenarios; the gradient clip is low enough to act, the weight decay is not the warm-up's."""
+    base = {"max_tokens_per_microbatch": ROOMY, "grad_clip": 0.5, "betas": (0.9, 0.98), "weight_decay": 0.05}
+    return LearnerConfig(num_ranks=num_ranks, **{**base, **settings})
 
 
 def demonstrations() -> list[Demonstration]:
@@ -67,7 +67,7 @@ def groups(seed: int = 0) -> list[ScoredGroup]:
 
 def make_engine(learner: LearnerConfig, model: str, rank: int) -> LearnerEngine:
     """An engine at the start of the warm-up."""
-    return LearnerEngine(learner, model, sft=SFT, rank=rank, world_size=learner.num_ranks, seed=0)
+    return LearnerEngine(learner, model, rank=rank, world_size=learner.num_ranks, seed=0)
 
 
 def rl_step(engine: LearnerEngine, learner: LearnerConfig, batch: list[ScoredGroup], rank: int, *, size: int = 7):
@@ -108,7 +108,7 @@ def parity(model: str, out: Path, rank: int, num_ranks: int) -> dict:
         "tight_checkpointing": {**dapo, "max_tokens_per_microbatch": TIGHT, "gradient_checkpointing": True},
         "grpo_sliced": {**grpo, "slices": 3},
         "sliced": {**dapo, "slices": 7},
-        "sliced_offloaded": {**dapo, "slices": 2, "offload_optimizer": True},
+        "sliced_offloaded": {**dapo, "slices": 2, "offload": ("optimizer",)},
     }
     if num_ranks == 2:
         settings_of["sequence"] = {**dapo, "sequence_parallel": 2}
@@ -177,7 +177,7 @@ def guards(model: str, out: Path, rank: int, num_ranks: int) -> dict:
     engine.start_stage(Stage.RL)
     found["shared"] = (rl_step(engine, learner, groups(), rank), dict(engine.gather_weights()))
 
-    for name, settings in {"short": {}, "short_offloaded": {"offload_optimizer": True}}.items():
+    for name, settings in {"short": {}, "short_offloaded": {"offload": ("optimizer",)}}.items():
         learner = config(num_ranks, **settings)
         engine = make_engine(learner, model, rank)
         engine.start_stage(Stage.RL)
@@ -203,7 +203,7 @@ def guards(model: str, out: Path, rank: int, num_ranks: int) -> dict:
     engine.start_stage(Stage.RL, reference_path=model)
     found["kl"] = [rl_step(engine, learner, groups(), rank).kl_to_reference for _ in range(2)]
 
-    learner = config(num_ranks, dtype="bf16", offload_optimizer=True)
+    learner = config(num_ranks, dtype="bf16", offload=("optimizer",))
     engine = make_engine(learner, model, rank)
     engine.start_stage(Stage.RL)
     found["bf16"] = rl_step(engine, learner, groups(), rank)

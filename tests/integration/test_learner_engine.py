@@ -15,6 +15,8 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Con
 sys.path.insert(0, str(Path(__file__).parent))
 import learner_scenarios as scenarios
 
+from learner.engine import SFT_WEIGHT_DECAY
+
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[2]
@@ -235,13 +237,13 @@ class _Plain:
 
     def sft_step(self):
         if not hasattr(self, "sft_optimizer"):
-            self.sft_optimizer = self._adamw(scenarios.SFT)
+            self.sft_optimizer = self._adamw(weight_decay=SFT_WEIGHT_DECAY)
         batch = scenarios.demonstrations()
         loss = sum(-self._logprobs(item.prompt_ids, item.response_ids, 1.0).mean() for item in batch) / len(batch)
         return self._update(loss, self.sft_optimizer)
 
     def rl_step(self, algorithm):
-        batch, optimizer = scenarios.groups(), self._adamw(scenarios.config())
+        batch, optimizer = scenarios.groups(), self._adamw(weight_decay=scenarios.config().weight_decay)
         with torch.no_grad():
             old = [self._group_logprobs(group) for group in batch]
         cuts = [(0, 7)] if algorithm == "grpo" else [(0, 2), (2, 4), (4, 7)]
@@ -270,12 +272,12 @@ class _Plain:
         logits = self.model(torch.cat((prompt, response))[None]).logits[0, len(prompt) - 1 : -1] / temperature
         return logits.log_softmax(-1).gather(1, response[:, None]).squeeze(1)
 
-    def _adamw(self, settings):
+    def _adamw(self, *, weight_decay):
         return torch.optim.AdamW(
             self.model.parameters(),
             lr=scenarios.LEARNING_RATE,
-            betas=settings.betas,
-            weight_decay=settings.weight_decay,
+            betas=scenarios.config().betas,
+            weight_decay=weight_decay,
         )
 
     def _update(self, loss, optimizer):

@@ -189,24 +189,3 @@ def test_a_call_that_is_cancelled_leaves_nothing_in_the_engine(fake_engine, leas
         return engine.num_running
 
     assert asyncio.run(session()) == 0
-
-
-@pytest.mark.parametrize(("in_flight_update", "num_running"), [(True, 2), (False, 0)])
-def test_an_update_waits_for_running_answers_only_if_it_is_told_to(fake_engine, lease, in_flight_update, num_running):
-    async def session():
-        engine = fake_engine([WHOLE, WHOLE], asyncio.Event())
-        w = worker(engine, FakeLeases(lease), in_flight_update=in_flight_update)
-
-        async def update():
-            async with w.updating():
-                return engine.num_running
-
-        group = asyncio.create_task(w.next_group(SAMPLING))
-        await settle()
-        updating = asyncio.create_task(update())
-        await settle()
-        engine.gate.set()
-        await group
-        return await updating
-
-    assert asyncio.run(session()) == num_running

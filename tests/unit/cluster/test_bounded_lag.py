@@ -20,7 +20,7 @@ from cluster.batches.source import BatchOrder
 from cluster.group import BatchGroup
 from cluster.roles import GroupLost
 from curriculum.config import CurriculumConfig
-from curriculum.coordinator import Coordinator
+from curriculum.coordinator import LEASE_TIMEOUT_S, Coordinator
 from curriculum.task import TaskEntry
 from curriculum.transition import StepSummary
 
@@ -103,7 +103,6 @@ class Simulation:
         overlaps=False,
         share=0.25,
         num_tasks=12,
-        lease_timeout_s=1e6,
     ):
         names = [f"phase-{i}" for i in range(len(steps))]
         config = CurriculumConfig.model_validate(
@@ -112,7 +111,6 @@ class Simulation:
                     {"name": name, "max_prompt_tokens": 15 + 10 * i, "end": _end(steps[i])}
                     for i, name in enumerate(names)
                 ],
-                "lease_timeout_s": lease_timeout_s,
                 "retrospective": {"max_share": share, "selection": "difficulty"},
             }
         )
@@ -356,8 +354,8 @@ def test_a_lease_whose_engine_hangs_is_taken_over_when_it_expires(simulate):
         calls[lease.lease_id] += 1
         return 1e9 if lease.lease_id == 3 and calls[3] == 1 else 0.5
 
-    simulation = simulate(max_policy_lag=1, seconds=seconds, steps=(3, 3), lease_timeout_s=20.0)
-    assert simulation.run() < 60
+    simulation = simulate(max_policy_lag=1, seconds=seconds, steps=(3, 3))
+    assert LEASE_TIMEOUT_S < simulation.run() < LEASE_TIMEOUT_S + 60
     assert calls[3] == 2
     assert simulation.ledger == Ledger(trained=6 * 4)
 

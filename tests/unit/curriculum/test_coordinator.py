@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curriculum.config import CurriculumConfig, FixedEpochs, FixedSteps, PhaseConfig, RetrospectiveConfig
-from curriculum.coordinator import Coordinator
+from curriculum.coordinator import LEASE_TIMEOUT_S, Coordinator
 from curriculum.leases import LeaseCounts
 from curriculum.task import TaskEntry, TaskOutcome
 from curriculum.transition import EndReason, StepSummary
 
-REPLAY = RetrospectiveConfig(selection="zero_accuracy", max_share=0.25, max_pool_size=10)
+REPLAY = RetrospectiveConfig(selection="zero_accuracy", max_share=0.25)
 
 
 def config(*ends, retrospective=REPLAY, **others):
@@ -174,9 +174,7 @@ def test_the_share_is_rounded_down_and_bounded_by_the_pool(make_tasks, share, nu
 
 
 def test_a_share_that_is_not_a_binary_fraction_is_not_cut_short(make_tasks):
-    coordinator = in_second_phase(
-        make_tasks, num_first=40, retrospective=REPLAY.model_copy(update={"max_share": 0.29, "max_pool_size": 40})
-    )
+    coordinator = in_second_phase(make_tasks, num_first=40, retrospective=REPLAY.model_copy(update={"max_share": 0.29}))
     leases, _ = run_step(coordinator, 1, 100, all_wrong)
     assert sum(lease.replayed for lease in leases) == 29
 
@@ -270,10 +268,10 @@ def test_leases_of_a_dead_holder_are_given_out_again_unchanged(make_tasks):
 
 def test_an_expired_lease_is_given_out_again_and_only_its_first_report_counts(make_tasks, clock):
     tasks = make_tasks(2)
-    coordinator = start(tasks, FixedSteps(steps=9), lease_timeout_s=5.0, now=clock)
+    coordinator = start(tasks, FixedSteps(steps=9), now=clock)
     coordinator.open_batch(1)
     slow = coordinator.lease("slow")
-    clock.now_s = 5.0
+    clock.now_s = LEASE_TIMEOUT_S
     assert coordinator.lease("quick") is slow
     assert coordinator.report([outcome(slow, 0.5), outcome(slow, 1.0)]) == (0,)
     assert coordinator.lease_counts() == LeaseCounts(opened=1, leased=2, expired=1, reported=1, duplicate=1)
@@ -323,9 +321,7 @@ def whole_run(coordinator, *, first_step=0, batch=5, holders=("a",), order=None,
 
 
 ENDS = (FixedEpochs(epochs=1.5), FixedSteps(steps=4), FixedEpochs(epochs=2))
-BOTH = pytest.mark.parametrize(
-    "replay", [REPLAY, RetrospectiveConfig(selection="difficulty", max_share=0.4, max_pool_size=4)]
-)
+BOTH = pytest.mark.parametrize("replay", [REPLAY, RetrospectiveConfig(selection="difficulty", max_share=0.4)])
 
 
 @BOTH
@@ -411,13 +407,13 @@ def test_whatever_happens_no_lease_is_lost_and_the_counts_add_up(make_tasks_once
     rng, now_s = random.Random(seed), [0.0]
     coordinator = Coordinator(
         tasks=entries(make_tasks_once),
-        config=config(*ENDS, lease_timeout_s=3.0),
+        config=config(*ENDS),
         seed=seed,
         now=lambda: now_s[0],
     )
     handed_out, accepted = [], []
     for event in events:
-        now_s[0] += 1.0
+        now_s[0] += LEASE_TIMEOUT_S / 3
         match event:
             case "open":
                 coordinator.open_batch(2)
@@ -448,11 +444,6 @@ def test_a_state_of_another_format_is_refused(make_tasks):
     coordinator = start(make_tasks(1), FixedSteps(steps=1))
     with pytest.raises(ValueError, match="format=0"):
         coordinator.load_state_dict({**coordinator.state_dict(), "format": 0})
-
-
-def test_the_lease_timeout_may_change_between_a_run_and_its_resume(make_tasks):
-    state = start(make_tasks(1), FixedSteps(steps=1)).state_dict()
-    start(make_tasks(1), FixedSteps(steps=1), lease_timeout_s=1.0).load_state_dict(state)
 
 
 # ---- bad input

@@ -97,7 +97,7 @@ def test_candidates_and_junk_are_several_values_or_none(truth):
 
 
 def test_judge_pairs_are_a_source_of_demonstrations(encoder):
-    source = GeneratedJudgePairs(num_items=20, seed=4)
+    source = GeneratedJudgePairs(num_items=20)
     found = load_demonstrations(source, encoder=encoder, max_tokens=1000, judge_prompt=_prompt)
     assert len(found.demonstrations) == 20
     assert not found.rejects

@@ -65,8 +65,12 @@ def test_every_key_is_listed_with_type_default_range_and_meaning():
 
 
 def test_the_default_of_a_section_wins_over_that_of_its_model():
-    row = next(row for row in rows(recipe_page()) if "`reward.judge.engine.gpu_memory_utilization`" in row)
-    assert "| `0.5` |" in row
+    class Holder(StrictModel):
+        inner: Small = Small(share=0.75)
+        """A section with a default of its own."""
+
+    row = next(row for row in rows("".join(key_tables("", Holder, None))) if "`inner.share`" in row)
+    assert "| `0.75` |" in row
 
 
 def test_a_docstring_of_a_base_class_explains_the_key_of_a_derived_one():

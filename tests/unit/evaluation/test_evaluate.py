@@ -93,7 +93,7 @@ def generator(endpoint):
 def config(endpoint, source, **values):
     defaults = {
         "sampling": SamplingConfig(max_prompt_tokens=400, max_response_tokens=50, num_samples=2),
-        "reward": RewardConfig(judge=OpenAIJudge(base_url=endpoint.url, model="j", max_retries=0)),
+        "reward": RewardConfig(judge=OpenAIJudge(base_url=endpoint.url, model="j")),
     }
     return EvaluationConfig(generator=generator(endpoint), sources=(source,), **{**defaults, **values})
 
@@ -164,7 +164,7 @@ def test_a_teachers_right_answers_become_demonstrations(endpoint, source, tmp_pa
         generator=generator(endpoint),
         sources=(source,),
         sampling=SamplingConfig(max_prompt_tokens=400, max_response_tokens=50, num_samples=2),
-        reward=RewardConfig(judge=OpenAIJudge(base_url=endpoint.url, model="j", max_retries=0)),
+        reward=RewardConfig(judge=OpenAIJudge(base_url=endpoint.url, model="j")),
         min_response_tokens=3,
         max_kept=2,
     )

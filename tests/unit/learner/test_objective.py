@@ -75,10 +75,10 @@ def test_the_kl_is_measured_without_a_coefficient_and_counts_with_one(row):
     plain, _, sums = _run(row, PLAIN, _scores(row), reference_N=reference)
     assert sums["kl_to_reference"] == pytest.approx(4 * (math.exp(-0.5) + 0.5 - 1), rel=1e-5)
     with_kl, _, _ = _run(
-        row, Objective(clip_low=0.2, clip_high=0.28, kl_coefficient=2.0, kl_estimator="k1"), _scores(row),
+        row, Objective(clip_low=0.2, clip_high=0.28, kl_coefficient=2.0, kl_estimator="k2"), _scores(row),
         reference_N=reference,
     )  # fmt: skip
-    torch.testing.assert_close(with_kl - plain, row.weights_N * 2.0 * 0.5)
+    torch.testing.assert_close(with_kl - plain, row.weights_N * 2.0 * 0.5**2 / 2)
 
 
 def test_the_entropy_bonus_lowers_the_loss(row):
