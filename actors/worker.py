@@ -12,11 +12,9 @@ from actors.admission import KVAdmission, Reservation
 from actors.config import RolloutConfig
 from actors.faults import DeadlineMissed, FaultyGroup
 from actors.rollout import Engine, Sampling, sample_group
-from actors.trajectory import Group, GroupMeta
+from actors.trajectory import Group
 from curriculum.task import Task, TaskLease
 from curriculum.task_table import TaskTable
-
-Answered = tuple[GroupMeta, Group]
 
 
 class Leases(Protocol):
@@ -55,14 +53,14 @@ class GroupWorker:
         self._config = config
         self._run_seed = run_seed
         self._tasks = tasks
-        self._work: set[asyncio.Task[Answered | None]] = set()
+        self._work: set[asyncio.Task[Group | None]] = set()
 
     @property
     def num_slots(self) -> int:
         """Groups that the engine is expected to hold at a time."""
         return self._admission.num_slots(self._config.group_size)
 
-    async def next_group(self, sampling: Sampling) -> Answered | None:
+    async def next_group(self, sampling: Sampling) -> Group | None:
         """Takes a lease as soon as the engine has room for a group, and answers it; None without a lease, or after
         `abort`.
 
@@ -72,7 +70,7 @@ class GroupWorker:
         """
         return await self._abortable(self._next_group(sampling))
 
-    async def answer(self, task: Task, lease: TaskLease, sampling: Sampling) -> Answered | None:
+    async def answer(self, task: Task, lease: TaskLease, sampling: Sampling) -> Group | None:
         """Answers one task outside the curriculum; what misses the deadline is cut at once. None after `abort`.
 
         Raises:
@@ -100,7 +98,7 @@ class GroupWorker:
             async with self._admission.drained():
                 yield
 
-    async def _next_group(self, sampling: Sampling) -> Answered | None:
+    async def _next_group(self, sampling: Sampling) -> Group | None:
         async with self._admission.turn(sampling.num_samples, sampling.max_response_tokens):
             lease = await self._leases.lease()
             if lease is None:
@@ -109,17 +107,18 @@ class GroupWorker:
             task = self._tasks[lease.task_id]
             reservation = await self._reserve(task, sampling)
         try:
-            meta, group = await self._sample(task, lease, sampling, reservation, start)
+            group = await self._sample(task, lease, sampling, reservation, start)
         except FaultyGroup as fault:
             if not fault.is_final:
                 await self._leases.requeue(lease.lease_id)
             raise
-        if meta.num_cut and lease.num_requeues < self._config.max_requeues:
+        is_cut = any(trajectory.finish_reason.is_cut for trajectory in group.trajectories)
+        if is_cut and lease.num_requeues < self._config.max_requeues:
             await self._leases.requeue(lease.lease_id)
             raise DeadlineMissed(lease.lease_id, lease.task_id, self._name)
-        return meta, group
+        return group
 
-    async def _answer(self, task: Task, lease: TaskLease, sampling: Sampling) -> Answered:
+    async def _answer(self, task: Task, lease: TaskLease, sampling: Sampling) -> Group:
         async with self._admission.turn(sampling.num_samples, sampling.max_response_tokens):
             start = time.monotonic()
             reservation = await self._reserve(task, sampling)
@@ -131,11 +130,11 @@ class GroupWorker:
 
     async def _sample(
         self, task: Task, lease: TaskLease, sampling: Sampling, reservation: Reservation, start: float
-    ) -> tuple[GroupMeta, Group]:
-        """Samples an admitted group and gives its share of the cache back."""
+    ) -> Group:
+        """Sample an admitted group and give its share of the cache back."""
         deadline_s = self._config.deadline_s
         try:
-            group = await sample_group(
+            return await sample_group(
                 self._engine,
                 task,
                 lease,
@@ -147,9 +146,8 @@ class GroupWorker:
             )
         finally:
             self._admission.release(reservation)
-        return GroupMeta.of(group, time.monotonic() - start, num_slots=self.num_slots), group
 
-    async def _abortable(self, work: Coroutine[Any, Any, Answered | None]) -> Answered | None:
+    async def _abortable(self, work: Coroutine[Any, Any, Group | None]) -> Group | None:
         """Awaits work that `abort` may end; if the wait is cancelled, so is the work, to its very end."""
         task = asyncio.ensure_future(work)
         self._work.add(task)

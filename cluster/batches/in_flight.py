@@ -6,13 +6,13 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from actors.rollout import Sampling
-from cluster.group import BatchGroup
+from cluster.group import ScoredGroup
 from cluster.roles import GroupLost, Rollouts
 
 IDLE_S = 5.0
 """After so long without an arrival one more call goes out: it takes over a lease whose holder lost it."""
 
-Arrival = BatchGroup | GroupLost | None
+Arrival = ScoredGroup | GroupLost | None
 """What a call brings: a scored group, the news that one was lost, or nothing, since there was no lease to take."""
 
 

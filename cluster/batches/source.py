@@ -7,7 +7,7 @@ from typing import Protocol, Self
 
 from actors.rollout import Sampling
 from cluster.batches.ledger import GroupOutcome, OutcomeCounts
-from cluster.group import BatchGroup
+from cluster.group import ScoredGroup
 from cluster.roles import GroupLost
 from curriculum.task import TaskOutcome
 from curriculum.transition import CurriculumReport, StepSummary
@@ -33,16 +33,16 @@ class BatchOrder:
 class Collected:
     """The groups of one step."""
 
-    sampled: list[BatchGroup] = field(default_factory=list)
+    sampled: list[ScoredGroup] = field(default_factory=list)
     """Every group whose lease ends with the step, whether it is trained on or not."""
-    batch: list[BatchGroup] = field(default_factory=list)
+    batch: list[ScoredGroup] = field(default_factory=list)
     """Those to train on."""
     outcome_counts: OutcomeCounts = field(default_factory=OutcomeCounts)
     """How the leases end."""
     outcomes: list[TaskOutcome] = field(default_factory=list)
     """What the curriculum hears."""
 
-    def add(self, group: BatchGroup, outcome: GroupOutcome) -> None:
+    def add(self, group: ScoredGroup, outcome: GroupOutcome) -> None:
         """Books a scored group."""
         self.sampled.append(group)
         if outcome is GroupOutcome.TRAINED:
@@ -92,7 +92,7 @@ class BatchSource(Protocol):
         """What they take in the object store."""
         ...
 
-    async def next_slice(self, order: BatchOrder) -> list[BatchGroup]:
+    async def next_slice(self, order: BatchOrder) -> list[ScoredGroup]:
         """The next groups of the running batch for the learner; none if the batch is whole, or given up because too
         many groups had no signal."""
         ...

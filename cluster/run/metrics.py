@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Final
 
 from cluster.batches.ledger import GroupOutcome, Ledger
-from cluster.group import BatchGroup
+from cluster.group import ScoredGroup
 from cluster.roles import RolloutCounts, SyncReport
 from cluster.run.step_clock import StepSeconds
 from curriculum.transition import CurriculumReport, GroupShare
@@ -102,6 +102,8 @@ class Supply:
     """Share of the latest scored groups that had a signal."""
     ledger: Ledger
     """How leases ended so far."""
+    negatives_masked: bool = False
+    """Whether the entropy control left negative advantages out of the batch."""
 
 
 def sft_metrics(report: SftReport) -> Metrics:
@@ -120,7 +122,7 @@ def sft_metrics(report: SftReport) -> Metrics:
 
 def step_metrics(
     *,
-    sampled: Sequence[BatchGroup],
+    sampled: Sequence[ScoredGroup],
     report: StepReport | None,
     curriculum: CurriculumReport,
     supply: Supply,
@@ -132,7 +134,7 @@ def step_metrics(
     """Metrics of one training step; those of the learner are absent when nothing was trained on."""
     return _known(
         {
-            **_learner_metrics(report),
+            **_learner_metrics(report, negatives_masked=supply.negatives_masked),
             **_reward_metrics(sampled),
             **_rollout_metrics(sampled, report),
             "rollout/late_groups": rollouts.num_late,
@@ -146,33 +148,33 @@ def step_metrics(
     )
 
 
-def num_judge_calls(groups: Sequence[BatchGroup]) -> int:
+def num_judge_calls(groups: Sequence[ScoredGroup]) -> int:
     """Answers that the judge was asked about."""
     return sum(score.judge is not None for group in groups for score in group.scores)
 
 
-def judge_is_away(groups: Sequence[BatchGroup]) -> bool:
+def judge_is_away(groups: Sequence[ScoredGroup]) -> bool:
     """Whether the judge was asked and most of its verdicts are missing."""
     missing = sum(score.judge is Verdict.UNKNOWN for group in groups for score in group.scores)
     return missing * 2 > num_judge_calls(groups)
 
 
-def num_judge_saves(groups: Sequence[BatchGroup]) -> int:
+def num_judge_saves(groups: Sequence[ScoredGroup]) -> int:
     """Answers that the rule rejected and the judge accepted."""
     return sum(score.judge is Verdict.YES and score.rule == 0.0 for group in groups for score in group.scores)
 
 
-def num_unknown(groups: Sequence[BatchGroup]) -> int:
+def num_unknown(groups: Sequence[ScoredGroup]) -> int:
     """Answers without a known reward."""
     return sum(score.accuracy is None for group in groups for score in group.scores)
 
 
-def mean_accuracy(groups: Sequence[BatchGroup]) -> float | None:
+def mean_accuracy(groups: Sequence[ScoredGroup]) -> float | None:
     """Mean over the known accuracies of all answers; None without any."""
     return _mean([accuracy for group in groups for accuracy in group.known_accuracies])
 
 
-def _learner_metrics(report: StepReport | None) -> dict[str, float | None]:
+def _learner_metrics(report: StepReport | None, *, negatives_masked: bool) -> dict[str, float | None]:
     if report is None:
         return {}
     return {
@@ -188,7 +190,7 @@ def _learner_metrics(report: StepReport | None) -> dict[str, float | None]:
         "learner/masked_fraction": report.masked_fraction,
         "learner/importance_weight": report.importance_weight,
         "learner/log_nucleus": report.log_nucleus,
-        "learner/negatives_masked": float(report.negatives_masked),
+        "learner/negatives_masked": float(negatives_masked),
         "learner/prompt_sharing": float(report.prompt_sharing),
         "learner/updates": report.num_updates,
         "learner/skipped_updates": report.num_skipped_updates,
@@ -196,7 +198,7 @@ def _learner_metrics(report: StepReport | None) -> dict[str, float | None]:
     }
 
 
-def _reward_metrics(sampled: Sequence[BatchGroup]) -> dict[str, float | None]:
+def _reward_metrics(sampled: Sequence[ScoredGroup]) -> dict[str, float | None]:
     return {
         "reward/mean": _mean([reward for group in sampled for reward in group.rewards if reward is not None]),
         "reward/accuracy": mean_accuracy(sampled),
@@ -206,7 +208,7 @@ def _reward_metrics(sampled: Sequence[BatchGroup]) -> dict[str, float | None]:
     }
 
 
-def _rollout_metrics(sampled: Sequence[BatchGroup], report: StepReport | None) -> dict[str, float | None]:
+def _rollout_metrics(sampled: Sequence[ScoredGroup], report: StepReport | None) -> dict[str, float | None]:
     lengths = [tokens for group in sampled for tokens in group.meta.response_tokens]
     return {
         "rollout/groups": len(sampled),

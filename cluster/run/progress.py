@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from cluster.batches.ledger import Ledger
-from cluster.group import BatchGroup
+from cluster.group import ScoredGroup
 from cluster.run.metrics import num_judge_calls, num_judge_saves, num_unknown
 
 Accuracy = dict[str, float]
@@ -45,12 +45,12 @@ class StageProgress:
         """Replayed groups / sampled groups."""
         return self.groups_replayed / self.groups_sampled if self.groups_sampled else 0.0
 
-    def count(self, sampled: Sequence[BatchGroup], num_trained: int) -> None:
+    def count(self, sampled: Sequence[ScoredGroup], num_trained: int) -> None:
         """Adds the groups of one step."""
         self.fruitless_steps += num_trained == 0
         self.groups_sampled += len(sampled)
         self.groups_trained += num_trained
-        self.groups_replayed += sum(group.meta.replayed for group in sampled)
+        self.groups_replayed += sum(group.meta.lease.replayed for group in sampled)
         self.judge_calls += num_judge_calls(sampled)
         self.judge_saves += num_judge_saves(sampled)
         self.unknown_rewards += num_unknown(sampled)
@@ -71,6 +71,8 @@ class Progress:
     """Held-out accuracy of the base model."""
     ledger: Ledger = field(default_factory=Ledger)
     """How the leases of the finished steps ended."""
+    negatives_masked: bool = False
+    """Whether the next step leaves answers with negative advantage out, as the entropy control decided last."""
 
     def state_dict(self) -> dict[str, Any]:
         """Plain JSON."""
@@ -78,7 +80,17 @@ class Progress:
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> Progress:
-        """Restores what `state_dict` gave."""
+        """Restore what `state_dict` gave.
+
+        Raises:
+            ValueError: another version of the program wrote it.
+        """
+        missing = [entry.name for entry in fields(cls) if entry.name not in state]
+        if missing:
+            raise ValueError(
+                f"the checkpoint has no {', '.join(missing)}: another version of the program wrote it; go on with that "
+                "one, or start a new run"
+            )
         stage = state["stage"]
         return cls(
             step=state["step"],
@@ -87,6 +99,7 @@ class Progress:
             stage=None if stage is None else StageProgress(**stage),
             base_accuracy=state["base_accuracy"],
             ledger=Ledger(**state["ledger"]),
+            negatives_masked=state["negatives_masked"],
         )
 
     @property

@@ -12,17 +12,30 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-
-from learner.batch.microbatch import GroupShape
 
 PAIR_COST = 1 / 30_000
 """Cost of one query-key pair in units of one token through the linear layers. A layer of width h spends about 24 h^2
 FLOPs on the token and 4 h on the pair, so 1 / 6h: this is h = 5120, the 14B and 32B models of the paper."""
 MAX_TRADES = 100
 """Bound on the trades after which the balance is taken as it is."""
+
+
+class Lengths(Protocol):
+    """What planning asks of a group, whether its tokens are there or not."""
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the shared prompt."""
+        ...
+
+    @property
+    def response_tokens(self) -> tuple[int, ...]:
+        """[G] tokens of each response."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +69,6 @@ PLACEHOLDER = MicroBatchPlan(parts=(), num_tokens=0, cost=0.0)
 class SlicePlan:
     """Groups that go through the learner together."""
 
-    num_groups: int
     ranks: tuple[tuple[MicroBatchPlan, ...], ...]
     """[num_ranks] micro-batches of each rank, heaviest first; equally many on every rank."""
 
@@ -66,7 +78,7 @@ class SlicePlan:
 
 
 def plan_slice(
-    shapes: Sequence[GroupShape], *, num_ranks: int, max_tokens: int, pair_cost: float = PAIR_COST
+    groups: Sequence[Lengths], *, num_ranks: int, max_tokens: int, pair_cost: float = PAIR_COST
 ) -> SlicePlan:
     """Plan the micro-batches of some groups; equal input gives an equal plan.
 
@@ -74,7 +86,7 @@ def plan_slice(
     the others as long as that helps.
 
     Args:
-        shapes: [N] lengths of the groups.
+        groups: [N] the groups.
         num_ranks: data-parallel ranks.
         max_tokens: tokens of a micro-batch, prompts counted once; the responses of a larger group go in batches.
         pair_cost: cost of a query-key pair relative to a token.
@@ -82,13 +94,12 @@ def plan_slice(
     Raises:
         ValueError: no groups; an empty prompt or response; a prompt with one response beyond `max_tokens`.
     """
-    if not shapes:
+    if not groups:
         raise ValueError("no groups to train on; skip the step")
-    for index, shape in enumerate(shapes):
-        _check_shape(index, shape, max_tokens)
-    costs = {i: part_cost(shape, range(len(shape.response_tokens)), pair_cost) for i, shape in enumerate(shapes)}
-    ranks = [_pack_rank(groups, shapes, costs, max_tokens) for groups in balance(costs, num_ranks)]
-    return SlicePlan(num_groups=len(shapes), ranks=_in_step(ranks))
+    for index, group in enumerate(groups):
+        _check_lengths(index, group, max_tokens)
+    costs = {i: part_cost(group, range(len(group.response_tokens)), pair_cost) for i, group in enumerate(groups)}
+    return SlicePlan(ranks=_in_step([_pack_rank(own, groups, costs, max_tokens) for own in balance(costs, num_ranks)]))
 
 
 def unshare(plan: SlicePlan) -> SlicePlan:
@@ -100,36 +111,34 @@ def unshare(plan: SlicePlan) -> SlicePlan:
         [_single(row, part, i) for row in rank for part in row.parts for i in part.responses] for rank in plan.ranks
     ]
     steps = max(len(rank) for rank in ranks)
-    return SlicePlan(
-        num_groups=plan.num_groups, ranks=tuple((*rank, *[PLACEHOLDER] * (steps - len(rank))) for rank in ranks)
-    )
+    return SlicePlan(ranks=tuple((*rank, *[PLACEHOLDER] * (steps - len(rank))) for rank in ranks))
 
 
-def part_tokens(shape: GroupShape, responses: Iterable[int]) -> int:
-    """Tokens of a row that holds the prompt once and these responses."""
-    return shape.prompt_tokens + sum(shape.response_tokens[i] for i in responses)
+def part_tokens(group: Lengths, responses: Iterable[int]) -> int:
+    """Return the tokens of a row that holds the prompt once and these responses."""
+    return group.prompt_tokens + sum(group.response_tokens[i] for i in responses)
 
 
-def part_cost(shape: GroupShape, responses: Sequence[int], pair_cost: float) -> float:
-    """Cost of the prompt once and these responses: linear layers plus the query-key pairs of causal attention."""
-    prompt = shape.prompt_tokens
+def part_cost(group: Lengths, responses: Sequence[int], pair_cost: float) -> float:
+    """Return the cost of the prompt once and these responses: linear layers plus the query-key pairs of attention."""
+    prompt = group.prompt_tokens
     pairs = prompt * (prompt + 1) / 2
     for i in responses:
-        length = shape.response_tokens[i]
+        length = group.response_tokens[i]
         pairs += length * prompt + length * (length + 1) / 2
-    return part_tokens(shape, responses) + pair_cost * pairs
+    return part_tokens(group, responses) + pair_cost * pairs
 
 
-def _check_shape(index: int, shape: GroupShape, max_tokens: int) -> None:
-    if shape.prompt_tokens < 1 or not shape.response_tokens or min(shape.response_tokens) < 1:
+def _check_lengths(index: int, group: Lengths, max_tokens: int) -> None:
+    if group.prompt_tokens < 1 or not group.response_tokens or min(group.response_tokens) < 1:
         raise ValueError(
-            f"group {index}: {shape.prompt_tokens} prompt tokens and responses of {shape.response_tokens} tokens; "
+            f"group {index}: {group.prompt_tokens} prompt tokens and responses of {group.response_tokens} tokens; "
             "every prompt and response needs at least one token, leave the group out"
         )
-    needed = shape.prompt_tokens + max(shape.response_tokens)
+    needed = group.prompt_tokens + max(group.response_tokens)
     if needed > max_tokens:
         raise ValueError(
-            f"group {index}: a prompt of {shape.prompt_tokens} tokens with its longest response makes {needed} tokens, "
+            f"group {index}: a prompt of {group.prompt_tokens} tokens with its longest response makes {needed} tokens, "
             f"more than learner.max_tokens_per_microbatch={max_tokens}; raise it or shorten prompt and response limits"
         )
 
@@ -192,16 +201,17 @@ def _trade(cost_N: NDArray, owner_N: NDArray, load_R: NDArray) -> None:
 
 
 def _pack_rank(
-    groups: Sequence[int], shapes: Sequence[GroupShape], costs: Mapping[int, float], max_tokens: int
+    own: Sequence[int], groups: Sequence[Lengths], costs: Mapping[int, float], max_tokens: int
 ) -> list[MicroBatchPlan]:
     """Micro-batches of one rank, those in batches first, then heaviest first, so that the ranks wait little."""
-    order = sorted(groups, key=lambda i: (-shapes[i].total_tokens, i))
-    large = [_phased(i, shapes[i], costs[i], max_tokens) for i in order if shapes[i].total_tokens > max_tokens]
-    fitting = [(i, shapes[i].total_tokens) for i in order if shapes[i].total_tokens <= max_tokens]
+    tokens = {i: groups[i].prompt_tokens + sum(groups[i].response_tokens) for i in own}
+    order = sorted(own, key=lambda i: (-tokens[i], i))
+    large = [_phased(i, groups[i], costs[i], max_tokens) for i in order if tokens[i] > max_tokens]
+    fitting = [(i, tokens[i]) for i in order if tokens[i] <= max_tokens]
     rows = [
         MicroBatchPlan(
-            parts=tuple(_whole(i, shapes[i]) for i in row),
-            num_tokens=sum(shapes[i].total_tokens for i in row),
+            parts=tuple(_whole(i, groups[i]) for i in row),
+            num_tokens=sum(tokens[i] for i in row),
             cost=sum(costs[i] for i in row),
         )
         for row in _first_fit(fitting, max_tokens)
@@ -210,13 +220,13 @@ def _pack_rank(
     return large + sorted(rows, key=lambda row: -row.cost)
 
 
-def _phased(index: int, shape: GroupShape, cost: float, max_tokens: int) -> MicroBatchPlan:
+def _phased(index: int, group: Lengths, cost: float, max_tokens: int) -> MicroBatchPlan:
     """A group beyond the budget: its responses in as few batches as first-fit-decreasing finds."""
-    order = sorted(range(len(shape.response_tokens)), key=lambda i: (-shape.response_tokens[i], i))
-    bins = _first_fit([(i, shape.response_tokens[i]) for i in order], max_tokens - shape.prompt_tokens)
+    order = sorted(range(len(group.response_tokens)), key=lambda i: (-group.response_tokens[i], i))
+    bins = _first_fit([(i, group.response_tokens[i]) for i in order], max_tokens - group.prompt_tokens)
     batches = tuple((GroupPart(group=index, responses=tuple(sorted(responses))),) for responses in bins)
-    largest = max(part_tokens(shape, batch[0].responses) for batch in batches)
-    return MicroBatchPlan(parts=(_whole(index, shape),), num_tokens=largest, cost=cost, batches=batches)
+    largest = max(part_tokens(group, batch[0].responses) for batch in batches)
+    return MicroBatchPlan(parts=(_whole(index, group),), num_tokens=largest, cost=cost, batches=batches)
 
 
 def _in_step(ranks: list[list[MicroBatchPlan]]) -> tuple[tuple[MicroBatchPlan, ...], ...]:
@@ -234,8 +244,8 @@ def _with_batches(row: MicroBatchPlan, num_batches: int) -> MicroBatchPlan:
     return replace(row, batches=(*batches, *[()] * (num_batches - len(batches))))
 
 
-def _whole(index: int, shape: GroupShape) -> GroupPart:
-    return GroupPart(group=index, responses=tuple(range(len(shape.response_tokens))))
+def _whole(index: int, group: Lengths) -> GroupPart:
+    return GroupPart(group=index, responses=tuple(range(len(group.response_tokens))))
 
 
 def _single(row: MicroBatchPlan, part: GroupPart, response: int) -> MicroBatchPlan:

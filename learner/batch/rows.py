@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from curriculum.task import Demonstration
 from learner.batch.aggregation import TOKEN_MEAN, Aggregation, token_weights
-from learner.batch.microbatch import MicroBatch, PhasedMicroBatch, PrefixSegment, PromptRow, ScoredGroup
+from learner.batch.microbatch import MicroBatch, PhasedMicroBatch, PrefixSegment, TrainingGroup
 from learner.batch.packing import GroupPart, MicroBatchPlan
 
-_PLACEHOLDER = ScoredGroup(
+_PLACEHOLDER = TrainingGroup(
     prompt_ids=np.zeros(1, np.int32),
     response_ids=(np.zeros(1, np.int32),),
     rollout_logprobs=(np.zeros(1, np.float32),),
@@ -26,10 +26,10 @@ _PLACEHOLDER = ScoredGroup(
 )
 
 
-def demonstration_group(demonstration: Demonstration) -> ScoredGroup:
+def demonstration_group(demonstration: Demonstration) -> TrainingGroup:
     """A demonstration as a group of one, so that the warm-up is packed and forwarded like everything else."""
     response = demonstration.response_ids
-    return ScoredGroup(
+    return TrainingGroup(
         prompt_ids=demonstration.prompt_ids,
         response_ids=(response,),
         rollout_logprobs=(np.zeros(len(response), np.float32),),
@@ -39,7 +39,7 @@ def demonstration_group(demonstration: Demonstration) -> ScoredGroup:
 
 
 def build_microbatch(
-    plan: MicroBatchPlan, groups: Mapping[int, ScoredGroup], *, num_groups: int, aggregation: Aggregation
+    plan: MicroBatchPlan, groups: Mapping[int, TrainingGroup], *, num_groups: int, aggregation: Aggregation
 ) -> MicroBatch | PhasedMicroBatch:
     """Lay the planned parts out as one row, or as prompts and batches of responses where the plan has batches.
 
@@ -72,10 +72,9 @@ def single_row(token_ids: NDArray[np.int32]) -> MicroBatch | PhasedMicroBatch:
 
 
 def _phased(
-    plan: MicroBatchPlan, groups: Mapping[int, ScoredGroup], num_groups: int, aggregation: Aggregation
+    plan: MicroBatchPlan, groups: Mapping[int, TrainingGroup], num_groups: int, aggregation: Aggregation
 ) -> PhasedMicroBatch:
     members = [groups[part.group] for part in plan.parts] or [_PLACEHOLDER]
-    prompts = [group.prompt_ids for group in members]
     position = {part.group: index for index, part in enumerate(plan.parts)}
     batches = []
     for parts in plan.batches:
@@ -89,23 +88,16 @@ def _phased(
             segment = row.add_cached_prompt(group, responses)
             row.add_responses(group, responses, segment, weights_G)
         batches.append(row.finish())
-    return PhasedMicroBatch(
-        prompts=PromptRow(
-            input_ids=_join(prompts, np.int64),
-            position_ids=_join([np.arange(len(ids)) for ids in prompts], np.int64),
-            prompt_tokens=tuple(len(ids) for ids in prompts),
-        ),
-        batches=tuple(batches),
-    )
+    return PhasedMicroBatch(prompts=tuple(group.prompt_ids for group in members), batches=tuple(batches))
 
 
-def _weights(group: ScoredGroup, num_groups: int, aggregation: Aggregation) -> list[float]:
+def _weights(group: TrainingGroup, num_groups: int, aggregation: Aggregation) -> list[float]:
     """[G] share of each token of each response in the loss of the mini-batch."""
-    return [weight / num_groups for weight in token_weights(group.shape.response_tokens, aggregation)]
+    return [weight / num_groups for weight in token_weights(group.response_tokens, aggregation)]
 
 
-def _one_weightless_token(group: ScoredGroup) -> ScoredGroup:
-    return ScoredGroup(
+def _one_weightless_token(group: TrainingGroup) -> TrainingGroup:
+    return TrainingGroup(
         prompt_ids=group.prompt_ids,
         response_ids=_PLACEHOLDER.response_ids,
         rollout_logprobs=_PLACEHOLDER.rollout_logprobs,
@@ -134,7 +126,7 @@ class _Row:
     top_p: list[NDArray] = field(default_factory=list)
     answers: list[NDArray] = field(default_factory=list)
 
-    def add_prompt(self, group: ScoredGroup, responses: Sequence[int]) -> int:
+    def add_prompt(self, group: TrainingGroup, responses: Sequence[int]) -> int:
         """Append the prompt; returns the index of its last token."""
         self.segments.append(_segment(self.length, group, responses))
         self.input_ids.append(group.prompt_ids)
@@ -142,14 +134,14 @@ class _Row:
         self.length += len(group.prompt_ids)
         return self.length - 1
 
-    def add_cached_prompt(self, group: ScoredGroup, responses: Sequence[int]) -> int:
+    def add_cached_prompt(self, group: TrainingGroup, responses: Sequence[int]) -> int:
         """Note a prompt that went ahead; returns the index of its last state."""
         self.segments.append(_segment(self.prompts_length, group, responses))
         self.prompts_length += len(group.prompt_ids)
         return len(self.segments) - 1
 
     def add_responses(
-        self, group: ScoredGroup, responses: Sequence[int], last_prompt: int, weights_G: Sequence[float]
+        self, group: TrainingGroup, responses: Sequence[int], last_prompt: int, weights_G: Sequence[float]
     ) -> None:
         """Append the responses; the state with index `last_prompt` predicts the first token of each."""
         for i in responses:
@@ -188,7 +180,7 @@ class _Row:
         )
 
 
-def _segment(start: int, group: ScoredGroup, responses: Sequence[int]) -> PrefixSegment:
+def _segment(start: int, group: TrainingGroup, responses: Sequence[int]) -> PrefixSegment:
     return PrefixSegment(
         start=start,
         prompt_tokens=len(group.prompt_ids),

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from learner.batch.aggregation import TOKEN_MEAN
-from learner.batch.microbatch import MicroBatch, PhasedMicroBatch, ScoredGroup
+from learner.batch.microbatch import MicroBatch, PhasedMicroBatch, TrainingGroup
 from learner.batch.packing import GroupPart, MicroBatchPlan
 from learner.batch.rows import build_microbatch
 from learner.forward.logprobs import TokenScores
@@ -39,7 +39,7 @@ class CheckRows:
     """Labels that both rows hold."""
 
 
-def check_rows(plan: MicroBatchPlan, groups: Mapping[int, ScoredGroup]) -> CheckRows:
+def check_rows(plan: MicroBatchPlan, groups: Mapping[int, TrainingGroup]) -> CheckRows:
     """First and last response of the first group of a row; in batches if the row is."""
     if not plan.parts:
         empty = build_microbatch(plan, groups, num_groups=1, aggregation=TOKEN_MEAN)
@@ -58,7 +58,7 @@ def check_rows(plan: MicroBatchPlan, groups: Mapping[int, ScoredGroup]) -> Check
     shared = build_microbatch(_row((both,), batches), groups, num_groups=1, aggregation=TOKEN_MEAN)
     dense = build_microbatch(_row((last,)), groups, num_groups=1, aggregation=TOKEN_MEAN)
     assert isinstance(dense, MicroBatch)
-    lengths = groups[part.group].shape.response_tokens
+    lengths = groups[part.group].response_tokens
     return CheckRows(
         shared=shared,
         dense=dense,

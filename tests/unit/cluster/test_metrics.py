@@ -11,11 +11,12 @@ import pytest
 
 from actors.trajectory import GroupMeta
 from cluster.batches.ledger import Ledger
-from cluster.group import BatchGroup
+from cluster.group import ScoredGroup
 from cluster.roles import RolloutCounts, SyncReport
 from cluster.run.console import LINE
 from cluster.run.metrics import METRICS, Supply, judge_is_away, sft_metrics, step_metrics
 from cluster.run.step_clock import StepSeconds
+from curriculum.task import TaskLease
 from curriculum.transition import CurriculumReport, GroupShare
 from learner.batch.microbatch import SftReport, StepReport
 from reward.score import Score, Verdict
@@ -83,21 +84,17 @@ SECONDS = StepSeconds(rollout_s=1.0, learner_s=0.5, sync_s=0.25, step_s=1.75)
 
 def group(*scores, prompt_tokens, num_truncated=0, num_repetitive=0, num_cut=0, lengths=(3, 5)):
     meta = GroupMeta(
-        lease_id=0,
-        task_id="t",
-        phase=0,
-        replayed=False,
+        lease=TaskLease(lease_id=0, task_id="t", attempt=0, replayed=False, phase=0),
+        data_source="test",
         prompt_tokens=prompt_tokens,
         response_tokens=lengths,
         num_truncated=num_truncated,
         num_repetitive=num_repetitive,
         num_cut=num_cut,
         policy_version=0,
-        engine="e",
         num_bytes=0,
-        seconds=1.0,
     )
-    return BatchGroup(meta=meta, scores=scores, group=None)
+    return ScoredGroup(meta=meta, scores=scores, group=None)
 
 
 RIGHT = Score(answer="a", rule=1.0, judge=None, accuracy=1.0, reward=0.5, reason="the rule accepts; overlong")

@@ -4,18 +4,19 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from learner.batch.microbatch import GroupShape
+from learner.batch.microbatch import TrainingItem
 from learner.batch.packing import balance, plan_slice, unshare
 
 
-def _shape(prompt, *responses):
-    return GroupShape(prompt_tokens=prompt, response_tokens=responses)
+def _group(prompt, *responses):
+    zeros = (0.0,) * len(responses)
+    return TrainingItem(group=None, advantages=zeros, prompt_tokens=prompt, response_tokens=responses)
 
 
 def _ragged_batch(count, seed=0):
     rng = np.random.default_rng(seed)
     return [
-        _shape(int(rng.integers(1, 400)), *(int(n) for n in rng.integers(1, 60, size=rng.integers(1, 9))))
+        _group(int(rng.integers(1, 400)), *(int(n) for n in rng.integers(1, 60, size=rng.integers(1, 9))))
         for _ in range(count)
     ]
 
@@ -33,28 +34,28 @@ def _seen(plan):
 @pytest.mark.parametrize("num_ranks", [1, 3])
 @pytest.mark.parametrize("max_tokens", [460, 1000, 10**6])
 def test_every_response_is_forwarded_exactly_once_within_the_budget(num_ranks, max_tokens):
-    shapes = _ragged_batch(17)
-    plan = plan_slice(shapes, num_ranks=num_ranks, max_tokens=max_tokens)
-    assert _seen(plan) == Counter((g, r) for g, shape in enumerate(shapes) for r in range(len(shape.response_tokens)))
+    groups = _ragged_batch(17)
+    plan = plan_slice(groups, num_ranks=num_ranks, max_tokens=max_tokens)
+    assert _seen(plan) == Counter((g, r) for g, group in enumerate(groups) for r in range(len(group.response_tokens)))
     rows = [micro for rank in plan.ranks for micro in rank]
     assert all(row.num_tokens <= max_tokens for row in rows)
 
 
 def test_a_row_counts_each_prompt_once():
-    plan = plan_slice([_shape(10, 2, 3), _shape(20, 4)], num_ranks=1, max_tokens=100)
+    plan = plan_slice([_group(10, 2, 3), _group(20, 4)], num_ranks=1, max_tokens=100)
     (row,) = plan.ranks[0]
     assert row.num_tokens == 10 + 5 + 20 + 4
 
 
 def test_all_ranks_make_the_same_number_of_micro_steps():
-    plan = plan_slice([_shape(50, 50), _shape(1, 1)], num_ranks=3, max_tokens=100)
+    plan = plan_slice([_group(50, 50), _group(1, 1)], num_ranks=3, max_tokens=100)
     ranks = plan.ranks
     assert {len(rank) for rank in ranks} == {1}
     assert [len(rank[0].parts) for rank in ranks] == [1, 1, 0]
 
 
 def test_the_responses_of_a_group_beyond_the_budget_go_in_batches_behind_one_prompt():
-    plan = plan_slice([_shape(10, 5, 4, 3, 2)], num_ranks=2, max_tokens=17)
+    plan = plan_slice([_group(10, 5, 4, 3, 2)], num_ranks=2, max_tokens=17)
     first, second = plan.ranks
     (row,) = first
     assert [part.responses for part in row.parts] == [(0, 1, 2, 3)]
@@ -65,7 +66,7 @@ def test_the_responses_of_a_group_beyond_the_budget_go_in_batches_behind_one_pro
 
 
 def test_a_row_that_fits_is_cut_alike_where_another_rank_goes_in_batches():
-    plan = plan_slice([_shape(10, 5, 4, 3, 2), _shape(3, 1)], num_ranks=2, max_tokens=17)
+    plan = plan_slice([_group(10, 5, 4, 3, 2), _group(3, 1)], num_ranks=2, max_tokens=17)
     first, second = (rank[0] for rank in plan.ranks)
     assert len(first.batches) == len(second.batches) == 2
     assert second.batches == (second.parts, ())
@@ -82,13 +83,13 @@ def test_unsharing_gives_every_response_its_own_row_on_the_same_rank():
 
 def test_a_prompt_with_one_response_beyond_the_budget_names_the_key():
     with pytest.raises(ValueError, match=r"learner\.max_tokens_per_microbatch=17; raise it"):
-        plan_slice([_shape(3, 1), _shape(10, 8)], num_ranks=1, max_tokens=17)
+        plan_slice([_group(3, 1), _group(10, 8)], num_ranks=1, max_tokens=17)
 
 
-@pytest.mark.parametrize("shape", [_shape(0, 1), _shape(1), _shape(1, 0)])
-def test_empty_prompts_and_responses_are_refused(shape):
+@pytest.mark.parametrize("group", [_group(0, 1), _group(1), _group(1, 0)])
+def test_empty_prompts_and_responses_are_refused(group):
     with pytest.raises(ValueError, match="at least one token"):
-        plan_slice([shape], num_ranks=1, max_tokens=17)
+        plan_slice([group], num_ranks=1, max_tokens=17)
 
 
 def test_an_empty_batch_is_refused():
@@ -104,8 +105,8 @@ def test_the_load_of_the_ranks_is_balanced():
 
 def test_long_prompts_weigh_more_than_their_tokens():
     # 100K tokens in one prompt cost more than in two, so they get a rank of their own
-    shapes = [_shape(50_000, 1), _shape(50_000, 1), _shape(100_000, 1), _shape(20_000, 1)]
-    plan = plan_slice(shapes, num_ranks=2, max_tokens=200_000)
+    groups = [_group(50_000, 1), _group(50_000, 1), _group(100_000, 1), _group(20_000, 1)]
+    plan = plan_slice(groups, num_ranks=2, max_tokens=200_000)
     assert plan.groups_of(0) == (2,)
     assert plan.groups_of(1) == (0, 1, 3)
 
@@ -121,9 +122,9 @@ def test_equal_input_gives_an_equal_plan():
 
 
 def test_planning_a_large_batch_takes_milliseconds():
-    shapes = _ragged_batch(256)
+    groups = _ragged_batch(256)
     started = time.process_time()
-    plan_slice(shapes, num_ranks=32, max_tokens=2000)
+    plan_slice(groups, num_ranks=32, max_tokens=2000)
     assert time.process_time() - started < 0.1
 
 

@@ -5,13 +5,13 @@ import pytest
 
 from curriculum.task import Demonstration
 from learner.batch.aggregation import RESPONSE_MEAN, TOKEN_MEAN
-from learner.batch.microbatch import PhasedMicroBatch, PrefixSegment, ScoredGroup
+from learner.batch.microbatch import PhasedMicroBatch, PrefixSegment, TrainingGroup
 from learner.batch.packing import GroupPart, MicroBatchPlan
 from learner.batch.rows import build_microbatch, demonstration_group
 
 
 def _group(prompt, responses, advantages, temperature=0.7):
-    return ScoredGroup(
+    return TrainingGroup(
         prompt_ids=np.array(prompt, np.int32),
         response_ids=tuple(np.array(ids, np.int32) for ids in responses),
         rollout_logprobs=tuple(-np.arange(1, len(ids) + 1, dtype=np.float32) for ids in responses),
@@ -84,8 +84,7 @@ def test_a_phased_row_has_its_prompts_ahead_and_its_responses_in_batches():
     plan = MicroBatchPlan(parts=parts, num_tokens=0, cost=0.0, batches=batches)
     row = build_microbatch(plan, groups, num_groups=2, aggregation=TOKEN_MEAN)
     assert isinstance(row, PhasedMicroBatch)
-    assert row.prompts.input_ids.tolist() == [1, 2, 3, 7]
-    assert row.prompts.position_ids.tolist() == [0, 1, 2, 0]
+    assert [prompt.tolist() for prompt in row.prompts] == [[1, 2, 3], [7]]
     first, second, placeholder = row.batches
     assert (first.labels.tolist(), first.predictors.tolist(), first.position_ids.tolist()) == ([6], [0], [3])
     assert second.labels.tolist() == [4, 5, 8, 9]
@@ -96,6 +95,6 @@ def test_a_phased_row_has_its_prompts_ahead_and_its_responses_in_batches():
     assert len(placeholder.labels) == 1
 
 
-def test_a_scored_group_with_mismatched_columns_is_refused():
+def test_a_group_with_mismatched_columns_is_refused():
     with pytest.raises(ValueError, match="must agree"):
         _group([1], [[2], [3]], (1.0,))

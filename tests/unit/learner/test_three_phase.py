@@ -115,7 +115,7 @@ def test_the_scores_of_the_batches_are_those_of_the_whole_row(policy, groups):
 
 
 def test_the_dense_path_gives_the_same_gradients(policy, groups):
-    plan = plan_slice([groups[i].shape for i in range(3)], num_ranks=1, max_tokens=100)
+    plan = plan_slice([groups[i] for i in range(3)], num_ranks=1, max_tokens=100)
     _, expected = _whole(policy, _row(plan.ranks[0][0], groups))
     total = 0.0
     for single in unshare(plan).ranks[0]:
@@ -124,9 +124,9 @@ def test_the_dense_path_gives_the_same_gradients(policy, groups):
 
 
 def test_a_planned_group_beyond_the_budget_trains_like_one_within(policy, groups):
-    shapes = [groups[0].shape]
-    (small,) = plan_slice(shapes, num_ranks=1, max_tokens=17).ranks[0]
-    (large,) = plan_slice(shapes, num_ranks=1, max_tokens=99).ranks[0]
+    alone = [groups[0]]
+    (small,) = plan_slice(alone, num_ranks=1, max_tokens=17).ranks[0]
+    (large,) = plan_slice(alone, num_ranks=1, max_tokens=99).ranks[0]
     group = {0: groups[0]}
     phased = _row(small, group)
     assert isinstance(phased, PhasedTensors)
