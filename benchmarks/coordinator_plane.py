@@ -269,4 +269,4 @@ def _answered(meta: GroupMeta) -> tuple[int, str]:
 
 
 def _outcome(lease_id: int, task_id: str) -> TaskOutcome:
-    return TaskOutcome(lease_id=lease_id, task_id=task_id, accuracies=(0.0, 1.0), num_unknown=0, trained=True)
+    return TaskOutcome(lease_id=lease_id, task_id=task_id, accuracies=(0.0, 1.0))

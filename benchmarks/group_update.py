@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from learner.attention.shared_prefix import ATTENTION_KEY, register
 from learner.batch.aggregation import TOKEN_MEAN
 from learner.batch.microbatch import MicroBatch, PhasedMicroBatch, TrainingGroup
-from learner.batch.packing import GroupPart, MicroBatchPlan
+from learner.batch.packing import RowPlan
 from learner.batch.rows import build_microbatch
 from learner.forward.logprobs import TokenScores
 from learner.forward.row_tensors import PhasedTensors, Placement, RowTensors
@@ -134,8 +134,7 @@ def make_rows(group: TrainingGroup, *, shared: bool) -> list[RowTensors]:
     parts = [everything] if shared else [(i,) for i in everything]
     rows = []
     for responses in parts:
-        plan = MicroBatchPlan(parts=(GroupPart(group=0, responses=responses),), num_tokens=0, cost=0.0)
-        row = build_microbatch(plan, {0: group}, num_groups=1, aggregation=TOKEN_MEAN)
+        row = build_microbatch(RowPlan(responses={0: responses}), {0: group}, num_groups=1, aggregation=TOKEN_MEAN)
         assert isinstance(row, MicroBatch)
         rows.append(RowTensors.of(row, CPU, dense=not shared))
     return rows
@@ -158,9 +157,7 @@ def update(policy: Policy, rows: Sequence[RowTensors]) -> float:
 def make_phased_row(group: TrainingGroup) -> PhasedTensors:
     """The group in three phases, its responses one by one."""
     everything = tuple(range(len(group.response_ids)))
-    batches = tuple((GroupPart(group=0, responses=(i,)),) for i in everything)
-    whole = (GroupPart(group=0, responses=everything),)
-    plan = MicroBatchPlan(parts=whole, num_tokens=0, cost=0.0, batches=batches)
+    plan = RowPlan(responses={0: everything}, batches=tuple({0: (i,)} for i in everything))
     row = build_microbatch(plan, {0: group}, num_groups=1, aggregation=TOKEN_MEAN)
     assert isinstance(row, PhasedMicroBatch)
     return PhasedTensors.of(row, CPU)

@@ -68,16 +68,10 @@ class ScoredGroup:
             response_tokens=tuple(tokens for tokens, advantage in pairs if advantage is not None),
         )
 
-    def outcome(self, *, trained: bool) -> TaskOutcome:
+    @property
+    def outcome(self) -> TaskOutcome:
         """What the curriculum hears."""
-        known = self.known_accuracies
-        return TaskOutcome(
-            lease_id=self.lease_id,
-            task_id=self.task_id,
-            accuracies=known,
-            num_unknown=len(self.scores) - len(known),
-            trained=trained,
-        )
+        return TaskOutcome(lease_id=self.lease_id, task_id=self.task_id, accuracies=self.known_accuracies)
 
 
 def assign_advantages(groups: Sequence[ScoredGroup], scale: Scale, *, mask_negatives: bool) -> None:

@@ -182,7 +182,7 @@ class LearnerEngine:
 
         Args:
             plan: `plan_slice` over the lengths of the groups, the same on every rank.
-            groups: at least the groups `plan.groups_of(rank)`, by index in the plan.
+            groups: at least the groups `groups_of(plan, rank)`, by index in the plan.
             run: the place of the groups in the batch.
         """
         started = time.perf_counter()
@@ -432,7 +432,7 @@ class LearnerEngine:
 
     def _check_sharing(self, plan: SlicePlan, groups: Mapping[int, TrainingGroup]) -> None:
         """Compare the shared prompt with the dense path on one group per rank; all ranks fall back if any differs."""
-        pair = sharing_check.check_rows(plan.ranks[self._data_rank][0], groups)
+        pair = sharing_check.check_rows(plan[self._data_rank][0], groups)
         shared, dense = to_device(pair.shared, self._placement), to_device(pair.dense, self._placement, dense=True)
         gap = sharing_check.mean_gap(
             zip(responses_of(shared), self._scores(self._engine, shared), strict=True),
@@ -461,7 +461,7 @@ class LearnerEngine:
 
     def _rows(self, plan: SlicePlan, groups: Mapping[int, TrainingGroup], *, num_groups: int) -> list[Row]:
         """This rank's rows; `num_groups` is the normaliser of the loss."""
-        rows = (plan if self._sharing else unshare(plan)).ranks[self._data_rank]
+        rows = (plan if self._sharing else unshare(plan))[self._data_rank]
         return [
             to_device(
                 build_microbatch(row, groups, num_groups=num_groups, aggregation=self._aggregation()),

@@ -16,7 +16,7 @@ from actors.weights.delta import WeightPayload
 from actors.weights.update import WeightGroup
 from curriculum.task import Demonstration
 from learner.batch.microbatch import SftReport, StepReport, TrainingGroup, TrainingItem
-from learner.batch.packing import plan_slice
+from learner.batch.packing import groups_of, plan_slice
 from learner.config import LearnerConfig, SftConfig
 from learner.engine import LearnerEngine, Stage
 from learner.forward.running_batch import Run, runs
@@ -152,7 +152,7 @@ class LearnerActor:
             num_ranks=self._config.num_data_ranks,
             max_tokens=self._config.max_tokens_per_microbatch,
         )
-        mine = plan.groups_of(self._rank // self._config.sequence_parallel)
+        mine = groups_of(plan, self._rank // self._config.sequence_parallel)
         groups = ray.get([items[i].group for i in mine])
         own = {i: TrainingGroup.of(group, items[i].advantages) for i, group in zip(mine, groups, strict=True)}
         self._engine.accumulate(plan, own, run)

@@ -48,7 +48,7 @@ class Collected:
         if outcome is GroupOutcome.TRAINED:
             self.batch.append(group)
         self.outcome_counts[outcome] += 1
-        self.outcomes.append(group.outcome(trained=outcome is GroupOutcome.TRAINED))
+        self.outcomes.append(group.outcome)
 
     def lose(self, lost: GroupLost, *, at_most: int) -> None:
         """Books a group that was lost before it was scored.
@@ -59,9 +59,7 @@ class Collected:
         self.outcome_counts[GroupOutcome.FAILED] += 1
         if self.outcome_counts[GroupOutcome.FAILED] > at_most:
             raise lost
-        self.outcomes.append(
-            TaskOutcome(lease_id=lost.lease_id, task_id=lost.task_id, accuracies=(), num_unknown=0, trained=False)
-        )
+        self.outcomes.append(TaskOutcome(lease_id=lost.lease_id, task_id=lost.task_id, accuracies=()))
 
     def extend(self, other: Collected) -> None:
         """Takes over the groups of `other`."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from curriculum.task import Demonstration
 from learner.batch.aggregation import TOKEN_MEAN, Aggregation, token_weights
 from learner.batch.microbatch import MicroBatch, PhasedMicroBatch, PrefixSegment, TrainingGroup
-from learner.batch.packing import GroupPart, MicroBatchPlan
+from learner.batch.packing import RowPlan
 
 _PLACEHOLDER = TrainingGroup(
     prompt_ids=np.zeros(1, np.int32),
@@ -39,24 +39,24 @@ def demonstration_group(demonstration: Demonstration) -> TrainingGroup:
 
 
 def build_microbatch(
-    plan: MicroBatchPlan, groups: Mapping[int, TrainingGroup], *, num_groups: int, aggregation: Aggregation
+    plan: RowPlan, groups: Mapping[int, TrainingGroup], *, num_groups: int, aggregation: Aggregation
 ) -> MicroBatch | PhasedMicroBatch:
-    """Lay the planned parts out as one row, or as prompts and batches of responses where the plan has batches.
+    """Lay the planned responses out as one row, or as prompts and batches of responses where the plan has batches.
 
     Args:
-        plan: the parts of the row; without parts the row is a placeholder of two tokens that weigh nothing.
-        groups: the groups the parts belong to, by index in the batch.
+        plan: the responses of the row; without any the row is a placeholder of two tokens that weigh nothing.
+        groups: the groups they belong to, by index in the batch.
         num_groups: groups of the whole mini-batch over all ranks, the normaliser of the loss.
         aggregation: how the tokens of a group share its weight.
     """
     if plan.batches:
         return _phased(plan, groups, num_groups, aggregation)
     row = _Row()
-    for part in plan.parts:
-        group = groups[part.group]
-        segment = row.add_prompt(group, part.responses)
-        row.add_responses(group, part.responses, segment, _weights(group, num_groups, aggregation))
-    if not plan.parts:
+    for index, responses in plan.responses.items():
+        group = groups[index]
+        segment = row.add_prompt(group, responses)
+        row.add_responses(group, responses, segment, _weights(group, num_groups, aggregation))
+    if not plan.responses:
         segment = row.add_prompt(_PLACEHOLDER, (0,))
         row.add_responses(_PLACEHOLDER, (0,), segment, [0.0])
     return row.finish()
@@ -67,28 +67,25 @@ def single_row(token_ids: NDArray[np.int32]) -> MicroBatch | PhasedMicroBatch:
     group = demonstration_group(
         Demonstration(demonstration_id="row", prompt_ids=token_ids[:1], response_ids=token_ids[1:])
     )
-    plan = MicroBatchPlan(parts=(GroupPart(group=0, responses=(0,)),), num_tokens=len(token_ids), cost=0.0)
-    return build_microbatch(plan, {0: group}, num_groups=1, aggregation=TOKEN_MEAN)
+    return build_microbatch(RowPlan(responses={0: (0,)}), {0: group}, num_groups=1, aggregation=TOKEN_MEAN)
 
 
 def _phased(
-    plan: MicroBatchPlan, groups: Mapping[int, TrainingGroup], num_groups: int, aggregation: Aggregation
+    plan: RowPlan, groups: Mapping[int, TrainingGroup], num_groups: int, aggregation: Aggregation
 ) -> PhasedMicroBatch:
-    members = [groups[part.group] for part in plan.parts] or [_PLACEHOLDER]
-    position = {part.group: index for index, part in enumerate(plan.parts)}
+    members = {index: groups[index] for index in plan.responses} or {0: _PLACEHOLDER}
     batches = []
-    for parts in plan.batches:
+    for batch in plan.batches:
         row = _Row(num_prompts=len(members))
-        chosen = {position[part.group]: part.responses for part in parts}
-        for index, group in enumerate(members):
-            responses = chosen.get(index, ())
+        for index, group in members.items():
+            responses = batch.get(index, ())
             weights_G = _weights(group, num_groups, aggregation)
-            if not chosen and index == 0:  # nothing left of this row, but the other ranks are still at it
+            if not batch and not row.segments:  # nothing left of this row, but the other ranks are still at it
                 group, responses, weights_G = _one_weightless_token(group), (0,), [0.0]
             segment = row.add_cached_prompt(group, responses)
             row.add_responses(group, responses, segment, weights_G)
         batches.append(row.finish())
-    return PhasedMicroBatch(prompts=tuple(group.prompt_ids for group in members), batches=tuple(batches))
+    return PhasedMicroBatch(prompts=tuple(group.prompt_ids for group in members.values()), batches=tuple(batches))
 
 
 def _weights(group: TrainingGroup, num_groups: int, aggregation: Aggregation) -> list[float]:

@@ -16,7 +16,7 @@ import torch
 from curriculum.task import Demonstration
 from learner.advantages import group_advantages
 from learner.batch.microbatch import TrainingGroup
-from learner.batch.packing import plan_slice
+from learner.batch.packing import groups_of, plan_slice
 from learner.config import DapoConfig, GrpoConfig, ImportanceConfig, LearnerConfig, SftConfig
 from learner.engine import LearnerEngine, NonFiniteUpdateError, Stage
 from learner.forward.running_batch import runs
@@ -79,7 +79,7 @@ def rl_step(engine: LearnerEngine, learner: LearnerConfig, batch: list[TrainingG
                 num_ranks=learner.num_data_ranks,
                 max_tokens=learner.max_tokens_per_microbatch,
             )
-            mine = plan.groups_of(rank // learner.sequence_parallel)
+            mine = groups_of(plan, rank // learner.sequence_parallel)
             engine.accumulate(plan, {index: own[index] for index in mine}, run)
     return engine.update(learning_rate=LEARNING_RATE)
 

@@ -31,7 +31,7 @@ def test_the_shell_runs_a_step(make_tasks):
     lease = actor.lease("rollout-0")
     assert actor.release("rollout-0") == 1
     assert actor.lease("rollout-1") is lease
-    done = TaskOutcome(lease_id=0, task_id=lease.task_id, accuracies=(1.0, 0.0), num_unknown=0, trained=True)
+    done = TaskOutcome(lease_id=0, task_id=lease.task_id, accuracies=(1.0, 0.0))
     assert actor.report([done]) == (0,)
     state = actor.state_dict()
     assert actor.finish_step(StepSummary(step=0, num_trained_groups=1)).fresh.accuracy == 0.5

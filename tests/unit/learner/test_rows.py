@@ -6,7 +6,7 @@ import pytest
 from curriculum.task import Demonstration
 from learner.batch.aggregation import RESPONSE_MEAN, TOKEN_MEAN
 from learner.batch.microbatch import PhasedMicroBatch, PrefixSegment, TrainingGroup
-from learner.batch.packing import GroupPart, MicroBatchPlan
+from learner.batch.packing import RowPlan
 from learner.batch.rows import build_microbatch, demonstration_group
 
 
@@ -21,7 +21,7 @@ def _group(prompt, responses, advantages, temperature=0.7):
 
 
 def _plan(*parts):
-    return MicroBatchPlan(parts=tuple(GroupPart(group=g, responses=r) for g, r in parts), num_tokens=0, cost=0.0)
+    return RowPlan(responses=dict(parts))
 
 
 def test_a_row_holds_each_prompt_once_and_every_response_continues_at_its_end():
@@ -79,9 +79,7 @@ def test_a_group_that_cannot_be_scored_is_refused(change, message):
 
 def test_a_phased_row_has_its_prompts_ahead_and_its_responses_in_batches():
     groups = {0: _group([1, 2, 3], [[4, 5], [6]], (1.0, -1.0)), 1: _group([7], [[8, 9]], (0.5,))}
-    parts = (GroupPart(group=0, responses=(0, 1)), GroupPart(group=1, responses=(0,)))
-    batches = ((GroupPart(group=0, responses=(1,)),), (GroupPart(group=0, responses=(0,)), parts[1]), ())
-    plan = MicroBatchPlan(parts=parts, num_tokens=0, cost=0.0, batches=batches)
+    plan = RowPlan(responses={0: (0, 1), 1: (0,)}, batches=({0: (1,)}, {0: (0,), 1: (0,)}, {}))
     row = build_microbatch(plan, groups, num_groups=2, aggregation=TOKEN_MEAN)
     assert isinstance(row, PhasedMicroBatch)
     assert [prompt.tolist() for prompt in row.prompts] == [[1, 2, 3], [7]]
