@@ -3,7 +3,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from curriculum.task import Demonstration
+from actors.trajectory import FinishReason, Group, Trajectory, VersionSpan
+from curriculum.task import Demonstration, Task, TaskLease
 from learner.batch.aggregation import RESPONSE_MEAN, TOKEN_MEAN
 from learner.batch.microbatch import PhasedMicroBatch, PrefixSegment, TrainingGroup
 from learner.batch.packing import RowPlan
@@ -91,6 +92,29 @@ def test_a_phased_row_has_its_prompts_ahead_and_its_responses_in_batches():
     assert second.weights.tolist() == pytest.approx([1 / 6, 1 / 6, 1 / 4, 1 / 4])
     assert placeholder.is_placeholder
     assert len(placeholder.labels) == 1
+
+
+def test_answers_without_an_advantage_are_left_out_and_no_array_is_copied():
+    task = Task(
+        task_id="t", data_source="test", question="?", answers=("a",), prompt_ids=np.array([1, 2], np.int32), phase=0
+    )
+    lease = TaskLease(lease_id=0, task_id="t", attempt=0, replayed=False, phase=0)
+    trajectories = tuple(
+        Trajectory(
+            response_ids=np.full(length, 7, np.int32),
+            rollout_logprobs=np.full(length, -0.5, np.float32),
+            finish_reason=FinishReason.STOP,
+            versions=(VersionSpan(start=0, version=0),),
+        )
+        for length in (3, 2, 4)
+    )
+    group = Group(task=task, lease=lease, trajectories=trajectories, temperature=0.7, engine="e", top_p=0.9)
+    training = TrainingGroup.of(group, (0.75, None, -0.25))
+    assert (training.prompt_tokens, training.response_tokens, training.advantages) == (2, (3, 4), (0.75, -0.25))
+    assert (training.temperature, training.top_p) == (0.7, 0.9)
+    assert training.prompt_ids is task.prompt_ids
+    assert training.response_ids[1] is trajectories[2].response_ids
+    assert training.rollout_logprobs[1] is trajectories[2].rollout_logprobs
 
 
 def test_a_group_with_mismatched_columns_is_refused():
