@@ -56,7 +56,7 @@ class Engine(Protocol):
         timeout_s: float | None = None,
         on_finished: Callable[[int], None] | None = None,
     ) -> list[Sample]:
-        """Draws `sampling.num_samples` answers to one prompt.
+        """Draw `sampling.num_samples` answers to one prompt.
 
         Args:
             prompt_ids: [P] tokens.
@@ -85,7 +85,7 @@ async def sample_group(
     timeout_s: float | None = None,
     on_finished: Callable[[int], None] | None = None,
 ) -> Group:
-    """Samples the G answers of one lease, which names `task`; those that the timeout cuts are marked by their finish
+    """Sample the G answers of one lease, which names `task`; those that the timeout cuts are marked by their finish
     reason.
 
     Raises:

@@ -78,7 +78,7 @@ class RolloutActor:
         return getattr(self, "_name", "Rollout")
 
     async def ready(self) -> int:
-        """Process id, while the engine can sample."""
+        """Return the process id, while the engine can sample."""
         try:
             self._engine.check_alive()
         except EngineDied:
@@ -125,7 +125,7 @@ class RolloutActor:
         return _meta(group), group
 
     async def abort(self) -> None:
-        """Ends every answer and every wait for one; leases that were being answered stay held."""
+        """End every answer and every wait for one; leases that were being answered stay held."""
         await self._worker.abort()
 
     async def node_id(self) -> str:
@@ -133,7 +133,7 @@ class RolloutActor:
         return ray.get_runtime_context().get_node_id()
 
     async def load_weights(self, weights: WeightUpdate | WeightPayload | WeightBroadcast) -> WeightReceipt:
-        """Replaces the weights; running requests go on under the new ones, or end before, as
+        """Replace the weights; running requests go on under the new ones, or end before, as
         `rollout.in_flight_update` says."""
         update = self._copy.write(weights) if isinstance(weights, WeightPayload) else weights
         try:
@@ -155,7 +155,7 @@ def _meta(group: Group | None) -> GroupMeta | None:
 
 
 class _CoordinatorLeases:
-    """Fulfils `Leases` with the coordinator actor."""
+    """Fulfil `Leases` with the coordinator actor."""
 
     def __init__(self, coordinator: Any, holder: str) -> None:
         self._coordinator = coordinator

@@ -25,12 +25,12 @@ class Leases(Protocol):
         ...
 
     async def requeue(self, lease_id: int) -> None:
-        """Gives a lease back unanswered."""
+        """Give a lease back unanswered."""
         ...
 
 
 class GroupWorker:
-    """Answers groups on one engine, as many at a time as its KV cache holds.
+    """Answer groups on one engine, as many at a time as its KV cache holds.
 
     Consumes: leases.  Waits for: room in the cache, then the engine.  Unblocked by: answers that end, and `abort`.
     """
@@ -61,17 +61,17 @@ class GroupWorker:
         return self._admission.num_slots(self._config.group_size)
 
     async def next_group(self, sampling: Sampling) -> Group | None:
-        """Takes a lease as soon as the engine has room for a group, and answers it; None without a lease, or after
+        """Take a lease as soon as the engine has room for a group, and answer it; None without a lease, or after
         `abort`.
 
         Raises:
             DeadlineMissed: the group took too long; its lease waits again.
-            FaultyGroup: the engine answered nonsense; likewise, unless the error is final.
+            FaultyGroup: the engine answered nonsense; its lease waits again, unless the error is final.
         """
         return await self._abortable(self._next_group(sampling))
 
     async def answer(self, task: Task, lease: TaskLease, sampling: Sampling) -> Group | None:
-        """Answers one task outside the curriculum; what misses the deadline is cut at once. None after `abort`.
+        """Answer one task outside the curriculum; what misses the deadline is cut at once. None after `abort`.
 
         Raises:
             FaultyGroup: the engine answered nonsense.
@@ -79,7 +79,7 @@ class GroupWorker:
         return await self._abortable(self._answer(task, lease, sampling))
 
     async def abort(self) -> None:
-        """Ends every answer and every wait for one, and leaves nothing in the engine.
+        """End every answer and every wait for one, and leave nothing in the engine.
 
         Leases that were being answered stay held, for the caller to withdraw; a resume hands them out again.
         """
@@ -148,7 +148,7 @@ class GroupWorker:
             self._admission.release(reservation)
 
     async def _abortable(self, work: Coroutine[Any, Any, Group | None]) -> Group | None:
-        """Awaits work that `abort` may end; if the wait is cancelled, so is the work, to its very end."""
+        """Await work that `abort` may end; if the wait is cancelled, so is the work, to its very end."""
         task = asyncio.ensure_future(work)
         self._work.add(task)
         try:

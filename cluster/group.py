@@ -52,7 +52,7 @@ class ScoredGroup:
         return tuple(score.reward for score in self.scores)
 
     def trainable(self, *, dynamic_sampling: bool) -> bool:
-        """Whether the learner takes it: two known rewards at least and, with dynamic sampling, unequal accuracies."""
+        """Return whether it can be trained on: two known rewards and, with dynamic sampling, unequal accuracies."""
         if dynamic_sampling:
             return has_signal(self.accuracies)
         return len(self.known_accuracies) >= 2

@@ -55,7 +55,7 @@ class LearnerActor:
         trust_remote_code: bool,
         delta: bool,
     ) -> int:
-        """Joins the other ranks and loads the model; returns the process id."""
+        """Join the other ranks and load the model; return the process id."""
         os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = master[0], str(master[1])
         self._config = config
         self._engine = LearnerEngine(
@@ -73,15 +73,15 @@ class LearnerActor:
         return os.getpid()
 
     def start_stage(self, stage: str, reference_path: str | None) -> None:
-        """A fresh optimizer for the warm-up or the reinforcement learning."""
+        """Set up a fresh optimizer for the warm-up or the reinforcement learning."""
         self._engine.start_stage(Stage(stage), reference_path=reference_path)
 
     def sft_step(self, demonstrations: Sequence[Demonstration], learning_rate: float) -> SftReport:
-        """One update of the warm-up."""
+        """Make one update of the warm-up."""
         return self._engine.sft_step(demonstrations, learning_rate=learning_rate)
 
     def accumulate(self, items: Sequence[TrainingItem], batch_groups: int) -> None:
-        """Takes the next groups of a batch in; fetches those of this rank and no others.
+        """Take the next groups of a batch in; fetch those of this rank and no others.
 
         Args:
             items: consecutive groups of the batch.
@@ -93,7 +93,7 @@ class LearnerActor:
             self._accumulate_run(items[run.groups.start - start : run.groups.stop - start], run)
 
     def update(self, learning_rate: float) -> StepReport:
-        """The optimizer updates of the batch that has been taken in."""
+        """Make the optimizer updates of the batch that has been taken in."""
         return self._engine.update(learning_rate=learning_rate)
 
     def node_id(self) -> str:
@@ -158,13 +158,13 @@ class LearnerActor:
         self._engine.accumulate(plan, own, run)
 
     def save(self, directory: Path) -> None:
-        """Writes this rank's share of a checkpoint."""
+        """Write this rank's share of a checkpoint."""
         self._engine.save(directory)
 
     def load(self, directory: Path) -> None:
-        """Restores a checkpoint."""
+        """Restore a checkpoint."""
         self._engine.load(directory)
 
     def export(self, directory: Path) -> None:
-        """Writes a Hugging Face folder."""
+        """Write a Hugging Face folder."""
         self._engine.export(directory)

@@ -36,7 +36,7 @@ class RayRollouts:
         *,
         on_fault: Callable[..., None],
     ) -> None:
-        """Takes the actors, and who is told of groups that have to be sampled again."""
+        """Take the actors, and who is told of groups that have to be sampled again."""
         self._rollouts = rollouts
         self._judges = judges
         self._next_judge = itertools.cycle(judges)
@@ -48,7 +48,7 @@ class RayRollouts:
         self.counts = RolloutCounts()
 
     async def learn_slots(self) -> None:
-        """Asks every engine how much it holds; from then on each group says it."""
+        """Ask every engine how much it holds; from then on each group says it."""
         alive = self._alive()
         slots = await asyncio.gather(*[actor.call(lambda handle: handle.num_slots.remote()) for actor in alive])
         self._slots = {actor.name: num_slots for actor, num_slots in zip(alive, slots, strict=True)}
@@ -59,7 +59,7 @@ class RayRollouts:
         return sum(self._slots.get(actor.name, 1) for actor in self._alive())
 
     async def abort(self) -> None:
-        """Ends every answer in every engine; calls of `next_group` return None, and their leases stay held."""
+        """End every answer in every engine; calls of `next_group` return None, and their leases stay held."""
         calls = [actor.handle.abort.remote() for actor in self._rollouts if not actor.lost]
         await asyncio.gather(*calls, return_exceptions=True)  # an engine that is down has nothing to end
 
@@ -70,7 +70,7 @@ class RayRollouts:
         return int(ray.cluster_resources().get(key, 0) - ray.available_resources().get(key, 0))
 
     async def next_group(self, sampling: Sampling) -> ScoredGroup | None:
-        """Lets the actor with most room answer its next lease, and has the group scored; None without a lease.
+        """Let the actor with most room answer its next lease, and have the group scored; None without a lease.
 
         A group that missed its deadline or came back faulty has been requeued; the call goes on with the next lease.
 
@@ -101,7 +101,7 @@ class RayRollouts:
             return await self._score(meta, group)
 
     async def answer(self, tasks: Sequence[Task], sampling: Sampling) -> list[ScoredGroup]:
-        """Answers given tasks outside the curriculum, in their order; the engines take them in as they have room.
+        """Answer given tasks outside the curriculum, in their order; the engines take them in as they have room.
 
         Raises:
             ActorLost: no rollout actor, or no judge actor, is left.
@@ -120,7 +120,7 @@ class RayRollouts:
         )
 
     async def on_every_engine(self, call: Callable[[str, Any], Awaitable[Any]]) -> dict[str, Any]:
-        """Runs `call(name, handle)` on all living engines at once, again on those that restart meanwhile.
+        """Run `call(name, handle)` on all living engines at once, again on those that restart meanwhile.
 
         Raises:
             ActorLost: no rollout actor is left.
@@ -138,7 +138,7 @@ class RayRollouts:
         return sorted((event for events in drained for event in events), key=lambda event: event.unix_s)
 
     def fetch(self, groups: Sequence[Any]) -> Sequence[Group]:
-        """The groups behind references; blocks."""
+        """Fetch the groups behind references; blocks."""
         return ray.get(list(groups))
 
     async def _on_engine(
@@ -179,7 +179,7 @@ class RayRollouts:
             return await self._score(meta, group)
 
     def _note(self, error: FaultyGroup | DeadlineMissed) -> None:
-        """Counts and tells of a group that is sampled again.
+        """Count and tell of a group that is sampled again.
 
         Raises:
             GroupLost: it has been sampled again too often.

@@ -26,7 +26,7 @@ def write_trajectories(
     sampled: Sequence[tuple[ScoredGroup, Group]],
     decode: Callable[[Sequence[int]], str],
 ) -> Path:
-    """Writes every answer of a step, trained on or not; the file appears whole or not at all."""
+    """Write every answer of a step, trained on or not; the file appears whole or not at all."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
