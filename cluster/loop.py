@@ -17,6 +17,7 @@ from typing import Any
 from cluster.batches.bounded_lag import BoundedLagSource
 from cluster.batches.on_policy import OnPolicySource
 from cluster.batches.source import BatchOrder, BatchSource, Collected
+from cluster.group import ScoredGroup, assign_advantages
 from cluster.recipe import phase_settings
 from cluster.recipe.config import RunConfig
 from cluster.roles import Curriculum, Learner, Rollouts, SyncReport
@@ -29,6 +30,8 @@ from cluster.weights.push import WeightPush
 from curriculum.config import PhaseConfig
 from curriculum.task import Task
 from curriculum.transition import CurriculumReport, EndReason, PhaseState, StepSummary
+from learner.advantages import masks_negatives
+from learner.reports import StepReport
 from learner.schedule import learning_rate_at
 from learner.sft import DemonstrationBatches
 
@@ -185,10 +188,11 @@ class TrainingLoop:
         )
         stage.count(collected.sampled, num_trained=len(collected.batch))
         self._journal.step(self._progress, stage, metrics, total_steps=phase_settings.expected_steps(phase))
-        await self._journal.trajectories(self._progress.step, collected.sampled, collected.batch)
+        await self._journal.trajectories(self._progress.step, collected.sampled)
         if summary.transition:
             stage.end_reason = str(summary.transition.reason)
             self._journal.transition(summary.transition)
+        self._hear_entropy(report)
         await self._finish_step(stage, clock.seconds.step_s)
         self._check_fruitless(stage)
 
@@ -223,8 +227,21 @@ class TrainingLoop:
                 groups = await self._unless_stopped(batches.next_slice(order))
             if not groups:
                 return batches.close_batch()
+            self._assign_advantages(groups)
             with clock.waiting_for(Part.LEARNER):
                 await self._learner.accumulate(groups, batch_groups=self._config.groups_per_batch)
+
+    def _assign_advantages(self, groups: Sequence[ScoredGroup]) -> None:
+        scale = self._config.learner.advantage_scale
+        assign_advantages(groups, scale, mask_negatives=self._progress.negatives_masked)
+
+    def _hear_entropy(self, report: StepReport | None) -> None:
+        """Let the entropy control decide from a step whether the next one masks negative advantages."""
+        control = self._config.learner.entropy_control
+        if control is not None and report is not None:
+            self._progress.negatives_masked = masks_negatives(
+                self._progress.negatives_masked, report.entropy, high=control.high, low=control.low
+            )
 
     async def _finish_curriculum_step(self, collected: Collected) -> CurriculumReport:
         """Tells the curriculum; what a phase leaves unused when it ends is booked with its last step."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Protocol
 
 from actors.rollout import Sampling
-from cluster.group import BatchGroup
+from cluster.group import ScoredGroup
 from curriculum.leases import LeaseCounts
 from curriculum.metric import Metric
 from curriculum.task import Demonstration, Task, TaskOutcome
@@ -122,7 +122,7 @@ class Rollouts(Protocol):
         """
         ...
 
-    async def next_group(self, sampling: Sampling) -> BatchGroup | None:
+    async def next_group(self, sampling: Sampling) -> ScoredGroup | None:
         """Answers and scores the next leased task; None when the coordinator has none to give.
 
         Raises:
@@ -130,7 +130,7 @@ class Rollouts(Protocol):
         """
         ...
 
-    async def answer(self, tasks: Sequence[Task], sampling: Sampling) -> list[BatchGroup]:
+    async def answer(self, tasks: Sequence[Task], sampling: Sampling) -> list[ScoredGroup]:
         """Answers given tasks outside the curriculum, in their order."""
         ...
 
@@ -148,7 +148,7 @@ class Learner(Protocol):
 
     async def start_stage(self, stage: str) -> None: ...
     async def sft_step(self, demonstrations: Sequence[Demonstration], learning_rate: float) -> SftReport: ...
-    async def accumulate(self, groups: Sequence[BatchGroup], *, batch_groups: int) -> None: ...
+    async def accumulate(self, groups: Sequence[ScoredGroup], *, batch_groups: int) -> None: ...
     async def update(self, learning_rate: float) -> StepReport: ...
     async def publish_weights(self, version: int) -> PublishedWeights: ...
     async def deliver(self, weights: PublishedWeights) -> SyncReport: ...

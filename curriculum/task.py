@@ -70,16 +70,12 @@ class TaskLease:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskOutcome:
-    """What the curriculum hears of a sampled group, trained on or not."""
+    """What the curriculum hears of a sampled group."""
 
     lease_id: int
     task_id: str
     accuracies: tuple[float, ...]
     """Known accuracies in [0, 1] of the samples, before length shaping; unknown ones are left out."""
-    num_unknown: int
-    """Samples that neither the rule nor the judge could score."""
-    trained: bool
-    """True if the group entered a training batch."""
 
     def __post_init__(self) -> None:
         if any(not 0.0 <= accuracy <= 1.0 for accuracy in self.accuracies):

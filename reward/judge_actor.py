@@ -52,9 +52,9 @@ class JudgeActor:
         how busy a machine was must not change a reward."""
         whole = [trajectory for trajectory in group.trajectories if not trajectory.finish_reason.is_cut]
         scores = await self._scorer.score_group(
-            data_source=group.data_source,
-            question=group.question,
-            answers=group.answers,
+            data_source=group.task.data_source,
+            question=group.task.question,
+            answers=group.task.answers,
             responses=[self._prompt.decode(trajectory.response_ids.tolist()) for trajectory in whole],
             num_tokens=[len(trajectory.response_ids) for trajectory in whole],
         )

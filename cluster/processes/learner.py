@@ -12,12 +12,11 @@ import numpy as np
 import ray
 from ray.exceptions import RayActorError
 
-from cluster.group import BatchGroup
+from cluster.group import ScoredGroup
 from cluster.processes.supervision import ActorLost
 from cluster.roles import SyncReport
 from cluster.weights.delivery import WeightDelivery
 from curriculum.task import Demonstration
-from learner.learner_actor import TrainingItem
 from learner.reports import SftReport, StepReport
 from learner.weights.published import PublishedWeights
 
@@ -42,19 +41,9 @@ class RayLearner:
         """One update of the warm-up."""
         return (await self._all("sft_step", ray.put(list(demonstrations)), learning_rate))[0]
 
-    async def accumulate(self, groups: Sequence[BatchGroup], *, batch_groups: int) -> None:
-        """Hands the next groups of a batch to the ranks; returns when they are forwarded and back-propagated."""
-        items = [
-            TrainingItem(
-                group=group.group,
-                rewards=group.rewards,
-                response_tokens=group.meta.response_tokens,
-                prompt_tokens=group.meta.prompt_tokens,
-                data_source=group.meta.data_source,
-            )
-            for group in groups
-        ]
-        await self._all("accumulate", items, batch_groups)
+    async def accumulate(self, groups: Sequence[ScoredGroup], *, batch_groups: int) -> None:
+        """Hand the next groups of a batch to the ranks; returns when they are forwarded and back-propagated."""
+        await self._all("accumulate", [group.training_item() for group in groups], batch_groups)
 
     async def update(self, learning_rate: float) -> StepReport:
         """The optimizer updates of the batch that was accumulated."""

@@ -12,7 +12,7 @@ import pytest
 from actors.rollout import Sampling
 from actors.trajectory import FinishReason, Group, GroupMeta, Trajectory, VersionSpan
 from actors.weights.update import WeightUpdate
-from cluster.group import BatchGroup
+from cluster.group import ScoredGroup
 from cluster.loop import TrainingLoop
 from cluster.recipe.config import RunConfig
 from cluster.roles import SyncReport
@@ -22,6 +22,7 @@ from cluster.run.journal import Journal
 from cluster.run.progress import Progress
 from curriculum.coordinator import Coordinator
 from curriculum.task import Demonstration, Task, TaskEntry, TaskLease
+from learner.batch.microbatch import TrainingItem
 from learner.reports import SftReport, StepReport
 from learner.sft import DemonstrationBatches
 from learner.weights.published import PublishedWeights
@@ -47,19 +48,7 @@ def make_group(lease, num_samples: int, policy_version: int = 0) -> Group:
         finish_reason=FinishReason.STOP,
         versions=(VersionSpan(start=0, version=policy_version),),
     )
-    return Group(
-        lease_id=lease.lease_id,
-        task_id=task.task_id,
-        data_source=task.data_source,
-        question=task.question,
-        answers=task.answers,
-        prompt_ids=task.prompt_ids,
-        trajectories=(trajectory,) * num_samples,
-        phase=lease.phase,
-        replayed=lease.replayed,
-        temperature=1.0,
-        engine="fake",
-    )
+    return Group(task=task, lease=lease, trajectories=(trajectory,) * num_samples, temperature=1.0, engine="fake")
 
 
 def make_score(accuracy: float | None) -> Score:
@@ -134,7 +123,7 @@ class FakeRollouts:
         self.policy_version = 0
         """Of the weights in the engines."""
 
-    async def next_group(self, sampling: Sampling) -> BatchGroup | None:
+    async def next_group(self, sampling: Sampling) -> ScoredGroup | None:
         version = self.policy_version
         lease = self.coordinator.lease("fake")
         if lease is None:
@@ -152,7 +141,7 @@ class FakeRollouts:
     async def abort(self):
         self.calls.append("abort")
 
-    async def answer(self, tasks, sampling: Sampling) -> list[BatchGroup]:
+    async def answer(self, tasks, sampling: Sampling) -> list[ScoredGroup]:
         self.calls.append(f"evaluate {len(tasks)}")
         assert sampling.num_samples == 1
         leases = [
@@ -163,17 +152,19 @@ class FakeRollouts:
     async def judge_events(self):
         return []
 
-    def _scored(self, lease, accuracies, policy_version=0) -> BatchGroup:
+    def _scored(self, lease, accuracies, policy_version=0) -> ScoredGroup:
         group = make_group(lease, len(accuracies), policy_version)
-        return BatchGroup(meta=GroupMeta.of(group, 0.1), scores=tuple(map(make_score, accuracies)), group=group)
+        return ScoredGroup(meta=GroupMeta.of(group), scores=tuple(map(make_score, accuracies)), group=group)
 
 
 class FakeLearner:
     def __init__(self, calls: list[str], rollouts: FakeRollouts) -> None:
         self.calls = calls
         self.rollouts = rollouts
-        self.slices: list[list[BatchGroup]] = []
-        self.groups: list[list[BatchGroup]] = []
+        self.slices: list[list[ScoredGroup]] = []
+        self.groups: list[list[ScoredGroup]] = []
+        self.items: list[TrainingItem] = []
+        """What the ranks would be sent."""
         self.batches: list[list[str]] = []
         self.learning_rates: list[float] = []
 
@@ -190,20 +181,21 @@ class FakeLearner:
     async def accumulate(self, groups, *, batch_groups):
         self.calls.append(f"accumulate {len(groups)} of {batch_groups}")
         self.slices.append(list(groups))
+        self.items += [group.training_item() for group in groups]
         await self.train()
 
     async def update(self, learning_rate):
         batch = [group for groups in self.slices for group in groups]
         self.slices = []
         self.calls.append(f"train {len(batch)}")
-        self.batches.append([group.meta.task_id for group in batch])
+        self.batches.append([group.task_id for group in batch])
         self.groups.append(batch)
         self.learning_rates.append(learning_rate)
         return StepReport(
             num_response_tokens=24, num_updates=1, num_skipped_updates=0, learning_rate=learning_rate, loss=0.1,
             grad_norm=1.0, entropy=0.5, clip_fraction=0.0, mean_ratio=1.0, rollout_logprob_gap_mean=0.0,
             rollout_logprob_gap_max=0.0, kl_to_reference=math.nan, masked_fraction=0.0, importance_weight=1.0,
-            log_nucleus=0.0, negatives_masked=False, prompt_sharing=True,
+            log_nucleus=0.0, prompt_sharing=True,
         )  # fmt: skip
 
     async def train(self) -> None:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from actors.trajectory import FinishReason, Group, GroupMeta, Trajectory, VersionSpan
-from cluster.group import BatchGroup
+from cluster.group import ScoredGroup
 from cluster.run.trajectory_log import write_trajectories
+from curriculum.task import Task, TaskLease
 from reward.judge_report import (
     AnswerPair,
     JudgedPair,
@@ -201,13 +202,15 @@ def score(answer, rule, verdict):
 
 
 def log_step(folder, step, question, truth, *scores):
-    group = Group(
-        lease_id=step, task_id=str(step), data_source="demo", question=question, answers=(truth,),
-        prompt_ids=np.array([1], np.int32), trajectories=tuple(trajectory() for _ in scores), phase=0,
-        replayed=False, temperature=1.0, engine="fake",
+    task = Task(
+        task_id=str(step), data_source="demo", question=question, answers=(truth,),
+        prompt_ids=np.array([1], np.int32), phase=0,
     )  # fmt: skip
-    scored = BatchGroup(meta=GroupMeta.of(group, 0.1), scores=scores, group=group)
-    write_trajectories(folder, step, [(scored, group)], frozenset(), lambda ids: "text")
+    lease = TaskLease(lease_id=step, task_id=task.task_id, attempt=0, replayed=False, phase=0)
+    trajectories = tuple(trajectory() for _ in scores)
+    group = Group(task=task, lease=lease, trajectories=trajectories, temperature=1.0, engine="fake")
+    scored = ScoredGroup(meta=GroupMeta.of(group), scores=scores, group=group)
+    write_trajectories(folder, step, [(scored, group)], lambda ids: "text")
 
 
 @pytest.fixture
