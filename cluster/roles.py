@@ -13,7 +13,6 @@ from curriculum.leases import LeaseCounts
 from curriculum.task import Demonstration, Task, TaskOutcome
 from curriculum.transition import CurriculumReport, PhaseState, StepSummary
 from learner.batch.microbatch import SftReport, StepReport
-from learner.weights.published import PublishedWeights
 from reward.circuit import JudgeEvent
 
 
@@ -26,9 +25,9 @@ class SyncReport:
     num_bytes: int
     num_engines: int
     seconds: float
-    """From the first gathered byte to the last receipt; below, what it was spent on."""
+    """From the call to the last receipt; below, what it was spent on."""
     gather_s: float
-    """The learner's ranks were busy: gathering, writing, scoring the probe where it was due."""
+    """Until the learner's ranks were free: gathering, writing or broadcasting, scoring the probe where it was due."""
     deliver_s: float
     """Engines loaded and answered; the learner was free."""
     pause_s: float
@@ -127,16 +126,13 @@ class Rollouts(Protocol):
 class Learner(Protocol):
     """Turns demonstrations and scored groups into new weights.
 
-    A batch is trained on by `accumulate` for each of its slices, in order, then `update`. Weights are sent by
-    `publish_weights`, which occupies the learner, then `deliver`, which does not.
+    A batch is trained on by `accumulate` for each of its slices, in order, then `update`.
     """
 
     async def start_stage(self, stage: str) -> None: ...
     async def sft_step(self, demonstrations: Sequence[Demonstration], learning_rate: float) -> SftReport: ...
     async def accumulate(self, groups: Sequence[BatchGroup], *, batch_groups: int) -> None: ...
     async def update(self, learning_rate: float) -> StepReport: ...
-    async def publish_weights(self, version: int) -> PublishedWeights: ...
-    async def deliver(self, weights: PublishedWeights) -> SyncReport: ...
     async def save(self, directory: Path) -> None: ...
     async def load(self, directory: Path) -> None: ...
     async def export(self, directory: Path) -> None: ...
