@@ -1,4 +1,4 @@
-"""What the loop needs of the other processes; `handles.py` fulfils it with Ray actors, the tests with plain objects."""
+"""What the loop needs of the other processes; `processes/` fulfils it with Ray actors, the tests with plain objects."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class JunkCheckReport:
 
     num_answers: int
     num_unknown: int
-    """Probes on which the judge abstained; they are masked in training and so pay nothing."""
+    """Answers on which the judge abstained; they are masked in training and so pay nothing."""
 
 
 JUNK_CHECK_QUESTIONS = (

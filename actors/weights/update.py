@@ -99,15 +99,9 @@ class WeightUpdate:
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> Self:
         """Rebuild an update from its `asdict` after serialization has made lists of tuples."""
-        source = fields["source"]
         tensors = tuple(TensorRecord.of(tensor) for tensor in fields["tensors"])
-        return cls(
-            **{
-                **fields,
-                "tensors": tensors,
-                "source": source if isinstance(source, str) else WeightGroup(**source),
-            }
-        )
+        source = fields["source"] if isinstance(fields["source"], str) else WeightGroup(**fields["source"])
+        return cls(**{**fields, "tensors": tensors, "source": source})
 
     @property
     def offsets(self) -> tuple[int, ...]:

@@ -141,7 +141,7 @@ class WeightSync:
 
     async def close(self) -> None:
         """Give up the update under way."""
-        tasks = [task for task in (self._receipts, self._under_way) if task is not None]
+        tasks: list[asyncio.Task[Any]] = [task for task in (self._receipts, self._under_way) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
