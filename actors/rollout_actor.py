@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -15,8 +16,7 @@ from actors.engine import EngineDied, VLLMEngine, end_process
 from actors.prompt import ChatPrompt, load_tokenizer
 from actors.rollout import Sampling
 from actors.trajectory import Group, GroupMeta
-from actors.weights.delta import HostCopy, WeightPayload
-from actors.weights.update import WeightBroadcast, WeightReceipt, WeightUpdate
+from actors.weights.update import HostCopy, WeightReceipt, WeightUpdate
 from actors.worker import GroupWorker
 from curriculum.task import Task, TaskLease
 from curriculum.task_table import TaskTable
@@ -132,13 +132,14 @@ class RolloutActor:
         """Of the host, as Ray calls it."""
         return ray.get_runtime_context().get_node_id()
 
-    async def load_weights(self, weights: WeightUpdate | WeightPayload | WeightBroadcast) -> WeightReceipt:
-        """Replace the weights; running requests go on under the new ones."""
-        update = self._copy.write(weights) if isinstance(weights, WeightPayload) else weights
+    async def load_weights(self, update: WeightUpdate) -> WeightReceipt:
+        """Replace the weights; running requests continue under the new ones."""
+        local = self._copy.write(update)
         try:
-            return await self._engine.load_weights(update)
+            receipt = await self._engine.load_weights(local)
         except EngineDied:
             end_process()
+        return replace(receipt, num_travelling_bytes=update.num_travelling_bytes)
 
     async def score(self, token_ids: Sequence[int]) -> tuple[float, ...]:
         """[T - 1] log-probability (nats, temperature 1) of each of the T tokens after the first."""

@@ -96,6 +96,7 @@ async def _run(
         curriculum=processes.curriculum,
         rollouts=processes.rollouts,
         learner=processes.learner,
+        weights=processes.weights,
         demonstrations=prepared.demonstrations,
         heldout=prepared.heldout,
         journal=journal,
@@ -127,7 +128,8 @@ async def _restore(folder: RunFolder, processes: Processes, journal: Journal) ->
     await processes.learner.load(checkpoint / "learner")
     if processes.curriculum is not None:
         await processes.curriculum.load_state_dict(state["curriculum"])
-        await processes.learner.sync_weights(progress.policy_version)
+        await processes.weights.send(progress.policy_version)
+        await processes.weights.settle()
     journal.event("resumed", step=progress.step, checkpoint=checkpoint.name)
     return progress
 

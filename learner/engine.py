@@ -37,7 +37,7 @@ from learner.objective.objective import PolicyLoss, SftLoss
 from learner.objective.settings import aggregation_of, objective_of, torch_dtype
 from learner.objective.step_sums import StepAccumulator
 from learner.reports import SftReport, StepReport
-from learner.weights.source import WeightSource
+from learner.weights.sender import WeightSource
 from learner.zero3 import checkpoint
 from learner.zero3.building import frozen_engine, join_process_group, place, supports_sharing, trained_engine
 from learner.zero3.policy import Policy, copy_tokenizer, load_policy

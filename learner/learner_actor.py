@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 import socket
-import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from actors.weights.delta import WeightPayload
-from actors.weights.update import WeightGroup
+from actors.weights.update import WeightUpdate
 from curriculum.task import Demonstration
 from learner.batch.microbatch import TrainingGroup, TrainingItem
 from learner.batch.packing import groups_of, plan_slice
@@ -21,7 +20,6 @@ from learner.config import LearnerConfig
 from learner.engine import LearnerEngine, Stage
 from learner.forward.running_batch import Run, runs
 from learner.reports import SftReport, StepReport
-from learner.weights.published import PublishedWeights
 from learner.weights.sender import WeightSender
 
 
@@ -67,7 +65,6 @@ class LearnerActor:
             on_gpu=on_gpu,
             trust_remote_code=trust_remote_code,
         )
-        self._delta = delta
         self._sender = WeightSender(self._engine.weights, is_root=self._rank == 0, every_byte=delta)
         return os.getpid()
 
@@ -99,9 +96,10 @@ class LearnerActor:
         """Of the host, as Ray calls it."""
         return ray.get_runtime_context().get_node_id()
 
-    def open_weight_group(self, *, num_receivers: int, epoch: int, timeout_s: float) -> WeightGroup:
-        """A new group, to which every version is broadcast from now on (asked of rank 0); see `WeightSender`."""
+    def open_weight_group(self, version: int, *, num_receivers: int, epoch: int, timeout_s: float) -> WeightUpdate:
+        """Broadcast every version from this one on to a new group (asked of rank 0); see `WeightSender.open_group`."""
         return self._sender.open_group(
+            version,
             host=ray.util.get_node_ip_address(),
             num_receivers=num_receivers,
             epoch=epoch,
@@ -109,41 +107,32 @@ class LearnerActor:
             device=self._engine.device,
         )
 
-    def publish_weights(
-        self, version: int, *, probe_ids: NDArray[np.int32] | None, elsewhere: bool
-    ) -> PublishedWeights | None:
-        """Gathers the weights into memory that engines map, broadcasts them to the group if there is one, and scores
-        the probe under them.
-
-        Args:
-            version: policy version that the weights make.
-            probe_ids: [T] tokens to score; None to leave it.
-            elsewhere: whether engines on other hosts need a copy in the object store.
+    def publish_weights(self, version: int) -> WeightUpdate | None:
+        """Gather the weights into memory that engines map, and broadcast them to the group if there is one.
 
         Returns:
-            on rank 0 what to deliver, None on the others.
+            on rank 0 what was sent and where it lies, None on the others.
 
         Raises:
             WeightGroupError: the group did not take the weights.
         """
-        started = time.perf_counter()
-        update = self._sender.publish(version)
-        probe_logprobs = None if probe_ids is None else self._engine.score(probe_ids)
-        if update is None:
-            return None
-        payload = self._sender.payload(version, delta=self._delta) if elsewhere else None
-        return PublishedWeights(
-            update=update,
-            payload=None if payload is None else ray.put(payload),
-            probe_logprobs=probe_logprobs,
-            gather_s=time.perf_counter() - started,
-            write_s=self._sender.write_s,
-            num_travelling_bytes=0 if payload is None else payload.num_bytes,
-        )
+        return self._sender.publish(version)
 
-    def whole_weights(self, version: int) -> WeightPayload:
-        """All values of a published version, for an engine elsewhere that holds no earlier one (asked of rank 0)."""
-        return self._sender.payload(version, delta=False)
+    def put_weights(self, version: int, *, delta: bool) -> Any:
+        """Put a published version into the object store, for engines on other hosts (asked of rank 0).
+
+        Args:
+            version: one of the last two.
+            delta: as changes against the version before, if there is one, for engines that hold it.
+
+        Returns:
+            `ray.ObjectRef` of a `WeightUpdate` that carries its values.
+        """
+        return ray.put(self._sender.with_values(version, delta=delta))
+
+    def score(self, token_ids: NDArray[np.int32]) -> tuple[float, ...]:
+        """[T - 1] log-probability (nats, temperature 1) of each of the T tokens after the first; on every rank."""
+        return self._engine.score(token_ids)
 
     def _accumulate_run(self, items: Sequence[TrainingItem], run: Run) -> None:
         plan = plan_slice(

@@ -19,8 +19,7 @@ from actors.rollout import Sampling
 from actors.worker import GroupWorker
 from curriculum.task import Task, TaskLease
 from curriculum.task_table import TaskColumns, TaskTable
-from learner.weights.sender import WeightSender
-from learner.weights.source import WeightSource
+from learner.weights.sender import WeightSender, WeightSource
 
 pytestmark = pytest.mark.integration
 

@@ -11,21 +11,20 @@ import pytest
 
 from actors.rollout import Sampling
 from actors.trajectory import FinishReason, Group, GroupMeta, Trajectory, VersionSpan
-from actors.weights.update import WeightUpdate
+from actors.weights.update import WeightReceipt, WeightUpdate
 from cluster.group import ScoredGroup
 from cluster.loop import TrainingLoop
 from cluster.recipe.config import RunConfig
-from cluster.roles import SyncReport
 from cluster.run.console import Console
 from cluster.run.folder import RunFolder
 from cluster.run.journal import Journal
 from cluster.run.progress import Progress
+from cluster.weights.sync import WeightSync
 from curriculum.coordinator import Coordinator
 from curriculum.task import Demonstration, Task, TaskEntry, TaskLease
 from learner.batch.microbatch import TrainingItem
 from learner.reports import SftReport, StepReport
 from learner.sft import DemonstrationBatches
-from learner.weights.published import PublishedWeights
 from reward.score import Score, Verdict
 
 
@@ -55,13 +54,6 @@ def make_score(accuracy: float | None) -> Score:
     rule = accuracy or 0.0
     judge = Verdict.UNKNOWN if accuracy is None else None
     return Score(answer="yes", rule=rule, judge=judge, accuracy=accuracy, reward=accuracy, reason="test")
-
-
-def make_sync_report(version: int) -> SyncReport:
-    return SyncReport(
-        version=version, num_tensors=1, num_bytes=4, num_engines=1, seconds=0.0, gather_s=0.0, deliver_s=0.0,
-        pause_s=0.0, probe_gap_max=None, num_travelling_bytes=0,
-    )  # fmt: skip
 
 
 class AsyncCoordinator:
@@ -157,10 +149,37 @@ class FakeRollouts:
         return ScoredGroup(meta=GroupMeta.of(group), scores=tuple(map(make_score, accuracies)), group=group)
 
 
-class FakeLearner:
+class FakeTransport:
+    """Weights that are published at once and reach the engines after `travel`."""
+
     def __init__(self, calls: list[str], rollouts: FakeRollouts) -> None:
         self.calls = calls
         self.rollouts = rollouts
+
+    async def transfer(self, version):
+        self.calls.append(f"publish {version}")
+        return WeightUpdate(version=version, source="", tensors=()), asyncio.create_task(self._deliver(version))
+
+    async def _deliver(self, version):
+        await self.travel()
+        self.calls.append(f"deliver {version}")
+        self.rollouts.policy_version = version
+        return {"fake": WeightReceipt(version=version, tensors=(), pause_s=0.0)}
+
+    async def travel(self) -> None:
+        """How long weights take to the engines."""
+
+
+class NoProbe:
+    """No update is probed."""
+
+    async def score_by_learner(self):
+        return None
+
+
+class FakeLearner:
+    def __init__(self, calls: list[str]) -> None:
+        self.calls = calls
         self.slices: list[list[ScoredGroup]] = []
         self.groups: list[list[ScoredGroup]] = []
         self.items: list[TrainingItem] = []
@@ -200,23 +219,6 @@ class FakeLearner:
 
     async def train(self) -> None:
         """How long a slice takes."""
-
-    async def publish_weights(self, version):
-        self.calls.append(f"publish {version}")
-        update = WeightUpdate(version=version, path="", tensors=())
-        return PublishedWeights(
-            update=update, payload=None, probe_logprobs=None, gather_s=0.0, write_s=0.0, num_travelling_bytes=0
-        )
-
-    async def deliver(self, weights):
-        await self.travel()
-        version = weights.update.version
-        self.calls.append(f"deliver {version}")
-        self.rollouts.policy_version = version
-        return make_sync_report(version)
-
-    async def travel(self) -> None:
-        """How long weights take to the engines."""
 
     async def save(self, directory: Path):
         self.calls.append("save")
@@ -261,7 +263,8 @@ class Bench:
             tasks=[TaskEntry.of(task) for task in tasks], config=self.config.curriculum, seed=0
         )
         self.rollouts = FakeRollouts(self.coordinator, accuracies, self.calls)
-        self.learner = FakeLearner(self.calls, self.rollouts)
+        self.learner = FakeLearner(self.calls)
+        self.transport = FakeTransport(self.calls, self.rollouts)
         self.folder = RunFolder.create(tmp_path / name)
         self.progress = Progress()
         self.stop = asyncio.Event()
@@ -288,6 +291,7 @@ class Bench:
             curriculum=None if warm_up_only else AsyncCoordinator(self.coordinator, self.calls),
             rollouts=self.rollouts,
             learner=self.learner,
+            weights=WeightSync(self.transport, NoProbe(), overlaps=self.config.rollout.max_policy_lag > 0),
             demonstrations=self.demonstrations,
             heldout=self.heldout,
             journal=journal,

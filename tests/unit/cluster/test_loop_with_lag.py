@@ -11,7 +11,7 @@ import pytest
 from cluster.batches.ledger import Ledger
 from cluster.loop import Interrupted, JudgeLost
 from cluster.run.progress import Progress
-from cluster.weights.contract import WeightSyncError
+from cluster.weights.sync import WeightSyncError
 
 LAG = {"group_size": 2, "max_policy_lag": 2}
 LONGER = [
@@ -167,7 +167,7 @@ def test_the_learner_begins_the_next_batch_while_new_weights_travel_to_the_engin
         while b.calls.count("train 4") == 1 and not b.calls[-1].startswith("accumulate"):
             await asyncio.sleep(0.001)
 
-    b.learner.travel = travel
+    b.transport.travel = travel
     b.run()
     begun = [call for call in b.calls if call.startswith(("publish", "deliver", "accumulate"))]
     first = begun.index("publish 1")
@@ -185,7 +185,7 @@ def test_weights_that_an_engine_refuses_end_the_run_while_it_waits_for_groups(la
         b.rollouts.block = asyncio.Event()
         raise WeightSyncError("rollout-0: tensor norm is missing")
 
-    b.learner.travel = travel
+    b.transport.travel = travel
     with pytest.raises(WeightSyncError, match="tensor norm is missing"):
         b.run()
 
