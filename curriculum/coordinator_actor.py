@@ -1,4 +1,4 @@
-"""Ray shell around the coordinator: one process that every rollout actor and the driver can reach.
+"""Ray shell around the coordinator: one process that serves every rollout actor and the driver.
 
 Create it with `ray.remote(CoordinatorActor).options(name="coordinator").remote(...)`. Calls run one at a time, in the
 order of arrival, so the object inside needs no lock.
@@ -17,12 +17,12 @@ from curriculum.transition import CurriculumReport, PhaseState, StepSummary, Tra
 
 
 class CoordinatorActor:
-    """See `Coordinator`: every method delegates to the method of the same name."""
+    """A `Coordinator` in a process of its own; every method calls the method of the same name."""
 
     def __init__(
         self, *, tasks: Sequence[TaskEntry], config: CurriculumConfig, seed: int, columns: Sequence[Any] = ()
     ) -> None:
-        """`columns` holds the reference of the `TaskColumns` of the run; it is passed on, never resolved here."""
+        """Take over `columns`, the reference of the run's `TaskColumns`; it is passed on, never resolved here."""
         self._coordinator = Coordinator(tasks=tasks, config=config, seed=seed)
         self._columns = tuple(columns)
 
@@ -34,67 +34,67 @@ class CoordinatorActor:
         return True
 
     def task_columns(self) -> tuple[Any, ...]:
-        """The reference of the `TaskColumns`, for a holder that starts, or starts again."""
+        """Return the reference of the `TaskColumns`, for a holder that starts, or starts again."""
         return self._columns
 
     def open_batch(self, num_tasks: int) -> tuple[int, ...]:
-        """Unblocks holders that wait for a lease; returns the ids of the leases."""
+        """Open leases for the current step, which unblocks waiting holders; return the ids."""
         return self._coordinator.open_batch(num_tasks)
 
     def open_stream(self, num_tasks: int) -> tuple[int, ...]:
-        """Likewise, one lease or more at any time; returns their ids."""
+        """Open leases at any time, which unblocks waiting holders; return the ids."""
         return self._coordinator.open_stream(num_tasks)
 
     def open_leases(self) -> tuple[int, ...]:
-        """Ids of the leases that are not closed."""
+        """Return the ids of the leases that are not closed."""
         return self._coordinator.open_leases()
 
     def withdraw(self, lease_ids: Sequence[int]) -> int:
-        """Closes leases without an outcome."""
+        """Close leases without an outcome; return how many were open."""
         return self._coordinator.withdraw(lease_ids)
 
     def lease(self, holder: str) -> TaskLease | None:
-        """Never waits: None while the quota of the step is used up."""
+        """Hand out one lease at once; None while the quota of the step is used up."""
         return self._coordinator.lease(holder)
 
     def lease_up_to(self, holder: str, count: int) -> tuple[TaskLease, ...]:
-        """Several leases in one call; fewer where there are fewer."""
+        """Hand out at most `count` leases at once; fewer where fewer are open."""
         return self._coordinator.lease_up_to(holder, count)
 
     def release(self, holder: str) -> int:
-        """Called when `holder` died; its leases wait again."""
+        """Take back the leases of a `holder` that died; return how many."""
         return self._coordinator.release(holder)
 
     def requeue(self, lease_id: int, holder: str) -> bool:
-        """Called when `holder` could not answer its lease; the lease waits again."""
+        """Take back a lease that `holder` could not answer; False where it no longer holds it."""
         return self._coordinator.requeue(lease_id, holder)
 
     def keep(self, answered: Sequence[tuple[int, str]]) -> tuple[int, ...]:
-        """Ids of the answered leases that are kept open; the rest are duplicates."""
+        """Keep answered leases open; return their ids, without duplicates."""
         return self._coordinator.keep(answered)
 
     def report(self, outcomes: Sequence[TaskOutcome]) -> tuple[int, ...]:
-        """Ids of the leases that were closed; the rest are duplicates."""
+        """Record outcomes; return the ids of the leases they closed, without duplicates."""
         return self._coordinator.report(outcomes)
 
     def finish_step(self, summary: StepSummary) -> CurriculumReport:
-        """Closes the step, and the phase if it is over."""
+        """Close the step, and the phase if it is over."""
         return self._coordinator.finish_step(summary)
 
     def phase_state(self) -> PhaseState:
-        """Where the curriculum stands."""
+        """Return the running phase, its progress, and the open leases."""
         return self._coordinator.phase_state()
 
     def lease_counts(self) -> LeaseCounts:
-        """Totals of the lease book."""
+        """Return the totals of the lease book."""
         return self._coordinator.lease_counts()
 
     def transitions(self) -> tuple[Transition, ...]:
-        """The audit log."""
+        """Return the audit log: every transition so far."""
         return self._coordinator.transitions()
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON-able state for the checkpoint."""
+        """Return the state for the checkpoint as JSON values."""
         return self._coordinator.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
