@@ -18,7 +18,7 @@ class RuleSet(StrEnum):
     STRICT = "strict"
     """Exact match after normalisation, as the paper describes it."""
     RELEASED = "released"
-    """The released code's scores, to compare with published numbers; they pay for junk, so no run trains on them."""
+    """The released code's scores, to compare with published numbers; they reward junk, so no run trains on them."""
 
 
 class NoJudge(StrictModel):
@@ -103,7 +103,7 @@ class OpenAIJudge(StrictModel):
     max_failures: int = Field(default=5, gt=0)
     """Failed attempts in a row that open the circuit: from then on every question is unknown at once."""
     cooldown_s: float = Field(default=30.0, ge=0)
-    """How long an open circuit lets the endpoint rest before one question tries it again."""
+    """Seconds that a circuit stays open before one question tries the endpoint again."""
 
     @property
     def name(self) -> str:
@@ -120,7 +120,7 @@ JudgeConfig = Annotated[NoJudge | VllmJudge | OpenAIJudge, Field(discriminator="
 
 
 class OverlongConfig(StrictModel):
-    """Soft punishment of long responses (paper Eq. 7)."""
+    """Soft penalty on long responses (paper Eq. 7)."""
 
     max_tokens: int = Field(gt=0)
     """L_max: the response length, in tokens, at which the penalty reaches -1."""
