@@ -105,7 +105,19 @@ async def _run(
     )
     await loop.run()
     await processes.learner.export(folder.model)
-    leases, imbalance = await _balance(processes.curriculum, progress)
+    await _summarise(config, folder, console, journal, progress, processes.curriculum)
+
+
+async def _summarise(
+    config: RunConfig,
+    folder: RunFolder,
+    console: Console,
+    journal: Journal,
+    progress: Progress,
+    curriculum: Curriculum | None,
+) -> None:
+    """Write summary.json and tell people what the run came to."""
+    leases, imbalance = await _balance(curriculum, progress)
     if imbalance:
         journal.fault(part="ledger", error=imbalance)
     folder.write_json(folder.summary, summarise(config, progress, leases, imbalance))

@@ -43,7 +43,7 @@ class TaskEntry:
 
     @classmethod
     def of(cls, task: Task) -> Self:
-        """Describes a task."""
+        """Describe a task."""
         return cls(task_id=task.task_id, phase=task.phase, prompt_tokens=int(task.prompt_ids.size))
 
 
@@ -51,7 +51,7 @@ class TaskEntry:
 class TaskLease:
     """The right to sample one group for a task; ends with an outcome, a release or a timeout.
 
-    It names the task and no more: who samples it looks the task up in its `TaskTable`.
+    It only names the task: the holder looks the task up in its `TaskTable`.
     """
 
     lease_id: int
@@ -65,12 +65,12 @@ class TaskLease:
     phase: int
     """Index of the running phase, which is later than that of the task for a replayed one."""
     num_requeues: int = 0
-    """Times that a holder gave the lease back unanswered: it took too long, or an engine answered nonsense."""
+    """Times that a holder gave the lease back unanswered: it took too long, or the engine gave an invalid answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskOutcome:
-    """What the curriculum hears of a sampled group."""
+    """What is reported to the curriculum about a sampled group, trained on or not."""
 
     lease_id: int
     task_id: str

@@ -170,8 +170,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)  # the matrices are too small for more
     started, loop = time.perf_counter(), Loop(options.seed)
     encoding = {"encoder": loop.prompt, "phase_limits": PHASE_LIMITS, "over_long": "drop"}
-    train, held_out = load_tasks(TRAIN, **encoding).tasks, load_tasks(HELD_OUT, key="data.evaluation", **encoding).tasks
-    lessons = load_demonstrations(DEMONSTRATIONS, encoder=loop.prompt, max_tokens=1100).demonstrations
+    train, held_out = (
+        load_tasks(TRAIN, **encoding).records,
+        load_tasks(HELD_OUT, key="data.evaluation", **encoding).records,
+    )
+    lessons = load_demonstrations(DEMONSTRATIONS, encoder=loop.prompt, max_tokens=1100).records
     batches = DemonstrationBatches(lessons, batch_size=16, epochs=1, seed=options.seed)
 
     def report(name: str, phase: int, accuracy: float) -> None:

@@ -2,12 +2,13 @@ import time
 
 import pytest
 
-from evaluation.behaviours import BehaviourCounts, count_behaviours, thinking_of
+from evaluation.behaviours import Behaviour, count_behaviours, thinking_of
 
 
 def counts(text):
     found = count_behaviours(text)
-    return (found.grounding, found.subgoal_setting, found.backtracking, found.verification)
+    order = (Behaviour.GROUNDING, Behaviour.SUBGOAL_SETTING, Behaviour.BACKTRACKING, Behaviour.VERIFICATION)
+    return tuple(found[behaviour] for behaviour in order)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +53,7 @@ def test_languages_may_change_between_sentences():
 
 
 def test_an_empty_text_shows_nothing():
-    assert count_behaviours("") == BehaviourCounts(grounding=0, subgoal_setting=0, backtracking=0, verification=0)
+    assert count_behaviours("") == dict.fromkeys(Behaviour, 0)
 
 
 @pytest.mark.parametrize(

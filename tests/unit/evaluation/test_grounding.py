@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from evaluation.grounding import DocumentIndex, PassageKind, ground
+from evaluation.grounding import DocumentIndex, PassageKind, ground, grounding_precision
 
 DOCUMENT = (
     "Chapter 1. The old mill stood by the river for two hundred years. In 1843 the miller, Jonas Reed, sold it to the "
@@ -25,7 +25,7 @@ def found_in(thinking, document, **options):
             thinking[passage.start : passage.end],
             DOCUMENT[passage.document_start : passage.document_end] if passage.found else None,
         )
-        for passage in ground(thinking, document, **options).passages
+        for passage in ground(thinking, document, **options)
     ]
 
 
@@ -45,7 +45,7 @@ def test_a_thousands_separator_does_not_matter(document):
 
 def test_a_quotation_with_one_changed_word_is_found_nearly(document):
     thinking = '"The old mill stood by the stream for two hundred years"'
-    (passage,) = ground(thinking, document).passages
+    (passage,) = ground(thinking, document)
     assert 0.7 < passage.similarity < 1.0
     assert DOCUMENT[passage.document_start : passage.document_end] == (
         "The old mill stood by the river for two hundred years"
@@ -129,13 +129,13 @@ def test_chinese_quotations_and_paraphrases_are_found(document):
 
 
 def test_the_precision_is_the_share_found(document):
-    grounding = ground('"stood by the river for two" and "burned down in a great fire"', document)
-    assert grounding.precision == 0.5
-    assert ground("nothing quoted", document).precision is None
+    passages = ground('"stood by the river for two" and "burned down in a great fire"', document)
+    assert grounding_precision(passages) == 0.5
+    assert grounding_precision(ground("nothing quoted", document)) is None
 
 
 def test_an_empty_document_grounds_nothing():
-    assert ground('"the old mill stood by the river"', DocumentIndex("")).precision == 0.0
+    assert grounding_precision(ground('"the old mill stood by the river"', DocumentIndex(""))) == 0.0
 
 
 def test_sixty_thousand_tokens_are_searched_in_half_a_second():
@@ -150,10 +150,10 @@ def test_sixty_thousand_tokens_are_searched_in_half_a_second():
     best_s = float("inf")
     for _ in range(3):  # the least busy of three
         start = time.process_time()
-        grounding = ground(thinking, DocumentIndex(" ".join(words)))
+        passages = ground(thinking, DocumentIndex(" ".join(words)))
         best_s = min(best_s, time.process_time() - start)
-    assert len(grounding.passages) >= 150
-    assert grounding.precision == 1.0
+    assert len(passages) >= 150
+    assert grounding_precision(passages) == 1.0
     assert best_s < 0.5
 
 

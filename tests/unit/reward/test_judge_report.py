@@ -2,6 +2,7 @@ import asyncio
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,6 @@ from cluster.run.trajectory_log import write_trajectories
 from curriculum.task import Task, TaskLease
 from reward.judge_report import (
     AnswerPair,
-    JudgedPair,
     error_rates,
     exact_and_mismatched,
     judge_pairs,
@@ -33,7 +33,7 @@ def pair(prediction, *truths, label=None, data_source="musique", question="how m
 
 
 def judged(rule, verdict, label=None):
-    return JudgedPair(pair=pair("x", label=label), rule=rule, verdict=verdict)
+    return replace(pair("seven" if rule else "x", label=label), verdict=verdict)
 
 
 class FakeJudge:
@@ -230,7 +230,8 @@ def test_a_run_is_reported_by_the_verdicts_in_it(run_folder):
     rates = report["judge_rates"]
     assert [rates[f"num_{kind}"] for kind in ("asked", "yes", "no", "unknown")] == [3, 1, 1, 1]
     assert rates["false_positive_rate"] is None
-    assert [item["pair"]["prediction"] for item in report["disagreements"]] == ["7"]
+    (found,) = report["disagreements"]
+    assert (found["prediction"], found["rule"], found["verdict"], found["label"]) == ("7", False, "yes", None)
 
 
 def test_a_judge_is_measured_on_the_answers_of_a_run(run_folder, endpoint):
