@@ -9,6 +9,7 @@ from typing import Any, Protocol, Self
 
 from actors.rollout import Sampling
 from cluster.group import BatchGroup
+from curriculum.errors import RunFailed
 from curriculum.leases import LeaseCounts
 from curriculum.task import Demonstration, Task, TaskOutcome
 from curriculum.transition import CurriculumReport, PhaseState, StepSummary
@@ -53,7 +54,7 @@ class RolloutCounts:
         return replace(self, num_faulty=self.num_faulty + faulty, num_late=self.num_late + (not faulty))
 
 
-class GroupLost(RuntimeError):
+class GroupLost(RunFailed):
     """A group disappeared before it was scored: the node that held it died, say."""
 
     def __init__(self, lease_id: int, task_id: str, reason: str) -> None:

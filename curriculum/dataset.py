@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from curriculum.cells import row_id
 from curriculum.config import DataSource, DemonstrationSource
+from curriculum.errors import UserError, first_line
 from curriculum.layout import (
     DEMONSTRATION_LAYOUTS,
     QUESTION_LAYOUTS,
@@ -87,8 +88,7 @@ def load_tasks(
         every_phase: Insist on at least one task in every phase.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The source cannot be read, its columns fit no layout, no row is usable, or a phase stays empty.
+        UserError: The source cannot be read, its columns fit no layout, no row is usable, or a phase stays empty.
     """
     table = open_table(source, key=key)
     name = f"{key}={table.name}"
@@ -117,8 +117,7 @@ def load_demonstrations(
         judge_prompt: Words of the judge, for generated judge pairs.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The source cannot be read, its columns fit no layout, or no row is usable.
+        UserError: The source cannot be read, its columns fit no layout, or no row is usable.
     """
     table = open_table(source, key=key, demonstrations=True, judge_prompt=judge_prompt)
     name = f"{key}={table.name}"
@@ -143,7 +142,7 @@ class Intake(Generic[ItemT]):
         self._layout = choose_layout(layouts, table.columns, name=name)
 
     def convert(self, make: Callable[[ItemT], RecordT]) -> tuple[RecordT, ...]:
-        """The records of all good rows. Raises ValueError if there is none."""
+        """The records of all good rows. Raises UserError if there is none."""
         records = tuple(record for row in self._table.rows if (record := self._admit(row, make)) is not None)
         if not records:
             raise self._nothing_usable()
@@ -179,14 +178,14 @@ class Intake(Generic[ItemT]):
             if isinstance(row, Reject):
                 self.rejects.append(row)
 
-    def _nothing_usable(self) -> ValueError:
+    def _nothing_usable(self) -> UserError:
         if not self._num_rows:
-            return ValueError(f"{self._name}: the data set is empty; give it at least one row")
+            return UserError(f"{self._name}: the data set is empty; give it at least one row")
         if not self.rejects:
-            return ValueError(f"{self._name}: its {self._num_rows} rows have no columns; write them anew")
+            return UserError(f"{self._name}: its {self._num_rows} rows have no columns; write them anew")
         reasons = ", ".join(f"{reason} {count}" for reason, count in count_reasons(self.rejects).items())
         first = self.rejects[0]
-        return ValueError(
+        return UserError(
             f"{self._name}: none of {self._num_rows} rows is usable ({reasons}); row {first.number}: {first.detail}"
         )
 
@@ -249,8 +248,8 @@ def _tokens(encode: Callable[[], NDArray[np.int32]]) -> NDArray[np.int32]:
     try:
         ids = np.asarray(encode(), dtype=np.int32)
     except Exception as error:  # chat templates raise types of their own, for instance on unknown roles
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise RowError(RejectReason.NOT_ENCODABLE, f"the chat template refuses it: {reason[0]}") from error
+        detail = f"the chat template refuses it: {first_line(error)}"
+        raise RowError(RejectReason.NOT_ENCODABLE, detail) from error
     if ids.size == 0:
         raise RowError(RejectReason.NOT_ENCODABLE, "the tokenizer gives no token")
     return ids
@@ -260,7 +259,7 @@ def _check_phases(name: str, tasks: Sequence[Task], limits: Sequence[int]) -> No
     for index, (low, high) in enumerate(pairwise([0, *limits])):
         if not any(task.phase == index for task in tasks):
             lengths = [task.prompt_ids.size for task in tasks]
-            raise ValueError(
+            raise UserError(
                 f"{name}: no item in phase {index} ({low} < prompt tokens <= {high}; the data has {min(lengths)} to "
                 f"{max(lengths)}); change curriculum.phases[{index}].max_prompt_tokens or add data"
             )

@@ -13,6 +13,8 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
+from curriculum.errors import UserError
+
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
@@ -91,7 +93,7 @@ def generate_items(*, num_items: int, min_words: int, max_words: int, seed: int,
     """Questions on documents of `min_words`..`max_words` words (inclusive), half of them chains of two facts.
 
     Returns rows `{id, data_source, context, question, answers}`.
-    Raises: ValueError for a length range that is empty or too short.
+    Raises: UserError for a length range that is empty or too short.
     """
     _check_lengths(min_words, max_words)
     return [_item(f"{prefix}-{i:06d}", _rng(seed, prefix, i), min_words, max_words)[0] for i in range(num_items)]
@@ -105,7 +107,7 @@ def generate_demonstrations(
     quote_share: share whose thinking quotes the evidence; the others answer (correctly) after an empty thinking.
     word_share: share of the numeric answers written as a word ("seven" where the document says "7").
     Returns rows `{id, data_source, context, question, answers, response}`; no end-of-turn token.
-    Raises: ValueError for a length range that is empty or too short.
+    Raises: UserError for a length range that is empty or too short.
     """
     _check_lengths(min_words, max_words)
     rows = []
@@ -194,7 +196,7 @@ def _rng(seed: int, prefix: str, index: int) -> random.Random:
 
 def _check_lengths(min_words: int, max_words: int) -> None:
     if not MIN_WORDS <= min_words <= max_words:
-        raise ValueError(
+        raise UserError(
             f"document lengths min_words={min_words}, max_words={max_words} must satisfy {MIN_WORDS} <= min_words <= "
             "max_words; change the length range of the recipe"
         )

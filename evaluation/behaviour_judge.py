@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from actors.prompt import ChatPrompt, load_tokenizer
+from curriculum.errors import UserError
 from evaluation.behaviours import BEHAVIOURS, BehaviourCounts, thinking_of
 from evaluation.config import EndpointGenerator, GeneratorConfig, SamplingConfig, VllmGenerator
-from evaluation.generator import GenerationError, Generator, generator_session
+from evaluation.generator import Generator, generator_session
 from evaluation.prompts import Prompt
 from evaluation.record import Answer, CountedAnswer
 from evaluation.store import JsonlLog, fingerprint
 from evaluation.task_group import task_group
+from reward.chat_endpoint import NoReplyError
 from reward.config import JudgeConfig, OpenAIJudge, VllmJudge
 from reward.judge_back_end import gpu_is_there
 from reward.judge_prompt import neutralise
@@ -62,7 +64,7 @@ class BehaviourJudge:
                 return None
         try:
             completion = await self._generator.generate(Prompt(text=text, token_ids=ids, document_cut=False), seed=0)
-        except GenerationError:
+        except NoReplyError:
             return None
         return parse_counts(completion.text)
 
@@ -98,7 +100,7 @@ def judge_generator(judge: JudgeConfig) -> GeneratorConfig:
     """The judge's model as a generator of free text.
 
     Raises:
-        ValueError: there is no judge.
+        UserError: there is no judge.
     """
     if isinstance(judge, VllmJudge):
         return VllmGenerator(model=judge.model, engine=judge.engine, on_gpu=gpu_is_there())
@@ -112,7 +114,7 @@ def judge_generator(judge: JudgeConfig) -> GeneratorConfig:
             max_retries=judge.max_retries,
             max_backoff_s=judge.max_backoff_s,
         )
-    raise ValueError("behaviours=judge needs a judge; give --judge URL or MODEL")
+    raise UserError("behaviours=judge needs a judge; give --judge URL or MODEL")
 
 
 async def count_all(

@@ -10,6 +10,7 @@ from itertools import chain
 from typing import Any
 
 from curriculum.dataset import Intake
+from curriculum.errors import UserError, first_line
 from curriculum.layout import QuestionItem
 from curriculum.rejects import Reject
 from curriculum.rows import USED_COLUMNS, Row, Table, open_table
@@ -43,8 +44,7 @@ def load_items(source: str) -> ItemSet:
     name each row belongs to the benchmark that its data source names.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The source cannot be read, its columns fit no layout, or no row is usable.
+        UserError: The source cannot be read, its columns fit no layout, or no row is usable.
     """
     name, table = _open(source)
     intake = Intake(BENCHMARK_LAYOUTS, table, f"benchmark {source}")
@@ -56,13 +56,13 @@ def merge_items(sets: Sequence[ItemSet], *, max_items: int | None) -> tuple[Item
     """All items in order, at most `max_items` of each benchmark.
 
     Raises:
-        ValueError: Two sources hold different items of the same benchmark under one id.
+        UserError: Two sources hold different items of the same benchmark under one id.
     """
     items: dict[tuple[str, str], Item] = {}
     counts: Counter[str] = Counter()
     for item in chain.from_iterable(item_set.items for item_set in sets):
         if items.get(item.key, item) != item:
-            raise ValueError(
+            raise UserError(
                 f"two sources hold different items with the id {item.item_id!r} of the benchmark {item.benchmark}; "
                 "name one of them apart with NAME=SOURCE"
             )
@@ -93,7 +93,7 @@ def _open(source: str) -> tuple[str | None, Table]:
         tables = [open_table(f"{DOCMATH}:{split}", key="benchmark docmath") for split in DOCMATH_SPLITS]
         return source, Table(name=DOCMATH, columns=tables[0].columns, rows=_renumbered(tables))
     if source == "frames":
-        raise ValueError(
+        raise UserError(
             "benchmark frames: it is published with links instead of documents; fetch the linked pages into a column "
             "`context` beside Prompt and Answer, and give the file as frames=FILE"
         )
@@ -113,10 +113,9 @@ def _longbench(name: str) -> Table:
     try:
         data = load_dataset("json", data_files={"test": member}, split="test")
     except Exception as error:  # the library raises a dozen types for "not there" and "no network"
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(
-            f"benchmark {name}: {LONGBENCH} cannot be read from the hub ({reason}); check the network, or unpack its "
-            f"data.zip and give {name}=PATH/{name}.jsonl"
+        raise UserError(
+            f"benchmark {name}: {LONGBENCH} cannot be read from the hub ({first_line(error)}); check the network, or "
+            f"unpack its data.zip and give {name}=PATH/{name}.jsonl"
         ) from error
     columns = tuple(data.column_names or ())
     used: Any = data.select_columns([column for column in columns if column in USED_COLUMNS])

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from actors.prompt import ChatPrompt, load_tokenizer
+from curriculum.files import file_errors, whole_file
 from evaluation.behaviours import thinking_of
 from evaluation.config import DistillConfig
 from evaluation.data_card import DataCard, card_json, card_markdown, make_card
@@ -51,8 +51,7 @@ def distill(config: DistillConfig, *, out: Path, progress: Progress) -> DataCard
     The folder then holds settings.json, answers.jsonl, scores.jsonl, sft.parquet, data_card.json and data_card.md.
 
     Raises:
-        ValueError: a source, the teacher or the folder cannot be used.
-        FileNotFoundError, FileExistsError: likewise.
+        UserError: a source, the teacher or the folder cannot be used.
         GeneratorDown: the teacher is gone; the same command goes on.
     """
     questions = read_questions(config.sources, config.max_items, progress)
@@ -163,9 +162,8 @@ def write_demonstrations(kept: Sequence[tuple[Item, Answer]], path: Path) -> Non
         }
         for item, answer in kept
     ]
-    partial = path.with_name(f".{path.name}.partial")
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), partial)
-    os.replace(partial, path)
+    with whole_file(path) as partial, file_errors(path, "written"):
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), partial)
 
 
 async def _ask(

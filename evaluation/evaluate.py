@@ -49,8 +49,7 @@ def evaluate(config: EvaluationConfig, *, out: Path, progress: Progress) -> Summ
     The folder then holds settings.json, answers.jsonl, scores.jsonl, results.jsonl, report.json and report.md.
 
     Raises:
-        ValueError: a source, the model or the folder cannot be used.
-        FileNotFoundError, FileExistsError: likewise.
+        UserError: a source, the model or the folder cannot be used.
         GeneratorDown: the generator is gone; the same command goes on.
     """
     questions = read_questions(config.sources, config.max_items, progress)

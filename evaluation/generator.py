@@ -7,15 +7,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
+from curriculum.errors import RunFailed
 from evaluation.config import EndpointGenerator, GeneratorConfig, RayGenerator, SamplingConfig
 from evaluation.prompts import Prompt
 
 
-class GenerationError(Exception):
-    """One prompt got no answer; others may."""
-
-
-class GeneratorDown(RuntimeError):
+class GeneratorDown(RunFailed):
     """Nobody answers any more; what is stored stays, and the same command goes on later."""
 
 
@@ -37,7 +34,7 @@ class Generator(Protocol):
         """One sampled answer.
 
         Raises:
-            GenerationError: this prompt gets no answer.
+            NoReplyError: this prompt gets no answer.
             GeneratorDown: no prompt gets one any more.
         """
         ...

@@ -44,7 +44,7 @@ class JudgeActor:
         return os.getpid()
 
     async def check_for_junk(self) -> JunkCheckReport:
-        """Refuses rewards that pay for junk (`JunkRewardError`)."""
+        """Refuses rewards that pay for junk (`UserError`)."""
         return await check_for_junk(self._scorer)
 
     async def score_group(self, group: Group) -> tuple[Score, ...]:

@@ -10,6 +10,7 @@ from actors.config import SyncConfig
 from actors.weights.update import WeightBroadcast, WeightGroup, WeightGroupError, WeightReceipt
 from cluster.weights.contract import WeightSyncError
 from cluster.weights.delivery import Delivery, Engines, WeightDelivery, receipt_of
+from curriculum.errors import root_cause
 from learner.weights.published import PublishedWeights
 
 GROUP_SHARE = 0.5
@@ -70,7 +71,7 @@ class CollectiveDelivery(WeightDelivery):
         try:
             return await publishing
         except WeightGroupError as error:
-            raise broken(version, await self._receiving, getattr(error, "cause", error)) from error
+            raise broken(version, await self._receiving, root_cause(error)) from error
         except BaseException:
             self._receiving.cancel()
             raise
@@ -109,7 +110,7 @@ class CollectiveDelivery(WeightDelivery):
         return WeightBroadcast(version=version, group=self._group, first_rank=first_rank)
 
 
-def broken(version: int, outcomes: Mapping[str, Any], learner: Exception | None) -> WeightSyncError:
+def broken(version: int, outcomes: Mapping[str, Any], learner: BaseException | None) -> WeightSyncError:
     """Tells what every engine without a receipt said of a broadcast, those first that said nothing.
 
     Args:

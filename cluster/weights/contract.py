@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from actors.weights.update import TensorRecord, WeightReceipt, WeightUpdate
+from curriculum.errors import RunFailed
 
 MAX_PROBE_GAP = {"fp32": 1e-3, "bf16": 0.1}
 """Mean absolute difference (nats) that rounding can explain. Engine and learner differ by 1e-6 to 5e-5 in fp32 and by
 0.01 in bf16; a stale tensor of an update that matters shows as 0.1 to 3."""
 
 
-class WeightSyncError(RuntimeError):
+class WeightSyncError(RunFailed):
     """An engine holds other weights than the learner sent; training on its answers would be silently wrong."""
 
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 from actors.config import SyncConfig
 from actors.weights.update import WeightLoadError, WeightReceipt, WeightVersionError
 from cluster.weights.contract import WeightSyncError, check_probe, check_receipt
+from curriculum.errors import root_cause
 from learner.weights.published import PublishedWeights
 
 _T = TypeVar("_T")
@@ -157,7 +158,7 @@ class WeightDelivery:
                 f"(rollout.sync.timeout_s={self._config.timeout_s:g}); raise it or read the actor's log under logs/"
             ) from error
         except (WeightVersionError, WeightLoadError) as error:
-            raise WeightSyncError(f"{name}: {getattr(error, 'cause', error)}") from error
+            raise WeightSyncError(f"{name}: {root_cause(error)}") from error
 
 
 def receipt_of(version: int) -> str:

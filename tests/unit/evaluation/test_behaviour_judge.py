@@ -2,6 +2,7 @@ import asyncio
 
 import pytest
 
+from curriculum.errors import UserError
 from evaluation.behaviour_judge import BehaviourJudge, count_all, counted, judge_generator, parse_counts
 from evaluation.behaviours import BehaviourCounts
 from evaluation.config import EndpointGenerator, VllmGenerator
@@ -69,5 +70,5 @@ def test_the_model_of_the_judge_does_the_counting():
     engine = judge_generator(VllmJudge(model="owner/judge"))
     assert isinstance(engine, VllmGenerator)
     assert engine.model == "owner/judge"
-    with pytest.raises(ValueError, match="needs a judge"):
+    with pytest.raises(UserError, match="needs a judge"):
         judge_generator(NoJudge())
