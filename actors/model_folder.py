@@ -48,8 +48,10 @@ def context_length(model: str, *, key: str, trust_remote_code: bool = False) -> 
     try:
         config: Any = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
-        reason = first_line(error)
-        raise UserError(f"{key}={model!r}: no model configuration can be read there ({reason})") from error
+        raise UserError(
+            f"{key}={model!r}: no model configuration can be read there ({first_line(error)}); check the name and "
+            "the network"
+        ) from error
     positions = getattr(config, "max_position_embeddings", None)
     rope = getattr(config, "rope_parameters", None) or {}
     original = rope.get("original_max_position_embeddings")

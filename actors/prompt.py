@@ -124,4 +124,6 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"model {path!r}: no tokenizer can be loaded there ({first_line(error)})") from error
+        raise UserError(
+            f"model {path!r}: no tokenizer can be loaded there ({first_line(error)}); check the name and the network"
+        ) from error

@@ -18,6 +18,8 @@ app = typer.Typer(
     name="qwenlong",
     help="Teach a language model to reason over long documents: warm-up SFT, curriculum-guided phased RL with growing "
     "context, and replay of hard samples (QwenLong-L1), on Ray, vLLM and DeepSpeed.",
+    epilog="Exit status 0: done. 1: something that the command needs failed or went away. 2: what was given cannot be "
+    "used. 70: a fault of the program. 130: stopped by a signal.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

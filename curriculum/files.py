@@ -42,6 +42,8 @@ def file_errors(name: Path | str, deed: Literal["read", "written"]) -> Iterator[
         yield
     except OSError as error:
         reason, way_out = error.strerror or str(error), _WAY_OUT.get(error.errno or 0, "check its disk")
+        if error.errno == errno.ENOENT and deed == "written":
+            way_out = "make its folder first"
         raise UserError(f"{name}: cannot be {deed} ({reason}); {way_out}") from error
 
 

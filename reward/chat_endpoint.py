@@ -9,7 +9,9 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
+from curriculum.errors import UserError
 from reward.circuit import CircuitBreaker
 
 API_KEY_ENV = "OPENAI_API_KEY"
@@ -216,7 +218,13 @@ def is_url(text: str) -> bool:
 
 
 def endpoint_root(url: str) -> str:
-    """Return the root of an OpenAI-compatible API: `/v1` where the URL has no path, and no path of a single method."""
+    """Return the root of an OpenAI-compatible API: `/v1` where the URL has no path, and no path of a single method.
+
+    Raises:
+        UserError: the URL has no host.
+    """
+    if not urlsplit(url).hostname:
+        raise UserError(f"{url}: names no host; give http://HOST:PORT or https://HOST/PATH")
     url = url.rstrip("/").removesuffix("/chat/completions")
     return f"{url}/v1" if url.count("/") == 2 else url
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, RayTaskError
+from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
 from actors.model_folder import folder_or_hub_id
 from actors.rollout_actor import RolloutActor
@@ -56,12 +56,17 @@ async def launch(
     """Starts all actors and yields their roles; ends them on the way out.
 
     Raises:
-        RunFailed: an actor did not come up; the message holds its own error.
+        RunFailed: an actor did not come up (the message holds its own error), or Ray lost a process or a value that
+            nobody can do without.
         UserError: the rewards pay for junk answers.
     """
     actors: list[Any] = []
     try:
         yield await _start_actors(config, prepared, folder, on_fault, actors)
+    except RayTaskError:
+        raise  # an actor raised it, and it is told as if it had been raised here
+    except RayError as error:
+        raise RunFailed(f"{one_line(error)}; read the logs of the actors in logs/, then go on with --resume") from error
     finally:
         for actor in actors:
             ray.kill(actor)

@@ -75,7 +75,9 @@ def test_a_file_below_a_file_cannot_be_written(tmp_path):
 
 
 def test_an_option_is_told_by_its_name(tmp_path):
-    with pytest.raises(UserError, match=r"^--out x: cannot be written \(No such file or directory\); check the path$"):
+    with pytest.raises(
+        UserError, match=r"^--out x: cannot be written \(No such file or directory\); make its folder first$"
+    ):
         write_text(tmp_path / "gone" / "x", "text", name="--out x")
 
 

@@ -59,6 +59,12 @@ def test_the_root_of_an_endpoint(url, root):
     assert endpoint_root(url) == root
 
 
+@pytest.mark.parametrize("url", ["http://", "https:///v1"])
+def test_a_url_without_a_host_is_refused(url):
+    with pytest.raises(UserError, match="names no host; give http://HOST:PORT"):
+        judge_config(url)
+
+
 def test_a_folder_or_a_hub_id_is_a_model_for_vllm():
     folder = judge_config(str(MODEL))
     assert isinstance(folder, VllmJudge)
