@@ -31,6 +31,14 @@ def checked(kind: type[ModelT], /, **values: Any) -> ModelT:
         raise UserError("\n".join(_fault(fault) for fault in error.errors())) from error
 
 
+def dotted(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Return nested mappings as one mapping from dotted key to value."""
+    if not isinstance(node, dict):
+        return {prefix: node}
+    parts = [dotted(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in node.items()]
+    return {key: value for part in parts for key, value in part.items()}
+
+
 def _fault(fault: Any) -> str:
     """One line; a fault of a whole configuration, which has no key of its own, speaks for itself."""
     message = fault["msg"].removeprefix("Value error, ")

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
+from curriculum.config import dotted
 from curriculum.errors import UserError
 from curriculum.files import file_errors, lock_file, write_text
 from evaluation.record import Answer, CountedAnswer, Outcome, ScoredAnswer
@@ -139,8 +140,8 @@ class EvaluationFolder:
         if not self._settings_file.is_file():
             self.write_json("settings.json", settings)
             return
-        stored = dict(_flat(_read_settings(self._settings_file)))
-        given = dict(_flat(json.loads(json.dumps(settings))))
+        stored = dotted(_read_settings(self._settings_file))
+        given = dotted(json.loads(json.dumps(settings)))
         differing = sorted(key for key in stored.keys() | given.keys() if stored.get(key) != given.get(key))
         if differing:
             shown = "; ".join(f"{key}={stored.get(key)!r} there, {given.get(key)!r} now" for key in differing)
@@ -158,12 +159,6 @@ def fingerprint(*parts: str) -> str:
 def _answer(values: dict[str, Any]) -> Answer:
     known = {field.name for field in fields(Answer)}
     return Answer(**{**{key: values[key] for key in values if key in known}, "outcome": Outcome(values["outcome"])})
-
-
-def _flat(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    if isinstance(node, dict):
-        return [pair for key, value in node.items() for pair in _flat(value, f"{prefix}{key}.")]
-    return [(prefix.rstrip("."), node)]
 
 
 def _read_settings(path: Path) -> Any:

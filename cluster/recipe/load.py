@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from cluster.recipe.config import RunConfig
 from cluster.recipe.faults import explain_faults
+from curriculum.config import dotted
 from curriculum.errors import UserError
 from curriculum.files import file_errors
 
@@ -110,11 +111,5 @@ def _list_index(node: list[Any], key: str, override: str) -> int:
 
 def differing_keys(a: RunConfig, b: RunConfig) -> list[str]:
     """Dotted keys at which two recipes differ, sorted."""
-    left, right = dict(_flat(a.model_dump(mode="json"))), dict(_flat(b.model_dump(mode="json")))
+    left, right = dotted(a.model_dump(mode="json")), dotted(b.model_dump(mode="json"))
     return sorted(key for key in left.keys() | right.keys() if left.get(key) != right.get(key))
-
-
-def _flat(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    if isinstance(node, dict):
-        return [pair for key, value in node.items() for pair in _flat(value, f"{prefix}{key}.")]
-    return [(prefix.rstrip("."), node)]
