@@ -85,7 +85,7 @@ def train(
     otherwise. Ctrl-C saves a checkpoint and stops; `--resume` goes on from it. The run folder holds recipe.yaml,
     metrics.jsonl, events.jsonl, trajectories/, checkpoints/, model/, summary.json and logs/.
 
-    Exit status 0: finished. 1: failed; resume when the cause is mended. 2: recipe, data or folder cannot be used.
+    Exit status 0: finished. 1: failed; resume when the cause is put right. 2: recipe, data or folder cannot be used.
     130: stopped by a signal after saving a checkpoint.
     """
     with one_line_errors() as log_into:
@@ -255,7 +255,7 @@ def evaluate(
     evaluation goes on with the same command and --out; nothing that is there is asked again. The judge, the rules, the
     number of samples and of items may change on the way, what decides an answer may not.
 
-    Exit status 0: done. 1: the model is gone. 2: model, data, options or folder cannot be used.
+    Exit status 0: done. 1: the model is gone, or never answered. 2: model, data, options or folder cannot be used.
     """
     options = locals()
     with one_line_errors():
@@ -298,7 +298,7 @@ def distill(
     The folder holds sft.parquet, which data.sft of a recipe takes, and data_card.md; a killed command goes on with
     --out.
 
-    Exit status 0: done. 1: the teacher is gone. 2: model, data, options or folder cannot be used.
+    Exit status 0: done. 1: the teacher is gone, or never answered. 2: model, data, options or folder cannot be used.
     """
     options = locals()
     with one_line_errors():

@@ -65,8 +65,8 @@ class GroupLost(RunFailed):
 
     def __str__(self) -> str:
         return (
-            f"group of task {self.task_id} (lease {self.lease_id}) was lost before it was scored: {self.reason}; when "
-            "the cause is mended, go on with --resume"
+            f"group of task {self.task_id} (lease {self.lease_id}) was lost before it was scored: {self.reason}; put "
+            "the cause right, then go on with --resume"
         )
 
 

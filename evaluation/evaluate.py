@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.prompt import TEMPLATE, ChatPrompt, load_tokenizer
+from curriculum.errors import RunFailed
 from evaluation.answering import answer_all, missing_work
 from evaluation.behaviour_judge import behaviour_judge, count_all, counted
 from evaluation.behaviours import count_behaviours, thinking_of
@@ -19,7 +20,7 @@ from evaluation.generator import generator_session
 from evaluation.grounding import DocumentIndex, ground
 from evaluation.paper import paper_table
 from evaluation.progress import Progress
-from evaluation.record import Answer, Item
+from evaluation.record import Answer, Item, Outcome
 from evaluation.report import report_json, report_markdown
 from evaluation.scoring import current, score_all, scorer_fingerprint, unscored
 from evaluation.store import EvaluationFolder, fingerprint
@@ -94,7 +95,11 @@ async def fill_answers(
     *,
     max_in_flight: int,
 ) -> list[Answer]:
-    """Answer what is missing; returns the answers of all items, in their order. No model is loaded for nothing."""
+    """Answer what is missing; return the answers of all items, in their order. No model is loaded for nothing.
+
+    Raises:
+        RunFailed: no prompt at all got an answer, so that there is nothing to report.
+    """
     work = missing_work(items, folder.answers, num_samples=sampling.num_samples)
     total = len(items) * sampling.num_samples
     missing = sum(len(part.samples) for part in work)
@@ -106,7 +111,13 @@ async def fill_answers(
                 await answer_all(work, session, encoder, folder.answers, sampling, max_in_flight=max_in_flight,
                                  on_answer=lambda _: step())  # fmt: skip
     keys = [(*item.key, sample) for item in items for sample in range(sampling.num_samples)]
-    return [answer for key in keys if (answer := folder.answers.get(key)) is not None]
+    answers = [answer for key in keys if (answer := folder.answers.get(key)) is not None]
+    if answers and all(answer.outcome is Outcome.FAILED for answer in answers):
+        raise RunFailed(
+            f"none of {len(answers)} prompts got an answer ({answers[0].error}); put the cause right, then run "
+            "the same command again"
+        )
+    return answers
 
 
 async def fill_scores(

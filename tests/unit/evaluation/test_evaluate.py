@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from curriculum.errors import UserError
+from curriculum.errors import RunFailed, UserError
 from evaluation.behaviour_judge import INSTRUCTION
 from evaluation.config import DistillConfig, EndpointGenerator, EvaluationConfig, SamplingConfig
 from evaluation.distill import distill
@@ -138,6 +138,14 @@ def test_another_temperature_is_refused_and_nothing_is_asked(endpoint, source, t
     with pytest.raises(UserError, match=r"temperature=0\.7 there, 1\.0 now"):
         run(config(endpoint, source, sampling=hotter), tmp_path / "e")
     assert endpoint.requests["answer"] == 6
+
+
+def test_an_evaluation_without_a_single_answer_fails_and_goes_on_later(endpoint, source, tmp_path):
+    endpoint.refused = set(ANSWERS)
+    with pytest.raises(RunFailed, match=r"none of 6 prompts got an answer \(HTTP 400\); put the cause right"):
+        run(config(endpoint, source), tmp_path / "e")
+    endpoint.refused = set()
+    assert run(config(endpoint, source), tmp_path / "e").benchmarks["musique"].num_answers == 6
 
 
 def test_a_question_that_gets_no_answer_counts_as_wrong_until_it_gets_one(endpoint, source, tmp_path):
