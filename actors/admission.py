@@ -14,6 +14,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from curriculum.errors import UserError
+
 PRIOR_PROMPTS, PRIOR_RESPONSES = 1, 8
 """Weight of the first expectation, in observations."""
 WINDOW = 256
@@ -128,10 +130,10 @@ class KVAdmission:
         """Waits until this very group has room, or the engine is idle, and takes its share; `release` ends it.
 
         Raises:
-            ValueError: not even one answer of the limit fits into the cache beside the prompt.
+            UserError: not even one answer of the limit fits into the cache beside the prompt.
         """
         if prompt_tokens + max_response_tokens > self._capacity_tokens:
-            raise ValueError(
+            raise UserError(
                 f"{prompt_tokens} prompt + {max_response_tokens} response tokens exceed the {self._capacity_tokens} "
                 "tokens of the KV cache; raise rollout.engine.gpu_memory_utilization (on a CPU "
                 "rollout.engine.cpu_kv_cache_bytes) or lower rollout.max_response_tokens"

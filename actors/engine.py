@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
@@ -21,6 +22,7 @@ from actors.weights.update import (
     WeightUpdate,
     WeightVersionError,
 )
+from curriculum.errors import RunFailed, first_line
 
 CPU_ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -79,6 +81,9 @@ class VLLMEngine:
             seed: engine seed; every request carries its own as well.
             on_gpu: whether a GPU is visible.
             trust_remote_code: whether code that ships with the model may run.
+
+        Raises:
+            RunFailed: vLLM cannot serve the model on this machine.
         """
         set_environment(on_gpu=on_gpu)
         from vllm.engine.arg_utils import AsyncEngineArgs
@@ -95,9 +100,15 @@ class VLLMEngine:
             trust_remote_code=trust_remote_code,
         )
         self._prefill = PrefillCounter()
-        self._engine = AsyncLLM.from_engine_args(
-            AsyncEngineArgs(**arguments), stat_loggers=[self._prefill.stat_logger()]
-        )
+        try:
+            self._engine = AsyncLLM.from_engine_args(
+                AsyncEngineArgs(**arguments), stat_loggers=[self._prefill.stat_logger()]
+            )
+        except (RuntimeError, ValueError, OSError) as error:
+            raise RunFailed(
+                f"model {model_path!r}: vLLM cannot serve it here ({first_line(error)}); read what vLLM said above, or "
+                "in the log of the actor"
+            ) from error
         self._stop_token_ids = list(stop_token_ids)
         self._request_ids = itertools.count()
         self._updating = asyncio.Lock()
@@ -370,6 +381,10 @@ def _cpu_resources(config: EngineConfig, max_model_len: int) -> dict[str, Any]:
 
 def end_process() -> NoReturn:
     """Leaves at once and with an error, which Ray answers with a restart; a clean exit would be final."""
+    sys.stderr.write(
+        "error: the process of the vLLM engine died and this one ends with it; read what vLLM said above\n"
+    )
+    sys.stderr.flush()
     os._exit(1)
 
 

@@ -28,6 +28,7 @@ from cluster.run.progress import Accuracy, Progress, StageProgress
 from cluster.run.step_clock import Part, StepClock, StepSeconds
 from cluster.weights.sync import WeightSync
 from curriculum.config import PhaseConfig
+from curriculum.errors import RunFailed, UserError
 from curriculum.task import Task
 from curriculum.transition import CurriculumReport, EndReason, PhaseState, StepSummary
 from learner.advantages import masks_negatives
@@ -40,15 +41,20 @@ OUTAGE_PAUSE_S = 5.0
 """Pause before a step that found the judge away samples again."""
 
 
-class Interrupted(Exception):
+class Interrupted(UserError):
     """The run was asked to stop; everything up to the last finished step can be saved."""
 
+    exit_status = 130
 
-class JudgeLost(RuntimeError):
+    def __str__(self) -> str:
+        return "stopped; go on with --resume and the run folder"
+
+
+class JudgeLost(RunFailed):
     """The judge has been away too long; everything up to the last finished step has been saved."""
 
 
-class PhaseFruitless(RuntimeError):
+class PhaseFruitless(RunFailed):
     """Nothing in a phase could be trained on, and the recipe says to stop then; the run has been saved."""
 
 

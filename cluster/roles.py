@@ -9,6 +9,7 @@ from typing import Annotated, Any, Protocol
 
 from actors.rollout import Sampling
 from cluster.group import ScoredGroup
+from curriculum.errors import RunFailed
 from curriculum.leases import LeaseCounts
 from curriculum.metric import Metric
 from curriculum.task import Demonstration, Task, TaskOutcome
@@ -48,7 +49,7 @@ class SyncReport:
     About 1e-6 in fp32, 0.01 in bf16; above 1e-3 or 0.1 the run stops."""
 
 
-class GroupLost(RuntimeError):
+class GroupLost(RunFailed):
     """A group disappeared before it was scored: the node that held it died, say."""
 
     def __init__(self, lease_id: int, task_id: str, reason: str) -> None:
@@ -59,8 +60,8 @@ class GroupLost(RuntimeError):
 
     def __str__(self) -> str:
         return (
-            f"group of task {self.task_id} (lease {self.lease_id}) was lost before it was scored: {self.reason}; when "
-            "the cause is mended, go on with --resume"
+            f"group of task {self.task_id} (lease {self.lease_id}) was lost before it was scored: {self.reason}; put "
+            "the cause right, then go on with --resume"
         )
 
 

@@ -25,6 +25,7 @@ from cluster.run.journal import Journal, Tracker
 from cluster.run.progress import Progress
 from cluster.run.summary import summarise
 from cluster.run.tracking import WandbTracker
+from curriculum.files import write_text
 from curriculum.leases import LeaseCounts
 from curriculum.rejects import write_rejects
 
@@ -39,8 +40,8 @@ def train(config: RunConfig, *, run_dir: Path, resume: bool, console: Console) -
         console: where to tell people.
 
     Raises:
-        ValueError, FileNotFoundError, FileExistsError: the recipe, its data or the folder cannot be used.
-        LaunchError, ActorLost: the cluster could not be started, or a part of it is gone for good.
+        UserError: the recipe, its data or the folder cannot be used.
+        RunFailed: the cluster could not be started, or a part of it is gone for good.
         Interrupted: stopped by a signal; a checkpoint has been written.
     """
     console.say(f"reading model and data of {config.name}")
@@ -49,7 +50,7 @@ def train(config: RunConfig, *, run_dir: Path, resume: bool, console: Console) -
     folder = RunFolder.open(run_dir) if resume else RunFolder.create(run_dir)
     with folder.locked():
         if not resume:
-            folder.recipe.write_text(dump_recipe(config), encoding="utf-8")
+            write_text(folder.recipe, dump_recipe(config))
         _write_rejects(folder, prepared, console)
         console.say(f"run folder: {folder.path}")
         with ray_session(config, folder, console.say):

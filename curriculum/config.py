@@ -3,15 +3,48 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from curriculum.errors import UserError
 
 
 class StrictModel(BaseModel):
     """A frozen pydantic model that refuses unknown keys; every configuration class derives from it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+ModelT = TypeVar("ModelT", bound=StrictModel)
+
+
+def checked(kind: type[ModelT], /, **values: Any) -> ModelT:
+    """Return a configuration that is made of options; a recipe has `cluster.recipe.load`.
+
+    Raises:
+        UserError: one line for each value that cannot be used.
+    """
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        raise UserError("\n".join(_fault(fault) for fault in error.errors())) from error
+
+
+def dotted(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Return nested mappings as one mapping from dotted key to value."""
+    if not isinstance(node, dict):
+        return {prefix: node}
+    children = cast("dict[str, Any]", node)
+    parts = [dotted(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in children.items()]
+    return {key: value for part in parts for key, value in part.items()}
+
+
+def _fault(fault: Any) -> str:
+    """One line; a fault of a whole configuration, which has no key of its own, speaks for itself."""
+    message = fault["msg"].removeprefix("Value error, ")
+    key = ".".join(str(part) for part in fault["loc"])
+    return f"{key}={fault['input']!r:.80}: {message[0].lower()}{message[1:]}" if key else message
 
 
 class GeneratedData(StrictModel):

@@ -26,6 +26,7 @@ from typing import Any
 
 from curriculum.config import CurriculumConfig
 from curriculum.difficulty import DifficultyTable
+from curriculum.errors import UserError
 from curriculum.leases import LeaseBook, LeaseCounts
 from curriculum.phases import PhaseClock
 from curriculum.retrospective import RetrospectivePool, draw_pool
@@ -230,15 +231,15 @@ class Coordinator:
         """Restore a state of the same tasks, phases and seed; leases that were held wait again, in order.
 
         Raises:
-            ValueError: The state belongs to other tasks, phases or seed, or to another format.
+            UserError: The state belongs to other tasks, phases or seed, or to another format.
         """
         if state.get("format") != STATE_FORMAT:
-            raise ValueError(
+            raise UserError(
                 f"curriculum state: format={state.get('format')!r}, this version reads {STATE_FORMAT}; "
                 "resume with the version that wrote the checkpoint"
             )
         if state["fingerprint"] != self._fingerprint:
-            raise ValueError(
+            raise UserError(
                 f"curriculum state: fingerprint={state['fingerprint']}, the recipe gives {self._fingerprint}; "
                 "resume with the same tasks, phases and seed, or start a new run"
             )

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from curriculum.cells import row_id
 from curriculum.config import DataSource, DemonstrationSource
+from curriculum.errors import UserError, first_line
 from curriculum.layout import (
     DEMONSTRATION_LAYOUTS,
     QUESTION_LAYOUTS,
@@ -83,8 +84,7 @@ def load_tasks(
         every_phase: Insist on at least one task in every phase.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The source cannot be read, its columns fit no layout, no row is usable, or a phase stays empty.
+        UserError: The source cannot be read, its columns fit no layout, no row is usable, or a phase stays empty.
     """
     table = open_table(source, key=key)
     name = f"{key}={table.name}"
@@ -112,8 +112,7 @@ def load_demonstrations(
         judge_prompt: Words of the judge, for generated judge pairs.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The source cannot be read, its columns fit no layout, or no row is usable.
+        UserError: The source cannot be read, its columns fit no layout, or no row is usable.
     """
     table = open_table(source, key=key, demonstrations=True, judge_prompt=judge_prompt)
     return convert_rows(
@@ -136,7 +135,7 @@ def convert_rows(
         name: `key=value` of the source, for messages.
 
     Raises:
-        ValueError: The columns fit no layout, or no row is usable.
+        UserError: The columns fit no layout, or no row is usable.
     """
     layout = choose_layout(layouts, table.columns, name=name) if table.columns else None
     repetitions = _Repetitions()
@@ -155,7 +154,7 @@ def convert_rows(
             except RowError as error:
                 rejects.append(_reject(row, error))
     if not records:
-        raise ValueError(f"{name}: {_why_nothing_is_usable(num_rows, rejects)}")
+        raise UserError(f"{name}: {_why_nothing_is_usable(num_rows, rejects)}")
     return Loaded(records=tuple(records), rejects=tuple(rejects))
 
 
@@ -246,8 +245,8 @@ def _tokens(encode: Callable[[], NDArray[np.int32]]) -> NDArray[np.int32]:
     try:
         ids = np.asarray(encode(), dtype=np.int32)
     except Exception as error:  # chat templates raise types of their own, for instance on unknown roles
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise RowError(RejectReason.NOT_ENCODABLE, f"the chat template refuses it: {reason[0]}") from error
+        detail = f"the chat template refuses it: {first_line(error)}"
+        raise RowError(RejectReason.NOT_ENCODABLE, detail) from error
     if ids.size == 0:
         raise RowError(RejectReason.NOT_ENCODABLE, "the tokenizer gives no token")
     return ids
@@ -257,7 +256,7 @@ def _check_phases(name: str, tasks: Sequence[Task], limits: Sequence[int]) -> No
     for index, (low, high) in enumerate(pairwise([0, *limits])):
         if not any(task.phase == index for task in tasks):
             lengths = [task.prompt_ids.size for task in tasks]
-            raise ValueError(
+            raise UserError(
                 f"{name}: no item in phase {index} ({low} < prompt tokens <= {high}; the data has {min(lengths)} to "
                 f"{max(lengths)}); change curriculum.phases[{index}].max_prompt_tokens or add data"
             )

@@ -16,6 +16,7 @@ from difflib import get_close_matches
 from typing import Any, Generic, TypeVar, cast
 
 from curriculum.cells import Message, accepted_answers, answers_of, decoded, messages_of, present, row_id, text_of
+from curriculum.errors import UserError
 from curriculum.rejects import RejectReason, RowError
 from curriculum.rows import Row
 
@@ -83,14 +84,14 @@ def choose_layout(layouts: Sequence[Layout[ItemT]], columns: Sequence[str], *, n
         name: `key=value` of the source, for the message.
 
     Raises:
-        ValueError: None fits; the message names the columns found, the ones needed and the nearest of them.
+        UserError: None fits; the message names the columns found, the ones needed and the nearest of them.
     """
     for layout in layouts:
         if layout.fits(columns):
             return layout
     wanted = " or ".join(str(layout) for layout in layouts)
     found = ", ".join(columns) or "none"
-    raise ValueError(f"{name}: no recognised columns; found {found}; need {wanted}{_nearest(layouts, columns)}")
+    raise UserError(f"{name}: no recognised columns; found {found}; need {wanted}{_nearest(layouts, columns)}")
 
 
 def _nearest(layouts: Sequence[Layout[Any]], columns: Sequence[str]) -> str:

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from curriculum.files import write_text
+
 
 class RejectReason(StrEnum):
     """Why a row was refused."""
@@ -53,6 +55,6 @@ def count_reasons(rejects: Iterable[Reject]) -> dict[str, int]:
 
 
 def write_rejects(rejects: Sequence[Reject], path: Path) -> None:
-    """Write one JSON object per reject; an existing file is replaced."""
+    """Write one JSON object per reject; an existing file is replaced. Raises UserError if it cannot be written."""
     lines = [json.dumps(asdict(reject), ensure_ascii=True) + "\n" for reject in rejects]
-    path.write_text("".join(lines), encoding="utf-8")
+    write_text(path, "".join(lines))

@@ -1,7 +1,7 @@
 """Raw rows of a parquet file, a JSONL file, a data set of the hub, or the generator.
 
 This module knows files, not layouts: a row is a mapping from column to whatever was stored there. A line that cannot
-be read is a `Reject` in the stream of rows; a source that cannot be read is an error of one line.
+be read is a `Reject` in the stream of rows; a source that cannot be read is a `UserError`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from curriculum.config import DemonstrationSource, GeneratedData, GeneratedJudgePairs
+from curriculum.errors import UserError, first_line
+from curriculum.files import expanded, file_errors
+from curriculum.hub import is_hub_id
 from curriculum.rejects import Reject, RejectReason
 from curriculum.synthetic import GeneratedRow, generate_demonstrations, generate_items
 from curriculum.synthetic_judge import JudgePrompt, generate_judge_pairs
@@ -37,7 +40,7 @@ GENERATED_SEEDS = {"train": 1, "sft": 2, "evaluation": 3}
 """By the part of `data` that the documents are for; no two parts draw the same documents."""
 JUDGE_PAIRS_SEED = 1
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.%\[\]:+-]+)?")
+_SPLIT = re.compile(r"[\w.%\[\]:+-]*")
 _ROWS_FOR_COLUMNS = 64
 _ROWS_PER_BATCH = 64
 
@@ -75,28 +78,24 @@ def open_table(
         judge_prompt: Words of the judge, for generated judge pairs.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The extension is unknown, the file or hub id cannot be read, or judge pairs lack their prompt.
+        UserError: There is no such file, its extension is unknown, file or hub id cannot be read, or judge pairs lack
+            their prompt.
     """
     if isinstance(source, GeneratedData):
         return _generate(source, role=key.rpartition(".")[2], demonstrations=demonstrations)
     if isinstance(source, GeneratedJudgePairs):
         if judge_prompt is None:
-            raise ValueError(f"{key}.type={source.type}: there is no judge prompt to fill; only data.sft takes it")
+            raise UserError(f"{key}.type={source.type}: there is no judge prompt to fill; only data.sft takes it")
         rows = generate_judge_pairs(num_items=source.num_items, seed=JUDGE_PAIRS_SEED, prompt=judge_prompt)
         return Table(name=source.type, columns=tuple(rows[0]), rows=_number(rows))
-    path = Path(source).expanduser()
-    try:
-        return _open_path(source, path, key)
-    except OSError as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        raise ValueError(f"{key}={source}: cannot be read ({error.strerror or error}); check the file") from error
+    name = f"{key}={source}"
+    with file_errors(name, "read"):
+        return _open_path(source, expanded(source, name=name), key)
 
 
 def _open_path(source: str, path: Path, key: str) -> Table:
     if path.is_dir():
-        raise ValueError(f"{key}={source}: is a folder; name a .parquet or .jsonl file in it")
+        raise UserError(f"{key}={source}: is a folder; name a .parquet or .jsonl file in it")
     if path.is_file():
         match path.suffix.lower():
             case ".parquet":
@@ -104,15 +103,17 @@ def _open_path(source: str, path: Path, key: str) -> Table:
             case ".jsonl":
                 return _open_jsonl(source, path)
             case suffix:
-                raise ValueError(f"{key}={source}: unknown extension {suffix!r}; give a .parquet or .jsonl file")
+                raise UserError(f"{key}={source}: unknown extension {suffix!r}; give a .parquet or .jsonl file")
     if _looks_like_hub_id(source, path):
         return _open_hub(source, key)
-    raise FileNotFoundError(f"{key}={source}: no such file{_nearest_file(path)}; check the path")
+    raise UserError(f"{key}={source}: no such file{_nearest_file(path)}; check the path")
 
 
 def _looks_like_hub_id(source: str, path: Path) -> bool:
+    name, _, split = source.partition(":")
     is_named_like_file = path.suffix.lower() in {".parquet", ".jsonl", ".json", ".csv", ".txt"}
-    return bool(_HUB_ID.fullmatch(source)) and not is_named_like_file and not path.parent.is_dir()
+    is_named_like_hub_id = is_hub_id(name) and bool(_SPLIT.fullmatch(split))
+    return is_named_like_hub_id and not is_named_like_file and not path.parent.is_dir()
 
 
 def _nearest_file(path: Path) -> str:
@@ -173,7 +174,7 @@ def _open_parquet(source: str, path: Path, key: str) -> Table:
     try:
         file = ParquetFile(path)
     except (ArrowException, OSError) as error:
-        raise ValueError(f"{key}={source}: not a parquet file ({_first_line(error)}); write it again") from error
+        raise UserError(f"{key}={source}: not a parquet file ({first_line(error)}); write it again") from error
     return Table(name=source, columns=tuple(file.schema_arrow.names), rows=_read_parquet(file, f"{key}={source}"))
 
 
@@ -188,7 +189,7 @@ def _read_parquet(file: ParquetFile, name: str) -> Iterator[Row | Reject]:
                 number += 1
                 yield _parse_record(number, batch.slice(index, 1))
     except (ArrowException, OSError) as error:
-        raise ValueError(f"{name}: damaged after row {number} ({_first_line(error)}); write it again") from error
+        raise UserError(f"{name}: damaged after row {number} ({first_line(error)}); write it again") from error
 
 
 def _parse_record(number: int, record: RecordBatch) -> Row | Reject:
@@ -209,8 +210,8 @@ def _open_hub(source: str, key: str) -> Table:
     try:
         data = load_dataset(name, split=split or "train")
     except Exception as error:  # the library has many types for "not there", "no network" and "no such split"
-        raise ValueError(
-            f"{key}={source}: neither a file here nor a data set that the hub delivers ({_first_line(error)}); "
+        raise UserError(
+            f"{key}={source}: neither a file here nor a data set that the hub delivers ({first_line(error)}); "
             "check the name and the network, or give a .parquet or .jsonl file"
         ) from error
     columns = tuple(data.column_names or ())
@@ -239,8 +240,3 @@ def _generate(source: GeneratedData, *, role: str, demonstrations: bool) -> Tabl
 
 def _number(rows: Iterable[Mapping[str, Any]]) -> Iterator[Row]:
     return (Row(number=number, values=values) for number, values in enumerate(rows, start=1))
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

@@ -14,6 +14,8 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
+from curriculum.errors import UserError
+
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
@@ -97,7 +99,7 @@ def generate_items(*, num_items: int, min_words: int, max_words: int, seed: int,
         Rows `{id, data_source, context, question, answers}`.
 
     Raises:
-        ValueError: The length range is empty or too short.
+        UserError: The length range is empty or too short.
     """
     _check_lengths(min_words, max_words)
     return [_item(f"{prefix}-{i:06d}", _rng(seed, prefix, i), min_words, max_words)[0] for i in range(num_items)]
@@ -121,7 +123,7 @@ def generate_demonstrations(
         Rows `{id, data_source, context, question, answers, response}`; no end-of-turn token.
 
     Raises:
-        ValueError: The length range is empty or too short.
+        UserError: The length range is empty or too short.
     """
     _check_lengths(min_words, max_words)
     rows: list[GeneratedRow] = []
@@ -212,7 +214,7 @@ def _rng(seed: int, prefix: str, index: int) -> random.Random:
 
 def _check_lengths(min_words: int, max_words: int) -> None:
     if not MIN_WORDS <= min_words <= max_words:
-        raise ValueError(
+        raise UserError(
             f"document lengths min_words={min_words}, max_words={max_words} must satisfy {MIN_WORDS} <= min_words <= "
             "max_words; change the length range of the recipe"
         )

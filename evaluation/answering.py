@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterable, Mapping
 
 from actors.rollout import sampling_seed
 from evaluation.config import SamplingConfig
-from evaluation.generator import GenerationError, Generator
+from evaluation.generator import Generator
 from evaluation.prompts import Prompt, PromptEncoder, make_prompt
 from evaluation.record import Answer, Item, Outcome
 from evaluation.store import JsonlLog
 from evaluation.task_group import task_group
+from reward.chat_endpoint import NoReplyError
 
 
 def missing_samples(items: Iterable[Item], log: JsonlLog[Answer], *, num_samples: int) -> dict[Item, tuple[int, ...]]:
@@ -69,7 +70,7 @@ async def _answer(
     else:
         try:
             completion = await generator.generate(prompt, seed=seed)
-        except GenerationError as failure:
+        except NoReplyError as failure:
             error = str(failure) or type(failure).__name__
         else:
             text, num_tokens = completion.text, completion.num_tokens

@@ -12,14 +12,16 @@ from typing import Any
 import numpy as np
 
 from actors.prompt import ChatPrompt, load_tokenizer
+from curriculum.errors import UserError
 from evaluation.behaviours import Behaviour, BehaviourCounts, thinking_of
 from evaluation.config import EndpointGenerator, GeneratorConfig, SamplingConfig, VllmGenerator
-from evaluation.generator import GenerationError, Generator
+from evaluation.generator import Generator
 from evaluation.generator_factory import generator_session
 from evaluation.prompts import Prompt
 from evaluation.record import Answer, CountedAnswer
 from evaluation.store import JsonlLog, fingerprint
 from evaluation.task_group import task_group
+from reward.chat_endpoint import NoReplyError
 from reward.config import MAX_BACKOFF_S, MAX_RETRIES, JudgeConfig, OpenAIJudge, VllmJudge
 from reward.judge_back_end import gpu_is_there
 from reward.judge_prompt import neutralise
@@ -60,7 +62,7 @@ class BehaviourJudge:
                 return None
         try:
             completion = await self._generator.generate(Prompt(text=text, token_ids=ids, document_cut=False), seed=0)
-        except GenerationError:
+        except NoReplyError:
             return None
         return parse_counts(completion.text)
 
@@ -96,7 +98,7 @@ def judge_generator(judge: JudgeConfig) -> GeneratorConfig:
     """Return the configuration that uses the judge's model as a generator of free text.
 
     Raises:
-        ValueError: there is no judge.
+        UserError: there is no judge.
     """
     if isinstance(judge, VllmJudge):
         on_gpu = gpu_is_there()
@@ -111,7 +113,7 @@ def judge_generator(judge: JudgeConfig) -> GeneratorConfig:
             max_retries=MAX_RETRIES,
             max_backoff_s=MAX_BACKOFF_S,
         )
-    raise ValueError("behaviours=judge needs a judge; give --judge URL or MODEL")
+    raise UserError("behaviours=judge needs a judge; give --judge URL or MODEL")
 
 
 async def count_all(

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 
 from curriculum.dataset import Loaded, convert_rows
+from curriculum.errors import UserError, first_line
 from curriculum.layout import QuestionItem
 from curriculum.rejects import Reject
 from curriculum.rows import USED_COLUMNS, Row, Table, open_table
@@ -33,8 +34,7 @@ def load_items(source: str) -> Loaded[Item]:
     that its data source names.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The source cannot be read, its columns fit no layout, or no row is usable.
+        UserError: The source cannot be read, its columns fit no layout, or no row is usable.
     """
     name, table = _open(source)
     return convert_rows(table, BENCHMARK_LAYOUTS, lambda item: _item(name, item), name=f"benchmark {source}")
@@ -44,13 +44,13 @@ def merge_items(sources: Iterable[Loaded[Item]], *, max_items: int | None) -> tu
     """Return all items in order, at most `max_items` of each benchmark.
 
     Raises:
-        ValueError: Two sources hold different items of the same benchmark under one id.
+        UserError: Two sources hold different items of the same benchmark under one id.
     """
     items: dict[tuple[str, str], Item] = {}
     counts: Counter[str] = Counter()
     for item in chain.from_iterable(source.records for source in sources):
         if items.get(item.key, item) != item:
-            raise ValueError(
+            raise UserError(
                 f"two sources hold different items with the id {item.item_id!r} of the benchmark {item.benchmark}; "
                 "give one of them another name with NAME=SOURCE"
             )
@@ -82,7 +82,7 @@ def _open(source: str) -> tuple[str | None, Table]:
         tables = [open_table(f"{DOCMATH}:{split}", key="benchmark docmath") for split in DOCMATH_SPLITS]
         return source, Table(name=DOCMATH, columns=tables[0].columns, rows=_renumbered(tables))
     if source == "frames":
-        raise ValueError(
+        raise UserError(
             "benchmark frames: it is published with links instead of documents; fetch the linked pages into a column "
             "`context` beside Prompt and Answer, and give the file as frames=FILE"
         )
@@ -102,10 +102,9 @@ def _longbench(name: str) -> Table:
     try:
         data = load_dataset("json", data_files={"test": member}, split="test")
     except Exception as error:  # the library has many types for "not there" and "no network"
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(
-            f"benchmark {name}: {LONGBENCH} cannot be read from the hub ({reason}); check the network, or unpack its "
-            f"data.zip and give {name}=PATH/{name}.jsonl"
+        raise UserError(
+            f"benchmark {name}: {LONGBENCH} cannot be read from the hub ({first_line(error)}); check the network, or "
+            f"unpack its data.zip and give {name}=PATH/{name}.jsonl"
         ) from error
     columns = tuple(data.column_names or ())
     used = data.select_columns([column for column in columns if column in USED_COLUMNS])

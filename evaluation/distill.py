@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from actors.prompt import ChatPrompt, load_tokenizer
+from curriculum.files import file_errors, whole_file
 from evaluation.behaviours import thinking_of
 from evaluation.benchmarks import merge_items
 from evaluation.config import DistillConfig
@@ -47,9 +47,7 @@ def distill(config: DistillConfig, *, out: Path, progress: Progress) -> DataCard
     The folder then holds settings.json, answers.jsonl, scores.jsonl, sft.parquet, data_card.json and data_card.md.
 
     Raises:
-        ValueError: a source, the teacher or the folder cannot be used.
-        FileNotFoundError: a source is missing.
-        FileExistsError: the folder holds other things, or another process uses it.
+        UserError: a source, the teacher or the folder cannot be used.
         GeneratorDown: the teacher does not answer any more; the same command continues the set.
     """
     sources = read_sources(config.sources, progress)
@@ -157,9 +155,8 @@ def write_demonstrations(kept: Sequence[tuple[Item, Answer]], path: Path) -> Non
         }
         for item, answer in kept
     ]
-    partial = path.with_name(f".{path.name}.partial")
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), partial)
-    os.replace(partial, path)
+    with whole_file(path) as partial, file_errors(path, "written"):
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), partial)
 
 
 async def _ask(

@@ -11,6 +11,7 @@ from typing import Any
 
 from actors.prompt import TEMPLATE, ChatPrompt, load_tokenizer
 from curriculum.dataset import Loaded
+from curriculum.errors import RunFailed
 from evaluation.answering import answer_all, missing_samples
 from evaluation.behaviour_judge import behaviour_judge, count_all, stored_counts
 from evaluation.behaviours import count_behaviours, thinking_of
@@ -20,7 +21,7 @@ from evaluation.generator_factory import generator_session
 from evaluation.grounding import DocumentIndex, ground, grounding_precision
 from evaluation.paper import paper_table
 from evaluation.progress import Progress
-from evaluation.record import Answer, Item
+from evaluation.record import Answer, Item, Outcome
 from evaluation.report import report_json, report_markdown
 from evaluation.scoring import current, score_all, scorer_fingerprint, unscored
 from evaluation.store import EvaluationFolder, fingerprint
@@ -36,9 +37,7 @@ def evaluate(config: EvaluationConfig, *, out: Path, progress: Progress) -> Summ
     The folder then holds settings.json, answers.jsonl, scores.jsonl, results.jsonl, report.json and report.md.
 
     Raises:
-        ValueError: a source, the model or the folder cannot be used.
-        FileNotFoundError: a source is missing.
-        FileExistsError: the folder holds other things, or another process uses it.
+        UserError: a source, the model or the folder cannot be used.
         GeneratorDown: the generator does not answer any more; the same command continues the evaluation.
     """
     sources = read_sources(config.sources, progress)
@@ -95,6 +94,9 @@ async def fill_answers(
     """Answer what is missing; return the answers of all items, in their order.
 
     The model is loaded only where an answer is missing.
+
+    Raises:
+        RunFailed: no prompt at all got an answer, so that there is nothing to report.
     """
     missing = missing_samples(items, folder.answers, num_samples=sampling.num_samples)
     total = len(items) * sampling.num_samples
@@ -107,7 +109,13 @@ async def fill_answers(
                 await answer_all(missing, session, encoder, folder.answers, sampling, max_in_flight=max_in_flight,
                                  on_answer=lambda _: step())  # fmt: skip
     keys = [(*item.key, sample) for item in items for sample in range(sampling.num_samples)]
-    return [answer for key in keys if (answer := folder.answers.get(key)) is not None]
+    answers = [answer for key in keys if (answer := folder.answers.get(key)) is not None]
+    if answers and all(answer.outcome is Outcome.FAILED for answer in answers):
+        raise RunFailed(
+            f"none of {len(answers)} prompts got an answer ({answers[0].error}); put the cause right, then run "
+            "the same command again"
+        )
+    return answers
 
 
 async def fill_scores(

@@ -5,15 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from curriculum.errors import RunFailed
 from evaluation.prompts import Prompt
 
 
-class GenerationError(Exception):
-    """One prompt got no answer; others may."""
-
-
-class GeneratorDown(RuntimeError):
-    """No prompt gets an answer any more; what is stored stays, and the same command goes on later."""
+class GeneratorDown(RunFailed):
+    """No prompt gets an answer any more; what is stored stays, and the same command continues later."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +31,7 @@ class Generator(Protocol):
         """Sample one answer.
 
         Raises:
-            GenerationError: this prompt gets no answer.
+            NoReplyError: this prompt gets no answer.
             GeneratorDown: no prompt gets an answer any more.
         """
         ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import zlib
 from collections.abc import Generator
@@ -12,9 +13,10 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
+from curriculum.errors import first_line, one_line
 from evaluation.config import RayGenerator, SamplingConfig
 from evaluation.generator import Completion, GeneratorDown
-from evaluation.local_engine import LocalEngine
+from evaluation.local_engine import LocalEngine, check_length
 from evaluation.prompts import Prompt
 
 CPU_ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
@@ -57,8 +59,10 @@ class RayReplicas:
         """Join the Ray cluster of RAY_ADDRESS or start one, and wait until every replica can answer.
 
         Raises:
-            GeneratorDown: a replica does not start.
+            UserError: the model cannot hold prompt and response.
+            GeneratorDown: Ray or a replica does not start.
         """
+        check_length(config, sampling.max_prompt_tokens + sampling.max_response_tokens)
         self._owns_ray = not ray.is_initialized()
         if self._owns_ray:
             _join()
@@ -94,12 +98,20 @@ class RayReplicas:
 def _join() -> None:
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address := os.environ.get("RAY_ADDRESS"):
-        _RAY.init(address=address, **common)
+        _init(address=address)
         return
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    _RAY.init(address="local", include_dashboard=False, **common)
+    _init(address="local", include_dashboard=False)
+
+
+def _init(**arguments: Any) -> None:
+    try:
+        _RAY.init(**arguments, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise GeneratorDown(
+            f"Ray at {arguments['address']}: {first_line(error)}; start it, or unset RAY_ADDRESS to start one here"
+        ) from error
 
 
 @contextmanager
@@ -107,6 +119,5 @@ def _as_down(what: str) -> Generator[None]:
     try:
         yield
     except (RayActorError, RayTaskError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = next((line for line in reversed(lines) if "Error" in line), type(error).__name__)
-        raise GeneratorDown(f"{what}: {reason}; run the same command again, it continues where it stopped") from error
+        again = "run the same command again, it continues where it stopped"
+        raise GeneratorDown(f"{what}: {one_line(error)}; {again}") from error

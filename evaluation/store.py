@@ -7,7 +7,6 @@ dropped.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -15,16 +14,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar, cast
+from typing import Any, Generic, Self, TypeVar
 
+from curriculum.config import dotted
+from curriculum.errors import UserError
+from curriculum.files import file_errors, lock_file, write_text
 from evaluation.behaviours import Behaviour
 from evaluation.record import Answer, CountedAnswer, Outcome, ScoredAnswer
 
 RecordT = TypeVar("RecordT", Answer, ScoredAnswer, CountedAnswer)
-
-
-class SettingsDiffer(ValueError):
-    """The folder holds answers that were drawn with other settings."""
 
 
 class JsonlLog(Generic[RecordT]):
@@ -34,11 +32,14 @@ class JsonlLog(Generic[RecordT]):
         """Read what is there and open the file for more.
 
         Raises:
-            ValueError: a line in the middle is damaged.
+            UserError: a line in the middle is damaged, or the file cannot be opened.
         """
         self._records: dict[tuple[str, str, int], RecordT] = {}
-        whole_bytes = self._read(path, parse) if path.exists() else 0
-        self._file = path.open("ab")
+        self._path = path
+        with file_errors(path, "read"):
+            whole_bytes = self._read(path, parse) if path.exists() else 0
+        with file_errors(path, "written"):
+            self._file = path.open("ab")
         if self._file.tell() > whole_bytes:
             self._file.truncate(whole_bytes)
 
@@ -50,11 +51,16 @@ class JsonlLog(Generic[RecordT]):
         return self._records.get(key)
 
     def append(self, record: RecordT) -> None:
-        """Add a record; it is on disk when this returns."""
+        """Add a record; it is on disk when this returns.
+
+        Raises:
+            UserError: the file cannot be written, for a full disk, say.
+        """
         line = json.dumps(asdict(record), ensure_ascii=True) + "\n"
-        self._file.write(line.encode("ascii"))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with file_errors(self._path, "written"):
+            self._file.write(line.encode("ascii"))
+            self._file.flush()
+            os.fsync(self._file.fileno())
         self._records[record.key] = record
 
     def close(self) -> None:
@@ -71,7 +77,7 @@ class JsonlLog(Generic[RecordT]):
                 try:
                     record = parse(json.loads(line))
                 except (ValueError, TypeError, LookupError, AttributeError) as error:
-                    raise ValueError(
+                    raise UserError(
                         f"{path}, line {number}: damaged ({error}); remove the line, its answer is then asked again"
                     ) from error
                 self._records[record.key] = record
@@ -90,14 +96,15 @@ class EvaluationFolder:
             settings: Everything that decides what an answer is, as nested JSON values.
 
         Raises:
-            SettingsDiffer: the settings differ; the message names the keys with both values.
-            FileExistsError: the folder holds other things, or another process uses it.
+            UserError: the answers there were drawn with other settings (it names them), the folder holds other things,
+                another process is at work in it, or it cannot be written.
         """
         self.path = path
-        if path.exists() and not self._settings_file.is_file() and (not path.is_dir() or any(path.iterdir())):
-            raise FileExistsError(f"--out {path}: holds something else; choose another folder")
-        path.mkdir(parents=True, exist_ok=True)
-        self._lock = _locked(path / ".lock")
+        with file_errors(f"--out {path}", "written"):
+            if path.exists() and not self._settings_file.is_file() and (not path.is_dir() or any(path.iterdir())):
+                raise UserError(f"--out {path}: holds something else; choose another folder")
+            path.mkdir(parents=True, exist_ok=True)
+        self._lock = lock_file(path / ".lock", busy=f"--out {path}: another process is at work there; wait for it")
         self._check(settings)
         self.answers: JsonlLog[Answer] = JsonlLog(path / "answers.jsonl", _answer)
         self.scores: JsonlLog[ScoredAnswer] = JsonlLog(path / "scores.jsonl", lambda values: ScoredAnswer(**values))
@@ -112,14 +119,12 @@ class EvaluationFolder:
         self.answers.close()
         self.scores.close()
         self.counts.close()
-        os.close(self._lock)
+        self._lock.close()
 
     def write_text(self, name: str, text: str) -> Path:
         """Write a file whole or not at all."""
         path = self.path / name
-        partial = path.with_name(f".{name}.partial")
-        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
-        os.replace(partial, path)
+        write_text(path, text)
         return path
 
     def write_json(self, name: str, value: Any) -> Path:
@@ -134,12 +139,12 @@ class EvaluationFolder:
         if not self._settings_file.is_file():
             self.write_json("settings.json", settings)
             return
-        stored = dict(_flat(json.loads(self._settings_file.read_text(encoding="utf-8"))))
-        given = dict(_flat(json.loads(json.dumps(settings))))
+        stored = dotted(_read_settings(self._settings_file))
+        given = dotted(json.loads(json.dumps(settings)))
         differing = sorted(key for key in stored.keys() | given.keys() if stored.get(key) != given.get(key))
         if differing:
             shown = "; ".join(f"{key}={stored.get(key)!r} there, {given.get(key)!r} now" for key in differing)
-            raise SettingsDiffer(
+            raise UserError(
                 f"--out {self.path}: its answers were drawn with other settings ({shown}); use those, or another folder"
             )
 
@@ -161,20 +166,10 @@ def _counted_answer(values: dict[str, Any]) -> CountedAnswer:
     return CountedAnswer(**{**values, "counts": counts})
 
 
-def _flat(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    """Return the leaves of nested JSON objects by their dotted keys."""
-    if isinstance(node, dict):
-        children = cast("dict[str, Any]", node)
-        return [pair for key, value in children.items() for pair in _flat(value, f"{prefix}{key}.")]
-    return [(prefix.rstrip("."), node)]
-
-
-def _locked(path: Path) -> int:
-    """Lock a file until this process ends, however it ends."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+def _read_settings(path: Path) -> Any:
+    with file_errors(path, "read"):
+        text = path.read_text(encoding="utf-8", errors="replace")
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise FileExistsError(f"--out {path.parent}: another process uses it; wait until it ends") from error
-    return descriptor
+        return json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error}); choose another folder") from error

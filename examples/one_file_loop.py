@@ -1,7 +1,6 @@
 """The recipe of QwenLong-L1 on one page: one process, no Ray, no vLLM, no DeepSpeed.
 
-    python -m examples.one_file_loop                  # warm-up and phase 1
-    python -m examples.one_file_loop --steps 40 40    # and phase 2: longer documents, hard tasks of phase 1 again
+    python -m examples.one_file_loop    # warm-up and phase 1; with `--steps 40 40` phase 2 as well, with replay
 
 A tiny model learns to answer questions about generated documents. Read `main`, then `train_step` and `update`. "Eq." is
 the paper (arXiv 2505.17667). Prompt, reward, advantages, loss and shared-prefix attention are the modules of a cluster
@@ -170,10 +169,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)  # the matrices are too small for more
     started, loop = time.perf_counter(), Loop(options.seed)
     encoding = {"encoder": loop.prompt, "phase_limits": PHASE_LIMITS, "over_long": "drop"}
-    train, held_out = (
-        load_tasks(TRAIN, **encoding).records,
-        load_tasks(HELD_OUT, key="data.evaluation", **encoding).records,
-    )
+    train = load_tasks(TRAIN, **encoding).records
+    held_out = load_tasks(HELD_OUT, key="data.evaluation", **encoding).records
     lessons = load_demonstrations(DEMONSTRATIONS, encoder=loop.prompt, max_tokens=1100).records
     batches = DemonstrationBatches(lessons, batch_size=16, epochs=1, seed=options.seed)
 
@@ -181,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{time.perf_counter() - started:4.0f} s  phase {phase + 1}  {name:12}  {accuracy:.3f}", flush=True)
 
     def evaluate(stage: str) -> None:
-        for phase in range(len(options.steps)):
+        for phase, _ in enumerate(options.steps):
             tasks = [task for task in held_out if task.phase == phase]
             answered = zip(tasks, loop.sample(tasks, num_answers=1), strict=True)
             report(stage, phase, fmean(loop.score(task, group)[0].accuracy for task, group in answered))

@@ -8,7 +8,6 @@ Unblocked by: all ranks making the same call.
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from enum import StrEnum
@@ -20,6 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from curriculum.errors import RunFailed
+from curriculum.files import begin_folder, file_errors, finish_folder
 from curriculum.task import Demonstration
 from learner.batch.aggregation import Aggregation
 from learner.batch.microbatch import TrainingGroup
@@ -61,10 +62,6 @@ class Stage(StrEnum):
 
     SFT = "sft"
     RL = "rl"
-
-
-class NonFiniteUpdateError(RuntimeError):
-    """Too many updates in a row had a non-finite gradient."""
 
 
 class LearnerEngine:
@@ -146,7 +143,7 @@ class LearnerEngine:
             learning_rate: of this update.
 
         Raises:
-            NonFiniteUpdateError: more than `learner.max_nonfinite_updates` updates in a row were skipped.
+            RunFailed: more than `learner.max_nonfinite_updates` updates in a row were skipped.
             ValueError: no demonstrations, or one beyond `learner.max_tokens_per_microbatch`.
         """
         self._expect(Stage.SFT)
@@ -195,7 +192,7 @@ class LearnerEngine:
 
         Raises:
             RuntimeError: no groups have come.
-            NonFiniteUpdateError: more than `learner.max_nonfinite_updates` updates in a row were skipped.
+            RunFailed: more than `learner.max_nonfinite_updates` updates in a row were skipped.
         """
         self._expect(Stage.RL)
         batch, self._batch = self._batch, RunningBatch()
@@ -252,12 +249,11 @@ class LearnerEngine:
 
         weights = dict(self.gather_weights())
         if self._rank == 0:
-            partial = directory.with_name(f".{directory.name}.partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            self._policy.causal_lm.save_pretrained(partial, state_dict=weights)
-            copy_tokenizer(self._model_path, partial)
-            shutil.rmtree(directory, ignore_errors=True)
-            partial.rename(directory)
+            partial = begin_folder(directory)
+            with file_errors(directory, "written"):
+                self._policy.causal_lm.save_pretrained(partial, state_dict=weights)
+                copy_tokenizer(self._model_path, partial)
+            finish_folder(directory)
         dist.barrier()
 
     # checkpoints -------------------------------------------------------------------------------------------------
@@ -270,8 +266,7 @@ class LearnerEngine:
         """Restore weights, optimizer and random state; call `start_stage` with the checkpoint's stage first.
 
         Raises:
-            FileNotFoundError: the checkpoint is missing or incomplete.
-            ValueError: it belongs to another stage, dtype or model.
+            UserError: the checkpoint is missing or incomplete, or belongs to another stage, dtype or model.
         """
         state = checkpoint.load(self._engine, directory, manifest=self._manifest())
         self._num_steps = int(state["num_steps"])
@@ -418,7 +413,7 @@ class LearnerEngine:
     def _count_skipped(self, applied: bool) -> None:
         self._skipped_in_a_row = 0 if applied else self._skipped_in_a_row + 1
         if self._skipped_in_a_row > MAX_NONFINITE_UPDATES:
-            raise NonFiniteUpdateError(
+            raise RunFailed(
                 f"{self._skipped_in_a_row} updates in a row had a non-finite gradient, more than "
                 f"{MAX_NONFINITE_UPDATES}; lower the learning rate and resume from the last checkpoint"
             )

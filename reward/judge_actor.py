@@ -44,7 +44,7 @@ class JudgeActor:
         return os.getpid()
 
     async def check_for_junk(self) -> None:
-        """Raise `JunkRewardError` where the rewards pay for junk."""
+        """Raise a `UserError` where the rewards pay for junk."""
         await check_for_junk(self._scorer)
 
     async def score_group(self, group: Group) -> tuple[Score, ...]:

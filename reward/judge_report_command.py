@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from curriculum.errors import UserError
 from reward.config import JudgeConfig, NoJudge
 from reward.judge_back_end import gpu_is_there, judge_config, judge_session
 from reward.judge_report import (
@@ -41,8 +43,7 @@ def report_judge(source: Path, *, judge: str, judge_model: str | None, out: Path
         max_examples: disagreements that are listed.
 
     Raises:
-        ValueError: the source or the judge cannot be used.
-        FileNotFoundError: the source, or the folder of `out`, is missing.
+        UserError: the source or the judge cannot be used.
     """
     on_gpu = gpu_is_there()
     config = judge_config(judge, model=judge_model)
@@ -75,17 +76,17 @@ async def _ask(config: JudgeConfig, pairs: Sequence[AnswerPair], *, on_gpu: bool
 
 
 def _trajectory_files(source: Path) -> list[Path]:
-    if not source.exists():
-        raise FileNotFoundError(f"{source}: no such file or folder; give labelled pairs (.jsonl) or a run folder")
+    if not os.path.exists(source):
+        raise UserError(f"{source}: no such file or folder; give labelled pairs (.jsonl) or a run folder")
     if source.is_file():
         if source.suffix.lower() != ".parquet":
-            raise ValueError(
+            raise UserError(
                 f"{source}: unknown extension; give labelled pairs (.jsonl), a .parquet file or a run folder"
             )
         return [source]
     files = sorted(source.glob("step-*.parquet")) or sorted((source / "trajectories").glob("step-*.parquet"))
     if not files:
-        raise FileNotFoundError(f"{source}: holds no trajectories (step-*.parquet); give a run folder")
+        raise UserError(f"{source}: holds no trajectories (step-*.parquet); give the folder of a run")
     return files
 
 
@@ -98,10 +99,10 @@ def _recorded(files: Sequence[Path]) -> Iterator[AnswerPair]:
         try:
             file = ParquetFile(path)
         except (ArrowException, OSError) as error:
-            raise ValueError(f"{path}: not a parquet file; was it written by a run?") from error
+            raise UserError(f"{path}: not a parquet file; was it written by a run?") from error
         missing = [column for column in RUN_COLUMNS if column not in file.schema_arrow.names]
         if missing:
-            raise ValueError(f"{path}: the columns {', '.join(missing)} are missing; give the trajectories of a run")
+            raise UserError(f"{path}: the columns {', '.join(missing)} are missing; give the trajectories of a run")
         for batch in file.iter_batches(columns=list(RUN_COLUMNS)):
             yield from (_recorded_pair(row) for row in batch.to_pylist() if row["answer"])
 

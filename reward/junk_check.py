@@ -6,14 +6,11 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from curriculum.errors import UserError
 from reward.hybrid import HybridScorer
 from reward.score import Score
 
 GIBBERISH_CHARS = 10_000
-
-
-class JunkRewardError(ValueError):
-    """The rewards pay for junk, or the judge gives no verdicts at all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,19 +59,19 @@ async def check_for_junk(
         The scores of all junk answers.
 
     Raises:
-        JunkRewardError: where junk scores above 0, or the judge was asked and never gave a verdict.
+        UserError: where junk scores above 0, or the judge was asked and never gave a verdict.
     """
     scored = [pair for question in questions for pair in await _score_junk(scorer, question)]
     paid = [(junk, score) for junk, score in scored if score.accuracy == 1.0]
     if paid:
         junk, score = paid[0]
-        raise JunkRewardError(
+        raise UserError(
             f"the rewards pay 1.0 for the junk answer {junk!r:.60} ({score.reason}) and for {len(paid) - 1} more; "
             "use reward.rules=strict and a judge that rejects junk (reward.judge)"
         )
     judged = [score for _, score in scored if score.judge is not None]
     if judged and all(score.accuracy is None for score in judged):
-        raise JunkRewardError(
+        raise UserError(
             f"the judge gave no verdict on any of {len(judged)} junk answers; check that it is up and follows its "
             "format (reward.judge), or set reward.judge.type=none"
         )

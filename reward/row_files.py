@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from curriculum.errors import UserError
+from curriculum.files import file_errors, whole_file
 from curriculum.rejects import Reject
 from curriculum.rows import open_table
 
@@ -23,11 +24,10 @@ class RowReader:
         """Open the file.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it is not a JSONL file.
+            UserError: it is not there, or not a JSONL file.
         """
         if path.suffix.lower() != ".jsonl":
-            raise ValueError(f"{path}: expected a .jsonl file with one JSON object per line")
+            raise UserError(f"{path}: expected a .jsonl file with one JSON object per line")
         self._path = path
         self._rows = open_table(str(path), key="FILE").rows
         self.num_bad = 0
@@ -49,21 +49,31 @@ def json_writer(path: Path | None, *, indent: int | None = None) -> Generator[Ca
     """Write JSON objects to a file that appears whole when the block ends, or to standard output where it is None.
 
     Raises:
-        FileNotFoundError: the folder of the file does not exist.
+        UserError: the folder of the file does not exist, or the file cannot be written.
     """
     if path is None:
         yield lambda record: _write(sys.stdout.buffer, record, indent)
         sys.stdout.flush()
         return
-    if not path.absolute().parent.is_dir():
-        raise FileNotFoundError(f"--out {path}: the folder {path.parent} does not exist; make it first")
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            yield lambda record: _write(file, record, indent)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    name = f"--out {path}"
+    with file_errors(name, "written"):
+        if not path.absolute().parent.is_dir():
+            raise UserError(f"{name}: the folder {path.parent} does not exist; make it first")
+        if path.is_dir():
+            raise UserError(f"{name}: is a folder; name a file in it")
+    with whole_file(path, name=name) as partial:
+        with file_errors(name, "written"):
+            file = partial.open("wb")
+
+        def write(record: Mapping[str, Any]) -> None:
+            with file_errors(name, "written"):
+                _write(file, record, indent)
+
+        try:
+            yield write
+        finally:
+            with file_errors(name, "written"):
+                file.close()
 
 
 def _write(file: Any, record: Mapping[str, Any], indent: int | None) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from curriculum.errors import UserError
 from reward.config import RewardConfig, RuleSet
 from reward.hybrid import HybridScorer, ScoringReport
 from reward.judge_back_end import gpu_is_there, judge_config, judge_session
@@ -30,12 +32,11 @@ def score_file(source: Path, *, rules: str, judge: str, judge_model: str | None,
         out: JSONL file that is written; None is standard output.
 
     Raises:
-        ValueError: the file, the rules or the judge cannot be used.
-        FileNotFoundError: the file, or the folder of `out`, is missing.
+        UserError: the file, the rules or the judge cannot be used.
     """
     reader = RowReader(source)
-    if out is not None and out.exists() and out.samefile(source):
-        raise ValueError(f"--out {out}: this is the file that is read; choose another one")
+    if out is not None and os.path.exists(out) and out.samefile(source):
+        raise UserError(f"--out {out}: this is the file that is read; choose another one")
     on_gpu = gpu_is_there()
     config = RewardConfig(rules=RuleSet(rules), judge=judge_config(judge, model=judge_model))
     with json_writer(out) as write:

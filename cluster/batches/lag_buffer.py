@@ -29,6 +29,7 @@ from math import ceil
 
 from cluster.batches.ledger import GroupOutcome
 from cluster.group import ScoredGroup
+from curriculum.errors import RunFailed
 
 BATCHES_AHEAD = 2
 """Batches' worth of good groups to have in flight or waiting: the one that leaves next and the one behind it. A larger
@@ -37,7 +38,7 @@ WINDOW_BATCHES = 4
 """The acceptance rate is that of so many batches' worth of the latest groups."""
 
 
-class LagBoundError(RuntimeError):
+class LagBoundError(RunFailed):
     """A group would be trained on although its weights are older, or newer, than the bound allows."""
 
 

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, RayTaskError
+from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
+from actors.model_folder import folder_or_hub_id
 from actors.rollout_actor import RolloutActor
 from cluster.processes.curriculum import ray_curriculum
 from cluster.processes.learner import RayLearner
 from cluster.processes.placement import judge_options, learner_options, rollout_options
-from cluster.processes.ray_session import LaunchError
 from cluster.processes.rollouts import RayRollouts
 from cluster.processes.supervision import SupervisedActor
 from cluster.recipe.config import RunConfig
-from cluster.recipe.preparation import Prepared, local_or_hub
+from cluster.recipe.preparation import Prepared
 from cluster.roles import Curriculum
 from cluster.run.folder import RunFolder
 from cluster.weights.sync import MAX_PROBE_GAP, Probe, WeightSync
 from cluster.weights.transports import Collective, HostMemory
 from curriculum.coordinator_actor import CoordinatorActor
+from curriculum.errors import RunFailed, one_line
 from curriculum.task import TaskEntry
 from curriculum.task_table import TaskColumns
 from learner.learner_actor import LearnerActor
@@ -56,12 +57,17 @@ async def launch(
     """Starts all actors and yields their roles; ends them on the way out.
 
     Raises:
-        LaunchError: an actor did not come up; the message holds its own error.
-        JunkRewardError: the rewards pay for junk answers.
+        RunFailed: an actor did not come up (the message holds its own error), or Ray lost a process or a value that
+            nobody can do without.
+        UserError: the rewards pay for junk answers.
     """
     actors: list[Any] = []
     try:
         yield await _start_actors(config, prepared, folder, on_fault, actors)
+    except RayTaskError:
+        raise  # an actor raised it, and it is told as if it had been raised here
+    except RayError as error:
+        raise RunFailed(f"{one_line(error)}; read the logs of the actors in logs/, then go on with --resume") from error
     finally:
         for actor in actors:
             ray.kill(actor)
@@ -121,7 +127,7 @@ async def _start_actors(
     pids = await _wait(waiting, config.cluster.startup_timeout_s)
     if rollout_handles:
         await rollouts.learn_slots()
-    await _check_for_junk(judge_handles.values())
+    await asyncio.gather(*[judge.check_for_junk.remote() for judge in judge_handles.values()])
     return Processes(curriculum=curriculum, rollouts=rollouts, learner=learner, weights=weights, pids=pids)
 
 
@@ -169,7 +175,8 @@ def _create_judges(config: RunConfig, prepared: Prepared, create: Any) -> dict[s
     judge = config.reward.judge
     reward = config.reward
     if isinstance(judge, VllmJudge):
-        reward = reward.model_copy(update={"judge": judge.model_copy(update={"model": local_or_hub(judge.model)})})
+        model = folder_or_hub_id(judge.model, key="reward.judge.model")
+        reward = reward.model_copy(update={"judge": judge.model_copy(update={"model": model})})
     replicas = judge.num_replicas if isinstance(judge, VllmJudge) else 1
     return {
         name: create(
@@ -206,14 +213,6 @@ async def _start_ranks(config: RunConfig, prepared: Prepared, ranks: Sequence[An
     ]
 
 
-async def _check_for_junk(judges: Iterable[Any]) -> None:
-    """Lets every judge refuse rewards that pay for junk; its error arrives without the remote traceback."""
-    try:
-        await asyncio.gather(*[judge.check_for_junk.remote() for judge in judges])
-    except RayTaskError as error:
-        raise error.cause from None
-
-
 def _named_ready(handles: dict[str, Any]) -> list[tuple[str, Any]]:
     return [(name, handle.ready.remote()) for name, handle in handles.items()]
 
@@ -226,7 +225,7 @@ async def _wait(waiting: Sequence[tuple[str, Any]], timeout_s: float) -> dict[st
             return {name: pid for (name, _), pid in zip(waiting, pids, strict=True)}
     except TimeoutError as error:
         names = ", ".join(name for name, _ in waiting)
-        raise LaunchError(
+        raise RunFailed(
             f"not all of {names} were ready within cluster.startup_timeout_s={timeout_s:.0f}; "
             "raise it or read their logs under the run's logs folder"
         ) from error
@@ -236,10 +235,4 @@ async def _named(name: str, ref: Any) -> Any:
     try:
         return await ref
     except (ActorDiedError, RayTaskError) as error:
-        raise LaunchError(f"{name} did not start: {_root_cause(error)}") from error
-
-
-def _root_cause(error: BaseException) -> str:
-    """The last line of a remote traceback, which holds the error itself."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else type(error).__name__)
+        raise RunFailed(f"{name} did not start: {one_line(error)}") from error

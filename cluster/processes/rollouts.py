@@ -154,7 +154,9 @@ class RayRollouts:
     def _alive(self) -> list[SupervisedActor]:
         alive = [actor for actor in self._rollouts if not actor.lost]
         if not alive:
-            raise ActorLost("no rollout actor is left; resume the run with --resume when the cause is mended")
+            raise ActorLost(
+                "no rollout actor is left; read their logs in logs/, put the cause right, then go on with --resume"
+            )
         return alive
 
     def _least_busy(self) -> SupervisedActor:

@@ -9,10 +9,12 @@ from typing import Any
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError
 from ray.util.metrics import Gauge
 
+from curriculum.errors import RunFailed
+
 POLL_S = 1.0
 
 
-class ActorLost(RuntimeError):
+class ActorLost(RunFailed):
     """An actor is gone for good: its failure budget is used up, or it did not come back in time."""
 
 

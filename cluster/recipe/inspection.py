@@ -9,10 +9,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from actors.model_folder import folder_or_hub_id
 from actors.prompt import ChatPrompt, load_tokenizer
 from cluster.recipe.load import load_recipe
-from cluster.recipe.preparation import local_or_hub
 from curriculum.dataset import Loaded, load_tasks
+from curriculum.errors import UserError
 from curriculum.phase_lengths import PhaseLengths, phase_lengths
 from curriculum.rejects import count_reasons, write_rejects
 from curriculum.task import Task
@@ -24,13 +25,14 @@ def inspect_data(source: str, recipe: Path, overrides: Sequence[str], rejects: P
     """Prints counts, lengths per phase with a histogram, and rejects by reason.
 
     Raises:
-        ValueError, FileNotFoundError: the recipe or the data cannot be read.
+        UserError: the recipe or the data cannot be read, or the rejects cannot be written.
     """
     config = load_recipe(recipe, overrides)
     limits = [phase.max_prompt_tokens for phase in config.curriculum.phases]
     if not limits:
-        raise ValueError(f"recipe {recipe}: it has no curriculum.phases to measure the data by; use another recipe")
-    tokenizer = load_tokenizer(local_or_hub(config.model.path), trust_remote_code=config.model.trust_remote_code)
+        raise UserError(f"recipe {recipe}: it has no curriculum.phases to measure the data by; use another recipe")
+    model_path = folder_or_hub_id(config.model.path, key="model.path")
+    tokenizer = load_tokenizer(model_path, trust_remote_code=config.model.trust_remote_code)
     found = load_tasks(
         source,
         encoder=ChatPrompt(tokenizer),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from actors.trajectory import Group
 from cluster.group import ScoredGroup
+from curriculum.files import file_errors, whole_file
 
 COLUMNS = (
     "step", "lease_id", "prompt_id", "sample", "data_source", "phase", "replayed", "question", "truth", "response",
@@ -32,11 +32,11 @@ def write_trajectories(
 
     rows = [row for scored, group in sampled for row in _rows(step, scored, group, decode)]
     table = pa.table({column: [row[column] for row in rows] for column in COLUMNS})
-    directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"step-{step:06d}.parquet"
-    partial = path.with_name(f".{path.name}.partial")
-    pq.write_table(table, partial)
-    os.replace(partial, path)
+    with file_errors(directory, "written"):
+        directory.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as partial, file_errors(path, "written"):
+        pq.write_table(table, partial)
     return path
 
 

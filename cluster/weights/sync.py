@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 from actors.weights.update import TensorRecord, WeightLoadError, WeightReceipt, WeightUpdate, WeightVersionError
 from cluster.roles import SyncReport
+from curriculum.errors import RunFailed, root_cause
 
 MAX_PROBE_GAP = {"fp32": 1e-3, "bf16": 0.1}
 """Mean absolute difference (nats) that rounding can explain. Engine and learner differ by 1e-6 to 5e-5 in fp32 and by
@@ -23,7 +24,7 @@ Receipts = Mapping[str, WeightReceipt]
 _T = TypeVar("_T")
 
 
-class WeightSyncError(RuntimeError):
+class WeightSyncError(RunFailed):
     """An engine holds other weights than the learner sent; training on its answers would be silently wrong."""
 
 
@@ -252,7 +253,7 @@ async def in_time(name: str, expected: str, reply: Awaitable[_T], *, timeout_s: 
             f"(rollout.sync.timeout_s={timeout_s:g}); raise it or read the actor's log under logs/"
         ) from error
     except (WeightVersionError, WeightLoadError) as error:
-        raise WeightSyncError(f"{name}: {getattr(error, 'cause', error)}") from error
+        raise WeightSyncError(f"{name}: {root_cause(error)}") from error
 
 
 def receipt_of(version: int) -> str:

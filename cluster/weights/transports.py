@@ -18,6 +18,7 @@ from cluster.weights.sync import (
     in_time,
     receipt_of,
 )
+from curriculum.errors import root_cause
 
 GROUP_SHARE = 0.5
 """Of `rollout.sync.timeout_s`, what members of the group wait for each other: those that wait for an engine which
@@ -125,7 +126,7 @@ class Collective:
         try:
             update = await self._memory.publish(version)
         except WeightGroupError as error:
-            raise broken(version, await receiving, getattr(error, "cause", error)) from error
+            raise broken(version, await receiving, root_cause(error)) from error
         except BaseException:
             receiving.cancel()
             raise
@@ -184,7 +185,7 @@ async def _receipts(sent: WeightUpdate, receiving: asyncio.Task[dict[str, Any]])
     return outcomes
 
 
-def broken(version: int, outcomes: Mapping[str, Any], learner: Exception | None) -> WeightSyncError:
+def broken(version: int, outcomes: Mapping[str, Any], learner: BaseException | None) -> WeightSyncError:
     """Tell what every engine without a receipt said of a broadcast, those first that said nothing.
 
     Args:

@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from curriculum.errors import UserError
 from curriculum.task import Demonstration
 from learner.advantages import group_advantages
 from learner.batch.microbatch import TrainingGroup
 from learner.batch.packing import groups_of, plan_slice
 from learner.config import DapoConfig, GrpoConfig, ImportanceConfig, LearnerConfig
-from learner.engine import LearnerEngine, NonFiniteUpdateError, Stage
+from learner.engine import LearnerEngine, Stage
 from learner.forward.running_batch import runs
 
 VOCAB = 1700
@@ -223,7 +224,7 @@ def _with_infinite_advantage(group: TrainingGroup) -> TrainingGroup:
 def _error(call) -> str:
     try:
         call()
-    except (RuntimeError, ValueError, FileNotFoundError, NonFiniteUpdateError) as error:
+    except (RuntimeError, ValueError, UserError) as error:
         return f"{type(error).__name__}: {error}"
     return "no error"
 

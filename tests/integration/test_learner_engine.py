@@ -206,7 +206,7 @@ def test_a_non_finite_update_is_skipped_and_a_second_one_in_a_row_stops_the_run(
     assert guards["skipped"].num_skipped_updates == 1
     assert guards["skipped"].num_updates == 0
     assert guards["unchanged"]
-    assert guards["over_budget"].startswith("NonFiniteUpdateError")
+    assert guards["over_budget"].startswith("RunFailed")
     assert "learner.max_nonfinite_updates=1" in guards["over_budget"]
     assert guards["recovered"].num_updates == 1
 

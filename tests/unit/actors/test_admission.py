@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from actors.admission import KVAdmission, RunningMean
+from curriculum.errors import UserError
 
 LIMIT = 20
 """Response limit of all groups here; the first expectation is half of it."""
@@ -160,7 +161,7 @@ def test_a_group_that_turns_out_longer_than_usual_waits_with_its_lease_and_nobod
 
 
 def test_an_answer_that_can_never_fit_is_an_error_that_names_the_keys():
-    with pytest.raises(ValueError, match=r"90 prompt \+ 20 .* 100 tokens.*cpu_kv_cache_bytes.*max_response_tokens"):
+    with pytest.raises(UserError, match=r"90 prompt \+ 20 .* 100 tokens.*cpu_kv_cache_bytes.*max_response_tokens"):
         asyncio.run(enter(admission(), prompt_tokens=90))
 
 

@@ -44,5 +44,8 @@ def test_help_loads_nothing_heavy(arguments):
 
 
 def test_a_recipe_that_cannot_be_read_loads_nothing_heavy():
-    code = "from cluster.recipe.load import *\ntry:\n    load_recipe('gone.yaml')\nexcept RecipeError:\n    pass"
+    code = (
+        "from cluster.recipe.load import load_recipe\nfrom curriculum.errors import UserError\n"
+        "try:\n    load_recipe('gone.yaml')\nexcept UserError:\n    pass"
+    )
     assert heavy_after(code).strip() == ""

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.recipe.load import RecipeError, differing_keys, dump_recipe, load_recipe
+from cluster.recipe.load import differing_keys, dump_recipe, load_recipe
+from curriculum.errors import UserError
 
 RECIPES = Path(__file__).parents[3] / "recipes"
 MINIMAL = "name: tiny\nmodel: {path: owner/name}\ndata: {train: a.parquet, sft: b.parquet}\n"
@@ -23,7 +24,7 @@ def write(tmp_path):
 
 
 def fault_of(path, *overrides):
-    with pytest.raises(RecipeError) as error:
+    with pytest.raises(UserError) as error:
         load_recipe(path, overrides)
     return str(error.value)
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from curriculum.config import CurriculumConfig, FixedEpochs, FixedSteps, PhaseConfig, RetrospectiveConfig
 from curriculum.coordinator import LEASE_TIMEOUT_S, Coordinator
+from curriculum.errors import UserError
 from curriculum.leases import LeaseCounts
 from curriculum.task import TaskEntry, TaskOutcome
 from curriculum.transition import EndReason, StepSummary
@@ -434,13 +435,13 @@ def test_whatever_happens_no_lease_is_lost_and_the_counts_add_up(make_tasks_once
 def test_a_state_of_another_run_is_refused(make_tasks, counts, ends, seed):
     state = start(make_tasks(3, 4), *[FixedSteps(steps=1)] * 2).state_dict()
     other = start(make_tasks(*counts, *[1] * (ends - 2)), *[FixedSteps(steps=1)] * ends, seed=seed)
-    with pytest.raises(ValueError, match="fingerprint"):
+    with pytest.raises(UserError, match="fingerprint"):
         other.load_state_dict(state)
 
 
 def test_a_state_of_another_format_is_refused(make_tasks):
     coordinator = start(make_tasks(1), FixedSteps(steps=1))
-    with pytest.raises(ValueError, match="format=0"):
+    with pytest.raises(UserError, match="format=0"):
         coordinator.load_state_dict({**coordinator.state_dict(), "format": 0})
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from curriculum.config import GeneratedData
 from curriculum.dataset import load_demonstrations, load_tasks
+from curriculum.errors import UserError
 from curriculum.rejects import RejectReason, write_rejects
 
 
@@ -151,24 +152,24 @@ def test_generated_data_becomes_tasks(encoder):
 
 def test_an_empty_file_is_an_empty_data_set(write, encoder, tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"^data\.train=.*a\.jsonl: the data set is empty; give it at least one row$"):
+    with pytest.raises(UserError, match=r"^data\.train=.*a\.jsonl: the data set is empty; give it at least one row$"):
         load(str(tmp_path / "a.jsonl"), encoder)
 
 
 def test_a_parquet_file_without_rows_is_an_empty_data_set(encoder, tmp_path):
     columns = {name: pa.array([], pa.string()) for name in ("id", "data_source", "context", "question", "answer")}
     pq.write_table(pa.table(columns), tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match="the data set is empty"):
+    with pytest.raises(UserError, match="the data set is empty"):
         load(str(tmp_path / "a.parquet"), encoder)
 
 
 def test_objects_without_keys_are_no_data_set(write, encoder):
-    with pytest.raises(ValueError, match="its 2 rows have no columns"):
+    with pytest.raises(UserError, match="its 2 rows have no columns"):
         load(write({}, {}), encoder)
 
 
 def test_a_file_without_a_usable_row_counts_the_reasons_and_shows_the_first(write, encoder):
-    with pytest.raises(ValueError, match="usable") as caught:
+    with pytest.raises(UserError, match="usable") as caught:
         load(write(item("a", 5, answers=[]), item("b", 50), item("c", 60)), encoder)
     message = str(caught.value)
     assert "none of 3 rows is usable (over_long 2, empty 1); row 1: answers has no entry" in message
@@ -177,18 +178,18 @@ def test_a_file_without_a_usable_row_counts_the_reasons_and_shows_the_first(writ
 
 def test_a_binary_file_named_jsonl_is_refused_without_a_crash(encoder, tmp_path):
     (tmp_path / "a.jsonl").write_bytes(bytes(range(256)) * 4)
-    with pytest.raises(ValueError, match=r"none of .* rows is usable"):
+    with pytest.raises(UserError, match=r"none of .* rows is usable"):
         load(str(tmp_path / "a.jsonl"), encoder)
 
 
 def test_wrong_columns_name_key_value_and_way_out(write, encoder):
-    with pytest.raises(ValueError, match=r"^data\.evaluation=.*no recognised columns.*contexts -> context"):
+    with pytest.raises(UserError, match=r"^data\.evaluation=.*no recognised columns.*contexts -> context"):
         load(write({"contexts": "x", "question": "y"}), encoder, key="data.evaluation")
 
 
 def test_a_phase_without_items_names_the_phase_and_the_lengths_of_the_data(write, encoder):
     path = write(item("a", 5), item("b", 8))
-    with pytest.raises(ValueError, match="no item in phase 1") as caught:
+    with pytest.raises(UserError, match="no item in phase 1") as caught:
         load(path, encoder)
     assert "(10 < prompt tokens <= 20; the data has 5 to 8)" in str(caught.value)
     assert "curriculum.phases[1].max_prompt_tokens" in str(caught.value)
@@ -248,5 +249,5 @@ def test_generated_demonstrations_are_loaded(encoder):
 
 
 def test_demonstrations_without_responses_name_the_missing_column(write, encoder):
-    with pytest.raises(ValueError, match=r"^data\.sft=.*need \{context, question, response\}"):
+    with pytest.raises(UserError, match=r"^data\.sft=.*need \{context, question, response\}"):
         load_demonstrations(write(item("a", 5)), encoder=encoder, max_tokens=100)

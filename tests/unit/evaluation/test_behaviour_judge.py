@@ -3,6 +3,7 @@ import json
 
 import pytest
 
+from curriculum.errors import UserError
 from evaluation.behaviour_judge import BehaviourJudge, count_all, judge_generator, parse_counts, stored_counts
 from evaluation.behaviours import Behaviour
 from evaluation.config import EndpointGenerator, VllmGenerator
@@ -84,5 +85,5 @@ def test_the_model_of_the_judge_does_the_counting():
     engine = judge_generator(VllmJudge(model="owner/judge"))
     assert isinstance(engine, VllmGenerator)
     assert engine.model == "owner/judge"
-    with pytest.raises(ValueError, match="needs a judge"):
+    with pytest.raises(UserError, match="needs a judge"):
         judge_generator(NoJudge())

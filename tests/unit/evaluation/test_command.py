@@ -3,6 +3,7 @@ import sys
 
 import pytest
 
+from curriculum.errors import UserError
 from evaluation.command import Options, generator_config
 from evaluation.config import EndpointGenerator, RayGenerator, VllmGenerator
 
@@ -60,12 +61,12 @@ def test_a_url_is_an_endpoint_with_the_root_of_its_api():
         ({"model_name": "x"}, "only where MODEL is a URL"),
         ({"tokenizer": "x"}, "only where MODEL is a URL"),
         ({"model": "http://127.0.0.1:9", "model_name": "m", "replicas": 2}, "not with a URL"),
-        ({"model": "http://127.0.0.1:9", "model_name": "m"}, "--tokenizer m"),
+        ({"model": "http://127.0.0.1:9", "model_name": "m"}, "--tokenizer='m'"),
         ({"model": "http://127.0.0.1:9"}, "--model-name"),
     ],
 )
 def test_options_that_cannot_be_used_are_told(values, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         generator(**values)
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from curriculum.errors import RunFailed, UserError
 from evaluation.behaviour_judge import INSTRUCTION
 from evaluation.config import DistillConfig, EndpointGenerator, EvaluationConfig, SamplingConfig
 from evaluation.distill import distill
 from evaluation.evaluate import evaluate
 from evaluation.progress import Progress
-from evaluation.store import SettingsDiffer
 from reward.config import NoJudge, OpenAIJudge, RewardConfig
 
 TOKENIZER = str(Path(__file__).parents[3] / "recipes" / "assets" / "local_base")
@@ -135,9 +135,17 @@ def test_another_judge_scores_again_without_generating_again(endpoint, source, t
 def test_another_temperature_is_refused_and_nothing_is_asked(endpoint, source, tmp_path):
     run(config(endpoint, source), tmp_path / "e")
     hotter = SamplingConfig(max_prompt_tokens=400, max_response_tokens=50, num_samples=2, temperature=1.0)
-    with pytest.raises(SettingsDiffer, match=r"temperature=0\.7 there, 1\.0 now"):
+    with pytest.raises(UserError, match=r"temperature=0\.7 there, 1\.0 now"):
         run(config(endpoint, source, sampling=hotter), tmp_path / "e")
     assert endpoint.requests["answer"] == 6
+
+
+def test_an_evaluation_without_a_single_answer_fails_and_goes_on_later(endpoint, source, tmp_path):
+    endpoint.refused = set(ANSWERS)
+    with pytest.raises(RunFailed, match=r"none of 6 prompts got an answer \(HTTP 400\); put the cause right"):
+        run(config(endpoint, source), tmp_path / "e")
+    endpoint.refused = set()
+    assert run(config(endpoint, source), tmp_path / "e").benchmarks["musique"].num_answers == 6
 
 
 def test_a_question_that_gets_no_answer_counts_as_wrong_until_it_gets_one(endpoint, source, tmp_path):

@@ -3,6 +3,7 @@ import zipfile
 
 import pytest
 
+from curriculum.errors import UserError
 from curriculum.layout import choose_layout
 from curriculum.rejects import RejectReason, RowError
 from curriculum.rows import Row
@@ -69,7 +70,7 @@ def test_paragraphs_of_another_type_are_refused(paragraphs):
 
 
 def test_unknown_columns_name_all_layouts():
-    with pytest.raises(ValueError, match="paragraphs"):
+    with pytest.raises(UserError, match="paragraphs"):
         read({"foo": 1})
 
 
@@ -101,12 +102,12 @@ def test_bad_rows_are_refused_with_their_line_and_the_rest_is_read(tmp_path):
 
 
 def test_frames_by_name_tells_that_its_documents_are_missing():
-    with pytest.raises(ValueError, match="frames=FILE"):
+    with pytest.raises(UserError, match="frames=FILE"):
         load_items("frames")
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nothing\.jsonl"):
+    with pytest.raises(UserError, match=r"nothing\.jsonl"):
         load_items(f"musique={tmp_path}/nothing.jsonl")
 
 
@@ -148,5 +149,5 @@ def test_different_items_under_one_id_are_refused_and_equal_ones_counted_once(tm
     first = load_items(write_jsonl(tmp_path / "a.jsonl", [LONGBENCH]))
     other = load_items(write_jsonl(tmp_path / "b.jsonl", [{**LONGBENCH, "input": "Else?"}]))
     assert len(merge_items([first, first], max_items=None)) == 1
-    with pytest.raises(ValueError, match="NAME=SOURCE"):
+    with pytest.raises(UserError, match="NAME=SOURCE"):
         merge_items([first, other], max_items=None)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from curriculum.errors import UserError
 from learner.attention.shared_prefix import dense_layout
 from learner.attention.ulysses import HeadExchange, check_heads
 from learner.batch.aggregation import TOKEN_MEAN
@@ -74,5 +75,5 @@ def test_heads_that_divide_pass(heads, kv_heads, ranks):
 
 @pytest.mark.parametrize(("heads", "kv_heads", "ranks"), [(12, 2, 8), (12, 2, 3), (28, 4, 7)])
 def test_heads_that_do_not_divide_name_the_key_and_what_would(heads, kv_heads, ranks):
-    with pytest.raises(ValueError, match=rf"learner\.sequence_parallel={ranks}.*use one of \[1, 2"):
+    with pytest.raises(UserError, match=rf"learner\.sequence_parallel={ranks}.*use one of \[1, 2"):
         check_heads(heads, kv_heads, ranks)

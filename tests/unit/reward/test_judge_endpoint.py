@@ -6,10 +6,11 @@ import time
 
 import pytest
 
+from reward.chat_endpoint import backoff_s, is_outage, is_retried, read_reply, retry_after_s
 from reward.circuit import CircuitState
 from reward.config import OpenAIJudge, RewardConfig
 from reward.hybrid import HybridScorer
-from reward.judge_endpoint import OpenAIJudgeClient, backoff_s, completion_text, failure_of
+from reward.judge_endpoint import OpenAIJudgeClient, first_text
 from reward.judge_prompt import SYSTEM_PROMPT, JudgeQuestion
 from reward.score import Verdict
 
@@ -217,7 +218,7 @@ def test_an_outage_changes_no_reward_and_a_return_of_the_judge_gives_the_missing
 def test_the_key_comes_from_the_environment(endpoint, monkeypatch):
     monkeypatch.setenv("MY_JUDGE_KEY", "open sesame")
     client = open_client(endpoint.url, api_key_env="MY_JUDGE_KEY")
-    assert client._client.api_key == "open sesame"
+    assert client._endpoint._client.api_key == "open sesame"
 
 
 def test_pauses_double_up_to_their_bound_and_an_endpoints_wish_is_bounded_too():
@@ -238,12 +239,12 @@ def test_a_wish_to_wait_is_read_only_as_plain_seconds(header, seconds):
 
     error = RuntimeError("too many requests")
     error.status_code, error.response = 429, Response
-    failure = failure_of(error, is_last=False)
-    assert failure.retry_after_s == seconds
-    assert failure.is_retried
-    assert not failure.is_outage
-    assert failure_of(error, is_last=True).is_outage
+    assert retry_after_s(error) == seconds
+    assert is_retried(error)
+    assert not is_outage(error, is_last=False)
+    assert is_outage(error, is_last=True)
 
 
 def test_the_text_of_a_completion_is_that_of_its_first_choice():
-    assert completion_text('{"choices": [{"message": {"content": "a"}}, {"message": {"content": "b"}}]}') == "a"
+    body = '{"choices": [{"message": {"content": "a"}}, {"message": {"content": "b"}}]}'
+    assert read_reply(body, first_text) == "a"

@@ -2,9 +2,10 @@ import asyncio
 
 import pytest
 
+from curriculum.errors import UserError
 from reward.config import RewardConfig, RuleSet
 from reward.hybrid import HybridScorer
-from reward.junk_check import JunkRewardError, check_for_junk
+from reward.junk_check import check_for_junk
 from reward.score import Verdict
 
 
@@ -42,18 +43,18 @@ def test_strict_rules_pass_with_and_without_a_judge_that_rejects():
 
 
 def test_released_rules_pay_for_junk_and_are_refused():
-    with pytest.raises(JunkRewardError, match=r"pay 1\.0 for the junk answer"):
+    with pytest.raises(UserError, match=r"pay 1\.0 for the junk answer"):
         checked(RewardConfig(rules=RuleSet.RELEASED))
 
 
 def test_a_judge_that_says_yes_to_everything_is_refused():
-    with pytest.raises(JunkRewardError, match=r"reward\.judge"):
+    with pytest.raises(UserError, match=r"reward\.judge"):
         checked(RewardConfig(), ConstantJudge(Verdict.YES))
 
 
 @pytest.mark.parametrize("judge", [BrokenJudge(), ConstantJudge(Verdict.UNKNOWN)])
 def test_a_judge_that_never_gives_a_verdict_is_refused(judge):
-    with pytest.raises(JunkRewardError, match="no verdict"):
+    with pytest.raises(UserError, match="no verdict"):
         checked(RewardConfig(), judge)
 
 
