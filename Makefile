@@ -1,5 +1,6 @@
 # make demo   install, then train the tiny model through the whole recipe on this CPU
-# make test   install, then run the checks and all tests
+# make check  install, then style, types, import contracts and unit tests: what to run before every commit
+# make test   make check, then the tests that start Ray, vLLM and DeepSpeed: what continuous integration runs
 # make bench  install, then measure every claim of speed and memory, and print a table
 PYTHON ?= python3.11
 VENV := .venv
@@ -10,7 +11,7 @@ TORCH := $(shell grep '^torch==' requirements-cpu.lock)
 
 export RAY_AUTH_MODE ?= disabled
 
-.PHONY: help setup demo test bench check lint format clean
+.PHONY: help setup demo check test unit integration bench lint format clean
 help:
 	@sed -n 's/^# //p' Makefile
 
@@ -35,13 +36,20 @@ lint: $(READY)
 	$(BIN)/lint-imports
 	$(BIN)/pyright
 
-test: lint
-	$(BIN)/python -m pytest $(ARGS)
+unit: $(READY)
+	$(BIN)/python -m pytest tests/unit -q -n logical --maxprocesses=8 --dist=worksteal $(ARGS)
+
+check: $(READY)
+	@$(MAKE) --no-print-directory --jobs=2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target) lint unit
+
+integration: $(READY)
+	$(BIN)/python -m pytest tests/integration tests/gpu -n 2 --dist=loadgroup $(ARGS)
+
+test: check
+	@$(MAKE) --no-print-directory integration
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks $(ARGS)
-
-check: test
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
