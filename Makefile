@@ -43,7 +43,7 @@ check: $(READY)
 	@$(MAKE) --no-print-directory --jobs=2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target) lint unit
 
 integration: $(READY)
-	$(BIN)/python -m pytest tests/integration tests/gpu -n 2 --dist=loadgroup $(ARGS)
+	$(BIN)/python -m pytest tests/integration tests/gpu -n 2 --dist=loadfile --no-loadscope-reorder $(ARGS)
 
 test: check
 	@$(MAKE) --no-print-directory integration
