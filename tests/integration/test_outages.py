@@ -35,8 +35,10 @@ class Judge:
             def log_message(self, *_):
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
-        self._server.daemon_threads = True
+        class Server(ThreadingHTTPServer):
+            request_queue_size = 128  # all questions of a step come at once
+
+        self._server = Server(("127.0.0.1", port), Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         self._thread.start()
         self.port = self._server.server_port
@@ -50,7 +52,7 @@ class Judge:
 def judged_by(port):
     """`reward.judge` of the recipe: an endpoint at a port of this machine, soon given up and soon asked again."""
     return {
-        "type": "openai", "base_url": f"http://127.0.0.1:{port}/v1", "model": "stand-in", "timeout_s": 5,
+        "type": "openai", "base_url": f"http://127.0.0.1:{port}/v1", "model": "stand-in", "timeout_s": 60,
         "max_retries": 1, "max_backoff_s": 0.05, "max_failures": 3, "cooldown_s": 0.2,
     }  # fmt: skip
 
