@@ -112,15 +112,13 @@ async def _start_actors(
     )
     reference = folder.reference if config.learner.needs_reference else None
     learner = RayLearner(ranks, _delivery(config, prepared, rollouts, ranks[0]), reference=reference)
-    waiting = [
-        *_named_ready(rollout_handles),
-        *_named_ready(judge_handles),
-        *await _start_ranks(config, prepared, ranks),
-    ]
-    pids = await _wait(waiting, config.cluster.startup_timeout_s)
+    timeout_s = config.cluster.startup_timeout_s
+    ranks_ready = await _start_ranks(config, prepared, ranks)
+    pids = await _wait(_named_ready(judge_handles), timeout_s)
+    await _check_for_junk(judge_handles.values())  # while the engines start, so that a judge that is away is told soon
+    pids |= await _wait([*_named_ready(rollout_handles), *ranks_ready], timeout_s)
     if rollout_handles:
         await rollouts.learn_slots()
-    await _check_for_junk(judge_handles.values())
     return Processes(curriculum=curriculum, rollouts=rollouts, learner=learner, pids=pids)
 
 
