@@ -59,7 +59,7 @@ class _Holder:
         """The metas, then the groups: `RolloutActor.next_group` several times over."""
         leases = [_given(lease) for lease in await asyncio.gather(*[self._leases.lease() for _ in range(num_groups)])]
         groups = [make_group(self._tasks[lease.task_id], lease, self._answers) for lease in leases]
-        return tuple(GroupMeta.of(group, 0.0) for group in groups), *groups
+        return tuple(GroupMeta.of(group) for group in groups), *groups
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,13 +184,13 @@ class Plane:
                 for i, start in enumerate(shares)
             ]
         )
-        await self._finish_step([(meta.lease_id, meta.task_id) for metas, _ in pulled for meta in metas])
+        await self._finish_step([_answered(meta) for metas, _ in pulled for meta in metas])
         return [group for _, groups in pulled for group in groups]
 
     async def _pull(self, holder: Any, num_groups: int) -> tuple[Sequence[GroupMeta], Sequence[Any]]:
         metas, *groups = holder.next_groups.options(num_returns=1 + num_groups).remote(num_groups)
         metas = await metas
-        await asyncio.gather(*[self._curriculum.keep((meta.lease_id, meta.task_id)) for meta in metas])
+        await asyncio.gather(*[self._curriculum.keep((meta.lease.lease_id, meta.lease.task_id)) for meta in metas])
         return metas, groups
 
 
@@ -261,12 +261,12 @@ def make_answers(group_size: int, response_tokens: int) -> tuple[Trajectory, ...
 
 def make_group(task: Task, lease: TaskLease, answers: tuple[Trajectory, ...]) -> Group:
     """What a rollout actor would return for a lease."""
-    return Group(
-        lease_id=lease.lease_id, task_id=task.task_id, data_source=task.data_source, question=task.question,
-        answers=task.answers, prompt_ids=task.prompt_ids, trajectories=answers, phase=lease.phase,
-        replayed=lease.replayed, temperature=0.7, engine="holder",
-    )  # fmt: skip
+    return Group(task=task, lease=lease, trajectories=answers, temperature=0.7, engine="holder")
+
+
+def _answered(meta: GroupMeta) -> tuple[int, str]:
+    return meta.lease.lease_id, meta.lease.task_id
 
 
 def _outcome(lease_id: int, task_id: str) -> TaskOutcome:
-    return TaskOutcome(lease_id=lease_id, task_id=task_id, accuracies=(0.0, 1.0), num_unknown=0, trained=True)
+    return TaskOutcome(lease_id=lease_id, task_id=task_id, accuracies=(0.0, 1.0))

@@ -1,4 +1,4 @@
-"""What the loop needs of the other processes; `handles.py` fulfils it with Ray actors, the tests with plain objects."""
+"""What the loop needs of the other processes; `processes/` fulfils it with Ray actors, the tests with plain objects."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Annotated, Any, Protocol
 
 from actors.rollout import Sampling
-from cluster.group import BatchGroup
+from cluster.group import ScoredGroup
 from curriculum.leases import LeaseCounts
 from curriculum.metric import Metric
 from curriculum.task import Demonstration, Task, TaskOutcome
 from curriculum.transition import CurriculumReport, PhaseState, StepSummary
 from learner.reports import SftReport, StepReport
-from learner.weights.published import PublishedWeights
 from reward.circuit import JudgeEvent
 
 
@@ -28,7 +27,7 @@ class SyncReport:
     """Size of the update; absent where nothing was sent, like all numbers of a weight update below."""
     num_engines: int
     seconds: float
-    """From the first gathered byte to the last receipt; below, what it was spent on."""
+    """From the call to the last receipt; below, what it was spent on."""
     num_travelling_bytes: Annotated[int, Metric("sync/travelling_bytes", "bytes")]
     """What was sent to hosts without the learner's first rank, each of which gets it once.
 
@@ -122,7 +121,7 @@ class Rollouts(Protocol):
         """
         ...
 
-    async def next_group(self, sampling: Sampling) -> BatchGroup | None:
+    async def next_group(self, sampling: Sampling) -> ScoredGroup | None:
         """Answers and scores the next leased task; None when the coordinator has none to give.
 
         Raises:
@@ -130,7 +129,7 @@ class Rollouts(Protocol):
         """
         ...
 
-    async def answer(self, tasks: Sequence[Task], sampling: Sampling) -> list[BatchGroup]:
+    async def answer(self, tasks: Sequence[Task], sampling: Sampling) -> list[ScoredGroup]:
         """Answers given tasks outside the curriculum, in their order."""
         ...
 
@@ -142,16 +141,13 @@ class Rollouts(Protocol):
 class Learner(Protocol):
     """Turns demonstrations and scored groups into new weights.
 
-    A batch is trained on by `accumulate` for each of its slices, in order, then `update`. Weights are sent by
-    `publish_weights`, which occupies the learner, then `deliver`, which does not.
+    A batch is trained on by `accumulate` for each of its slices, in order, then `update`.
     """
 
     async def start_stage(self, stage: str) -> None: ...
     async def sft_step(self, demonstrations: Sequence[Demonstration], learning_rate: float) -> SftReport: ...
-    async def accumulate(self, groups: Sequence[BatchGroup], *, batch_groups: int) -> None: ...
+    async def accumulate(self, groups: Sequence[ScoredGroup], *, batch_groups: int) -> None: ...
     async def update(self, learning_rate: float) -> StepReport: ...
-    async def publish_weights(self, version: int) -> PublishedWeights: ...
-    async def deliver(self, weights: PublishedWeights) -> SyncReport: ...
     async def save(self, directory: Path) -> None: ...
     async def load(self, directory: Path) -> None: ...
     async def export(self, directory: Path) -> None: ...

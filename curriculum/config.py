@@ -35,7 +35,7 @@ class GeneratedJudgePairs(StrictModel):
 DataSource = str | GeneratedData
 """A parquet or JSONL file, a hub id (`owner/name`, optionally `owner/name:split`), or generated documents."""
 DemonstrationSource = str | Annotated[GeneratedData | GeneratedJudgePairs, Field(discriminator="type")]
-"""As above, or the lessons of a judge."""
+"""A parquet or JSONL file, a hub id, generated documents, or generated pairs that train a judge."""
 
 
 class DataConfig(StrictModel):
@@ -104,7 +104,7 @@ class PhaseConfig(StrictModel):
 
 
 class CurriculumConfig(StrictModel):
-    """Phases in order, replay, and the bound on fruitless sampling."""
+    """Phases in order, replay, and the bound on sampling that finds nothing to train on."""
 
     phases: tuple[PhaseConfig, ...] = ()
     """Empty: no reinforcement learning, the run is a warm-up SFT only."""

@@ -1,4 +1,4 @@
-"""The coordinator: opens batches, hands out leases, hears outcomes, and moves from phase to phase.
+"""The coordinator: opens batches, hands out leases, records outcomes, and moves from phase to phase.
 
 It is a plain object; `coordinator_actor.py` puts it into a process of its own. One step of the driver is
 
@@ -11,7 +11,7 @@ or, where groups are sampled while the learner trains, `open_stream(n)` at any t
 until it is trained on, and `withdraw` for what is left at the end of a phase.
 
 Which task a lease carries depends on the seed and on what was reported before `open_batch`, never on the order in
-which holders pull or report within a wave.
+which holders pull or report in between.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ EPSILON = 0.125
 
 
 class Coordinator:
-    """Decides what to train on next.
+    """State of the curriculum, and the decision what to train on next.
 
     Args:
         tasks: An entry for every task of the run; ids are unique and every phase has at least one.
@@ -77,10 +77,10 @@ class Coordinator:
         self._finished = False
         self._enter(0, members=())
 
-    # ---- the driver's side
+    # ---- called by the driver
 
     def open_batch(self, num_tasks: int) -> tuple[int, ...]:
-        """Open `num_tasks` more leases for the current step; returns their ids.
+        """Open `num_tasks` more leases for the current step; return their ids.
 
         The first call of a step fixes its batch size: up to floor(max_share * num_tasks) slots are replayed, evenly
         spread. Later calls open replacements, which are always fresh, so that neither the batch nor its replacements
@@ -99,7 +99,7 @@ class Coordinator:
         return tuple(self._open(next(sides[is_replayed]), is_replayed) for is_replayed in slots)
 
     def open_stream(self, num_tasks: int) -> tuple[int, ...]:
-        """Open `num_tasks` more leases where groups are sampled without a break; returns their ids.
+        """Open `num_tasks` more leases where groups are sampled without a break; return their ids.
 
         A lease is replayed as soon as the share allows it: of n leases opened since the last `finish_step`, at most
         floor(max_share * n) are.
@@ -142,7 +142,7 @@ class Coordinator:
         return replace(report, transition=self._transit(summary.step, reason, fresh.accuracy)) if reason else report
 
     def phase_state(self) -> PhaseState:
-        """Where the curriculum stands."""
+        """Return the running phase, its progress, and the open leases."""
         return PhaseState(
             phase=self._phase,
             name=self._config.phases[self._phase].name,
@@ -157,18 +157,18 @@ class Coordinator:
         )
 
     def open_leases(self) -> tuple[int, ...]:
-        """Ids of the leases that are not closed, oldest first."""
+        """Return the ids of the leases that are not closed, oldest first."""
         return self._book.open_ids
 
     def withdraw(self, lease_ids: Sequence[int]) -> int:
-        """Close leases whose groups are no longer wanted, without an outcome; returns how many were open."""
+        """Close leases whose groups are no longer wanted, without an outcome; return how many were open."""
         return self._book.withdraw(lease_ids)
 
     def lease_counts(self) -> LeaseCounts:
-        """Totals of the lease book over the run, resumes included."""
+        """Return the totals of the lease book over the run, resumes included."""
         return self._book.counts
 
-    # ---- the holders' side
+    # ---- called by the holders of leases
 
     def lease(self, holder: str) -> TaskLease | None:
         """Hand the next open lease to `holder`; None while the quota of the step is used up.
@@ -178,11 +178,11 @@ class Coordinator:
         return self._book.hand_out(holder)
 
     def lease_up_to(self, holder: str, count: int) -> tuple[TaskLease, ...]:
-        """`lease`, as often as there is a lease to hand out, `count` times at most."""
+        """Hand out at most `count` leases; fewer where fewer are open."""
         return tuple(itertools.islice(iter(lambda: self.lease(holder), None), count))
 
     def release(self, holder: str) -> int:
-        """Take back every lease of a holder that died; returns how many."""
+        """Take back every lease of a holder that died; return how many."""
         return self._book.release(holder)
 
     def requeue(self, lease_id: int, holder: str) -> bool:
@@ -198,17 +198,17 @@ class Coordinator:
         return tuple(self._book.keep(lease_id, task_id) for lease_id, task_id in answered)
 
     def report(self, outcomes: Sequence[TaskOutcome]) -> tuple[int, ...]:
-        """Hear the outcomes of sampled groups; returns the ids of the leases they closed.
+        """Record the outcomes of sampled groups; return the ids of the leases they closed.
 
         A group whose lease is not among the returned ids is a duplicate (or was never leased) and must not be
         trained on. The order of the outcomes does not matter.
         """
-        return tuple(outcome.lease_id for outcome in outcomes if self._hear(outcome))
+        return tuple(outcome.lease_id for outcome in outcomes if self._record(outcome))
 
     # ---- checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON-able state. After `load_state_dict` the sequence of leases goes on as if nothing had happened.
+        """Return the state as JSON values; after `load_state_dict` the sequence of leases goes on unchanged.
 
         Taken between `finish_step` and `open_batch` it is complete. Taken within a step, the groups reported so far
         are the caller's to keep: their leases are closed and will not be handed out again.
@@ -271,7 +271,7 @@ class Coordinator:
         self._counts.add_group(replayed=replayed, prompt_tokens=self._tasks[task_id].prompt_tokens)
         return lease.lease_id
 
-    def _hear(self, outcome: TaskOutcome) -> bool:
+    def _record(self, outcome: TaskOutcome) -> bool:
         lease = self._book.close(outcome.lease_id, outcome.task_id)
         if lease is None:
             return False
@@ -335,14 +335,14 @@ class Coordinator:
 
     @property
     def _epochs(self) -> float:
-        """Passes over the tasks of the phase, without those whose leases are still open."""
+        """Passes over the tasks of the phase; tasks whose leases are still open do not count."""
         num_tasks = len(self._phase_task_ids[self._phase])
         num_open = self._book.num_open(phase=self._phase, replayed=False)
         return (round(self._sampler.epochs * num_tasks) - num_open) / num_tasks
 
 
 def _fingerprint(tasks: Sequence[TaskEntry], config: CurriculumConfig, seed: int) -> str:
-    """Digest of everything the sequence of leases depends on: seed, phases, replay, and the tasks in order."""
+    """Digest everything the sequence of leases depends on: seed, phases, replay, and the tasks in order."""
     values = config.model_dump(mode="json", include={"phases", "retrospective", "max_fruitless_steps"})
     phases = [{key: phase[key] for key in ("max_prompt_tokens", "end")} for phase in values["phases"]]
     digest = hashlib.sha256(json.dumps([seed, {**values, "phases": phases}], sort_keys=True).encode())

@@ -1,4 +1,4 @@
-"""Ray shell around the coordinator: one process that every rollout actor and the driver can reach.
+"""Ray shell around the coordinator: one process that serves every rollout actor and the driver.
 
 Create it with `ray.remote(CoordinatorActor).options(name="coordinator").remote(...)`. Calls run one at a time, in the
 order of arrival, so the coordinator needs no lock.

@@ -17,7 +17,7 @@ MIN_IMPROVEMENT = 0.01
 
 
 def assign_phase(num_tokens: int, limits: Sequence[int]) -> int | None:
-    """Index k with L_{k-1} < num_tokens <= L_k (paper Eq. 9; L_{-1} = 0), or None beyond the last limit.
+    """Return the index k with L_{k-1} < num_tokens <= L_k (paper Eq. 9; L_{-1} = 0); None beyond the last limit.
 
     Args:
         num_tokens: Length of the whole prompt in tokens; positive.
@@ -33,7 +33,7 @@ def assign_phase(num_tokens: int, limits: Sequence[int]) -> int | None:
 
 
 class PhaseClock:
-    """Counts the steps of one phase and says when it is over; a pure state machine.
+    """A counter of the steps of one phase that tells when it is over; a pure state machine.
 
     Every finished step counts, fruitless ones included, so that a phase always ends. A plateau is judged on the mean
     of the last `PLATEAU_WINDOW` scored steps, from the moment there are so many: the mean makes progress when it
@@ -55,7 +55,7 @@ class PhaseClock:
         self._num_stale = 0
 
     def advance(self, *, accuracy: float | None, num_trained_groups: int, epochs: float) -> EndReason | None:
-        """Count one finished step; returns why the phase is over, or None.
+        """Count one finished step; return why the phase is over, or None.
 
         Args:
             accuracy: Mean accuracy of the step's fresh groups; None if none was scored.
@@ -64,13 +64,13 @@ class PhaseClock:
         """
         self.num_steps += 1
         self._num_fruitless = 0 if num_trained_groups else self._num_fruitless + 1
-        reason = self._rule_says(accuracy, epochs)
+        reason = self._end_by_rule(accuracy, epochs)
         if reason is None and self._num_fruitless >= self._max_fruitless_steps:
             return EndReason.FRUITLESS
         return reason
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON-able state."""
+        """Return the state as JSON values."""
         return {
             "num_steps": self.num_steps,
             "num_fruitless": self._num_fruitless,
@@ -87,16 +87,16 @@ class PhaseClock:
         self._best = state["best"]
         self._num_stale = state["num_stale"]
 
-    def _rule_says(self, accuracy: float | None, epochs: float) -> EndReason | None:
+    def _end_by_rule(self, accuracy: float | None, epochs: float) -> EndReason | None:
         match self._end:
             case FixedSteps(steps=steps):
                 return EndReason.STEPS if self.num_steps >= steps else None
             case FixedEpochs(epochs=wanted):
                 return EndReason.EPOCHS if epochs >= wanted else None
             case Plateau() as rule:
-                return self._plateau_says(rule, accuracy)
+                return self._end_by_plateau(rule, accuracy)
 
-    def _plateau_says(self, rule: Plateau, accuracy: float | None) -> EndReason | None:
+    def _end_by_plateau(self, rule: Plateau, accuracy: float | None) -> EndReason | None:
         if accuracy is not None:
             self._recent = [*self._recent, accuracy][-PLATEAU_WINDOW:]
         if len(self._recent) == PLATEAU_WINDOW:

@@ -1,4 +1,4 @@
-"""What one step consisted of: fresh against replayed groups, their accuracies and lengths."""
+"""Counts of one step: fresh against replayed groups, their accuracies and lengths."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 class GroupCounts:
     """The fresh or the replayed groups of a step."""
 
-    prompt_tokens: list[int] = field(default_factory=list)
+    prompt_tokens: list[int] = field(default_factory=list[int])
     """One entry per group that was opened."""
-    accuracies: list[float] = field(default_factory=list)
+    accuracies: list[float] = field(default_factory=list[float])
     """One entry per group that was reported with a known accuracy."""
 
     @property
@@ -29,7 +29,7 @@ class GroupCounts:
 
 
 class StepCounts:
-    """The groups of the running step. Sums are exact, so the order of the reports leaves no trace."""
+    """The groups of the running step. Sums are exact, so the order of the reports does not matter."""
 
     def __init__(self) -> None:
         self.fresh = GroupCounts()
@@ -60,7 +60,7 @@ class StepCounts:
             self._side(replayed).accuracies.append(accuracy)
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON-able state."""
+        """Return the state as JSON values."""
         return {"fresh": asdict(self.fresh), "replayed": asdict(self.replayed)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

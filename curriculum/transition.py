@@ -1,4 +1,4 @@
-"""Records the coordinator hands to the driver: what a step came to, where the phases stand, why one ended."""
+"""Records between coordinator and driver: the result of a step, the state of the phases, and why a phase ended."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class EndReason(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepSummary:
-    """What the driver tells the curriculum when a step is over; accuracies are known from the outcomes."""
+    """What the driver reports when a step is over; accuracies are known from the outcomes."""
 
     step: int
     """Number of the step in the run."""
@@ -61,7 +61,7 @@ class Transition:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CurriculumReport:
-    """What a finished step looked like from the curriculum."""
+    """The groups, accuracies and progress of a finished step."""
 
     phase: Annotated[int, Metric("curriculum/phase", "index")]
     """Phase of the step, from 0."""

@@ -30,7 +30,7 @@ from curriculum.synthetic import same_answer
 from curriculum.task import Task
 from learner.advantages import group_advantages, has_signal
 from learner.batch.aggregation import RESPONSE_MEAN, TOKEN_MEAN, Aggregation
-from learner.batch.microbatch import ScoredGroup
+from learner.batch.microbatch import TrainingGroup
 from learner.batch.packing import plan_slice
 from learner.batch.rows import build_microbatch, demonstration_group
 from learner.forward.logprobs import TokenLoss, TokenScores
@@ -45,9 +45,9 @@ from reward.score import Score, Verdict
 
 BASE = "recipes/assets/local_base"  # copies words of a text; knows neither the chat format nor the task
 PHASE_LIMITS = (300, 1100)  # L_1 and L_2 in prompt tokens; paper: 20K and 60K
-TRAIN = GeneratedData(items_per_length=1500, lengths=((96, 192), (480, 960)), seed=1)  # lengths in words
-HELD_OUT = GeneratedData(items_per_length=192, lengths=((96, 192), (480, 960)), seed=3)
-DEMONSTRATIONS = GeneratedData(items_per_length=2000, lengths=((48, 96), (96, 192), (320, 800)), seed=2)
+TRAIN = GeneratedData(items_per_length=1500, lengths=((96, 192), (480, 960)))  # lengths in words
+HELD_OUT = GeneratedData(items_per_length=192, lengths=((96, 192), (480, 960)))
+DEMONSTRATIONS = GeneratedData(items_per_length=2000, lengths=((48, 96), (96, 192), (320, 800)))
 GROUPS, ANSWERS, MINI_BATCHES = 16, 8, 2  # groups per step, answers per group (G), updates per step; paper: 128, 8, 4
 SAMPLING_ROUNDS, REPLAYED = 2, 0.25  # of dynamic sampling; largest share of a batch from earlier phases
 OVERLONG = OverlongConfig(max_tokens=32, cache_tokens=8)  # L_max and L_cache of Eq. 7; nothing longer is sampled
@@ -75,7 +75,7 @@ class Loop:
         self.scorer = HybridScorer(RewardConfig(overlong=OVERLONG), WordJudge())
         self.accuracy: dict[str, float] = {}
 
-    def sample(self, tasks: Sequence[Task], *, num_answers: int) -> list[ScoredGroup]:
+    def sample(self, tasks: Sequence[Task], *, num_answers: int) -> list[TrainingGroup]:
         """Draw answers to every task with log pi_old of each token; what they are worth is not known yet."""
         pad, stop = self.sampler.config.pad_token_id, torch.tensor(self.prompt.stop_token_ids)
         width = max(len(task.prompt_ids) for task in tasks)
@@ -91,23 +91,23 @@ class Loop:
         cut = [(i[:n].numpy(), p[:n].numpy()) for i, p, n in zip(ids, logprobs, lengths, strict=True)]
         groups = [zip(*cut[i : i + num_answers], strict=True) for i in range(0, len(cut), num_answers)]
         return [
-            ScoredGroup(prompt_ids=task.prompt_ids, response_ids=answers_G, rollout_logprobs=pi_old_G,
+            TrainingGroup(prompt_ids=task.prompt_ids, response_ids=answers_G, rollout_logprobs=pi_old_G,
                         advantages=(0.0,) * num_answers, temperature=1.0)
             for task, (answers_G, pi_old_G) in zip(tasks, groups, strict=True)
         ]  # fmt: skip
 
-    def score(self, task: Task, group: ScoredGroup) -> list[Score]:
+    def score(self, task: Task, group: TrainingGroup) -> list[Score]:
         """Return r = max(rule, judge) of every answer (Eq. 14), less what Eq. 7 takes from one that is too long."""
         texts = [self.prompt.decode(ids.tolist()) for ids in group.response_ids]
         scoring = self.scorer.score_group(
             data_source=task.data_source, question=task.question, answers=task.answers, responses=texts,
-            num_tokens=group.shape.response_tokens,
+            num_tokens=group.response_tokens,
         )  # fmt: skip
         return asyncio.run(scoring)
 
-    def update(self, optimizer: AdamW, groups: Sequence[ScoredGroup], loss_of: LossOf, mean: Aggregation) -> None:
+    def update(self, optimizer: AdamW, groups: Sequence[TrainingGroup], loss_of: LossOf, mean: Aggregation) -> None:
         """Take one step on the mean loss of the groups; a row holds a prompt once, and all of its answers behind it."""
-        for plan in plan_slice([group.shape for group in groups], num_ranks=1, max_tokens=16_000).ranks[0]:
+        for plan in plan_slice(groups, num_ranks=1, max_tokens=16_000)[0]:
             packed = build_microbatch(plan, dict(enumerate(groups)), num_groups=len(groups), aggregation=mean)
             row = RowTensors.of(packed, Placement(device=torch.device("cpu")))
             loss, *_ = self.policy(row, loss_of(row))
@@ -130,7 +130,7 @@ class Loop:
 
     def train_step(self, optimizer: AdamW, tasks: Sequence[Task], phase: int) -> float:
         """Sample, score, compare, update, send weights; return the mean accuracy of what was sampled."""
-        batch: list[ScoredGroup] = []
+        batch: list[TrainingGroup] = []
         accuracies: list[float] = []
         for _ in range(SAMPLING_ROUNDS):
             drawn = self.draw(GROUPS - len(batch), tasks, phase)
@@ -170,8 +170,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)  # the matrices are too small for more
     started, loop = time.perf_counter(), Loop(options.seed)
     encoding = {"encoder": loop.prompt, "phase_limits": PHASE_LIMITS, "over_long": "drop"}
-    train, held_out = load_tasks(TRAIN, **encoding).tasks, load_tasks(HELD_OUT, **encoding).tasks
-    lessons = load_demonstrations(DEMONSTRATIONS, encoder=loop.prompt, max_tokens=1100).demonstrations
+    train, held_out = (
+        load_tasks(TRAIN, **encoding).records,
+        load_tasks(HELD_OUT, key="data.evaluation", **encoding).records,
+    )
+    lessons = load_demonstrations(DEMONSTRATIONS, encoder=loop.prompt, max_tokens=1100).records
     batches = DemonstrationBatches(lessons, batch_size=16, epochs=1, seed=options.seed)
 
     def report(name: str, phase: int, accuracy: float) -> None:

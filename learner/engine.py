@@ -7,7 +7,6 @@ Unblocked by: all ranks making the same call.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from curriculum.task import Demonstration
 from learner.batch.aggregation import Aggregation
-from learner.batch.microbatch import ScoredGroup
+from learner.batch.microbatch import TrainingGroup
 from learner.batch.packing import PLACEHOLDER, SlicePlan, plan_slice, unshare
 from learner.batch.rows import build_microbatch, demonstration_group, single_row
 from learner.config import LearnerConfig
@@ -33,13 +32,12 @@ from learner.forward.logprobs import TokenLoss, TokenScores
 from learner.forward.row_tensors import PhasedTensors, Row, RowTensors, responses_of, to_device
 from learner.forward.running_batch import Run, RunningBatch
 from learner.forward.three_phase import backward_in_phases, score_in_phases
-from learner.objective.entropy_control import EntropySwitch
 from learner.objective.loss import kept_answers
 from learner.objective.objective import PolicyLoss, SftLoss
-from learner.objective.settings import aggregation_of, entropy_switch, objective_of, torch_dtype
+from learner.objective.settings import aggregation_of, objective_of, torch_dtype
 from learner.objective.step_sums import StepAccumulator
 from learner.reports import SftReport, StepReport
-from learner.weights.source import WeightSource
+from learner.weights.sender import WeightSource
 from learner.zero3 import checkpoint
 from learner.zero3.building import frozen_engine, join_process_group, place, supports_sharing, trained_engine
 from learner.zero3.policy import Policy, copy_tokenizer, load_policy
@@ -107,7 +105,6 @@ class LearnerEngine:
         self._stage: Stage | None = None
         self._skipped_in_a_row = 0
         self._num_steps = 0
-        self._entropy_switch = entropy_switch(config)
         self._device = join_process_group(rank, world_size, on_gpu)
         torch.manual_seed(seed + rank)
         self._policy = self._load(model_path)
@@ -155,7 +152,7 @@ class LearnerEngine:
         self._expect(Stage.SFT)
         groups = {index: demonstration_group(item) for index, item in enumerate(demonstrations)}
         plan = plan_slice(
-            [group.shape for group in groups.values()],
+            list(groups.values()),
             num_ranks=self._config.num_data_ranks,
             max_tokens=self._config.max_tokens_per_microbatch,
         )
@@ -164,7 +161,7 @@ class LearnerEngine:
         self._step(learning_rate)
         return self._report(SftReport, learning_rate=learning_rate)
 
-    def accumulate(self, plan: SlicePlan, groups: Mapping[int, ScoredGroup], run: Run) -> None:
+    def accumulate(self, plan: SlicePlan, groups: Mapping[int, TrainingGroup], run: Run) -> None:
         """Take the next groups of the running batch in.
 
         Those of the first mini-batch are forwarded and back-propagated now: the policy that they are compared with is
@@ -172,8 +169,8 @@ class LearnerEngine:
         now, the rest waits for `update`.
 
         Args:
-            plan: `plan_slice` over the shapes of the groups, the same on every rank.
-            groups: at least the groups `plan.groups_of(rank)`, by index in the plan.
+            plan: `plan_slice` over the lengths of the groups, the same on every rank.
+            groups: at least the groups `groups_of(plan, rank)`, by index in the plan.
             run: the place of the groups in the batch.
         """
         self._expect(Stage.RL)
@@ -210,15 +207,8 @@ class LearnerEngine:
             if not update.rows and update.share < 1:
                 self._end_accumulation()
             self._step(learning_rate, share=update.share)
-        report = self._report(
-            StepReport,
-            learning_rate=learning_rate,
-            negatives_masked=self._negatives_masked,
-            prompt_sharing=self._sharing,
-        )
+        report = self._report(StepReport, learning_rate=learning_rate, prompt_sharing=self._sharing)
         self._num_steps += 1
-        if self._entropy_switch is not None:
-            self._entropy_switch.observe(report.entropy)
         return report
 
     @property
@@ -285,8 +275,6 @@ class LearnerEngine:
         """
         state = checkpoint.load(self._engine, directory, manifest=self._manifest())
         self._num_steps = int(state["num_steps"])
-        if self._entropy_switch is not None:
-            self._entropy_switch.masking = bool(state["negatives_masked"])
 
     def close(self) -> None:
         """Leave the process group; the engine is of no use afterwards."""
@@ -407,9 +395,9 @@ class LearnerEngine:
             self._sums.add_gap(batch, batch_scores)
         return scores
 
-    def _check_sharing(self, plan: SlicePlan, groups: Mapping[int, ScoredGroup]) -> None:
+    def _check_sharing(self, plan: SlicePlan, groups: Mapping[int, TrainingGroup]) -> None:
         """Compare the shared prompt with the dense path on one group per rank; all ranks fall back if any differs."""
-        pair = sharing_check.check_rows(plan.ranks[self._data_rank][0], groups)
+        pair = sharing_check.check_rows(plan[self._data_rank][0], groups)
         shared, dense = to_device(pair.shared, self._placement), to_device(pair.dense, self._placement, dense=True)
         gap = sharing_check.mean_gap(
             zip(responses_of(shared), self._scores(self._engine, shared), strict=True),
@@ -435,11 +423,9 @@ class LearnerEngine:
                 f"{MAX_NONFINITE_UPDATES}; lower the learning rate and resume from the last checkpoint"
             )
 
-    def _rows(self, plan: SlicePlan, groups: Mapping[int, ScoredGroup], *, num_groups: int) -> list[Row]:
+    def _rows(self, plan: SlicePlan, groups: Mapping[int, TrainingGroup], *, num_groups: int) -> list[Row]:
         """This rank's rows; `num_groups` is the normaliser of the loss."""
-        rows = (plan if self._sharing else unshare(plan)).ranks[self._data_rank]
-        if self._entropy_switch is not None and self._stage is Stage.RL:
-            groups = {index: _with_advantages(group, self._entropy_switch) for index, group in groups.items()}
+        rows = (plan if self._sharing else unshare(plan))[self._data_rank]
         return [
             to_device(
                 build_microbatch(row, groups, num_groups=num_groups, aggregation=self._aggregation()),
@@ -456,10 +442,6 @@ class LearnerEngine:
     def _needs_old_scores(self) -> bool:
         """Whether even the first mini-batch needs a pass ahead of its backward pass."""
         return self._config.importance is not None and self._config.importance.max_answer_ratio is not None
-
-    @property
-    def _negatives_masked(self) -> bool:
-        return self._entropy_switch is not None and self._entropy_switch.masking
 
     @property
     def _data_rank(self) -> int:
@@ -487,13 +469,9 @@ class LearnerEngine:
         return {"stage": str(self._stage), "dtype": self._config.dtype}
 
     def _state(self) -> dict[str, Any]:
-        return {"num_steps": self._num_steps, "negatives_masked": self._negatives_masked}
+        return {"num_steps": self._num_steps}
 
 
 def _with_last(items: Sequence[_Item]) -> Iterator[tuple[_Item, bool]]:
     """Every item, and whether it is the last one."""
     return ((item, index == len(items) - 1) for index, item in enumerate(items))
-
-
-def _with_advantages(group: ScoredGroup, switch: EntropySwitch) -> ScoredGroup:
-    return dataclasses.replace(group, advantages=switch.apply(group.advantages))

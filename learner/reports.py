@@ -100,10 +100,6 @@ class StepReport:
     below those of the distribution that was sampled.
 
     0 at top-p 1, about -0.03 at 0.95. Lower than log(top-p) cannot be."""
-    negatives_masked: Annotated[bool, Metric("learner/negatives_masked")]
-    """1 while `learner.entropy_control` leaves answers with negative advantage out.
-
-    0 mostly."""
     prompt_sharing: Annotated[bool, Metric("learner/prompt_sharing")]
     """1 while prompts are forwarded once per group; 0 after the self-check has found a difference to the dense path.
 
@@ -116,6 +112,6 @@ class StepReport:
     num_skipped_updates: Annotated[int, Metric("learner/skipped_updates", "count")]
     """Updates left out because loss or gradient was not finite.
 
-    0. More than `learner.max_nonfinite_updates` in a row stop the run."""
+    0. More than three in a row stop the run."""
     num_response_tokens: Annotated[int, Metric("learner/response_tokens", "tokens")]
     """Response tokens trained on."""

@@ -25,7 +25,7 @@ class RuleSet(StrEnum):
     STRICT = "strict"
     """Exact match after normalisation, as the paper describes it."""
     RELEASED = "released"
-    """The released code's scores, to compare with published numbers; they pay for junk, so no run trains on them."""
+    """The released code's scores, to compare with published numbers; they reward junk, so no run trains on them."""
 
 
 class NoJudge(StrictModel):
@@ -132,7 +132,7 @@ JudgeConfig = Annotated[NoJudge | VllmJudge | OpenAIJudge, Field(discriminator="
 
 
 class OverlongConfig(StrictModel):
-    """Soft punishment of long responses (paper Eq. 7)."""
+    """Soft penalty on long responses (paper Eq. 7)."""
 
     max_tokens: int = Field(gt=0)
     """L_max: the response length, in tokens, at which the penalty reaches -1."""

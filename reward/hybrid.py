@@ -15,14 +15,14 @@ from reward.score import Score, Verdict
 from reward.text_rule import text_key
 
 MAX_JUDGED_TRUTHS = 8
-"""Accepted answers that one rejected answer is compared with by the judge; those that read alike count once."""
-DESK_GRACE_S = 5.0
-"""A judge keeps its deadline itself, question by question; the desk ends a whole batch only this much later."""
+"""Accepted answers that the judge compares with one rejected answer; those with the same normal form count once."""
+BATCH_GRACE_S = 5.0
+"""A judge keeps its deadline itself, question by question; a whole batch is ended only this much later."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoringReport:
-    """What the scorer did since the start."""
+    """Counts of the scorer since the start."""
 
     num_responses: int = 0
     num_rule_accepted: int = 0
@@ -33,12 +33,12 @@ class ScoringReport:
 
 
 class HybridScorer:
-    """Scores groups of responses: max(rule, judge), or unknown where the judge abstains."""
+    """A scorer of groups of responses: max(rule, judge), or unknown where the judge abstains."""
 
     def __init__(self, config: RewardConfig, judge: Judge | None = None) -> None:
-        """`judge` is None exactly where `config.judge.type` is "none" or a rule-only score is wanted."""
+        """Take the judge; it is None where `config.judge.type` is "none" or only the rule is to score."""
         self._config = config
-        self._batcher = None if judge is None else _desk(config, judge)
+        self._judge = None if judge is None else _caching(config, judge)
         self._report = ScoringReport()
 
     async def score_group(
@@ -50,7 +50,7 @@ class HybridScorer:
         responses: Sequence[str],
         num_tokens: Sequence[int],
     ) -> list[Score]:
-        """One score per response, in their order; all questions for the judge travel in one batch.
+        """Return one score per response, in their order; all questions go to the judge in one batch.
 
         `answers` are the accepted answers, bare or as sentences "Therefore, the answer is X"; `num_tokens` are the
         lengths of the responses in tokens.
@@ -76,7 +76,7 @@ class HybridScorer:
 
     @property
     def report(self) -> ScoringReport:
-        """Counters since the start, the judge's included."""
+        """Counts since the start, the judge's included."""
         return self._report
 
     def _apply_rules(self, data_source: str, response: str, answers: Sequence[str]) -> RuleOutcome:
@@ -85,12 +85,12 @@ class HybridScorer:
         return apply_rules(self._config.rules, kind, response, answers, thinking_required=required)
 
     def _questions(self, question: str, outcome: RuleOutcome) -> list[JudgeQuestion]:
-        if self._batcher is None or not outcome.answer or _is_forged(outcome):
+        if self._judge is None or not outcome.answer or _is_forged(outcome):
             return []
         return judge_questions(question, outcome.answer, outcome.truths)
 
     async def _ask(self, questions: list[JudgeQuestion]) -> dict[JudgeQuestion, Verdict]:
-        return await self._batcher.ask(questions) if self._batcher is not None and questions else {}
+        return await self._judge.ask(questions) if self._judge is not None and questions else {}
 
     def _count(self, scores: Sequence[Score]) -> None:
         before = self._report
@@ -103,14 +103,14 @@ class HybridScorer:
 
 
 def judge_questions(question: str, answer: str, truths: Sequence[str]) -> list[JudgeQuestion]:
-    """One question per accepted answer that reads differently, at most `MAX_JUDGED_TRUTHS`."""
+    """Return one question per accepted answer of a different normal form, at most `MAX_JUDGED_TRUTHS`."""
     distinct = {text_key(truth).words or truth: truth for truth in reversed(truths)}
     chosen = list(reversed(distinct.values()))[:MAX_JUDGED_TRUTHS]
     return [JudgeQuestion(question=question, answer=answer, truth=truth) for truth in chosen]
 
 
-def _desk(config: RewardConfig, judge: Judge) -> CachingJudge:
-    timeout_s = None if isinstance(config.judge, NoJudge) else config.judge.deadline_s + DESK_GRACE_S
+def _caching(config: RewardConfig, judge: Judge) -> CachingJudge:
+    timeout_s = None if isinstance(config.judge, NoJudge) else config.judge.deadline_s + BATCH_GRACE_S
     return CachingJudge(judge, name=config.judge.name, timeout_s=timeout_s)
 
 
@@ -134,7 +134,7 @@ def _score(outcome: RuleOutcome, verdict: Verdict | None, num_tokens: int, overl
 
 
 def _accuracy(outcome: RuleOutcome, verdict: Verdict | None) -> float | None:
-    """max(rule, judge); unknown only where the rule rejects and the judge was asked in vain."""
+    """Return max(rule, judge); None only where the rule rejects and the judge was asked and abstained."""
     if outcome.accepted or verdict is Verdict.YES:
         return 1.0
     return None if verdict is Verdict.UNKNOWN else 0.0

@@ -1,4 +1,4 @@
-"""The judge as the scorer sees it: one interface for all back ends, and a cache in front that caches and abstains."""
+"""The judge for the scorer: one interface for all back ends, and a cache that abstains where the judge fails."""
 
 from __future__ import annotations
 
@@ -20,16 +20,19 @@ class Judge(Protocol):
     """Any back end that compares answers."""
 
     async def judge(self, questions: Sequence[JudgeQuestion]) -> list[Verdict]:
-        """One verdict per question, in their order; `unknown` where there is none. May raise: the cache abstains."""
+        """Return one verdict per question, in their order; `unknown` where there is none.
+
+        It may raise any exception; the cache then abstains.
+        """
         ...
 
 
 class CachingJudge:
-    """Asks the judge each different question once.
+    """A judge behind a cache, which is asked each different question once.
 
-    Verdicts are kept by (judge, question, answer, truth), the least recently used are forgotten first. Identical
+    Verdicts are kept by (judge, question, answer, truth), the least recently used are dropped first. Identical
     questions that wait at the same time share one call. A judge that fails yields `unknown`, which is never kept, so
-    that the question is asked again when it returns.
+    the question is asked again the next time.
 
     Consumes questions of any number of concurrent groups; waits for the judge, at most `timeout_s`; unblocked by the
     batch that owns the question.
@@ -46,7 +49,7 @@ class CachingJudge:
         self._in_flight: dict[JudgeQuestion, asyncio.Future[Verdict]] = {}
 
     async def ask(self, questions: Sequence[JudgeQuestion]) -> dict[JudgeQuestion, Verdict]:
-        """The verdict of every different question; new ones go to the judge in one batch."""
+        """Return the verdict of every different question; new ones go to the judge in one batch."""
         known = {question: verdict for question in questions if (verdict := self._recall(question)) is not None}
         waiting = {q: self._in_flight[q] for q in questions if q not in known and q in self._in_flight}
         new = [q for q in dict.fromkeys(questions) if q not in known and q not in waiting]
@@ -72,7 +75,7 @@ class CachingJudge:
         return dict(zip(questions, verdicts, strict=True))
 
     async def _call_judge(self, questions: list[JudgeQuestion]) -> list[Verdict]:
-        """The one place that tolerates a failing judge; it logs and abstains."""
+        """Ask the judge; the one place that tolerates a failing judge: it logs and abstains."""
         try:
             async with asyncio.timeout(self._timeout_s):
                 return _checked(await self._judge.judge(questions), len(questions))
@@ -95,7 +98,7 @@ class CachingJudge:
 
 
 def combined_verdict(verdicts: Sequence[Verdict]) -> Verdict:
-    """The verdict over several accepted answers: yes if one is equivalent, no only if every one is known not to be."""
+    """Combine the verdicts over several accepted answers: yes if any is yes, no only if every one is no."""
     if Verdict.YES in verdicts:
         return Verdict.YES
     return Verdict.UNKNOWN if Verdict.UNKNOWN in verdicts or not verdicts else Verdict.NO

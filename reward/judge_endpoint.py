@@ -1,4 +1,4 @@
-"""The judge behind an OpenAI-compatible endpoint: bounded in time, retries, concurrency and in what it believes."""
+"""The judge behind an OpenAI-compatible endpoint: bounded in time, retries and concurrency; every reply is checked."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ABOUT_THE_QUESTION = frozenset({400, 413, 422})
 
 
 class BadReplyError(ValueError):
-    """The endpoint answered with something that is no chat completion."""
+    """The endpoint answered with something that is not a chat completion."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +39,7 @@ class Failure:
 
 
 class OpenAIJudgeClient:
-    """Asks an endpoint; a question that gets no reply is unknown and never holds up the others.
+    """A client of an endpoint; a question that gets no reply is unknown and never delays the others.
 
     Consumes: questions, at most `max_concurrency` at a time.  Waits for: a reply, at most `timeout_s` per attempt.
     Unblocked by: a reply, the end of the retries, or the circuit breaker, which refuses every attempt while it is open.
@@ -59,7 +59,7 @@ class OpenAIJudgeClient:
         max_backoff_s: float = MAX_BACKOFF_S,
         max_failures: int = MAX_FAILURES,
     ) -> None:
-        """Opens the client; the key comes from the environment, endpoints without one ignore it."""
+        """Open the client; the key comes from the environment, and endpoints without one ignore it."""
         from openai import AsyncOpenAI
 
         self._config = config
@@ -75,15 +75,15 @@ class OpenAIJudgeClient:
         )
 
     async def judge(self, questions: Sequence[JudgeQuestion]) -> list[Verdict]:
-        """One verdict per question, in their order; unknown where there is no reply or no verdict in it."""
+        """Return one verdict per question, in their order; unknown where there is no reply or no verdict in it."""
         return await asyncio.gather(*[self._verdict(question) for question in questions])
 
     def drain_events(self) -> list[JudgeEvent]:
-        """Changes of the circuit breaker since the last call."""
+        """Return the changes of the circuit breaker since the last call."""
         return self._circuit.drain_events()
 
     async def close(self) -> None:
-        """Closes the connections."""
+        """Close the connections."""
         await self._client.close()
 
     async def _verdict(self, question: JudgeQuestion) -> Verdict:
@@ -108,7 +108,7 @@ class OpenAIJudgeClient:
         return None
 
     async def _attempt(self, question: JudgeQuestion, *, is_last: bool) -> str | Failure:
-        """The one place that tolerates a failing endpoint; the circuit breaker hears of every outcome."""
+        """Make one request; the one place that tolerates a failing endpoint. The breaker records every outcome."""
         from openai import OpenAIError
 
         try:
@@ -125,7 +125,7 @@ class OpenAIJudgeClient:
         return reply
 
     async def _request(self, question: JudgeQuestion) -> str:
-        """The body of the reply as it came: what it holds is for `completion_text` to find out."""
+        """Return the body of the reply as it came; `completion_text` reads it."""
         reply = await self._client.chat.completions.with_raw_response.create(
             model=self._config.model,
             messages=judge_messages(question),  # type: ignore[arg-type]
@@ -136,7 +136,7 @@ class OpenAIJudgeClient:
 
 
 def completion_text(body: str) -> str:
-    """The text of the first choice of a chat completion; "" where the model said nothing.
+    """Return the text of the first choice of a chat completion; "" where the model said nothing.
 
     Raises:
         BadReplyError: the body is HTML, broken JSON or JSON of another shape.
@@ -151,7 +151,7 @@ def completion_text(body: str) -> str:
 
 
 def failure_of(error: Exception, *, is_last: bool) -> Failure:
-    """What follows from an error of an attempt.
+    """Return what follows from an error of an attempt.
 
     An endpoint that refuses one request, or asks for a pause, works; a rate limit that outlasts all retries does not.
     """
@@ -171,12 +171,12 @@ def failure_of(error: Exception, *, is_last: bool) -> Failure:
 
 
 def backoff_s(attempt: int, retry_after_s: float | None, *, longest_s: float) -> float:
-    """Seconds to wait after attempt 0, 1, …: what the endpoint asks for, else exponential with up to 25 % less."""
+    """Return the seconds to wait after attempt 0, 1, …: as the endpoint asks, else exponential with up to 25 % less."""
     if retry_after_s is not None:
         return min(retry_after_s, longest_s)
     return min(FIRST_BACKOFF_S * 2.0 ** min(attempt, 60), longest_s) * (1 - 0.25 * random.random())
 
 
 def _seconds(header: str | None) -> float | None:
-    """A Retry-After header in seconds; a date or anything else is left to the exponential back-off."""
+    """Read a Retry-After header in seconds; None for a date or anything else, which leaves it to the back-off."""
     return float(header) if header and header.isascii() and header.isdigit() and len(header) < 10 else None

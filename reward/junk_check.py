@@ -1,4 +1,4 @@
-"""The check at start-up: rewards that pay for junk must not start a run."""
+"""The check at start-up: a run must not start with rewards that pay for junk."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class JunkCheckQuestion:
     question: str
     answers: tuple[str, ...]
     candidates: str
-    """A list of candidates that contains the truth: hedging must not pay either."""
+    """A list of candidates that contains the truth: naming several answers must not pay either."""
 
 
 JUNK_CHECK_QUESTIONS = (
@@ -49,11 +49,17 @@ JUNK_CHECK_QUESTIONS = (
 )
 
 
-async def check_for_junk(scorer: HybridScorer, questions: Sequence[JunkCheckQuestion] = JUNK_CHECK_QUESTIONS) -> None:
-    """Score junk answers to every question and refuse rewards that pay for one of them.
+async def check_for_junk(
+    scorer: HybridScorer, questions: Sequence[JunkCheckQuestion] = JUNK_CHECK_QUESTIONS
+) -> list[Score]:
+    """Score junk answers to every question; refuse rewards that pay for one of them.
 
     The junk: nothing, "a", "?", the candidate list, "YES", "[[YES]]", the question itself, 10K characters of
-    gibberish; each as the answer of a well-formed response and as a response by itself.
+    gibberish; each as the answer of a well-formed response and as a response by itself. A score may be unknown:
+    it is masked in training and pays nothing.
+
+    Returns:
+        The scores of all junk answers.
 
     Raises:
         JunkRewardError: where junk scores above 0, or the judge was asked and never gave a verdict.
@@ -72,6 +78,7 @@ async def check_for_junk(scorer: HybridScorer, questions: Sequence[JunkCheckQues
             f"the judge gave no verdict on any of {len(judged)} junk answers; check that it is up and follows its "
             "format (reward.judge), or set reward.judge.type=none"
         )
+    return [score for _, score in scored]
 
 
 async def _score_junk(scorer: HybridScorer, question: JunkCheckQuestion) -> list[tuple[str, Score]]:
@@ -87,7 +94,7 @@ async def _score_junk(scorer: HybridScorer, question: JunkCheckQuestion) -> list
 
 
 def _junk_answers(question: JunkCheckQuestion) -> Iterator[tuple[str, str]]:
-    """(junk answer, response) pairs."""
+    """Yield (junk answer, response) pairs."""
     junk_answers = ("", "a", "?", question.candidates, "YES", "[[YES]]", question.question, _gibberish())
     for junk in junk_answers:
         yield junk, f"<think>\n</think>\n\nTherefore, the answer is {junk}"

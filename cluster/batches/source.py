@@ -7,7 +7,7 @@ from typing import Annotated, Protocol, Self
 
 from actors.rollout import Sampling
 from cluster.batches.ledger import GroupOutcome, OutcomeCounts
-from cluster.group import BatchGroup
+from cluster.group import ScoredGroup
 from cluster.roles import GroupLost
 from curriculum.metric import Metric
 from curriculum.task import TaskOutcome
@@ -34,22 +34,22 @@ class BatchOrder:
 class Collected:
     """The groups of one step."""
 
-    sampled: list[BatchGroup] = field(default_factory=list)
+    sampled: list[ScoredGroup] = field(default_factory=list)
     """Every group whose lease ends with the step, whether it is trained on or not."""
-    batch: list[BatchGroup] = field(default_factory=list)
+    batch: list[ScoredGroup] = field(default_factory=list)
     """Those to train on."""
     outcome_counts: OutcomeCounts = field(default_factory=OutcomeCounts)
     """How the leases end."""
     outcomes: list[TaskOutcome] = field(default_factory=list)
     """What is reported to the curriculum."""
 
-    def add(self, group: BatchGroup, outcome: GroupOutcome) -> None:
+    def add(self, group: ScoredGroup, outcome: GroupOutcome) -> None:
         """Add a scored group."""
         self.sampled.append(group)
         if outcome is GroupOutcome.TRAINED:
             self.batch.append(group)
         self.outcome_counts[outcome] += 1
-        self.outcomes.append(group.outcome(trained=outcome is GroupOutcome.TRAINED))
+        self.outcomes.append(group.outcome)
 
     def lose(self, lost: GroupLost, *, at_most: int) -> None:
         """Count a group that was lost before it was scored.
@@ -60,9 +60,7 @@ class Collected:
         self.outcome_counts[GroupOutcome.FAILED] += 1
         if self.outcome_counts[GroupOutcome.FAILED] > at_most:
             raise lost
-        self.outcomes.append(
-            TaskOutcome(lease_id=lost.lease_id, task_id=lost.task_id, accuracies=(), num_unknown=0, trained=False)
-        )
+        self.outcomes.append(TaskOutcome(lease_id=lost.lease_id, task_id=lost.task_id, accuracies=()))
 
     def extend(self, other: Collected) -> None:
         """Take over the groups of `other`."""
@@ -105,7 +103,7 @@ class BatchSource(Protocol):
         """
         ...
 
-    async def next_slice(self, order: BatchOrder) -> list[BatchGroup]:
+    async def next_slice(self, order: BatchOrder) -> list[ScoredGroup]:
         """Return the next groups of the running batch; none if the batch is whole, or ends short because too many
         groups had no signal."""
         ...

@@ -22,9 +22,8 @@ from cluster.recipe.config import RunConfig
 from cluster.recipe.preparation import Prepared, local_or_hub
 from cluster.roles import Curriculum
 from cluster.run.folder import RunFolder
-from cluster.weights.collective import CollectiveDelivery
-from cluster.weights.contract import MAX_PROBE_GAP
-from cluster.weights.delivery import WeightDelivery
+from cluster.weights.sync import MAX_PROBE_GAP, Probe, WeightSync
+from cluster.weights.transports import Collective, HostMemory
 from curriculum.coordinator_actor import CoordinatorActor
 from curriculum.task import TaskEntry
 from curriculum.task_table import TaskColumns
@@ -45,6 +44,7 @@ class Processes:
     curriculum: Curriculum | None
     rollouts: RayRollouts
     learner: RayLearner
+    weights: WeightSync
     pids: dict[str, int]
     """Process id of every actor with a model, by name."""
 
@@ -103,7 +103,7 @@ async def _start_actors(
                 name,
                 handle,
                 before_restart=coordinator.release.remote if coordinator else None,
-                after_restart=lambda restarted, name=name: learner.bring_up_to_date(name, restarted),
+                after_restart=lambda restarted, name=name: weights.bring_up_to_date(name, restarted),
             )
             for name, handle in rollout_handles.items()
         ],
@@ -111,7 +111,8 @@ async def _start_actors(
         on_fault=on_fault,
     )
     reference = folder.reference if config.learner.needs_reference else None
-    learner = RayLearner(ranks, _delivery(config, prepared, rollouts, ranks[0]), reference=reference)
+    learner = RayLearner(ranks, reference=reference)
+    weights = _weight_sync(config, prepared, rollouts, learner)
     timeout_s = config.cluster.startup_timeout_s
     ranks_ready = await _start_ranks(config, prepared, ranks)
     pids = await _wait(_named_ready(judge_handles), timeout_s)
@@ -119,22 +120,27 @@ async def _start_actors(
     pids |= await _wait([*_named_ready(rollout_handles), *ranks_ready], timeout_s)
     if rollout_handles:
         await rollouts.learn_slots()
-    return Processes(curriculum=curriculum, rollouts=rollouts, learner=learner, pids=pids)
+    return Processes(curriculum=curriculum, rollouts=rollouts, learner=learner, weights=weights, pids=pids)
 
 
-def _delivery(config: RunConfig, prepared: Prepared, rollouts: RayRollouts, learner: Any) -> WeightDelivery:
+def _weight_sync(config: RunConfig, prepared: Prepared, rollouts: RayRollouts, learner: RayLearner) -> WeightSync:
     """The probe is the beginning of a prompt: text in the tokens of this very model."""
+    sync = config.rollout.sync
     dtypes = {config.learner.dtype, config.rollout.engine.dtype}
-    arguments: dict[str, Any] = {
-        "learner": learner,
-        "config": config.rollout.sync,
-        "probe_ids": prepared.tasks[0].prompt_ids[:PROBE_TOKENS].tolist() if prepared.tasks else (),
-        "max_probe_gap": max(MAX_PROBE_GAP[dtype] for dtype in dtypes),
-    }
+    probe = Probe(
+        learner,
+        rollouts,
+        token_ids=prepared.tasks[0].prompt_ids[:PROBE_TOKENS].tolist() if prepared.tasks else (),
+        every=sync.probe_every,
+        max_gap=max(MAX_PROBE_GAP[dtype] for dtype in dtypes),
+        timeout_s=sync.timeout_s,
+    )
     if config.weight_transport == "host_memory":
-        return WeightDelivery(rollouts, **arguments)
-    workers = config.rollout.engine.tensor_parallel_size
-    return CollectiveDelivery(rollouts, **arguments, workers_per_engine=workers)
+        transport = HostMemory(rollouts, learner, sync)
+    else:
+        workers = config.rollout.engine.tensor_parallel_size
+        transport = Collective(rollouts, learner, sync, workers_per_engine=workers)
+    return WeightSync(transport, probe, overlaps=config.rollout.max_policy_lag > 0)
 
 
 def _create_rollouts(config: RunConfig, prepared: Prepared, create: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Annotated
 
 from cluster.batches.lag_buffer import policy_lag
-from cluster.group import BatchGroup
+from cluster.group import ScoredGroup
 from curriculum.metric import Metric
 from reward.score import Verdict
 
@@ -15,7 +15,7 @@ from reward.score import Verdict
 class GroupStatistics:
     """Metrics of the groups of a step: all that were sampled, and those of them that were trained on."""
 
-    def __init__(self, sampled: Sequence[BatchGroup], batch: Sequence[BatchGroup] = (), *, version: int = 0) -> None:
+    def __init__(self, sampled: Sequence[ScoredGroup], batch: Sequence[ScoredGroup] = (), *, version: int = 0) -> None:
         """Look at the groups that were sampled, and at the batch that the policy of `version` trained on."""
         self._sampled = sampled
         self._scores = [score for group in sampled for score in group.scores]

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any, Protocol
 
 from actors.trajectory import Group
-from cluster.group import BatchGroup
+from cluster.group import ScoredGroup
 from cluster.recipe.config import CheckpointConfig
 from cluster.roles import Learner, SyncReport
 from cluster.run.console import Console
@@ -70,10 +70,10 @@ class Journal:
         for tracker in self._trackers:
             tracker.log(progress.step, metrics)
 
-    async def trajectories(self, step: int, sampled: Sequence[BatchGroup], trained: Sequence[BatchGroup]) -> None:
-        """Every answer of a step; fetched and written off the event loop."""
+    async def trajectories(self, step: int, sampled: Sequence[ScoredGroup]) -> None:
+        """Write every answer of a step; fetched and written off the event loop."""
         if sampled:
-            await asyncio.to_thread(self._write_trajectories, step, sampled, trained)
+            await asyncio.to_thread(self._write_trajectories, step, sampled)
 
     def evaluation(self, after: str, accuracy: Accuracy) -> None:
         """Held-out accuracy by length."""
@@ -129,15 +129,9 @@ class Journal:
         path = self._folder.finish_checkpoint(partial, progress.step, self._checkpoint.keep_last)
         self._folder.append_event("checkpoint", step=progress.step, path=str(path.relative_to(self._folder.path)))
 
-    def _write_trajectories(self, step: int, sampled: Sequence[BatchGroup], trained: Sequence[BatchGroup]) -> None:
+    def _write_trajectories(self, step: int, sampled: Sequence[ScoredGroup]) -> None:
         groups = self._fetch([group.group for group in sampled])
-        write_trajectories(
-            self._folder.trajectories,
-            step,
-            list(zip(sampled, groups, strict=True)),
-            frozenset(group.meta.lease_id for group in trained),
-            self._decode,
-        )
+        write_trajectories(self._folder.trajectories, step, list(zip(sampled, groups, strict=True)), self._decode)
 
 
 def _accuracy_text(accuracy: Accuracy) -> str:

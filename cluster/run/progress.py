@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any
 
 from cluster.batches.ledger import Ledger
-from cluster.group import BatchGroup
+from cluster.group import ScoredGroup
 from cluster.run.group_statistics import GroupStatistics
 from curriculum.metric import Metric
 
@@ -46,12 +46,12 @@ class StageProgress:
         """Replayed groups / sampled groups."""
         return self.groups_replayed / self.groups_sampled if self.groups_sampled else 0.0
 
-    def count(self, sampled: Sequence[BatchGroup], num_trained: int) -> None:
+    def count(self, sampled: Sequence[ScoredGroup], num_trained: int) -> None:
         """Adds the groups of one step."""
         self.fruitless_steps += num_trained == 0
         self.groups_sampled += len(sampled)
         self.groups_trained += num_trained
-        self.groups_replayed += sum(group.meta.replayed for group in sampled)
+        self.groups_replayed += sum(group.meta.lease.replayed for group in sampled)
         found = GroupStatistics(sampled)
         self.judge_calls += found.num_judge_calls
         self.judge_saves += found.num_judge_saves
@@ -75,6 +75,10 @@ class Progress:
     """Held-out accuracy of the base model."""
     ledger: Ledger = field(default_factory=Ledger)
     """How the leases of the finished steps ended."""
+    negatives_masked: Annotated[bool, Metric("learner/negatives_masked")] = False
+    """1 while `learner.entropy_control` leaves answers with negative advantage out.
+
+    0 mostly."""
 
     def state_dict(self) -> dict[str, Any]:
         """Plain JSON."""
@@ -82,7 +86,17 @@ class Progress:
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> Progress:
-        """Restores what `state_dict` gave."""
+        """Restore what `state_dict` gave.
+
+        Raises:
+            ValueError: another version of the program wrote it.
+        """
+        missing = [entry.name for entry in fields(cls) if entry.name not in state]
+        if missing:
+            raise ValueError(
+                f"the checkpoint has no {', '.join(missing)}: another version of the program wrote it; go on with that "
+                "one, or start a new run"
+            )
         stage = state["stage"]
         return cls(
             step=state["step"],
@@ -91,6 +105,7 @@ class Progress:
             stage=None if stage is None else StageProgress(**stage),
             base_accuracy=state["base_accuracy"],
             ledger=Ledger(**state["ledger"]),
+            negatives_masked=state["negatives_masked"],
         )
 
     @property

@@ -19,8 +19,8 @@ import torch
 
 from curriculum.task import Demonstration
 from learner.advantages import group_advantages
-from learner.batch.microbatch import ScoredGroup
-from learner.batch.packing import plan_slice
+from learner.batch.microbatch import TrainingGroup
+from learner.batch.packing import groups_of, plan_slice
 from learner.config import DapoConfig, GrpoConfig, ImportanceConfig, LearnerConfig
 from learner.engine import LearnerEngine, NonFiniteUpdateError, Stage
 from learner.forward.running_batch import runs
@@ -49,16 +49,15 @@ def demonstrations() -> list[Demonstration]:
     ]
 
 
-def groups(seed: int = 0) -> list[ScoredGroup]:
+def groups(seed: int = 0) -> list[TrainingGroup]:
     """Seven ragged groups, one of them with a single-token prompt."""
     rng = np.random.default_rng(seed)
     batch = []
     for i in range(7):
         lengths = rng.integers(1, 14, size=rng.integers(2, 6))
         advantages = group_advantages([float(r) for r in rng.permutation(len(lengths))])
-        assert advantages is not None
         batch.append(
-            ScoredGroup(
+            TrainingGroup(
                 prompt_ids=rng.integers(VOCAB, size=1 + 6 * i, dtype=np.int32),
                 response_ids=tuple(rng.integers(VOCAB, size=n, dtype=np.int32) for n in lengths),
                 rollout_logprobs=tuple(np.full(n, -2.0, np.float32) for n in lengths),
@@ -74,17 +73,17 @@ def make_engine(learner: LearnerConfig, model: str, rank: int) -> LearnerEngine:
     return LearnerEngine(learner, model, rank=rank, world_size=learner.num_ranks, seed=0)
 
 
-def rl_step(engine: LearnerEngine, learner: LearnerConfig, batch: list[ScoredGroup], rank: int, *, size: int = 7):
+def rl_step(engine: LearnerEngine, learner: LearnerConfig, batch: list[TrainingGroup], rank: int, *, size: int = 7):
     """One training step in `learner.slices` slices; the rank is handed its own groups only."""
     for first, last in pairwise(len(batch) * i // learner.slices for i in range(learner.slices + 1)):
         for run in runs(first, last - first, batch_groups=size, num_mini_batches=learner.mini_batches):
             own = [batch[i] for i in run.groups]
             plan = plan_slice(
-                [group.shape for group in own],
+                own,
                 num_ranks=learner.num_data_ranks,
                 max_tokens=learner.max_tokens_per_microbatch,
             )
-            mine = plan.groups_of(rank // learner.sequence_parallel)
+            mine = groups_of(plan, rank // learner.sequence_parallel)
             engine.accumulate(plan, {index: own[index] for index in mine}, run)
     return engine.update(learning_rate=LEARNING_RATE)
 
@@ -215,8 +214,8 @@ def guards(model: str, out: Path, rank: int, num_ranks: int) -> dict:
     return found
 
 
-def _with_infinite_advantage(group: ScoredGroup) -> ScoredGroup:
-    return ScoredGroup(
+def _with_infinite_advantage(group: TrainingGroup) -> TrainingGroup:
+    return TrainingGroup(
         prompt_ids=group.prompt_ids,
         response_ids=group.response_ids,
         rollout_logprobs=group.rollout_logprobs,

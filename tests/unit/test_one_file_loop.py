@@ -54,8 +54,8 @@ def loop():
 
 @pytest.fixture
 def tasks(loop):
-    data = GeneratedData(items_per_length=16, lengths=((24, 48),), seed=1)
-    return load_tasks(data, encoder=loop.prompt, phase_limits=(300,), over_long="drop").tasks
+    data = GeneratedData(items_per_length=16, lengths=((24, 48),))
+    return load_tasks(data, encoder=loop.prompt, phase_limits=(300,), over_long="drop").records
 
 
 def dense_logprobs(model, prompt_ids, response_ids):

@@ -5,29 +5,26 @@ from __future__ import annotations
 import pytest
 
 from actors.trajectory import GroupMeta
-from cluster.group import BatchGroup
+from cluster.group import ScoredGroup
 from cluster.run.group_statistics import GroupStatistics
 from curriculum.metric import metrics_of
+from curriculum.task import TaskLease
 from reward.score import Score, Verdict
 
 
 def group(*scores, prompt_tokens=10, num_truncated=0, num_repetitive=0, num_cut=0, policy_version=0):
     meta = GroupMeta(
-        lease_id=0,
-        task_id="t",
-        phase=0,
-        replayed=False,
+        lease=TaskLease(lease_id=0, task_id="t", attempt=0, replayed=False, phase=0),
+        data_source="test",
         prompt_tokens=prompt_tokens,
         response_tokens=(3, 5),
         num_truncated=num_truncated,
         num_repetitive=num_repetitive,
         num_cut=num_cut,
         policy_version=policy_version,
-        engine="e",
         num_bytes=0,
-        seconds=1.0,
     )
-    return BatchGroup(meta=meta, scores=scores, group=None)
+    return ScoredGroup(meta=meta, scores=scores, group=None)
 
 
 RIGHT = Score(answer="a", rule=1.0, judge=None, accuracy=1.0, reward=0.5, reason="the rule accepts; overlong")

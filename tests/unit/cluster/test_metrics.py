@@ -36,7 +36,6 @@ REPORT = StepReport(
     masked_fraction=0.0,
     importance_weight=1.0,
     log_nucleus=0.0,
-    negatives_masked=True,
     prompt_sharing=False,
 )
 CURRICULUM = CurriculumReport(
@@ -72,7 +71,7 @@ GROUP = SimpleNamespace(
 GROUPS = GroupStatistics([GROUP], [GROUP], version=7)
 BATCHES = SimpleNamespace(num_waiting=5, waiting_bytes=640, acceptance_rate=0.75)
 ROLLOUTS = SimpleNamespace(object_store_bytes=4096, num_late=3, num_faulty=2)
-PROGRESS = Progress(policy_version=7, ledger=Ledger(trained=6, no_variance=2, returned=2))
+PROGRESS = Progress(policy_version=7, negatives_masked=True, ledger=Ledger(trained=6, no_variance=2, returned=2))
 
 
 def metrics(**changes):
@@ -139,7 +138,7 @@ def test_the_ledger_counts_the_whole_run():
 
 def test_a_step_that_trained_on_nothing_has_no_metrics_of_learner_and_weight_update():
     m = metrics(report=None, sync=None, groups=GroupStatistics([GROUP]))
-    assert not any(key.startswith("learner/") for key in m)
+    assert [key for key in m if key.startswith("learner/")] == ["learner/negatives_masked"], "the driver's decision"
     assert "sync/bytes" not in m
     assert m["rollout/groups_trained"] == 0
 

@@ -29,9 +29,7 @@ def pull_all(coordinator, holder="rollout-0"):
 
 
 def outcome(lease, *accuracies):
-    return TaskOutcome(
-        lease_id=lease.lease_id, task_id=lease.task_id, accuracies=accuracies, num_unknown=0, trained=True
-    )
+    return TaskOutcome(lease_id=lease.lease_id, task_id=lease.task_id, accuracies=accuracies)
 
 
 def run_step(coordinator, step, num_tasks, accuracies_of, *, trained=1):
@@ -282,7 +280,7 @@ def test_a_report_of_an_unknown_lease_is_ignored_and_counted(make_tasks):
     coordinator = start(make_tasks(2), FixedSteps(steps=9))
     coordinator.open_batch(1)
     lease = coordinator.lease("rollout-0")
-    stray = TaskOutcome(lease_id=99, task_id=lease.task_id, accuracies=(1.0,), num_unknown=0, trained=False)
+    stray = TaskOutcome(lease_id=99, task_id=lease.task_id, accuracies=(1.0,))
     assert coordinator.report([stray]) == ()
     assert coordinator.lease_counts().unknown == 1
 
@@ -472,7 +470,7 @@ def test_task_ids_must_be_unique(make_tasks):
 @pytest.mark.parametrize("accuracy", [1.5, -0.1, float("nan")])
 def test_an_accuracy_outside_zero_and_one_is_refused(accuracy):
     with pytest.raises(ValueError, match="accuracies"):
-        TaskOutcome(lease_id=0, task_id="a", accuracies=(accuracy,), num_unknown=0, trained=True)
+        TaskOutcome(lease_id=0, task_id="a", accuracies=(accuracy,))
 
 
 # ---- streams

@@ -81,7 +81,7 @@ def test_a_parquet_text_that_is_not_utf8_is_a_reject(tmp_path):
 def test_a_file_that_only_looks_like_parquet_is_an_error_of_one_line(tmp_path):
     path = tmp_path / "a.parquet"
     path.write_text("PAR1 not really")
-    with pytest.raises(ValueError, match=r"^data\.train=.*a\.parquet: not a parquet file .*write it anew$"):
+    with pytest.raises(ValueError, match=r"^data\.train=.*a\.parquet: not a parquet file .*write it again$"):
         read(path)
 
 

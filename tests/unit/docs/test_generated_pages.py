@@ -10,7 +10,7 @@ from pydantic import Field
 
 from curriculum.config import StrictModel
 from curriculum.metric import Metric
-from docs.generate import attribute_docstrings, explained_metrics, key_tables, pages, recipe_page
+from docs.generate import attribute_docstrings, explained_metrics, key_tables, pages
 
 
 class Small(StrictModel):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from learner.batch.aggregation import TOKEN_MEAN
-from learner.batch.packing import GroupPart, MicroBatchPlan
+from learner.batch.packing import RowPlan
 from learner.batch.rows import build_microbatch
 from learner.forward.logprobs import TokenScores
 from learner.forward.row_tensors import Placement, RowTensors
@@ -13,8 +13,9 @@ from learner.objective.objective import TOKEN_SUMS, Objective, PolicyLoss, SftLo
 
 @pytest.fixture
 def row(make_group):
-    plan = MicroBatchPlan(parts=(GroupPart(group=0, responses=(0, 1)),), num_tokens=0, cost=0.0)
-    built = build_microbatch(plan, {0: make_group(3, (2, 2))}, num_groups=1, aggregation=TOKEN_MEAN)
+    built = build_microbatch(
+        RowPlan(responses={0: (0, 1)}), {0: make_group(3, (2, 2))}, num_groups=1, aggregation=TOKEN_MEAN
+    )
     return RowTensors.of(built, Placement(device=torch.device("cpu")))
 
 

@@ -14,7 +14,7 @@ from learner.objective.step_sums import StepAccumulator
 from learner.reports import SftReport, StepReport
 
 CPU = torch.device("cpu")
-RL = {"learning_rate": 0.1, "negatives_masked": False, "prompt_sharing": True}
+RL = {"learning_rate": 0.1, "prompt_sharing": True}
 LABELS, ROLLOUT_LOGPROBS = torch.tensor([1, 2]), torch.tensor([-1.0, -2.0])
 ROW = SimpleNamespace(is_placeholder=False, labels_N=LABELS, rollout_logprobs_N=ROLLOUT_LOGPROBS)
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import zlib
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from actors.weights.loading import check_all_loaded, mapped_tensors, record_of, recorded, repack_tied_head
-from actors.weights.segment import Segment, SegmentReader
-from actors.weights.update import TensorLayout, TensorRecord, WeightUpdate, segment_offsets
+from actors.weights.tensors import check_all_loaded, described, mapped_tensors, recorded, repack_tied_head
+from actors.weights.update import Segment, SegmentReader, TensorRecord, WeightGroup, WeightUpdate, segment_offsets
 
 
 class PackedHead:
@@ -32,21 +33,31 @@ def model_with(head, embedding):
 
 
 def checksum(tensor, version=0, stride=64):
-    return record_of("a", tensor, version=version, stride=stride).checksum
+    return described("a", tensor, version=version, stride=stride).checksum
+
+
+def floats(name, *shape):
+    return TensorRecord(name=name, dtype="float32", shape=shape, num_bytes=4 * int(np.prod(shape)))
 
 
 def test_tensors_start_at_multiples_of_64_bytes():
-    assert segment_offsets([4, 64, 65, 0]) == (0, 64, 128, 256, 256)
+    bytes_long = [TensorRecord(name="a", dtype="uint8", shape=(n,), num_bytes=n) for n in (4, 64, 65, 0)]
+    assert segment_offsets(bytes_long) == (0, 64, 128, 256, 256)
 
 
 def test_an_update_knows_where_its_tensors_lie():
-    tensors = tuple(
-        TensorRecord(name=name, dtype="float32", shape=(n,), num_bytes=4 * n, checksum=0)
-        for name, n in [("a", 3), ("b", 20)]
-    )
-    update = WeightUpdate(version=1, path="p", tensors=tensors)
+    update = WeightUpdate(version=1, source="p", tensors=(floats("a", 3), floats("b", 20)))
     assert (update.offsets, update.segment_bytes, update.num_bytes) == ((0, 64), 192, 92)
-    assert [tensor.item_size for tensor in tensors] == [4, 4]
+    assert [tensor.item_bytes for tensor in update.tensors] == [4, 4]
+    assert [len(piece) for piece in update.pieces(np.zeros(192, np.uint8))] == [12, 80]
+
+
+@pytest.mark.parametrize("source", ["p", WeightGroup(host="h", port=1, world_size=3, epoch=2, timeout_s=5.0)])
+def test_an_update_is_the_same_after_its_fields_went_through_json(source):
+    update = WeightUpdate(version=1, source=source, tensors=(floats("a", 3, 2),), first_rank=2, stride=1)
+    found = WeightUpdate.of(json.loads(json.dumps(asdict(update))))
+    assert asdict(found) == asdict(update)
+    assert (type(found.source), found.tensors) == (type(source), update.tensors)
 
 
 def test_mapped_tensors_are_those_that_were_laid_out():
@@ -55,18 +66,15 @@ def test_mapped_tensors_are_those_that_were_laid_out():
     segment.data[64:72] = np.frombuffer(
         torch.tensor([[1.5, -2.0], [0.0, 4.0]]).bfloat16().view(torch.uint8).numpy(), np.uint8
     )
-    layouts = [
-        TensorLayout(name="a", dtype="float32", shape=(3,)),
-        TensorLayout(name="b", dtype="bfloat16", shape=(2, 2)),
-    ]
-    a, b = mapped_tensors(SegmentReader().map(segment.path, 128), layouts)
+    records = [floats("a", 3), TensorRecord(name="b", dtype="bfloat16", shape=(2, 2), num_bytes=8)]
+    a, b = mapped_tensors(SegmentReader().map(segment.path, 128), records)
     assert a[0] == "a"
     assert torch.equal(a[1], torch.tensor([1.0, 2.0, 3.0]))
     assert torch.equal(b[1].float(), torch.tensor([[1.5, -2.0], [0.0, 4.0]]))
 
 
 def test_a_record_describes_the_tensor():
-    record = record_of("a", torch.ones(2, 3, dtype=torch.bfloat16), version=1, stride=64)
+    record = described("a", torch.ones(2, 3, dtype=torch.bfloat16), version=1, stride=64)
     assert (record.name, record.dtype, record.shape, record.num_bytes) == ("a", "bfloat16", (2, 3), 12)
     assert record.checksum == zlib.crc32(np.full(6, 0x3F80, np.uint16).tobytes())
 
