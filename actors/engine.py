@@ -8,13 +8,13 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from typing import Any, NoReturn
 
 from actors.config import EngineConfig
 from actors.rollout import Sample, Sampling
 from actors.weights.update import (
     TensorRecord,
-    WeightBroadcast,
     WeightGroup,
     WeightLoadError,
     WeightReceipt,
@@ -175,8 +175,8 @@ class VLLMEngine:
         if self._engine.errored:
             raise EngineDied("the vLLM engine died")
 
-    async def load_weights(self, update: WeightUpdate | WeightBroadcast) -> WeightReceipt:
-        """Replaces all weights, by those of a segment or those that the learner is about to send, and returns what the
+    async def load_weights(self, update: WeightUpdate) -> WeightReceipt:
+        """Replace all weights, by those of a segment or those that the learner is about to send; return what the
         workers handed to the model.
 
         Running requests are kept and continue under the new weights; cached prefixes of the old ones are dropped.
@@ -237,29 +237,22 @@ class VLLMEngine:
         finally:
             task.cancel()
 
-    async def _take(self, update: WeightUpdate | WeightBroadcast) -> WeightReceipt:
-        if isinstance(update, WeightBroadcast):
-            await self._join(update)
-        return await self._replace_weights(update)
-
-    async def _join(self, update: WeightBroadcast) -> None:
+    async def _take(self, update: WeightUpdate) -> WeightReceipt:
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
 
-        if self._group != update.group:
-            await self._engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info=_group_info(update)))
-            self._group = update.group
+        if isinstance(update.source, WeightGroup) and update.source != self._group:
+            await self._engine.init_weight_transfer_engine(WeightTransferInitRequest(asdict(update)))
+            self._group = update.source
+        return await self._replace_weights(update)
 
-    async def _replace_weights(self, update: WeightUpdate | WeightBroadcast) -> WeightReceipt:
+    async def _replace_weights(self, update: WeightUpdate) -> WeightReceipt:
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
-        request = WeightTransferUpdateRequest(update_info=_update_info(update))
         paused = time.monotonic()
         await self._engine.pause_generation(mode="keep", clear_cache=True)
-        started = time.monotonic()
         await self._engine.start_weight_update()
-        await self._engine.update_weights(request)
+        await self._engine.update_weights(WeightTransferUpdateRequest(asdict(update)))
         await self._engine.finish_weight_update(weight_version=str(update.version))
-        applied = time.monotonic()
         first, *others = await self._engine.collective_rpc("weight_records")
         if any(records != first for records in others):
             raise ValueError(f"the {1 + len(others)} workers of the engine read different contents; use one host")
@@ -267,9 +260,8 @@ class VLLMEngine:
         await self._engine.resume_generation()
         return WeightReceipt(
             version=update.version,
-            tensors=tuple(TensorRecord(**{**record, "shape": tuple(record["shape"])}) for record in first),
+            tensors=tuple(TensorRecord.of(record) for record in first),
             pause_s=time.monotonic() - paused,
-            apply_s=applied - started,
         )
 
     def shutdown(self) -> None:
@@ -389,32 +381,6 @@ def _check_follows(held: int, sent: int) -> None:
             f"weights of version {sent} come from the {kind}: the engine holds version {held} and takes "
             f"{held + 1} next; resume from the last checkpoint"
         )
-
-
-def _group_info(update: WeightBroadcast) -> dict[str, Any]:
-    group = update.group
-    return {
-        "host": group.host,
-        "port": group.port,
-        "world_size": group.world_size,
-        "epoch": group.epoch,
-        "timeout_s": group.timeout_s,
-        "first_rank": update.first_rank,
-    }
-
-
-def _update_info(update: WeightUpdate | WeightBroadcast) -> dict[str, Any]:
-    is_broadcast = isinstance(update, WeightBroadcast)
-    content = update.group if is_broadcast else update
-    place = {} if is_broadcast else {"path": update.path, "num_bytes": update.segment_bytes}
-    return {
-        "version": update.version,
-        "stride": content.stride,
-        "names": [tensor.name for tensor in content.tensors],
-        "dtypes": [tensor.dtype for tensor in content.tensors],
-        "shapes": [list(tensor.shape) for tensor in content.tensors],
-        **place,
-    }
 
 
 def _sample(output: Any) -> Sample:

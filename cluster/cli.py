@@ -386,7 +386,7 @@ def _is_expected(error: RuntimeError) -> bool:
     from cluster.processes.ray_session import LaunchError
     from cluster.processes.supervision import ActorLost
     from cluster.roles import GroupLost
-    from cluster.weights.contract import WeightSyncError
+    from cluster.weights.sync import WeightSyncError
     from evaluation.generator import GeneratorDown
 
     return isinstance(

@@ -15,20 +15,23 @@ from math import ceil
 from typing import Any
 
 from cluster.batches.bounded_lag import BoundedLagSource
-from cluster.batches.lag_buffer import policy_lag
 from cluster.batches.on_policy import OnPolicySource
 from cluster.batches.source import BatchOrder, BatchSource, Collected
+from cluster.group import ScoredGroup, assign_advantages
 from cluster.recipe import phase_settings
 from cluster.recipe.config import RunConfig
 from cluster.roles import Curriculum, Learner, Rollouts, SyncReport
+from cluster.run.group_statistics import GroupStatistics
 from cluster.run.journal import Journal
-from cluster.run.metrics import Supply, judge_is_away, mean_accuracy, sft_metrics, step_metrics
+from cluster.run.metrics import sft_metrics, step_metrics
 from cluster.run.progress import Accuracy, Progress, StageProgress
-from cluster.run.step_clock import Part, StepClock
-from cluster.weights.push import WeightPush
+from cluster.run.step_clock import Part, StepClock, StepSeconds
+from cluster.weights.sync import WeightSync
 from curriculum.config import PhaseConfig
 from curriculum.task import Task
 from curriculum.transition import CurriculumReport, EndReason, PhaseState, StepSummary
+from learner.advantages import masks_negatives
+from learner.reports import StepReport
 from learner.schedule import learning_rate_at
 from learner.sft import DemonstrationBatches
 
@@ -63,6 +66,7 @@ class TrainingLoop:
         curriculum: Curriculum | None,
         rollouts: Rollouts,
         learner: Learner,
+        weights: WeightSync,
         demonstrations: DemonstrationBatches | None,
         heldout: Mapping[str, Sequence[Task]],
         journal: Journal,
@@ -80,7 +84,8 @@ class TrainingLoop:
         self._progress = progress
         self._stop = stop
         self._curriculum_state: dict[str, Any] | None = None
-        self._push = WeightPush(learner, overlaps=config.rollout.max_policy_lag > 0, delivered=self._weights_delivered)
+        self._weights = weights
+        weights.on_delivered = self._weights_delivered
 
     async def run(self) -> None:
         """The whole recipe; returns when the last stage is done.
@@ -95,12 +100,12 @@ class TrainingLoop:
             await self._measure_base()
             await self._warm_up()
             await self._reinforce()
-            await self._push.settle()
+            await self._weights.settle()
         except (Interrupted, JudgeLost, PhaseFruitless):
             await self._checkpoint()
             raise
         finally:
-            await self._push.close()
+            await self._weights.close()
             if self._batches is not None:
                 await self._batches.close()
 
@@ -132,9 +137,11 @@ class TrainingLoop:
             schedule=sft.schedule,
             floor=sft.learning_rate_floor,
         )
+        clock = StepClock()
         report = await self._learner.sft_step(batches[stage.steps], learning_rate)
-        self._journal.step(self._progress, stage, sft_metrics(report), total_steps=len(batches))
-        await self._finish_step(stage, report.seconds)
+        seconds = StepSeconds(step_s=clock.seconds.step_s)
+        self._journal.step(self._progress, stage, sft_metrics(report, seconds), total_steps=len(batches))
+        await self._finish_step(stage, seconds.step_s)
 
     # ---- reinforcement learning
 
@@ -172,21 +179,22 @@ class TrainingLoop:
         summary = await self._finish_curriculum_step(collected)
         self._progress.ledger.add(collected.outcome_counts)
         metrics = step_metrics(
-            sampled=collected.sampled,
             report=report,
+            groups=GroupStatistics(collected.sampled, collected.batch, version=order.version),
+            batches=self._required_batches,
+            rollouts=self._rollouts,
+            progress=self._progress,
             curriculum=summary,
-            supply=self._supply(collected, order),
-            rollouts=self._rollouts.counts,
-            sync_version=self._progress.policy_version,
-            sync=self._push.last if report else None,
+            sync=self._weights.last if report else None,
             seconds=seconds,
         )
         stage.count(collected.sampled, num_trained=len(collected.batch))
         self._journal.step(self._progress, stage, metrics, total_steps=phase_settings.expected_steps(phase))
-        await self._journal.trajectories(self._progress.step, collected.sampled, collected.batch)
+        await self._journal.trajectories(self._progress.step, collected.sampled)
         if summary.transition:
             stage.end_reason = str(summary.transition.reason)
             self._journal.transition(summary.transition)
+        self._hear_entropy(report)
         await self._finish_step(stage, clock.seconds.step_s)
         self._check_fruitless(stage)
 
@@ -203,7 +211,7 @@ class TrainingLoop:
             found = await self._accumulate_batch(order, clock)
             self._journal.judge_events(await self._rollouts.judge_events())
             collected.extend(found)
-            if found.batch or not judge_is_away(found.sampled):
+            if found.batch or not GroupStatistics(found.sampled).judge_is_away:
                 return collected
             if time.monotonic() >= deadline:
                 raise JudgeLost(
@@ -221,8 +229,21 @@ class TrainingLoop:
                 groups = await self._unless_stopped(batches.next_slice(order))
             if not groups:
                 return batches.close_batch()
+            self._assign_advantages(groups)
             with clock.waiting_for(Part.LEARNER):
                 await self._learner.accumulate(groups, batch_groups=self._config.groups_per_batch)
+
+    def _assign_advantages(self, groups: Sequence[ScoredGroup]) -> None:
+        scale = self._config.learner.advantage_scale
+        assign_advantages(groups, scale, mask_negatives=self._progress.negatives_masked)
+
+    def _hear_entropy(self, report: StepReport | None) -> None:
+        """Let the entropy control decide from a step whether the next one masks negative advantages."""
+        control = self._config.learner.entropy_control
+        if control is not None and report is not None:
+            self._progress.negatives_masked = masks_negatives(
+                self._progress.negatives_masked, report.entropy, high=control.high, low=control.low
+            )
 
     async def _finish_curriculum_step(self, collected: Collected) -> CurriculumReport:
         """Tells the curriculum; what a phase leaves unused when it ends is booked with its last step."""
@@ -240,14 +261,14 @@ class TrainingLoop:
 
     async def _evaluate(self, after: str) -> Accuracy:
         """Sampled accuracy by length under the newest weights; an answer without a known reward counts as wrong."""
-        await self._push.settle()
+        await self._weights.settle()
         accuracy: Accuracy = {}
         for name, tasks in self._heldout.items():
             phase = next(phase for phase in self._config.curriculum.phases if phase.name == name)
             groups = await self._unless_stopped(
                 self._rollouts.answer(tasks, phase_settings.heldout_sampling(self._config, phase))
             )
-            known = mean_accuracy(groups)
+            known = GroupStatistics(groups).accuracy
             answered = sum(len(group.known_accuracies) for group in groups)
             accuracy[name] = (known or 0.0) * answered / len(tasks)
         self._journal.judge_events(await self._rollouts.judge_events())
@@ -258,7 +279,7 @@ class TrainingLoop:
 
     async def _send_weights(self) -> None:
         self._progress.policy_version += 1
-        await self._push.send(self._progress.policy_version)
+        await self._weights.send(self._progress.policy_version)
 
     async def _weights_delivered(self, report: SyncReport) -> None:
         self._journal.sync(report)
@@ -307,16 +328,6 @@ class TrainingLoop:
         assert self._batches is not None, "reinforcement learning without a curriculum"
         return self._batches
 
-    def _supply(self, collected: Collected, order: BatchOrder) -> Supply:
-        return Supply(
-            policy_lags=tuple(policy_lag(group, order.version) for group in collected.batch),
-            num_waiting=self._required_batches.num_waiting,
-            waiting_bytes=self._required_batches.waiting_bytes,
-            object_store_bytes=self._rollouts.object_store_bytes,
-            acceptance_rate=self._required_batches.acceptance_rate,
-            ledger=self._progress.ledger,
-        )
-
     def _order(self, phase: PhaseConfig, state: PhaseState) -> BatchOrder:
         steps = phase_settings.expected_steps(phase)
         return BatchOrder(
@@ -341,16 +352,16 @@ class TrainingLoop:
     async def _unless_stopped(self, work: Any) -> Any:
         """Awaits `work`, or cancels it as soon as the run is asked to stop or the weights under way are lost."""
         task, stop = asyncio.ensure_future(work), asyncio.ensure_future(self._stop.wait())
-        watched = {task, stop, *self._push.under_way}
+        failure = asyncio.ensure_future(self._weights.failure())
         try:
-            while not task.done():
-                await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
-                if stop.done() and not task.done():
-                    raise Interrupted
-                watched -= self._push.settled()
+            await asyncio.wait({task, stop, failure}, return_when=asyncio.FIRST_COMPLETED)
+            if stop.done() and not task.done():
+                raise Interrupted
+            if failure.done():
+                failure.result()
             return task.result()
         finally:
-            for future in (task, stop):
+            for future in (task, stop, failure):
                 if not future.done():
                     future.cancel()
 
@@ -358,7 +369,7 @@ class TrainingLoop:
 def _batch_source(config: RunConfig, curriculum: Curriculum, rollouts: Rollouts) -> BatchSource:
     """Strictly on-policy batches, or a source with a bounded lag."""
     algorithm = config.learner.algorithm
-    dynamic_sampling = algorithm.type == "dapo" and algorithm.dynamic_sampling
+    dynamic_sampling = algorithm.type == "dapo"
     common: dict[str, Any] = {
         "batch_size": config.groups_per_batch,
         "slice_size": ceil(config.groups_per_batch / config.learner.slices),

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cluster.loop import Interrupted, TrainingLoop
+from cluster.loop import TrainingLoop
 from cluster.processes.launch import Processes, launch
 from cluster.processes.ray_session import check_ray, ray_session
 from cluster.processes.supervision import RayGauges
@@ -96,6 +96,7 @@ async def _run(
         curriculum=processes.curriculum,
         rollouts=processes.rollouts,
         learner=processes.learner,
+        weights=processes.weights,
         demonstrations=prepared.demonstrations,
         heldout=prepared.heldout,
         journal=journal,
@@ -104,7 +105,19 @@ async def _run(
     )
     await loop.run()
     await processes.learner.export(folder.model)
-    leases, imbalance = await _balance(processes.curriculum, progress)
+    await _summarise(config, folder, console, journal, progress, processes.curriculum)
+
+
+async def _summarise(
+    config: RunConfig,
+    folder: RunFolder,
+    console: Console,
+    journal: Journal,
+    progress: Progress,
+    curriculum: Curriculum | None,
+) -> None:
+    """Write summary.json and tell people what the run came to."""
+    leases, imbalance = await _balance(curriculum, progress)
     if imbalance:
         journal.fault(part="ledger", error=imbalance)
     folder.write_json(folder.summary, summarise(config, progress, leases, imbalance))
@@ -127,7 +140,8 @@ async def _restore(folder: RunFolder, processes: Processes, journal: Journal) ->
     await processes.learner.load(checkpoint / "learner")
     if processes.curriculum is not None:
         await processes.curriculum.load_state_dict(state["curriculum"])
-        await processes.learner.sync_weights(progress.policy_version)
+        await processes.weights.send(progress.policy_version)
+        await processes.weights.settle()
     journal.event("resumed", step=progress.step, checkpoint=checkpoint.name)
     return progress
 
@@ -165,7 +179,6 @@ def _trackers(config: RunConfig, folder: RunFolder) -> Any:
         yield trackers
         return
     wandb = WandbTracker(
-        project=config.tracking.project,
         name=folder.path.name,
         directory=folder.path,
         recipe=config.model_dump(mode="json"),
@@ -194,6 +207,3 @@ def _stop_on_signals(stop: asyncio.Event, console: Console) -> Any:
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
-
-
-__all__ = ["Interrupted", "train"]

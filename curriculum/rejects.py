@@ -35,7 +35,7 @@ class Reject:
     """Id of the row where it has a readable one."""
     reason: RejectReason
     detail: str
-    """One line for a person."""
+    """One line that a person reads."""
 
 
 class RowError(Exception):
@@ -48,7 +48,7 @@ class RowError(Exception):
 
 
 def count_reasons(rejects: Iterable[Reject]) -> dict[str, int]:
-    """Rejects per reason, most frequent first."""
+    """Count rejects per reason, most frequent first."""
     return dict(Counter(reject.reason.value for reject in rejects).most_common())
 
 

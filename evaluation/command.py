@@ -1,4 +1,4 @@
-"""What `qwenlong eval` and `qwenlong distill` do with their options."""
+"""The commands `qwenlong eval` and `qwenlong distill`: from their options to a configuration and a report."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Options:
     """Model behind the URL."""
     tokenizer: str | None
     replicas: int
-    """0: in this process; more: in so many Ray actors."""
+    """0: in this process; more: in this many Ray actors."""
     tensor_parallel: int
     device: str
     """`auto`: a GPU where this machine has one."""
@@ -63,12 +63,12 @@ class Options:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Options:
-        """The options among the arguments of a command."""
+        """Take the options out of the arguments of a command."""
         return cls(**{field.name: values[field.name] for field in fields(cls)})
 
 
 def run_evaluation(options: Options, *, sources: list[str], out: Path | None, behaviours: str, quiet: bool) -> None:
-    """`qwenlong eval`: the report goes to standard output and into the folder."""
+    """Run `qwenlong eval`; write the report to standard output and into the folder."""
     from evaluation.evaluate import evaluate
 
     config = _checked(EvaluationConfig, **_common(options, sources), behaviours=behaviours)
@@ -82,7 +82,7 @@ def run_evaluation(options: Options, *, sources: list[str], out: Path | None, be
 def run_distillation(
     options: Options, *, sources: list[str], out: Path | None, max_kept: int, max_total: int, quiet: bool
 ) -> None:
-    """`qwenlong distill`: the data card goes to standard output and into the folder."""
+    """Run `qwenlong distill`; write the data card to standard output and into the folder."""
     from evaluation.distill import distill
 
     common = _common(options, sources)
@@ -95,7 +95,7 @@ def run_distillation(
 
 
 def generator_config(options: Options, *, on_gpu: bool) -> GeneratorConfig:
-    """Who answers: an endpoint where the model is a URL, Ray replicas where some are asked for, else this process.
+    """Return what answers: an endpoint for a URL, Ray replicas where some are asked for, else this process.
 
     Raises:
         ValueError: there is no such model, or the options contradict each other.
@@ -105,10 +105,10 @@ def generator_config(options: Options, *, on_gpu: bool) -> GeneratorConfig:
     for name, value in (("--model-name", options.model_name), ("--tokenizer", options.tokenizer)):
         if value is not None:
             raise ValueError(f"{name} {value}: only where MODEL is a URL; {options.model} has its own")
-    engine = {"dtype": "fp32", "enforce_eager": True, "cpu_kv_cache_bytes": CPU_KV_CACHE_BYTES}
+    cpu: dict[str, Any] = {"dtype": "fp32", "enforce_eager": True, "cpu_kv_cache_bytes": CPU_KV_CACHE_BYTES}
     common: dict[str, Any] = {
         "model": _model_path(options.model),
-        "engine": EngineConfig(tensor_parallel_size=options.tensor_parallel, **({} if on_gpu else engine)),
+        "engine": EngineConfig(tensor_parallel_size=options.tensor_parallel, **({} if on_gpu else cpu)),
         "on_gpu": on_gpu,
         "trust_remote_code": options.trust_remote_code,
     }
@@ -118,7 +118,7 @@ def generator_config(options: Options, *, on_gpu: bool) -> GeneratorConfig:
 
 
 def endpoint_model(url: str) -> str:
-    """The only model that an endpoint serves.
+    """Return the only model that an endpoint serves.
 
     Raises:
         ValueError: it does not answer, or serves none or several.
@@ -146,8 +146,8 @@ def _endpoint(options: Options) -> EndpointGenerator:
     tokenizer = options.tokenizer or model
     if not Path(tokenizer).expanduser().is_dir() and not _HUB_ID.fullmatch(tokenizer):
         raise ValueError(
-            f"--tokenizer {tokenizer}: no such folder and no hub id; give the tokenizer that measures prompts, best "
-            "the model's own"
+            f"--tokenizer {tokenizer}: no such folder and no hub id; give the tokenizer that measures prompts, "
+            "preferably the model's own"
         )
     return _checked(
         EndpointGenerator,
@@ -174,7 +174,7 @@ def _common(options: Options, sources: list[str]) -> dict[str, Any]:
         ),
         "reward": RewardConfig(
             rules=RuleSet(options.rules),
-            judge=judge_config(options.judge, model=options.judge_model, on_gpu=on_gpu),
+            judge=judge_config(options.judge, model=options.judge_model),
             thinking="required" if options.thinking == "required" else "optional",
         ),
         "max_items": options.max_items,
@@ -183,7 +183,7 @@ def _common(options: Options, sources: list[str]) -> dict[str, Any]:
 
 
 def _model_path(model: str) -> str:
-    """A folder as an absolute path, a hub id as it is."""
+    """Return a folder as an absolute path, a hub id as it is."""
     folder = Path(model).expanduser()
     if folder.is_dir():
         return str(folder.resolve())
@@ -193,7 +193,7 @@ def _model_path(model: str) -> str:
 
 
 def _checked(kind: Callable[..., ConfigT], /, **values: Any) -> ConfigT:
-    """A configuration; its faults become one line each."""
+    """Make a configuration; raise ValueError with one line per fault."""
     try:
         return kind(**values)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""Answers from an OpenAI-compatible endpoint: bounded in time and retries, and read with distrust."""
+"""Answers from an OpenAI-compatible endpoint: bounded in time and retries; every reply is checked."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from evaluation.prompts import Prompt
 from reward.judge_endpoint import BadReplyError, backoff_s, failure_of
 
 MAX_FAILURES_IN_A_ROW = 20
-"""Prompts without an answer, one after the other, before the endpoint is given up."""
+"""Prompts in a row without an answer after which the endpoint counts as down."""
 
 
 class OpenAIGenerator:
-    """Sends each prompt as a chat with one user message.
+    """A client that sends each prompt as a chat with one user message.
 
     Consumes: prompts, as many at a time as the caller sends.  Waits for: a reply, at most `timeout_s` per attempt.
     Unblocked by: a reply or the end of the retries.
     """
 
     def __init__(self, config: EndpointGenerator, sampling: SamplingConfig) -> None:
-        """Opens the client; the key comes from the environment, endpoints without one ignore it."""
+        """Open the client; the key comes from the environment, and endpoints without one ignore it."""
         from openai import AsyncOpenAI
 
         self._config = config
@@ -38,7 +38,7 @@ class OpenAIGenerator:
         )
 
     async def generate(self, prompt: Prompt, *, seed: int) -> Completion:
-        """One sampled answer.
+        """Sample one answer.
 
         Raises:
             GenerationError: every attempt failed.
@@ -51,14 +51,14 @@ class OpenAIGenerator:
             if self._failures_in_a_row >= MAX_FAILURES_IN_A_ROW:
                 raise GeneratorDown(
                     f"{self._config.base_url}: {MAX_FAILURES_IN_A_ROW} prompts in a row got no answer ({error}); run "
-                    "the same command again when it is back, it goes on where it stopped"
+                    "the same command again when it is back, it continues where it stopped"
                 ) from error
             raise
         self._failures_in_a_row = 0
         return completion
 
     async def close(self) -> None:
-        """Closes the connections."""
+        """Close the connections."""
         await self._client.close()
 
     async def _ask(self, prompt: Prompt, seed: int) -> Completion:
@@ -89,9 +89,9 @@ class OpenAIGenerator:
 
 
 def completion_of(body: str) -> Completion:
-    """The first choice of a chat completion.
+    """Return the first choice of a chat completion.
 
-    Thinking that a server parsed out of the answer (`reasoning_content`, `reasoning`) comes back in its tags.
+    Thinking that a server took out of the answer (`reasoning_content`, `reasoning`) is put back into its tags.
 
     Raises:
         BadReplyError: the body is HTML, broken JSON or JSON of another shape.
@@ -100,7 +100,8 @@ def completion_of(body: str) -> Completion:
         reply = json.loads(body)
         choice = reply["choices"][0]
         text = _text(choice["message"])
-        num_tokens = int((reply.get("usage") or {}).get("completion_tokens") or 0)
+        usage: dict[str, Any] = reply.get("usage") or {}
+        num_tokens = int(usage.get("completion_tokens") or 0)
         is_truncated = choice.get("finish_reason") == "length"
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise BadReplyError(f"the reply is no chat completion: {' '.join(body[:200].split())!r:.80}") from error

@@ -17,7 +17,7 @@ class LocalEngine:
     """One engine; samples of the same prompt share its cached prefix."""
 
     def __init__(self, config: EngineModel, sampling: SamplingConfig) -> None:
-        """Loads the model; blocks until it can answer.
+        """Load the model; block until it can answer.
 
         Raises:
             ValueError: the model cannot hold prompt and response.
@@ -42,11 +42,15 @@ class LocalEngine:
         )
 
     async def generate(self, prompt: Prompt, *, seed: int) -> Completion:
-        """One sampled answer; `GeneratorDown` where the engine process is gone."""
+        """Sample one answer.
+
+        Raises:
+            GeneratorDown: the engine process ended.
+        """
         try:
             (sample,) = await self._engine.sample(prompt.token_ids.tolist(), self._sampling, seed=seed)
         except EngineDied as error:
-            raise GeneratorDown(f"{error}; run the same command again, it goes on where it stopped") from error
+            raise GeneratorDown(f"{error}; run the same command again, it continues where it stopped") from error
         return Completion(
             text=self._prompt.decode(sample.token_ids),
             num_tokens=len(sample.token_ids),
@@ -54,15 +58,15 @@ class LocalEngine:
         )
 
     async def close(self) -> None:
-        """Ends the engine process."""
+        """End the engine process."""
         self._engine.shutdown()
 
 
 def check_length(config: EngineModel, needed: int) -> None:
-    """Raises ValueError where a model holds fewer than `needed` tokens, its rope scaling included."""
+    """Raise ValueError where a model holds fewer than `needed` tokens, its rope scaling included."""
     model = _model_config(config)
     positions = getattr(model, "max_position_embeddings", None)
-    rope = getattr(model, "rope_parameters", None) or {}
+    rope: dict[str, Any] = getattr(model, "rope_parameters", None) or {}
     original = rope.get("original_max_position_embeddings")
     if positions is not None and original:
         positions = max(positions, int(original * rope.get("factor", 1)))
@@ -76,8 +80,9 @@ def check_length(config: EngineModel, needed: int) -> None:
 def _model_config(config: EngineModel) -> Any:
     from transformers import AutoConfig
 
+    untyped: Any = AutoConfig
     try:
-        return AutoConfig.from_pretrained(config.model, trust_remote_code=config.trust_remote_code)
+        return untyped.from_pretrained(config.model, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"model {config.model!r}: no model configuration can be read there ({reason})") from error

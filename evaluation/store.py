@@ -1,8 +1,8 @@
 """The folder of an evaluation: settings, answers and scores, written so that a killed process loses nothing.
 
-`answers.jsonl`, `scores.jsonl` and `behaviours.jsonl` only grow, one JSON object a line, each line on disk before the
-next step is taken. The last line of a key counts. A torn last line, which a kill leaves behind, is dropped and the file
-goes on after the last whole line.
+`answers.jsonl`, `scores.jsonl` and `behaviours.jsonl` only grow, one JSON object per line, each line on disk before
+the next step is taken. The last line of a key counts. An incomplete last line, which a killed process may leave, is
+dropped.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar, cast
 
+from evaluation.behaviours import Behaviour
 from evaluation.record import Answer, CountedAnswer, Outcome, ScoredAnswer
 
 RecordT = TypeVar("RecordT", Answer, ScoredAnswer, CountedAnswer)
@@ -30,7 +31,7 @@ class JsonlLog(Generic[RecordT]):
     """An append-only file of records of one kind; the last record of a key counts."""
 
     def __init__(self, path: Path, parse: Callable[[dict[str, Any]], RecordT]) -> None:
-        """Reads what is there and opens the file for more.
+        """Read what is there and open the file for more.
 
         Raises:
             ValueError: a line in the middle is damaged.
@@ -45,11 +46,11 @@ class JsonlLog(Generic[RecordT]):
         return len(self._records)
 
     def get(self, key: tuple[str, str, int]) -> RecordT | None:
-        """The record of a key."""
+        """Return the record of a key; None where there is none."""
         return self._records.get(key)
 
     def append(self, record: RecordT) -> None:
-        """Adds a record; it is on disk when this returns."""
+        """Add a record; it is on disk when this returns."""
         line = json.dumps(asdict(record), ensure_ascii=True) + "\n"
         self._file.write(line.encode("ascii"))
         self._file.flush()
@@ -57,11 +58,11 @@ class JsonlLog(Generic[RecordT]):
         self._records[record.key] = record
 
     def close(self) -> None:
-        """Closes the file."""
+        """Close the file."""
         self._file.close()
 
     def _read(self, path: Path, parse: Callable[[dict[str, Any]], RecordT]) -> int:
-        """Reads all whole lines; returns their length in bytes."""
+        """Read all whole lines; return their length in bytes."""
         whole_bytes = 0
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
@@ -69,7 +70,7 @@ class JsonlLog(Generic[RecordT]):
                     break
                 try:
                     record = parse(json.loads(line))
-                except (ValueError, TypeError, LookupError) as error:
+                except (ValueError, TypeError, LookupError, AttributeError) as error:
                     raise ValueError(
                         f"{path}, line {number}: damaged ({error}); remove the line, its answer is then asked again"
                     ) from error
@@ -82,15 +83,15 @@ class EvaluationFolder:
     """The folder of one evaluation or distillation; one process at a time."""
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
-        """Creates the folder, or goes on in one whose answers were drawn with the same settings.
+        """Create the folder, or continue in one whose answers were drawn with the same settings.
 
         Args:
             path: The folder.
             settings: Everything that decides what an answer is, as nested JSON values.
 
         Raises:
-            SettingsDiffer: names the first differing keys with both values.
-            FileExistsError: the folder holds other things, or another process is at work in it.
+            SettingsDiffer: the settings differ; the message names the keys with both values.
+            FileExistsError: the folder holds other things, or another process uses it.
         """
         self.path = path
         if path.exists() and not self._settings_file.is_file() and (not path.is_dir() or any(path.iterdir())):
@@ -100,9 +101,7 @@ class EvaluationFolder:
         self._check(settings)
         self.answers: JsonlLog[Answer] = JsonlLog(path / "answers.jsonl", _answer)
         self.scores: JsonlLog[ScoredAnswer] = JsonlLog(path / "scores.jsonl", lambda values: ScoredAnswer(**values))
-        self.counts: JsonlLog[CountedAnswer] = JsonlLog(
-            path / "behaviours.jsonl", lambda values: CountedAnswer(**values)
-        )
+        self.counts: JsonlLog[CountedAnswer] = JsonlLog(path / "behaviours.jsonl", _counted_answer)
 
     def __enter__(self) -> Self:
         return self
@@ -116,7 +115,7 @@ class EvaluationFolder:
         os.close(self._lock)
 
     def write_text(self, name: str, text: str) -> Path:
-        """Writes a file whole or not at all."""
+        """Write a file whole or not at all."""
         path = self.path / name
         partial = path.with_name(f".{name}.partial")
         partial.write_text(text, encoding="utf-8", errors="backslashreplace")
@@ -124,7 +123,7 @@ class EvaluationFolder:
         return path
 
     def write_json(self, name: str, value: Any) -> Path:
-        """Writes a JSON file whole or not at all."""
+        """Write a JSON file whole or not at all."""
         return self.write_text(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
     @property
@@ -146,28 +145,36 @@ class EvaluationFolder:
 
 
 def fingerprint(*parts: str) -> str:
-    """16 hex digits of some texts."""
+    """Return 16 hex digits that depend on some texts."""
     digest = hashlib.sha256("\0".join(parts).encode("utf-8", errors="backslashreplace"))
     return digest.hexdigest()[:16]
 
 
 def _answer(values: dict[str, Any]) -> Answer:
     known = {field.name for field in fields(Answer)}
-    return Answer(**{**{key: values[key] for key in values if key in known}, "outcome": Outcome(values["outcome"])})
+    outcome: Any = Outcome(values["outcome"])
+    return Answer(**{**{key: values[key] for key in values if key in known}, "outcome": outcome})
+
+
+def _counted_answer(values: dict[str, Any]) -> CountedAnswer:
+    counts: Any = values["counts"] and {Behaviour(name): count for name, count in values["counts"].items()}
+    return CountedAnswer(**{**values, "counts": counts})
 
 
 def _flat(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """Return the leaves of nested JSON objects by their dotted keys."""
     if isinstance(node, dict):
-        return [pair for key, value in node.items() for pair in _flat(value, f"{prefix}{key}.")]
+        children = cast("dict[str, Any]", node)
+        return [pair for key, value in children.items() for pair in _flat(value, f"{prefix}{key}.")]
     return [(prefix.rstrip("."), node)]
 
 
 def _locked(path: Path) -> int:
-    """A lock that ends with this process, however it ends."""
+    """Lock a file until this process ends, however it ends."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(descriptor)
-        raise FileExistsError(f"--out {path.parent}: another process is at work there; wait for it") from error
+        raise FileExistsError(f"--out {path.parent}: another process uses it; wait until it ends") from error
     return descriptor

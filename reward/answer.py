@@ -1,4 +1,4 @@
-"""From a response to the answer it gives: behind the thinking, behind the last "the answer is", stripped of mark-up."""
+"""The answer that a response gives: behind the thinking and the last "the answer is", without mark-up."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterable
 from numbers import Real
+from typing import cast
 
 from reward.folding import fold
 
@@ -28,10 +29,10 @@ _WRAPPERS = (('"', '"'), ("'", "'"), ("`", "`"), ("*", "*"), ("_", "_"), ("$", "
 
 
 def extract_answer(response: str, *, thinking_required: bool = False) -> str | None:
-    """The answer that a response gives, folded and stripped; None where it gives none.
+    r"""Return the answer that a response gives, folded and stripped; None where it gives none.
 
     It is what follows the last "the answer is" (any case; also "the correct answer is", 答案是) up to a blank line,
-    or the last `\\boxed{}` of that passage; without such a sentence it is the last `\\boxed{}`. Only the text behind
+    or the last `\boxed{}` of that passage; without such a sentence it is the last `\boxed{}`. Only the text behind
     the last `</think>` is read. An unclosed thought gives no answer, and neither does, where `thinking_required`, a
     response without `</think>`.
     """
@@ -48,7 +49,7 @@ def extract_answer(response: str, *, thinking_required: bool = False) -> str | N
 
 
 def text_after_thinking(response: str, *, thinking_required: bool = False) -> str | None:
-    """What the response says after its thinking; None where the thinking never ends."""
+    """Return the text of a response after its thinking; None where the thinking never ends."""
     _, closed, text = response.rpartition("</think>")
     if not closed and thinking_required:
         return None
@@ -57,7 +58,7 @@ def text_after_thinking(response: str, *, thinking_required: bool = False) -> st
 
 
 def last_boxed(text: str) -> str | None:
-    """The content of the last `\\boxed{…}` with balanced braces; None where there is none."""
+    r"""Return the content of the last `\boxed{…}` with balanced braces; None where there is none."""
     start = text.rfind("\\boxed{")
     if start < 0:
         return None
@@ -70,7 +71,7 @@ def last_boxed(text: str) -> str | None:
 
 
 def clean_answer(text: str) -> str:
-    """A short text folded, without special tokens, markdown, enclosing quotes and the final full stop."""
+    """Fold a short text; remove special tokens, markdown, enclosing quotes and the final full stop."""
     text = fold(text[:MAX_ANSWER_CHARS]).strip()
     while token := _SPECIAL_TOKEN.search(text, max(0, len(text) - 80)):
         text = text[: token.start()].rstrip()
@@ -82,7 +83,9 @@ def clean_answer(text: str) -> str:
 
 
 def accepted_answers(ground_truth: object) -> tuple[str, ...]:
-    """The accepted answers of a record: a bare answer, a list of them, or sentences "Therefore, the answer is X".
+    """Return the accepted answers of a record.
+
+    The ground truth is one answer or several, each bare or a sentence "Therefore, the answer is X".
 
     Raises:
         ValueError: where the ground truth holds no answer, or something that is not one.
@@ -91,7 +94,7 @@ def accepted_answers(ground_truth: object) -> tuple[str, ...]:
         ground_truth = (ground_truth,)
     if not isinstance(ground_truth, Iterable) or isinstance(ground_truth, bytes | dict):
         raise ValueError(f"ground_truth={ground_truth!r:.80} is no answer; give a string or a list of strings")
-    answers = tuple(dict.fromkeys(_bare_truth(item) for item in ground_truth))
+    answers = tuple(dict.fromkeys(_bare_truth(item) for item in cast("Iterable[object]", ground_truth)))
     if not answers or not all(answers):
         raise ValueError("ground_truth holds an empty answer or none; give at least one non-empty string")
     return answers
@@ -107,7 +110,7 @@ def _bare_truth(item: object) -> str:
 
 
 def _end_of_last_announcement(text: str) -> int | None:
-    """Where the last "the answer is" ends; None where nothing announces an answer. Linear in the text."""
+    """Return where the last "the answer is" ends; None without one. Takes time linear in the text."""
     lowered = text.replace("İ", "I").lower()  # the only letter whose lower case has another length
     english = _last_match(lowered, "answer", _NEXT_WORDS, _LAST_WORDS)
     chinese = _last_match(lowered, "答案", _CHINESE_VERB, None)

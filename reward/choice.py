@@ -1,4 +1,4 @@
-"""Multiple choice: one letter, with or without brackets or its text; a word that begins with the letter is not it."""
+"""Multiple choice: one letter, with or without brackets or the text of the option; a longer word is no letter."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _TALK = re.compile(
 
 
 def choice_letter(text: str) -> str | None:
-    """The letter that an answer or a truth chooses, in upper case; None where it chooses none or more than one.
+    """Return the letter that an answer or a truth chooses, in upper case; None where it chooses none or several.
 
-    Letters A to D, and up to H since published sets have questions with five and more options. A letter is followed
+    Letters A to H: published sets have questions with more than four options. A letter is followed
     by nothing, or by a bracket, a colon, a full stop, a comma or a dash and the text of the option. A second letter
     on its own anywhere, or talk about the letter ("(B) is wrong"), leaves the answer to the judge.
     """
@@ -47,6 +47,6 @@ def _is_text_of(letter: str, rest: str) -> bool:
 
 
 def choices_match(answer: str, truth: str) -> bool:
-    """Whether the answer chooses the letter that the truth names."""
+    """Return whether the answer chooses the letter that the truth names."""
     letter = choice_letter(answer)
     return letter is not None and letter == choice_letter(truth)

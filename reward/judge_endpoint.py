@@ -1,4 +1,4 @@
-"""The judge behind an OpenAI-compatible endpoint: bounded in time, retries, concurrency and in what it believes."""
+"""The judge behind an OpenAI-compatible endpoint: bounded in time, retries and concurrency; every reply is checked."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from reward.circuit import CircuitBreaker, JudgeEvent
-from reward.config import OpenAIJudge
+from reward.config import MAX_BACKOFF_S, MAX_FAILURES, MAX_RETRIES, OpenAIJudge
 from reward.judge_prompt import JudgeQuestion, judge_messages, parse_verdict
 from reward.score import Verdict
 
@@ -23,7 +23,7 @@ _ABOUT_THE_QUESTION = frozenset({400, 413, 422})
 
 
 class BadReplyError(ValueError):
-    """The endpoint answered with something that is no chat completion."""
+    """The endpoint answered with something that is not a chat completion."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,19 +39,34 @@ class Failure:
 
 
 class OpenAIJudgeClient:
-    """Asks an endpoint; a question that gets no reply is unknown and never holds up the others.
+    """A client of an endpoint; a question that gets no reply is unknown and never delays the others.
 
     Consumes: questions, at most `max_concurrency` at a time.  Waits for: a reply, at most `timeout_s` per attempt.
     Unblocked by: a reply, the end of the retries, or the circuit breaker, which refuses every attempt while it is open.
+
+    Args:
+        config: Where the endpoint is and how long a reply may take.
+        max_retries: Further attempts after a failed one.
+        max_backoff_s: Longest pause between two attempts, whatever the endpoint asks for.
+        max_failures: Failed attempts in a row that open the circuit.
     """
 
-    def __init__(self, config: OpenAIJudge) -> None:
-        """Opens the client; the key comes from the environment, endpoints without one ignore it."""
+    def __init__(
+        self,
+        config: OpenAIJudge,
+        *,
+        max_retries: int = MAX_RETRIES,
+        max_backoff_s: float = MAX_BACKOFF_S,
+        max_failures: int = MAX_FAILURES,
+    ) -> None:
+        """Open the client; the key comes from the environment, and endpoints without one ignore it."""
         from openai import AsyncOpenAI
 
         self._config = config
+        self._max_retries = max_retries
+        self._max_backoff_s = max_backoff_s
         self._slots = asyncio.Semaphore(config.max_concurrency)
-        self._circuit = CircuitBreaker(config.name, max_failures=config.max_failures, cooldown_s=config.cooldown_s)
+        self._circuit = CircuitBreaker(config.name, max_failures=max_failures, cooldown_s=config.cooldown_s)
         self._client = AsyncOpenAI(
             base_url=config.base_url,
             api_key=os.environ.get(config.api_key_env) or "none",
@@ -60,15 +75,15 @@ class OpenAIJudgeClient:
         )
 
     async def judge(self, questions: Sequence[JudgeQuestion]) -> list[Verdict]:
-        """One verdict per question, in their order; unknown where there is no reply or no verdict in it."""
+        """Return one verdict per question, in their order; unknown where there is no reply or no verdict in it."""
         return await asyncio.gather(*[self._verdict(question) for question in questions])
 
     def drain_events(self) -> list[JudgeEvent]:
-        """Changes of the circuit breaker since the last call."""
+        """Return the changes of the circuit breaker since the last call."""
         return self._circuit.drain_events()
 
     async def close(self) -> None:
-        """Closes the connections."""
+        """Close the connections."""
         await self._client.close()
 
     async def _verdict(self, question: JudgeQuestion) -> Verdict:
@@ -79,8 +94,8 @@ class OpenAIJudgeClient:
             return Verdict.UNKNOWN
 
     async def _ask(self, question: JudgeQuestion) -> str | None:
-        for attempt in range(self._config.max_retries + 1):
-            is_last = attempt == self._config.max_retries
+        for attempt in range(self._max_retries + 1):
+            is_last = attempt == self._max_retries
             async with self._slots:
                 if not self._circuit.admits():
                     return None
@@ -89,11 +104,11 @@ class OpenAIJudgeClient:
                 return reply
             if is_last or not reply.is_retried:
                 return None
-            await asyncio.sleep(backoff_s(attempt, reply.retry_after_s, longest_s=self._config.max_backoff_s))
+            await asyncio.sleep(backoff_s(attempt, reply.retry_after_s, longest_s=self._max_backoff_s))
         return None
 
     async def _attempt(self, question: JudgeQuestion, *, is_last: bool) -> str | Failure:
-        """The one place that tolerates a failing endpoint; the circuit breaker hears of every outcome."""
+        """Make one request; the one place that tolerates a failing endpoint. The breaker records every outcome."""
         from openai import OpenAIError
 
         try:
@@ -110,7 +125,7 @@ class OpenAIJudgeClient:
         return reply
 
     async def _request(self, question: JudgeQuestion) -> str:
-        """The body of the reply as it came: what it holds is for `completion_text` to find out."""
+        """Return the body of the reply as it came; `completion_text` reads it."""
         reply = await self._client.chat.completions.with_raw_response.create(
             model=self._config.model,
             messages=judge_messages(question),  # type: ignore[arg-type]
@@ -121,7 +136,7 @@ class OpenAIJudgeClient:
 
 
 def completion_text(body: str) -> str:
-    """The text of the first choice of a chat completion; "" where the model said nothing.
+    """Return the text of the first choice of a chat completion; "" where the model said nothing.
 
     Raises:
         BadReplyError: the body is HTML, broken JSON or JSON of another shape.
@@ -136,7 +151,7 @@ def completion_text(body: str) -> str:
 
 
 def failure_of(error: Exception, *, is_last: bool) -> Failure:
-    """What follows from an error of an attempt.
+    """Return what follows from an error of an attempt.
 
     An endpoint that refuses one request, or asks for a pause, works; a rate limit that outlasts all retries does not.
     """
@@ -156,12 +171,12 @@ def failure_of(error: Exception, *, is_last: bool) -> Failure:
 
 
 def backoff_s(attempt: int, retry_after_s: float | None, *, longest_s: float) -> float:
-    """Seconds to wait after attempt 0, 1, …: what the endpoint asks for, else exponential with up to 25 % less."""
+    """Return the seconds to wait after attempt 0, 1, …: as the endpoint asks, else exponential with up to 25 % less."""
     if retry_after_s is not None:
         return min(retry_after_s, longest_s)
     return min(FIRST_BACKOFF_S * 2.0 ** min(attempt, 60), longest_s) * (1 - 0.25 * random.random())
 
 
 def _seconds(header: str | None) -> float | None:
-    """A Retry-After header in seconds; a date or anything else is left to the exponential back-off."""
+    """Read a Retry-After header in seconds; None for a date or anything else, which leaves it to the back-off."""
     return float(header) if header and header.isascii() and header.isdigit() and len(header) < 10 else None

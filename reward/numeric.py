@@ -15,7 +15,7 @@ _FALSE = frozenset({"false", "no", "否", "不是", "错误"})
 
 
 def numbers_match(answer: str, truth: str) -> bool:
-    """Whether the answer states the value of the truth, or its truth value where the truth is a boolean."""
+    """Return whether the answer states the value of the truth, or the same boolean where the truth is one."""
     boolean = parse_boolean(truth)
     if boolean is not None:
         return parse_boolean(answer) is boolean
@@ -25,14 +25,17 @@ def numbers_match(answer: str, truth: str) -> bool:
 
 
 def quantities_match(answer: Quantity, truth: Quantity) -> bool:
-    """Equal values within the tolerance; a percent sign that only one side has is forgiven, zero equals only zero."""
+    """Return whether two values are equal within the tolerance.
+
+    A percent sign that only one side has is accepted; zero equals only zero.
+    """
     if _is_close(answer.value, truth.value):
         return True
     return answer.percent != truth.percent and _is_close(_fraction(answer), _fraction(truth))
 
 
 def parse_boolean(text: str) -> bool | None:
-    """The truth value that a text states; None where it states none."""
+    """Return the truth value that a text states; None where it states none."""
     word = fold(text).strip(" .,;:!\"'").casefold()
     if word in _TRUE:
         return True

@@ -12,7 +12,7 @@ ARITHMETIC = Context(prec=300, Emax=MAX_EMAX, Emin=MIN_EMIN, traps=[])
 """Never raises: what has no value becomes NaN or infinite, and those match nothing."""
 
 _MAX_CHARS = 120
-"""Longest spelling of one value; whatever is longer is a sentence or a forgery, and is left to the judge."""
+"""Longest spelling of one value; anything longer is a sentence, and is left to the judge."""
 _MAX_CHAIN_CHARS = 2_000
 _MAX_SUFFIXES = 6
 
@@ -24,7 +24,7 @@ _SCALES = {
 }  # fmt: skip
 """Powers of ten that a word stands for."""
 _CAPITAL_SCALES = {"M": 6, "MM": 6, "B": 9, "T": 12}
-"""Only as capitals, or behind a currency: "5 m" may be metres."""
+"""Scales only as capitals, or behind a currency: "5 m" may be metres."""
 _PERCENTS = frozenset({"%", "percent", "pct", "percentage"})
 _CURRENCY_SYMBOLS = frozenset("$€£¥₹₩₽₿฿₫₪₺")
 _CURRENCIES = frozenset({
@@ -71,7 +71,7 @@ class Quantity:
 
 
 def parse_quantity(text: str) -> Quantity | None:
-    """The one value that a text states; None where it states none, several, or something that is not a number.
+    """Return the one value that a text states; None where it states none, several, or something else than a number.
 
     Of a chain (`3 + 2 = 5`, `x ≈ 5`) it is the last value. Understood are signs and accounting negatives, currency,
     thousands separators, scale words, percent, powers of ten, simple fractions and a following unit.
@@ -91,7 +91,7 @@ def parse_quantity(text: str) -> Quantity | None:
 
 
 class _Reader:
-    """Reads `prefixes number suffixes` from one short text; whatever does not fit means that it states no value."""
+    """A parser of `prefixes number suffixes` in one short text; any other text states no value."""
 
     def __init__(self, text: str) -> None:
         self._tokens = list(_TOKEN.finditer(text))
@@ -101,7 +101,7 @@ class _Reader:
         self._power = 0
 
     def read(self) -> Quantity | None:
-        """The quantity, or None where the text is not exactly one."""
+        """Return the quantity, or None where the text is not exactly one."""
         while self._accept_prefix(self._peek()):
             self._at += 1
         value = self._read_value()

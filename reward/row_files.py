@@ -1,11 +1,11 @@
-"""JSONL in and out for the commands that score: bad rows are told and counted, a written file appears whole."""
+"""JSONL files of the commands that score: bad rows are printed and counted, a written file appears whole."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,13 +17,14 @@ Record = TypeVar("Record")
 
 
 class RowReader:
-    """The rows of a JSONL file that can be used; the others go to standard error with their line numbers."""
+    """A reader of the good rows of a JSONL file; the others go to standard error with their line numbers."""
 
     def __init__(self, path: Path) -> None:
-        """Opens the file.
+        """Open the file.
 
         Raises:
-            FileNotFoundError, ValueError: it is not there, or not a JSONL file.
+            FileNotFoundError: there is no such file.
+            ValueError: it is not a JSONL file.
         """
         if path.suffix.lower() != ".jsonl":
             raise ValueError(f"{path}: expected a .jsonl file with one JSON object per line")
@@ -32,7 +33,7 @@ class RowReader:
         self.num_bad = 0
 
     def records(self, read: Callable[[Mapping[str, Any]], Record]) -> Iterator[Record]:
-        """Every row through `read`, which raises a ValueError for a bad one."""
+        """Yield what `read` makes of every row; `read` raises ValueError for a bad one."""
         for row in self._rows:
             try:
                 if isinstance(row, Reject):
@@ -44,8 +45,8 @@ class RowReader:
 
 
 @contextmanager
-def json_writer(path: Path | None, *, indent: int | None = None) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """Writes JSON objects to a file that appears whole when the block ends, or to standard output where it is None.
+def json_writer(path: Path | None, *, indent: int | None = None) -> Generator[Callable[[Mapping[str, Any]], None]]:
+    """Write JSON objects to a file that appears whole when the block ends, or to standard output where it is None.
 
     Raises:
         FileNotFoundError: the folder of the file does not exist.
@@ -66,5 +67,5 @@ def json_writer(path: Path | None, *, indent: int | None = None) -> Iterator[Cal
 
 
 def _write(file: Any, record: Mapping[str, Any], indent: int | None) -> None:
-    """One object; a lone surrogate, which UTF-8 cannot hold, becomes its JSON escape."""
+    """Write one object; a lone surrogate, which UTF-8 cannot hold, becomes its JSON escape."""
     file.write((json.dumps(record, ensure_ascii=False, indent=indent) + "\n").encode("utf-8", "backslashreplace"))

@@ -23,7 +23,7 @@ _KEPT_POINT, _KEPT_MINUS = "\ue000", "\ue001"  # private use: stand for a decima
 
 @dataclass(frozen=True, slots=True)
 class TextKey:
-    """What remains of a text once case, articles and meaningless punctuation are gone."""
+    """A text without case, articles and meaningless punctuation."""
 
     words: tuple[str, ...]
     num_inner_a: int
@@ -33,7 +33,7 @@ class TextKey:
 
 
 def texts_match(answer: str, truth: str) -> bool:
-    """Whether the answer is the truth up to normalisation; a text that normalises to nothing matches nothing."""
+    """Return whether answer and truth have the same normal form; an empty one matches nothing."""
     ours, theirs = text_key(answer), _truth_key(truth)
     if not ours.words or ours.words != theirs.words:
         return False
@@ -41,7 +41,7 @@ def texts_match(answer: str, truth: str) -> bool:
 
 
 def text_key(text: str) -> TextKey:
-    """The normal form of a text. Signs, decimal points, percent, currency and mathematical symbols are kept."""
+    """Return the normal form of a text; signs, decimal points, percent, currency and mathematical symbols stay."""
     cased = _tokens(fold(text))
     words = [unicodedata.normalize("NFKC", word.casefold()) for word in cased]
     return TextKey(
@@ -66,7 +66,7 @@ def _tokens(text: str) -> list[str]:
 
 @lru_cache(maxsize=4096)
 def _spelling(char: str) -> str:
-    """How one character enters the normal form: itself, a word of its own, a space, or nothing."""
+    """Return how one character enters the normal form: itself, a word of its own, a space, or nothing."""
     if char in "'`":
         return ""
     if char == _KEPT_POINT:

@@ -8,7 +8,7 @@ from cluster.batches.in_flight import Arrival, GroupsInFlight
 from cluster.batches.lag_buffer import LagBuffer
 from cluster.batches.ledger import GroupOutcome, OutcomeCounts
 from cluster.batches.source import BatchOrder, Collected
-from cluster.group import BatchGroup
+from cluster.group import ScoredGroup
 from cluster.roles import Curriculum, GroupLost, Rollouts
 from curriculum.task import TaskOutcome
 from curriculum.transition import CurriculumReport, StepSummary
@@ -17,11 +17,11 @@ from curriculum.transition import CurriculumReport, StepSummary
 class BoundedLagSource:
     """Fulfils `BatchSource` with `max_policy_lag` > 0.
 
-    Consumes: leases, through calls under way; one per group, which has it scored, keeps its lease, and lets the next
+    Consumes: leases, through calls in flight; one per group, which has it scored, keeps its lease, and lets the next
     ones in.  Waits for: a slice that may leave (`LagBuffer`).  Unblocked by: every group.
 
     A lease is closed by `finish_step` and nowhere else, whether its group was trained on or dropped since the step
-    before. Whatever is under way or waits is therefore open in a checkpoint, and sampled again after a resume: nothing
+    before. Whatever is in flight or waits is therefore open in a checkpoint, and sampled again after a resume: nothing
     is trained on twice and nothing disappears.
     """
 
@@ -36,8 +36,17 @@ class BoundedLagSource:
         max_rounds: int,
         dynamic_sampling: bool,
     ) -> None:
-        """Takes B, groups of a slice, k, how many batches' worth of groups may be dropped for one batch, and whether
-        groups without variance are replaced."""
+        """Set the sizes.
+
+        Args:
+            curriculum: gives leases and takes outcomes.
+            rollouts: samples and scores groups.
+            batch_size: B, groups of a batch.
+            slice_size: groups of a slice.
+            max_policy_lag: k, at least 1.
+            max_rounds: so many batches' worth of groups may be dropped for one batch.
+            dynamic_sampling: whether groups without variance are replaced.
+        """
         self._curriculum = curriculum
         self._rollouts = rollouts
         self._batch_size = batch_size
@@ -71,8 +80,8 @@ class BoundedLagSource:
         """What they take in the object store."""
         return self._buffer.waiting_bytes
 
-    async def next_slice(self, order: BatchOrder) -> list[BatchGroup]:
-        """The oldest groups, once they may leave; if too many were dropped for the batch, what there is.
+    async def next_slice(self, order: BatchOrder) -> list[ScoredGroup]:
+        """Return the oldest groups as soon as they may leave; if too many were dropped for the batch, those there are.
 
         Raises:
             ActorLost: no rollout actor, or no judge actor, is left.
@@ -81,7 +90,7 @@ class BoundedLagSource:
         await self._begin(order)
         num_groups = min(self._slice_size, self._buffer.num_missing)
         while not self._is_over and not self._buffer.is_ready(num_groups):
-            if self._is_exhausted and self._buffer.num_under_way == 0:
+            if self._is_exhausted and self._buffer.num_in_flight == 0:
                 self._is_over = True
                 break
             await self._admit()
@@ -93,7 +102,7 @@ class BoundedLagSource:
         return groups
 
     def close_batch(self) -> Collected:
-        """What became of the groups of the batch, and of those that were sampled in vain meanwhile."""
+        """Close the batch; return its groups and those that were dropped since the batch before it."""
         self._buffer.close_batch()
         collected, self._collected = self._collected, Collected()
         self._outcomes += collected.outcomes
@@ -101,7 +110,7 @@ class BoundedLagSource:
         return collected
 
     async def finish_step(self, summary: StepSummary, *, version: int) -> CurriculumReport:
-        """Closes the leases of the step, then the step; admission rests meanwhile, for good if the phase is over."""
+        """Close the leases of the step, then the step. Admission pauses meanwhile, and stops if the phase is over."""
         async with self._opening:
             await self._curriculum.report(self._outcomes)
             report = await self._curriculum.finish_step(summary)
@@ -113,27 +122,26 @@ class BoundedLagSource:
         return report
 
     async def weights_delivered(self, version: int) -> None:
-        """Lets in what had to wait for the engines to be up to date."""
+        """Admit what had to wait until the engines hold the newest weights."""
         self._buffer.engines_at(version)
         await self._admit()
 
     async def end_phase(self) -> OutcomeCounts:
-        """Ends what is under way and gives back every lease that is still open: no group of this phase is trained on
-        after it, and no request outlives it."""
+        """Abort the groups in flight and give back every open lease: no group of this phase is trained on after it."""
         await self.close()
         left = self._buffer.clear() + [outcome.lease_id for outcome in self._collected.outcomes]
         self._collected = Collected()
         return OutcomeCounts({GroupOutcome.RETURNED: await self._curriculum.withdraw(left)})
 
     async def close(self) -> None:
-        """Ends the requests under way; their leases stay open."""
+        """Abort the requests in flight; their leases stay open."""
         self._is_admitting = False
         await self._in_flight.close()
 
     # ---- the batch
 
     async def _begin(self, order: BatchOrder) -> None:
-        """Admission goes on; the first time it begins with the leases that a resumed run left open."""
+        """Start admission; the first time, begin with the leases that a resumed run left open."""
         is_first = self._order is None
         self._order, self._is_admitting = order, True
         if is_first:
@@ -147,10 +155,10 @@ class BoundedLagSource:
         counts = self._collected.outcome_counts
         return counts.total() - counts[GroupOutcome.TRAINED] >= self._max_dropped
 
-    # ---- groups under way
+    # ---- groups in flight
 
     async def _admit(self) -> None:
-        """Opens as many leases as there is room for; one admission at a time."""
+        """Open as many leases as there is room for; one admission at a time."""
         async with self._opening:
             num_tasks = self._room() if self._is_admitting and not self._is_exhausted else 0
             if num_tasks:
@@ -166,14 +174,14 @@ class BoundedLagSource:
         self._in_flight.start(len(lease_ids), self._current_order.sampling)
 
     async def _arrive(self, arrival: Arrival) -> None:
-        """Books what a call brought and lets the next groups in; a second answer to the same lease does not count."""
-        if arrival is not None and await self._curriculum.keep([(arrival.lease_id, arrival.task_id)]):
+        """Record one arrival and admit the next groups; a second answer to the same lease does not count."""
+        if arrival is not None and await self._curriculum.keep((arrival.lease_id, arrival.task_id)):
             async with self._opening:  # its own admission may not be booked yet
                 self._book(arrival)
         self._in_flight.wake()
         await self._admit()
 
-    def _book(self, arrival: BatchGroup | GroupLost) -> None:
+    def _book(self, arrival: ScoredGroup | GroupLost) -> None:
         if isinstance(arrival, GroupLost):
             self._buffer.lose(arrival.lease_id)
             self._collected.lose(arrival, at_most=self._batch_size)

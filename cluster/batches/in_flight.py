@@ -1,4 +1,4 @@
-"""Groups under way: calls that let a rollout actor answer its next lease and have the group scored."""
+"""Groups in flight: each is a call in which a rollout actor samples its next lease and the group is scored."""
 
 from __future__ import annotations
 
@@ -6,43 +6,44 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from actors.rollout import Sampling
-from cluster.group import BatchGroup
+from cluster.group import ScoredGroup
 from cluster.roles import GroupLost, Rollouts
 
 IDLE_S = 5.0
-"""After so long without an arrival one more call goes out: it takes over a lease whose holder lost it."""
+"""After so long without an arrival one more call is started: it takes over a lease whose holder lost it."""
 
-Arrival = BatchGroup | GroupLost | None
-"""What a call brings: a scored group, the news that one was lost, or nothing, since there was no lease to take."""
+Arrival = ScoredGroup | GroupLost | None
+"""Result of a call: a scored group, the error that one was lost, or None because there was no lease to take."""
 
 
 class GroupsInFlight:
-    """GroupsInFlight under way; each takes whichever lease the coordinator hands out next.
+    """Calls in flight; each takes whichever lease the coordinator hands out next.
 
-    Consumes: leases, through the rollouts.  Waits for: the engines.  Unblocked by: every landing.
+    Consumes: leases, through the rollouts.  Waits for: the engines.  Unblocked by: every arrival.
     """
 
     def __init__(self, rollouts: Rollouts, arrive: Callable[[Arrival], Awaitable[None]]) -> None:
-        """`arrive` hears what every call brings, in the order of arrival."""
+        """`arrive` is awaited with the result of every call, in the order of arrival."""
         self._rollouts = rollouts
         self._arrive = arrive
-        self._under_way: set[asyncio.Task[None]] = set()
+        self._calls: set[asyncio.Task[None]] = set()
         self._spare: asyncio.Task[None] | None = None
         self._sampling: Sampling | None = None
         self._changed = asyncio.Event()
         self._failure: BaseException | None = None
 
     def start(self, number: int, sampling: Sampling) -> None:
-        """Sends `number` calls out."""
+        """Start `number` calls."""
         self._sampling = sampling
         for _ in range(number):
             self._start_one(sampling)
 
     async def next_change(self) -> None:
-        """Waits for a landing, a `wake`, or a while.
+        """Wait for an arrival, a `wake`, or `IDLE_S`.
 
         Raises:
-            ActorLost: no rollout actor, or no judge actor, is left; likewise whatever else made a call fail.
+            ActorLost: no rollout actor, or no judge actor, is left.
+            Exception: whatever else made a call fail.
         """
         self._check()
         try:
@@ -55,20 +56,20 @@ class GroupsInFlight:
         self._check()
 
     def wake(self) -> None:
-        """Ends the wait of `next_change`."""
+        """End the wait of `next_change`."""
         self._changed.set()
 
     async def close(self) -> None:
-        """Ends the requests in the engines and the calls that wait for them; their leases stay open."""
-        if self._under_way:
+        """Abort the requests in the engines and cancel the calls; their leases stay open."""
+        if self._calls:
             await self._rollouts.abort()
-        for call in self._under_way:
+        for call in self._calls:
             call.cancel()
-        await asyncio.gather(*self._under_way, return_exceptions=True)
+        await asyncio.gather(*self._calls, return_exceptions=True)
 
     def _start_one(self, sampling: Sampling) -> asyncio.Task[None]:
         call = asyncio.create_task(self._call(sampling))
-        self._under_way.add(call)
+        self._calls.add(call)
         call.add_done_callback(self._done)
         return call
 
@@ -81,7 +82,7 @@ class GroupsInFlight:
         self._changed.set()
 
     def _done(self, call: asyncio.Task[None]) -> None:
-        self._under_way.discard(call)
+        self._calls.discard(call)
         if not call.cancelled() and call.exception() is not None:
             self._failure = self._failure or call.exception()
             self._changed.set()

@@ -1,22 +1,22 @@
-"""The buffer between rollouts and learner: which groups are under way, which wait, and which may leave.
+"""The buffer between rollouts and learner: which groups are in flight, which wait, and which may leave.
 
-The bound on the policy lag is kept by arithmetic, not by throwing groups away. Let B be the groups of a batch, k the
+The bound on the policy lag is kept by arithmetic, not by discarding groups. Let B be the groups of a batch, k the
 largest lag and v the number of weight updates that the learner has made; a step trains one batch and makes v + 1. The
 batch of a step leaves in slices, one after the other. A group that is admitted while the engines sample under e may be
-trained on at e + k at the latest. The engines are at e = v, or at e = v - 1 while the last update is on its way.
+trained on at e + k at the latest. The engines are at e = v, or at e = v - 1 while the last update is being sent.
 
 * Admission: let T be the groups of the running batch that have left (B from its end until the next one begins, however
-  many it had). Groups under way, groups that wait and T never exceed (k + 1 - (v - e)) B after an admission.
+  many it had). Groups in flight, groups that wait and T never exceed (k + 1 - (v - e)) B after an admission.
 * Departure: a slice is the oldest groups that wait. With R = B - T groups still to leave behind it, it leaves only if
   those that stay can still leave in time: for every j = 0 ... k at most R + j B of them may be as old as v - k + j.
 
 Both together suffice. Claim: while T groups of the batch of v have left, at most (j + 1) B - T of the others are as old
 as v - k + j, for every j. Departures keep that, by their condition. So does admission under e, which adds groups as old
 as v - k + j for j >= k - (v - e) only, and leaves at most (k + 1 - (v - e)) B - T of any age. When v grows, T = B turns
-into 0 and j into j - 1: the claim holds again; for j = k by admission. For j = 0: nobody stays behind the last slice
-who is due now. And waiting always ends: once all groups under way have arrived, the oldest may leave, since either all
-groups of an age leave with the slice, or their number falls by its size. Groups without a signal make room and nothing
-else; a batch is given up short only when nothing is under way.
+into 0 and j into j - 1: the claim holds again; for j = k by admission. For j = 0: no group that is due now stays behind
+the last slice. And waiting always ends: once all groups in flight have arrived, the oldest may leave, since either all
+groups of an age leave with the slice, or their number falls by its size. Groups without a signal only make room; a
+batch ends short only when nothing is in flight.
 
 With k = 0 this is: admit B, wait for all, train. That case needs no overlap and has a shorter program, `on_policy.py`.
 """
@@ -28,11 +28,11 @@ from collections.abc import Iterable
 from math import ceil
 
 from cluster.batches.ledger import GroupOutcome
-from cluster.group import BatchGroup
+from cluster.group import ScoredGroup
 
 BATCHES_AHEAD = 2
-"""Batches' worth of good groups to have under way or waiting: the one that leaves next and the one behind it. A larger
-bound than that serves stragglers and oversampling, it does not make every group older."""
+"""Batches' worth of good groups to have in flight or waiting: the one that leaves next and the one behind it. A larger
+bound than that serves slow answers and oversampling; it does not make every group older."""
 WINDOW_BATCHES = 4
 """The acceptance rate is that of so many batches' worth of the latest groups."""
 
@@ -41,13 +41,13 @@ class LagBoundError(RuntimeError):
     """A group would be trained on although its weights are older, or newer, than the bound allows."""
 
 
-def policy_lag(group: BatchGroup, version: int) -> int:
+def policy_lag(group: ScoredGroup, version: int) -> int:
     """Weight updates between the oldest weights that sampled a group and version `version`."""
     return version - group.meta.policy_version
 
 
-def without_signal(group: BatchGroup) -> GroupOutcome:
-    """How the lease of a group ends that cannot be trained on for its rewards."""
+def without_signal(group: ScoredGroup) -> GroupOutcome:
+    """Return the outcome of a group whose rewards give nothing to train on."""
     return GroupOutcome.UNKNOWN if len(group.known_accuracies) < 2 else GroupOutcome.NO_VARIANCE
 
 
@@ -58,7 +58,7 @@ class AcceptanceRate:
         self._latest: deque[bool] = deque(maxlen=window)
 
     def observe(self, accepted: bool) -> None:
-        """Counts one scored group."""
+        """Count one scored group."""
         self._latest.append(accepted)
 
     @property
@@ -68,7 +68,7 @@ class AcceptanceRate:
 
 
 class LagBuffer:
-    """Groups under way and groups that wait, at one policy version.
+    """Groups in flight and groups that wait, at one policy version.
 
     Args:
         batch_size: B, groups of a batch.
@@ -81,14 +81,14 @@ class LagBuffer:
         self._version = 0
         self._engine_version = 0
         self._admitted: dict[int, int] = {}
-        """Lease id -> version of the engines at admission, of the groups under way."""
-        self._waiting: dict[int, BatchGroup] = {}
+        """Lease id -> version of the engines at admission, of the groups in flight."""
+        self._waiting: dict[int, ScoredGroup] = {}
         self._num_taken = 0
         """T: groups of the running batch that have left."""
         self.acceptance = AcceptanceRate(WINDOW_BATCHES * batch_size)
 
     @property
-    def num_under_way(self) -> int:
+    def num_in_flight(self) -> int:
         """Admitted groups that have not arrived."""
         return len(self._admitted)
 
@@ -103,41 +103,41 @@ class LagBuffer:
         return sum(group.meta.num_bytes for group in self._waiting.values())
 
     def room(self, *, num_slots: int, remaining_steps: int | None) -> int:
-        """How many groups may be admitted now.
+        """Return how many groups may be admitted now.
 
         Args:
             num_slots: groups that the engines work on at a time; one that queued would only grow older.
-            remaining_steps: steps of the phase that are left, the running one included; None if nobody knows.
+            remaining_steps: steps of the phase that are left, the running one included; None if unknown.
         """
         batches = self._max_policy_lag + 1 - (self._version - self._engine_version)
         if remaining_steps is not None:
             batches = min(batches, remaining_steps)
-        free = batches * self._batch_size - self._num_taken - self.num_waiting - self.num_under_way
+        free = batches * self._batch_size - self._num_taken - self.num_waiting - self.num_in_flight
         missing = min(BATCHES_AHEAD, batches) * self._batch_size - self._num_taken - self.num_waiting
-        useful = ceil(missing / self.acceptance.value) - self.num_under_way
-        return max(0, min(free, useful, num_slots - self.num_under_way))
+        useful = ceil(missing / self.acceptance.value) - self.num_in_flight
+        return max(0, min(free, useful, num_slots - self.num_in_flight))
 
     def admit(self, lease_ids: Iterable[int]) -> None:
-        """Notes groups that are sampled from now on."""
+        """Record groups that are sampled from now on."""
         self._admitted.update(dict.fromkeys(lease_ids, self._engine_version))
 
-    def arrive(self, group: BatchGroup, *, trainable: bool) -> GroupOutcome | None:
-        """Takes a scored group in; returns how its lease ends if the group is not to be trained on.
+    def arrive(self, group: ScoredGroup, *, trainable: bool) -> GroupOutcome | None:
+        """Take a scored group; return its outcome if it is not to be trained on, else None.
 
         A group of weights that were replaced before it was admitted comes from an engine that missed an update (it
-        restarted, say); it counts as too old, for nobody planned with its age.
+        restarted, say); it counts as too old, because the schedule did not count on its age.
         """
-        admitted = self._admitted.pop(group.meta.lease_id)
+        admitted = self._admitted.pop(group.lease_id)
         self.acceptance.observe(trainable)
         if not trainable:
             return without_signal(group)
         if group.meta.policy_version < admitted:
             return GroupOutcome.TOO_OLD
-        self._waiting[group.meta.lease_id] = group
+        self._waiting[group.lease_id] = group
         return None
 
     def lose(self, lease_id: int) -> None:
-        """Forgets a group that will never arrive."""
+        """Forget a group that will never arrive."""
         del self._admitted[lease_id]
 
     @property
@@ -146,11 +146,11 @@ class LagBuffer:
         return self._batch_size - self._num_taken
 
     def is_ready(self, num_groups: int) -> bool:
-        """Whether a slice of that size may leave."""
+        """Return whether a slice of that size may leave."""
         return len(self._waiting) >= num_groups and self._may_leave(self._oldest(num_groups))
 
-    def take(self, num_groups: int) -> list[BatchGroup]:
-        """The oldest groups, at most `num_groups` of them, in the order of their leases; the learner trains on them.
+    def take(self, num_groups: int) -> list[ScoredGroup]:
+        """Remove and return the oldest groups, at most `num_groups`, in the order of their leases, for the learner.
 
         Raises:
             LagBoundError: the slice would break the bound now, or make a group that stays behind break it later.
@@ -166,7 +166,7 @@ class LagBuffer:
                 )
         if not self._may_leave(taken):
             raise LagBoundError(
-                f"{len(taken)} groups may not leave at version {self._version}: {self.num_under_way} under way and "
+                f"{len(taken)} groups may not leave at version {self._version}: {self.num_in_flight} in flight and "
                 f"{self.num_waiting - len(taken)} waiting would grow too old; ask is_ready() first"
             )
         self._num_taken += len(taken)
@@ -175,32 +175,32 @@ class LagBuffer:
         return sorted(taken, key=lambda group: group.lease_id)
 
     def close_batch(self) -> None:
-        """No more groups leave for the running batch, whole or not."""
+        """End the running batch, whole or not: no more groups leave for it."""
         self._num_taken = self._batch_size
 
     def advance(self, version: int) -> None:
-        """The learner is at `version`, and the next batch begins."""
+        """Note that the learner is at `version`, and begin the next batch."""
         self._version = version
         self._num_taken = 0
 
     def engines_at(self, version: int) -> None:
-        """What is admitted from now on is sampled under `version`, or a later one."""
+        """Note that groups admitted from now on are sampled under `version` or a later one."""
         self._engine_version = version
 
     def clear(self) -> list[int]:
-        """Forgets everything; returns the leases whose groups were under way or waiting."""
+        """Forget everything; return the leases whose groups were in flight or waiting."""
         left = [*self._admitted, *self._waiting]
         self._admitted, self._waiting = {}, {}
         return sorted(left)
 
-    def _oldest(self, num_groups: int) -> list[BatchGroup]:
-        def age(group: BatchGroup) -> tuple[int, int]:
+    def _oldest(self, num_groups: int) -> list[ScoredGroup]:
+        def age(group: ScoredGroup) -> tuple[int, int]:
             return group.meta.policy_version, group.lease_id
 
         return sorted(self._waiting.values(), key=age)[:num_groups]
 
-    def _may_leave(self, leaving: list[BatchGroup]) -> bool:
-        """The condition of departure: of those that stay, at most R + j B are as old as v - k + j."""
+    def _may_leave(self, leaving: list[ScoredGroup]) -> bool:
+        """Return the condition of departure: of those that stay, at most R + j B are as old as v - k + j."""
         leases = {group.lease_id for group in leaving}
         waiting = [group.meta.policy_version for lease, group in self._waiting.items() if lease not in leases]
         staying = [*self._admitted.values(), *waiting]

@@ -13,7 +13,7 @@ from cluster.batches.in_flight import Arrival, GroupsInFlight
 from cluster.batches.lag_buffer import AcceptanceRate, LagBoundError, policy_lag, without_signal
 from cluster.batches.ledger import GroupOutcome, OutcomeCounts
 from cluster.batches.source import BatchOrder, Collected
-from cluster.group import BatchGroup
+from cluster.group import ScoredGroup
 from cluster.roles import Curriculum, GroupLost, Rollouts
 from curriculum.transition import CurriculumReport, StepSummary
 
@@ -21,7 +21,7 @@ from curriculum.transition import CurriculumReport, StepSummary
 class OnPolicySource:
     """Fulfils `BatchSource` with `max_policy_lag = 0`.
 
-    Consumes: leases, through calls under way.  Waits for: the slowest answer of each wave.  Unblocked by: every group.
+    Consumes: leases, through calls in flight.  Waits for: the slowest answer of each wave.  Unblocked by: every group.
     OnPolicySource run in the background, so that a slice is sampled while the learner works on the one before it.
     """
 
@@ -35,8 +35,16 @@ class OnPolicySource:
         max_rounds: int,
         dynamic_sampling: bool,
     ) -> None:
-        """Takes B, groups of a slice, the number of waves for one batch, and whether groups without variance are
-        replaced."""
+        """Set the sizes.
+
+        Args:
+            curriculum: gives leases and takes outcomes.
+            rollouts: samples and scores groups.
+            batch_size: B, groups of a batch.
+            slice_size: groups of a slice.
+            max_rounds: waves for one batch.
+            dynamic_sampling: whether groups without variance are replaced.
+        """
         self._curriculum = curriculum
         self._batch_size = batch_size
         self._slice_size = slice_size
@@ -44,10 +52,10 @@ class OnPolicySource:
         self._dynamic_sampling = dynamic_sampling
         self._acceptance = self._fresh_acceptance()
         self._in_flight = GroupsInFlight(rollouts, self._arrive)
-        self._arrived: dict[int, BatchGroup | GroupLost] = {}
-        """What came for a lease, until it is its turn."""
+        self._arrived: dict[int, ScoredGroup | GroupLost] = {}
+        """Arrivals by lease, until it is their turn."""
         self._collected = Collected()
-        self._accepted: asyncio.Queue[BatchGroup | None] = asyncio.Queue()
+        self._accepted: asyncio.Queue[ScoredGroup | None] = asyncio.Queue()
         """Groups for the learner, in order; None behind the last one."""
         self._collecting: asyncio.Task[None] | None = None
 
@@ -58,16 +66,16 @@ class OnPolicySource:
 
     @property
     def num_waiting(self) -> int:
-        """Nothing is kept between batches."""
+        """Groups kept between batches: none."""
         return 0
 
     @property
     def waiting_bytes(self) -> int:
-        """Likewise."""
+        """Bytes of the groups kept between batches: none."""
         return 0
 
-    async def next_slice(self, order: BatchOrder) -> list[BatchGroup]:
-        """The next groups in the order of their leases, as soon as all before them are scored.
+    async def next_slice(self, order: BatchOrder) -> list[ScoredGroup]:
+        """Return the next groups in the order of their leases, as soon as all before them are scored.
 
         Raises:
             ActorLost: no rollout actor, or no judge actor, is left.
@@ -75,31 +83,31 @@ class OnPolicySource:
         """
         if self._collecting is None:
             self._collecting = asyncio.create_task(self._collect(order))
-        groups: list[BatchGroup] = []
+        groups: list[ScoredGroup] = []
         while len(groups) < self._slice_size and (group := await self._next_accepted()) is not None:
             groups.append(group)
         return groups
 
     def close_batch(self) -> Collected:
-        """What became of the groups of the batch."""
+        """Close the batch; return its groups and those that were replaced."""
         collected, self._collected = self._collected, Collected()
         self._accepted = asyncio.Queue()
         self._collecting = None
         return collected
 
     async def finish_step(self, summary: StepSummary, *, version: int) -> CurriculumReport:
-        """Closes the step; every lease has been reported by its wave."""
+        """Close the step; every lease was reported by its wave."""
         return await self._curriculum.finish_step(summary)
 
     async def weights_delivered(self, version: int) -> None:
-        """The next batch is ordered when the engines have their weights."""
+        """Do nothing: the next batch is ordered when the engines hold their weights."""
 
     async def end_phase(self) -> OutcomeCounts:
-        """Nothing is left over."""
+        """Return no outcomes: nothing is left over."""
         return OutcomeCounts()
 
     async def close(self) -> None:
-        """Ends what runs in the background."""
+        """End what runs in the background."""
         if self._collecting is not None:
             self._collecting.cancel()
             await asyncio.gather(self._collecting, return_exceptions=True)
@@ -108,7 +116,7 @@ class OnPolicySource:
     # ---- in the background
 
     async def _collect(self, order: BatchOrder) -> None:
-        """Wave after wave until the batch is whole or the waves are used up."""
+        """Sample wave after wave until the batch is whole or the waves are used up."""
         self._acceptance = self._fresh_acceptance()
         try:
             for _ in range(self._max_rounds):
@@ -129,11 +137,11 @@ class OnPolicySource:
         await self._curriculum.report(self._collected.outcomes[first:])
 
     async def _arrive(self, arrival: Arrival) -> None:
-        """The first result of a lease counts."""
-        if arrival is not None and await self._curriculum.keep([(arrival.lease_id, arrival.task_id)]):
+        """Keep the first result of every lease."""
+        if arrival is not None and await self._curriculum.keep((arrival.lease_id, arrival.task_id)):
             self._arrived[arrival.lease_id] = arrival
 
-    def _book(self, arrival: BatchGroup | GroupLost, version: int) -> None:
+    def _book(self, arrival: ScoredGroup | GroupLost, version: int) -> None:
         if isinstance(arrival, GroupLost):
             self._collected.lose(arrival, at_most=self._batch_size)
             return
@@ -142,8 +150,8 @@ class OnPolicySource:
         if outcome is GroupOutcome.TRAINED:
             self._accepted.put_nowait(arrival)
 
-    async def _next_accepted(self) -> BatchGroup | None:
-        """The next group, None behind the last one; raises what ended the collection."""
+    async def _next_accepted(self) -> ScoredGroup | None:
+        """Return the next group, None behind the last one; raise what ended the collection."""
         assert self._collecting is not None, "no batch was ordered"
         group = await self._accepted.get()
         if group is None:
@@ -154,7 +162,7 @@ class OnPolicySource:
     def _fresh_acceptance(self) -> AcceptanceRate:
         return AcceptanceRate(self._max_rounds * self._batch_size)
 
-    def _outcome_of(self, group: BatchGroup, version: int) -> GroupOutcome:
+    def _outcome_of(self, group: ScoredGroup, version: int) -> GroupOutcome:
         trainable = group.trainable(dynamic_sampling=self._dynamic_sampling)
         self._acceptance.observe(trainable)
         if not trainable:
@@ -162,7 +170,7 @@ class OnPolicySource:
         lag = policy_lag(group, version)
         if lag < 0:
             raise LagBoundError(
-                f"group of task {group.meta.task_id}: policy_version={group.meta.policy_version}, but the learner is "
+                f"group of task {group.task_id}: policy_version={group.meta.policy_version}, but the learner is "
                 f"at {version}; resume from the last checkpoint"
             )
         return GroupOutcome.TRAINED if lag == 0 else GroupOutcome.TOO_OLD

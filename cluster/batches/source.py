@@ -1,14 +1,15 @@
-"""Where batches come from: what the loop asks for and what it gets. `on_policy.py` and `bounded_lag.py` fulfil it."""
+"""Where batches come from: what the loop asks for and what it gets; see `on_policy.py` and `bounded_lag.py`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Protocol, Self
+from typing import Annotated, Protocol, Self
 
 from actors.rollout import Sampling
 from cluster.batches.ledger import GroupOutcome, OutcomeCounts
-from cluster.group import BatchGroup
+from cluster.group import ScoredGroup
 from cluster.roles import GroupLost
+from curriculum.metric import Metric
 from curriculum.task import TaskOutcome
 from curriculum.transition import CurriculumReport, StepSummary
 
@@ -24,7 +25,7 @@ class BatchOrder:
     """Steps of the phase that are left, this one included; None where the phase ends by itself."""
 
     def after_step(self) -> Self:
-        """The order that the next step of the phase will give, as far as it is known."""
+        """Return the order of the next step of the phase, as far as it is known."""
         left = self.remaining_steps
         return replace(self, remaining_steps=None if left is None else max(0, left - 1))
 
@@ -33,25 +34,25 @@ class BatchOrder:
 class Collected:
     """The groups of one step."""
 
-    sampled: list[BatchGroup] = field(default_factory=list)
+    sampled: list[ScoredGroup] = field(default_factory=list)
     """Every group whose lease ends with the step, whether it is trained on or not."""
-    batch: list[BatchGroup] = field(default_factory=list)
+    batch: list[ScoredGroup] = field(default_factory=list)
     """Those to train on."""
     outcome_counts: OutcomeCounts = field(default_factory=OutcomeCounts)
     """How the leases end."""
     outcomes: list[TaskOutcome] = field(default_factory=list)
-    """What the curriculum hears."""
+    """What is reported to the curriculum."""
 
-    def add(self, group: BatchGroup, outcome: GroupOutcome) -> None:
-        """Books a scored group."""
+    def add(self, group: ScoredGroup, outcome: GroupOutcome) -> None:
+        """Add a scored group."""
         self.sampled.append(group)
         if outcome is GroupOutcome.TRAINED:
             self.batch.append(group)
         self.outcome_counts[outcome] += 1
-        self.outcomes.append(group.outcome(trained=outcome is GroupOutcome.TRAINED))
+        self.outcomes.append(group.outcome)
 
     def lose(self, lost: GroupLost, *, at_most: int) -> None:
-        """Books a group that was lost before it was scored.
+        """Count a group that was lost before it was scored.
 
         Raises:
             GroupLost: more than `at_most` were.
@@ -59,12 +60,10 @@ class Collected:
         self.outcome_counts[GroupOutcome.FAILED] += 1
         if self.outcome_counts[GroupOutcome.FAILED] > at_most:
             raise lost
-        self.outcomes.append(
-            TaskOutcome(lease_id=lost.lease_id, task_id=lost.task_id, accuracies=(), num_unknown=0, trained=False)
-        )
+        self.outcomes.append(TaskOutcome(lease_id=lost.lease_id, task_id=lost.task_id, accuracies=()))
 
     def extend(self, other: Collected) -> None:
-        """Takes over the groups of `other`."""
+        """Take over the groups of `other`."""
         self.sampled += other.sampled
         self.batch += other.batch
         self.outcome_counts += other.outcome_counts
@@ -72,47 +71,59 @@ class Collected:
 
 
 class BatchSource(Protocol):
-    """Fills batches slice by slice; the curriculum hears of every group through it.
+    """Fills batches slice by slice and reports every group to the curriculum.
 
     One step is `next_slice` until it returns nothing, `close_batch`, `finish_step`.
     """
 
     @property
-    def acceptance_rate(self) -> float:
-        """Share of the latest scored groups that had a signal."""
+    def acceptance_rate(self) -> Annotated[float, Metric("rollout/acceptance_rate", "share")]:
+        """Groups with a signal among those scored for the batch (lag 0) or the latest `4 × groups_per_batch` (lag above
+        0), one optimistic group added.
+
+        Low: the tasks are too easy or too hard for the policy. Sampling ahead grows with its inverse, as far as the
+        bound allows.
+        """
         ...
 
     @property
-    def num_waiting(self) -> int:
-        """Scored groups that wait for a later batch."""
+    def num_waiting(self) -> Annotated[int, Metric("rollout/buffer_groups", "count")]:
+        """Scored groups that wait for a later batch when the step ends.
+
+        0: the learner waits for the engines. About `groups_per_batch`: the engines wait for the learner.
+        """
         ...
 
     @property
-    def waiting_bytes(self) -> int:
-        """What they take in the object store."""
+    def waiting_bytes(self) -> Annotated[int, Metric("rollout/buffer_bytes", "bytes")]:
+        """What the groups that wait take in the object store.
+
+        Bounded by `(rollout.max_policy_lag + 1) × groups_per_batch` groups; a group of 8 takes 4 bytes per prompt token
+        and 8 per response token.
+        """
         ...
 
-    async def next_slice(self, order: BatchOrder) -> list[BatchGroup]:
-        """The next groups of the running batch for the learner; none if the batch is whole, or given up because too
-        many groups had no signal."""
+    async def next_slice(self, order: BatchOrder) -> list[ScoredGroup]:
+        """Return the next groups of the running batch; none if the batch is whole, or ends short because too many
+        groups had no signal."""
         ...
 
     def close_batch(self) -> Collected:
-        """What became of the groups of the batch, and of those that were sampled for it in vain."""
+        """Close the batch; return its groups and those that were sampled for it and not used."""
         ...
 
     async def finish_step(self, summary: StepSummary, *, version: int) -> CurriculumReport:
-        """Closes the step; `version` is what the learner has now."""
+        """Close the step; `version` is what the learner has now."""
         ...
 
     async def weights_delivered(self, version: int) -> None:
-        """Every engine samples under `version` from now on."""
+        """Note that every engine samples under `version` from now on."""
         ...
 
     async def end_phase(self) -> OutcomeCounts:
-        """Gives back what the phase has not used; returns how those leases ended."""
+        """Give back what the phase has not used; return the outcomes of those leases."""
         ...
 
     async def close(self) -> None:
-        """Ends what runs in the background."""
+        """End what runs in the background."""
         ...

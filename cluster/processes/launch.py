@@ -12,7 +12,7 @@ import ray
 from ray.exceptions import ActorDiedError, RayTaskError
 
 from actors.rollout_actor import RolloutActor
-from cluster.processes.curriculum import RayCurriculum
+from cluster.processes.curriculum import ray_curriculum
 from cluster.processes.learner import RayLearner
 from cluster.processes.placement import judge_options, learner_options, rollout_options
 from cluster.processes.ray_session import LaunchError
@@ -20,10 +20,10 @@ from cluster.processes.rollouts import RayRollouts
 from cluster.processes.supervision import SupervisedActor
 from cluster.recipe.config import RunConfig
 from cluster.recipe.preparation import Prepared, local_or_hub
+from cluster.roles import Curriculum
 from cluster.run.folder import RunFolder
-from cluster.weights.collective import CollectiveDelivery
-from cluster.weights.contract import MAX_PROBE_GAP
-from cluster.weights.delivery import WeightDelivery
+from cluster.weights.sync import MAX_PROBE_GAP, Probe, WeightSync
+from cluster.weights.transports import Collective, HostMemory
 from curriculum.coordinator_actor import CoordinatorActor
 from curriculum.task import TaskEntry
 from curriculum.task_table import TaskColumns
@@ -41,9 +41,10 @@ COORDINATOR = "coordinator"
 class Processes:
     """The roles of a running cluster."""
 
-    curriculum: RayCurriculum | None
+    curriculum: Curriculum | None
     rollouts: RayRollouts
     learner: RayLearner
+    weights: WeightSync
     pids: dict[str, int]
     """Process id of every actor with a model, by name."""
 
@@ -89,7 +90,7 @@ async def _start_actors(
             seed=config.seed,
             columns=[ray.put(TaskColumns.of(prepared.tasks))],
         )
-        curriculum = RayCurriculum(coordinator)
+        curriculum = ray_curriculum(coordinator)
     rollout_handles = {} if coordinator is None else _create_rollouts(config, prepared, create)
     judge_handles = {} if coordinator is None else _create_judges(config, prepared, create)
     ranks = [
@@ -101,8 +102,8 @@ async def _start_actors(
             supervised(
                 name,
                 handle,
-                before_restart=curriculum.release if curriculum else None,
-                after_restart=lambda restarted, name=name: learner.bring_up_to_date(name, restarted),
+                before_restart=coordinator.release.remote if coordinator else None,
+                after_restart=lambda restarted, name=name: weights.bring_up_to_date(name, restarted),
             )
             for name, handle in rollout_handles.items()
         ],
@@ -110,7 +111,8 @@ async def _start_actors(
         on_fault=on_fault,
     )
     reference = folder.reference if config.learner.needs_reference else None
-    learner = RayLearner(ranks, _delivery(config, prepared, rollouts, ranks[0]), reference=reference)
+    learner = RayLearner(ranks, reference=reference)
+    weights = _weight_sync(config, prepared, rollouts, learner)
     timeout_s = config.cluster.startup_timeout_s
     ranks_ready = await _start_ranks(config, prepared, ranks)
     pids = await _wait(_named_ready(judge_handles), timeout_s)
@@ -118,22 +120,27 @@ async def _start_actors(
     pids |= await _wait([*_named_ready(rollout_handles), *ranks_ready], timeout_s)
     if rollout_handles:
         await rollouts.learn_slots()
-    return Processes(curriculum=curriculum, rollouts=rollouts, learner=learner, pids=pids)
+    return Processes(curriculum=curriculum, rollouts=rollouts, learner=learner, weights=weights, pids=pids)
 
 
-def _delivery(config: RunConfig, prepared: Prepared, rollouts: RayRollouts, learner: Any) -> WeightDelivery:
+def _weight_sync(config: RunConfig, prepared: Prepared, rollouts: RayRollouts, learner: RayLearner) -> WeightSync:
     """The probe is the beginning of a prompt: text in the tokens of this very model."""
+    sync = config.rollout.sync
     dtypes = {config.learner.dtype, config.rollout.engine.dtype}
-    arguments: dict[str, Any] = {
-        "learner": learner,
-        "config": config.rollout.sync,
-        "probe_ids": prepared.tasks[0].prompt_ids[:PROBE_TOKENS].tolist() if prepared.tasks else (),
-        "max_probe_gap": max(MAX_PROBE_GAP[dtype] for dtype in dtypes),
-    }
+    probe = Probe(
+        learner,
+        rollouts,
+        token_ids=prepared.tasks[0].prompt_ids[:PROBE_TOKENS].tolist() if prepared.tasks else (),
+        every=sync.probe_every,
+        max_gap=max(MAX_PROBE_GAP[dtype] for dtype in dtypes),
+        timeout_s=sync.timeout_s,
+    )
     if config.weight_transport == "host_memory":
-        return WeightDelivery(rollouts, **arguments)
-    workers = config.rollout.engine.tensor_parallel_size
-    return CollectiveDelivery(rollouts, **arguments, workers_per_engine=workers)
+        transport = HostMemory(rollouts, learner, sync)
+    else:
+        workers = config.rollout.engine.tensor_parallel_size
+        transport = Collective(rollouts, learner, sync, workers_per_engine=workers)
+    return WeightSync(transport, probe, overlaps=config.rollout.max_policy_lag > 0)
 
 
 def _create_rollouts(config: RunConfig, prepared: Prepared, create: Any) -> dict[str, Any]:
@@ -186,7 +193,6 @@ async def _start_ranks(config: RunConfig, prepared: Prepared, ranks: Sequence[An
             rank.start.remote(
                 master=master,
                 config=config.learner,
-                sft=config.sft if config.sft.epochs else None,
                 model_path=prepared.model_path,
                 seed=config.seed,
                 on_gpu=config.device == "cuda",

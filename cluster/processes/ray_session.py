@@ -17,6 +17,8 @@ from cluster.recipe.config import RunConfig
 from cluster.run.folder import RunFolder
 
 FIRST_DASHBOARD_PORT = 8265
+NUM_CPUS = 8
+"""Logical CPUs of a Ray that is started for a run; on a CPU the actors reserve none of them."""
 
 
 class LaunchError(RuntimeError):
@@ -67,7 +69,7 @@ def _start_local(config: RunConfig, common: dict[str, Any]) -> Any:
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     return _init(
         address="local",
-        num_cpus=config.cluster.num_cpus,
+        num_cpus=NUM_CPUS,
         include_dashboard=True,
         dashboard_host="127.0.0.1",
         dashboard_port=config.cluster.dashboard_port or _free_port(FIRST_DASHBOARD_PORT),

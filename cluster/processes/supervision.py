@@ -29,7 +29,7 @@ class SupervisedActor:
         *,
         startup_timeout_s: float,
         on_fault: Callable[..., None],
-        before_restart: Callable[[str], Awaitable[None]] | None = None,
+        before_restart: Callable[[str], Awaitable[Any]] | None = None,
         after_restart: Callable[[Any], Awaitable[None]] | None = None,
     ) -> None:
         """Takes an actor that has a method `ready`.

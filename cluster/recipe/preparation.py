@@ -47,17 +47,17 @@ def prepare(config: RunConfig) -> Prepared:
     rejects: dict[str, tuple[Reject, ...]] = {}
     tasks: tuple[Task, ...] = ()
     if limits and config.data.train is not None:
-        task_set = load_tasks(
+        found = load_tasks(
             config.data.train, encoder=prompt, phase_limits=limits, over_long=config.data.over_long, key="data.train"
         )
-        tasks, rejects["data.train"] = task_set.tasks, task_set.rejects
+        tasks, rejects["data.train"] = found.records, found.rejects
     demonstrations = None
     if config.sft.epochs and config.data.sft is not None:
         room = min(config.learner.max_tokens_per_microbatch, _max_positions(config, model_path))
         found = load_demonstrations(config.data.sft, encoder=prompt, max_tokens=room, judge_prompt=_judge_prompt)
         rejects["data.sft"] = found.rejects
         demonstrations = DemonstrationBatches(
-            found.demonstrations, batch_size=config.sft.batch_size, epochs=config.sft.epochs, seed=config.seed
+            found.records, batch_size=config.sft.batch_size, epochs=config.sft.epochs, seed=config.seed
         )
     return Prepared(
         model_path=model_path,
@@ -167,7 +167,7 @@ def _heldout(
     )
     rejects["data.evaluation"] = found.rejects
     by_phase = {
-        phase.name: [task for task in found.tasks if task.phase == index]
+        phase.name: tuple(task for task in found.records if task.phase == index)
         for index, phase in enumerate(config.curriculum.phases)
     }
-    return {name: tuple(tasks[: config.evaluation.max_items_per_phase]) for name, tasks in by_phase.items() if tasks}
+    return {name: tasks for name, tasks in by_phase.items() if tasks}

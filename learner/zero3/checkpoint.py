@@ -28,30 +28,6 @@ _STEP = "optimizer_step"
 _STATE = "state.json"
 
 
-def is_complete(directory: Path) -> bool:
-    """True if the checkpoint was written to its end."""
-    return (directory / COMPLETE).is_file()
-
-
-def latest_complete(parent: Path) -> Path | None:
-    """The last complete checkpoint in `parent` by name, or None; number the names with leading zeros."""
-    return max((path for path in _checkpoints(parent) if is_complete(path)), key=lambda path: path.name, default=None)
-
-
-def prune(parent: Path, keep: int) -> None:
-    """Delete all but the last `keep` complete checkpoints in `parent`; incomplete and temporary ones are left alone.
-
-    Raises:
-        ValueError: `keep` is below 1, which would delete the only way back.
-    """
-    if keep < 1:
-        raise ValueError(f"keep={keep} would delete every checkpoint; keep at least 1")
-    complete = sorted((path for path in _checkpoints(parent) if is_complete(path)), key=lambda path: path.name)
-    for path in complete[:-keep]:
-        (path / COMPLETE).unlink()
-        shutil.rmtree(path)
-
-
 def save(engine: DeepSpeedEngine, directory: Path, *, manifest: dict[str, Any], state: dict[str, Any]) -> None:
     """Write weights, optimizer and random state of all ranks. Collective; every rank sees the same file system.
 
@@ -95,7 +71,7 @@ def load(engine: DeepSpeedEngine, directory: Path, *, manifest: dict[str, Any]) 
     """
     import torch.distributed as dist
 
-    if not is_complete(directory):
+    if not (directory / COMPLETE).is_file():
         raise FileNotFoundError(f"{directory} is not a complete checkpoint (no {COMPLETE}); resume from an earlier one")
     found = json.loads((directory / _MANIFEST).read_text())
     _check_manifest(directory, found, manifest)
@@ -107,12 +83,6 @@ def load(engine: DeepSpeedEngine, directory: Path, *, manifest: dict[str, Any]) 
     _restore_random_state(random_state)
     dist.barrier()
     return state
-
-
-def _checkpoints(parent: Path) -> list[Path]:
-    if not parent.is_dir():
-        return []
-    return [path for path in parent.iterdir() if path.is_dir() and not path.name.startswith(".")]
 
 
 def _check_manifest(directory: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:

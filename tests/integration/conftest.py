@@ -292,7 +292,6 @@ def _overrides(folder: Path) -> dict[str, object]:
         "learner.max_tokens_per_microbatch": 2000,
         "checkpoint.every_steps": 5,
         "cluster.address": "local",
-        "cluster.num_cpus": 4,
         "cluster.object_store_bytes": 200_000_000,
     }
 

@@ -19,21 +19,21 @@ import torch
 
 from curriculum.task import Demonstration
 from learner.advantages import group_advantages
-from learner.batch.microbatch import ScoredGroup
-from learner.batch.packing import plan_slice
-from learner.config import DapoConfig, GrpoConfig, ImportanceConfig, LearnerConfig, SftConfig
+from learner.batch.microbatch import TrainingGroup
+from learner.batch.packing import groups_of, plan_slice
+from learner.config import DapoConfig, GrpoConfig, ImportanceConfig, LearnerConfig
 from learner.engine import LearnerEngine, NonFiniteUpdateError, Stage
 from learner.forward.running_batch import runs
 
 VOCAB = 1700
 LEARNING_RATE = 1e-3
-SFT = SftConfig(betas=(0.9, 0.98), weight_decay=0.05)
 ROOMY, TIGHT = 4096, 70
 
 
 def config(num_ranks: int = 1, **settings) -> LearnerConfig:
-    """The learner of the scenarios; the gradient clip is low enough to act."""
-    return LearnerConfig(num_ranks=num_ranks, **{"max_tokens_per_microbatch": ROOMY, "grad_clip": 0.5, **settings})
+    """The learner of the scenarios; the gradient clip is low enough to act, the weight decay is not the warm-up's."""
+    base = {"max_tokens_per_microbatch": ROOMY, "grad_clip": 0.5, "betas": (0.9, 0.98), "weight_decay": 0.05}
+    return LearnerConfig(num_ranks=num_ranks, **{**base, **settings})
 
 
 def demonstrations() -> list[Demonstration]:
@@ -49,16 +49,15 @@ def demonstrations() -> list[Demonstration]:
     ]
 
 
-def groups(seed: int = 0) -> list[ScoredGroup]:
+def groups(seed: int = 0) -> list[TrainingGroup]:
     """Seven ragged groups, one of them with a single-token prompt."""
     rng = np.random.default_rng(seed)
     batch = []
     for i in range(7):
         lengths = rng.integers(1, 14, size=rng.integers(2, 6))
         advantages = group_advantages([float(r) for r in rng.permutation(len(lengths))])
-        assert advantages is not None
         batch.append(
-            ScoredGroup(
+            TrainingGroup(
                 prompt_ids=rng.integers(VOCAB, size=1 + 6 * i, dtype=np.int32),
                 response_ids=tuple(rng.integers(VOCAB, size=n, dtype=np.int32) for n in lengths),
                 rollout_logprobs=tuple(np.full(n, -2.0, np.float32) for n in lengths),
@@ -71,20 +70,20 @@ def groups(seed: int = 0) -> list[ScoredGroup]:
 
 def make_engine(learner: LearnerConfig, model: str, rank: int) -> LearnerEngine:
     """An engine at the start of the warm-up."""
-    return LearnerEngine(learner, model, sft=SFT, rank=rank, world_size=learner.num_ranks, seed=0)
+    return LearnerEngine(learner, model, rank=rank, world_size=learner.num_ranks, seed=0)
 
 
-def rl_step(engine: LearnerEngine, learner: LearnerConfig, batch: list[ScoredGroup], rank: int, *, size: int = 7):
+def rl_step(engine: LearnerEngine, learner: LearnerConfig, batch: list[TrainingGroup], rank: int, *, size: int = 7):
     """One training step in `learner.slices` slices; the rank is handed its own groups only."""
     for first, last in pairwise(len(batch) * i // learner.slices for i in range(learner.slices + 1)):
         for run in runs(first, last - first, batch_groups=size, num_mini_batches=learner.mini_batches):
             own = [batch[i] for i in run.groups]
             plan = plan_slice(
-                [group.shape for group in own],
+                own,
                 num_ranks=learner.num_data_ranks,
                 max_tokens=learner.max_tokens_per_microbatch,
             )
-            mine = plan.groups_of(rank // learner.sequence_parallel)
+            mine = groups_of(plan, rank // learner.sequence_parallel)
             engine.accumulate(plan, {index: own[index] for index in mine}, run)
     return engine.update(learning_rate=LEARNING_RATE)
 
@@ -112,7 +111,7 @@ def parity(model: str, out: Path, rank: int, num_ranks: int) -> dict:
         "tight_checkpointing": {**dapo, "max_tokens_per_microbatch": TIGHT, "gradient_checkpointing": True},
         "grpo_sliced": {**grpo, "slices": 3},
         "sliced": {**dapo, "slices": 7},
-        "sliced_offloaded": {**dapo, "slices": 2, "offload_optimizer": True},
+        "sliced_offloaded": {**dapo, "slices": 2, "offload": ("optimizer",)},
     }
     if num_ranks == 2:
         settings_of["sequence"] = {**dapo, "sequence_parallel": 2}
@@ -181,7 +180,7 @@ def guards(model: str, out: Path, rank: int, num_ranks: int) -> dict:
     engine.start_stage(Stage.RL)
     found["shared"] = (rl_step(engine, learner, groups(), rank), dict(engine.gather_weights()))
 
-    for name, settings in {"short": {}, "short_offloaded": {"offload_optimizer": True}}.items():
+    for name, settings in {"short": {}, "short_offloaded": {"offload": ("optimizer",)}}.items():
         learner = config(num_ranks, **settings)
         engine = make_engine(learner, model, rank)
         engine.start_stage(Stage.RL)
@@ -207,7 +206,7 @@ def guards(model: str, out: Path, rank: int, num_ranks: int) -> dict:
     engine.start_stage(Stage.RL, reference_path=model)
     found["kl"] = [rl_step(engine, learner, groups(), rank).kl_to_reference for _ in range(2)]
 
-    learner = config(num_ranks, dtype="bf16", offload_optimizer=True)
+    learner = config(num_ranks, dtype="bf16", offload=("optimizer",))
     engine = make_engine(learner, model, rank)
     engine.start_stage(Stage.RL)
     found["bf16"] = rl_step(engine, learner, groups(), rank)
@@ -215,8 +214,8 @@ def guards(model: str, out: Path, rank: int, num_ranks: int) -> dict:
     return found
 
 
-def _with_infinite_advantage(group: ScoredGroup) -> ScoredGroup:
-    return ScoredGroup(
+def _with_infinite_advantage(group: TrainingGroup) -> TrainingGroup:
+    return TrainingGroup(
         prompt_ids=group.prompt_ids,
         response_ids=group.response_ids,
         rollout_logprobs=group.rollout_logprobs,

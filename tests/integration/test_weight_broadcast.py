@@ -7,6 +7,7 @@ import gc
 import logging
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,9 @@ from transformers import AutoModelForCausalLM
 from actors.config import EngineConfig
 from actors.engine import EngineDied, VLLMEngine
 from actors.rollout import Sampling
-from actors.weights.update import WeightBroadcast, WeightGroupError, WeightLoadError
-from cluster.weights.contract import check_receipt
-from learner.weights.sender import WeightSender
-from learner.weights.source import WeightSource
+from actors.weights.update import WeightGroupError, WeightLoadError, WeightUpdate
+from cluster.weights.sync import check_receipt
+from learner.weights.sender import WeightSender, WeightSource
 
 pytestmark = pytest.mark.integration
 
@@ -125,7 +125,7 @@ def _engine() -> VLLMEngine:
 
 def _open(sender: WeightSender, *, num_receivers: int, epoch: int):
     return sender.open_group(
-        host="127.0.0.1", num_receivers=num_receivers, epoch=epoch, timeout_s=TIMEOUT_S, device=torch.device("cpu")
+        1, host="127.0.0.1", num_receivers=num_receivers, epoch=epoch, timeout_s=TIMEOUT_S, device=torch.device("cpu")
     )
 
 
@@ -135,8 +135,8 @@ async def _update(sender, engines, group, version: int):
     return await asyncio.gather(asyncio.to_thread(sender.publish, version), *calls, return_exceptions=True)
 
 
-def _announcement(group, version: int, index: int) -> WeightBroadcast:
-    return WeightBroadcast(version=version, group=group, first_rank=1 + index)
+def _announcement(group, version: int, index: int) -> WeightUpdate:
+    return replace(group, version=version, first_rank=1 + index)
 
 
 def _signal(processes: set[psutil.Process], number: int) -> None:

@@ -176,31 +176,3 @@ def test_a_turn_that_is_cancelled_lets_the_next_one_in():
         return next_one.done(), a.num_running
 
     assert asyncio.run(session()) == (True, 1)
-
-
-def test_an_update_waits_until_nothing_runs_and_nothing_enters_meanwhile():
-    async def session():
-        a = admission()
-        events = []
-        first = await enter(a)
-
-        async def update():
-            async with a.drained():
-                events.append(f"update with {a.num_running} running")
-                await settle()
-                events.append("updated")
-
-        async def group():
-            await enter(a)
-            events.append("group")
-
-        updating = asyncio.create_task(update())
-        await settle()
-        entering = asyncio.create_task(group())
-        await settle()
-        events.append("last answer")
-        a.release(first)
-        await asyncio.gather(updating, entering)
-        return events
-
-    assert asyncio.run(session()) == ["last answer", "update with 0 running", "updated", "group"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from actors.weights.segment import Segment, SegmentReader
+from actors.weights.update import Segment, SegmentReader
 
 
 def test_what_is_written_is_read_through_the_path():
@@ -57,7 +57,7 @@ def test_a_segment_that_is_too_small_is_refused():
 
 
 def test_nothing_is_left_of_a_process_that_was_killed():
-    script = """from actors.weights.segment import Segment; s = Segment(100); s.data[:] = 7
+    script = """from actors.weights.update import Segment; s = Segment(100); s.data[:] = 7
 print(s.path, flush=True); input()"""
     owner = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert owner.stdout is not None

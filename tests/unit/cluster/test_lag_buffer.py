@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from actors.trajectory import GroupMeta
 from cluster.batches.lag_buffer import AcceptanceRate, LagBoundError, LagBuffer
 from cluster.batches.ledger import GroupOutcome
-from cluster.group import BatchGroup
+from cluster.group import ScoredGroup
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def scored(make_group, make_score):
     def build(lease_id, version, accuracies=(1.0, 0.0)):
         lease = TaskLease(lease_id=lease_id, task_id=f"t{lease_id}", attempt=0, replayed=False, phase=0)
         group = make_group(lease, len(accuracies), version)
-        return BatchGroup(meta=GroupMeta.of(group, 0.0), scores=tuple(map(make_score, accuracies)), group=group)
+        return ScoredGroup(meta=GroupMeta.of(group), scores=tuple(map(make_score, accuracies)), group=group)
 
     return build
 
@@ -41,7 +41,7 @@ def at(b, version):
 
 
 def leases(batch):
-    return [group.meta.lease_id for group in batch]
+    return [group.lease_id for group in batch]
 
 
 def test_two_batches_are_let_in_and_the_one_in_training_is_one_of_them(scored):
@@ -82,7 +82,7 @@ def test_a_group_without_signal_makes_room_and_says_why(scored):
     b.admit([0, 1])
     assert b.arrive(scored(0, 0, (1.0, 1.0)), trainable=False) is GroupOutcome.NO_VARIANCE
     assert b.arrive(scored(1, 0, (1.0, None)), trainable=False) is GroupOutcome.UNKNOWN
-    assert (b.num_under_way, b.num_waiting) == (0, 0)
+    assert (b.num_in_flight, b.num_waiting) == (0, 0)
 
 
 def test_the_oldest_groups_leave_first_in_the_order_of_their_leases(scored):
@@ -102,7 +102,7 @@ def test_a_batch_waits_for_a_group_that_is_due(scored):
     for lease in (1, 2):
         b.arrive(scored(lease, 2), trainable=True)
     assert not b.is_ready(2), "lease 0 was admitted two updates ago"
-    with pytest.raises(LagBoundError, match="may not leave at version 2: 1 under way"):
+    with pytest.raises(LagBoundError, match="may not leave at version 2: 1 in flight"):
         b.take(2)
     b.arrive(scored(0, 0), trainable=True)
     assert b.is_ready(2)

@@ -93,7 +93,7 @@ def generator(endpoint):
 def config(endpoint, source, **values):
     defaults = {
         "sampling": SamplingConfig(max_prompt_tokens=400, max_response_tokens=50, num_samples=2),
-        "reward": RewardConfig(judge=OpenAIJudge(base_url=endpoint.url, model="j", max_retries=0)),
+        "reward": RewardConfig(judge=OpenAIJudge(base_url=endpoint.url, model="j")),
     }
     return EvaluationConfig(generator=generator(endpoint), sources=(source,), **{**defaults, **values})
 
@@ -143,10 +143,10 @@ def test_another_temperature_is_refused_and_nothing_is_asked(endpoint, source, t
 def test_a_question_that_gets_no_answer_counts_as_wrong_until_it_gets_one(endpoint, source, tmp_path):
     endpoint.refused = {"right"}
     row = run(config(endpoint, source), tmp_path / "e").benchmarks["musique"]
-    assert (row.num_answers, row.failures.num_failed, row.accuracy.mean) == (6, 2, pytest.approx(1 / 3))
+    assert (row.num_answers, row.num_failed, row.accuracy.mean) == (6, 2, pytest.approx(1 / 3))
     endpoint.refused = set()
     row = run(config(endpoint, source), tmp_path / "e").benchmarks["musique"]
-    assert (row.num_answers, row.failures.num_failed, row.accuracy.mean) == (6, 0, pytest.approx(2 / 3))
+    assert (row.num_answers, row.num_failed, row.accuracy.mean) == (6, 0, pytest.approx(2 / 3))
     assert endpoint.requests["answer"] == 8
 
 
@@ -164,7 +164,7 @@ def test_a_teachers_right_answers_become_demonstrations(endpoint, source, tmp_pa
         generator=generator(endpoint),
         sources=(source,),
         sampling=SamplingConfig(max_prompt_tokens=400, max_response_tokens=50, num_samples=2),
-        reward=RewardConfig(judge=OpenAIJudge(base_url=endpoint.url, model="j", max_retries=0)),
+        reward=RewardConfig(judge=OpenAIJudge(base_url=endpoint.url, model="j")),
         min_response_tokens=3,
         max_kept=2,
     )

@@ -1,7 +1,7 @@
 import pytest
 
 from benchmarks.hostile import THOUGHTS, megabyte_of, quoting_thoughts
-from evaluation.grounding import DocumentIndex, PassageKind, ground
+from evaluation.grounding import DocumentIndex, PassageKind, ground, grounding_precision
 
 DOCUMENT = (
     "Chapter 1. The old mill stood by the river for two hundred years. In 1843 the miller, Jonas Reed, sold it to the "
@@ -23,7 +23,7 @@ def found_in(thinking, document, **options):
             thinking[passage.start : passage.end],
             DOCUMENT[passage.document_start : passage.document_end] if passage.found else None,
         )
-        for passage in ground(thinking, document, **options).passages
+        for passage in ground(thinking, document, **options)
     ]
 
 
@@ -43,7 +43,7 @@ def test_a_thousands_separator_does_not_matter(document):
 
 def test_a_quotation_with_one_changed_word_is_found_nearly(document):
     thinking = '"The old mill stood by the stream for two hundred years"'
-    (passage,) = ground(thinking, document).passages
+    (passage,) = ground(thinking, document)
     assert 0.7 < passage.similarity < 1.0
     assert DOCUMENT[passage.document_start : passage.document_end] == (
         "The old mill stood by the river for two hundred years"
@@ -127,23 +127,23 @@ def test_chinese_quotations_and_paraphrases_are_found(document):
 
 
 def test_the_precision_is_the_share_found(document):
-    grounding = ground('"stood by the river for two" and "burned down in a great fire"', document)
-    assert grounding.precision == 0.5
-    assert ground("nothing quoted", document).precision is None
+    passages = ground('"stood by the river for two" and "burned down in a great fire"', document)
+    assert grounding_precision(passages) == 0.5
+    assert grounding_precision(ground("nothing quoted", document)) is None
 
 
 def test_an_empty_document_grounds_nothing():
-    assert ground('"the old mill stood by the river"', DocumentIndex("")).precision == 0.0
+    assert grounding_precision(ground('"the old mill stood by the river"', DocumentIndex(""))) == 0.0
 
 
 def test_every_quotation_in_a_document_of_sixty_thousand_words_is_found():
     text, thinking = quoting_thoughts(60_000)
-    grounding = ground(thinking, DocumentIndex(text))
-    assert len(grounding.passages) >= 150
-    assert grounding.precision == 1.0
+    passages = ground(thinking, DocumentIndex(text))
+    assert len(passages) >= 150
+    assert grounding_precision(passages) == 1.0
 
 
 @pytest.mark.timeout(60)  # time that grows with the square of the text would be hours
 @pytest.mark.parametrize("word", THOUGHTS)
 def test_a_megabyte_of_hostile_thinking_is_searched_to_its_end(document, word):
-    assert ground(megabyte_of(word), document).precision in (None, 0.0)
+    assert grounding_precision(ground(megabyte_of(word), document)) in (None, 0.0)

@@ -81,19 +81,19 @@ def write_jsonl(path, rows):
 def test_rows_of_a_file_belong_to_the_benchmark_that_their_data_source_names(tmp_path):
     rows = [LONGBENCH, {**LONGBENCH, "_id": "x2", "input": "Why?", "dataset": "qasper"}]
     found = load_items(write_jsonl(tmp_path / "all.jsonl", rows))
-    assert [item.benchmark for item in found.items] == ["hotpotqa", "qasper"]
+    assert [item.benchmark for item in found.records] == ["hotpotqa", "qasper"]
 
 
 def test_a_name_in_front_of_a_file_names_the_benchmark_and_leaves_the_rule_to_the_data_source(tmp_path):
     path = write_jsonl(tmp_path / "all.jsonl", [DOCMATH])
-    (item,) = load_items(f"our-math={path}").items
+    (item,) = load_items(f"our-math={path}").records
     assert (item.benchmark, item.data_source) == ("our-math", "docmath")
 
 
 def test_bad_rows_are_refused_with_their_line_and_the_rest_is_read(tmp_path):
     path = write_jsonl(tmp_path / "all.jsonl", [LONGBENCH, {**LONGBENCH, "_id": "x2", "answers": []}, 7])
     found = load_items(path)
-    assert len(found.items) == 1
+    assert len(found.records) == 1
     assert [(reject.number, reject.reason) for reject in found.rejects] == [
         (2, RejectReason.EMPTY),
         (3, RejectReason.BAD_JSON),
@@ -115,7 +115,7 @@ def test_a_published_parquet_file_keeps_the_columns_that_its_layout_needs(tmp_pa
     import pyarrow.parquet as pq
 
     pq.write_table(pa.Table.from_pylist([DOCMATH]), tmp_path / "docmath.parquet")
-    (item,) = load_items(str(tmp_path / "docmath.parquet")).items
+    (item,) = load_items(str(tmp_path / "docmath.parquet")).records
     assert item.context.endswith("| cost | 3 |")
 
 

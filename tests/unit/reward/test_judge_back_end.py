@@ -64,13 +64,6 @@ def test_a_folder_or_a_hub_id_is_a_model_for_vllm(tmp_path):
     assert hub.model == "Qwen/Qwen2.5-1.5B-Instruct"
 
 
-def test_a_judge_on_the_cpu_computes_in_fp32():
-    on_cpu, on_gpu = judge_config("a/b"), judge_config("a/b", on_gpu=True)
-    assert isinstance(on_cpu, VllmJudge)
-    assert isinstance(on_gpu, VllmJudge)
-    assert (on_cpu.engine.dtype, on_gpu.engine.dtype) == ("fp32", "bf16")
-
-
 @pytest.mark.parametrize("judge", ["", "./missing", "~/missing", "/missing/model", "gpt-4", "a/b/c", "ftp://host/v1"])
 def test_anything_else_is_refused_with_a_way_out(judge):
     with pytest.raises(ValueError, match="give none, a URL, a model folder that exists, or a hub id"):

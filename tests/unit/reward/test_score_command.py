@@ -139,7 +139,7 @@ def test_a_judge_that_is_down_makes_scores_null_and_not_zero(tmp_path, dead_url)
         (["in.jsonl", "--rules", "lenient"], "lenient"),
         (["in.jsonl", "--judge-model", "m"], "only with --judge URL"),
         (["in.jsonl", "--out", "nowhere/out.jsonl"], "does not exist"),
-        (["in.jsonl", "--out", "in.jsonl"], "is the file that is read"),
+        (["in.jsonl", "--out", "in.jsonl"], "this is the file that is read"),
     ],
 )
 def test_what_cannot_be_done_is_one_line_and_status_2(arguments, message, tmp_path):
