@@ -119,15 +119,13 @@ async def _start_actors(
     reference = folder.reference if config.learner.needs_reference else None
     learner = RayLearner(ranks, reference=reference)
     weights = _weight_sync(config, prepared, rollouts, learner)
-    waiting = [
-        *_named_ready(rollout_handles),
-        *_named_ready(judge_handles),
-        *await _start_ranks(config, prepared, ranks),
-    ]
-    pids = await _wait(waiting, config.cluster.startup_timeout_s)
+    timeout_s = config.cluster.startup_timeout_s
+    ranks_ready = await _start_ranks(config, prepared, ranks)
+    pids = await _wait(_named_ready(judge_handles), timeout_s)
+    await asyncio.gather(*[judge.check_for_junk.remote() for judge in judge_handles.values()])  # while engines start
+    pids |= await _wait([*_named_ready(rollout_handles), *ranks_ready], timeout_s)
     if rollout_handles:
         await rollouts.learn_slots()
-    await asyncio.gather(*[judge.check_for_junk.remote() for judge in judge_handles.values()])
     return Processes(curriculum=curriculum, rollouts=rollouts, learner=learner, weights=weights, pids=pids)
 
 

@@ -1,12 +1,16 @@
-"""What the ranks do in the tests of the learner; run as `learner_scenarios.py SCENARIO MODEL OUT RANK RANKS PORT`.
+"""What the ranks do in the tests of the learner, and the process that runs them.
 
-Every scenario writes its findings to OUT as `SCENARIO.RANKS.pt`, so that one start of DeepSpeed serves many checks.
+It reads `[SCENARIO, MODEL, OUT, RANKS, PORT]` from its standard input. Every rank is a fork of it, fresh except for the
+imports, which are made once. A scenario writes its findings to OUT as `SCENARIO.RANKS.pt`, for many checks.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import sys
+import traceback
 from itertools import pairwise
 from pathlib import Path
 
@@ -229,16 +233,55 @@ def _error(call) -> str:
     return "no error"
 
 
-def main() -> None:
+def run_rank(scenario: str, model: str, out: Path, rank: int, num_ranks: int, port: str) -> None:
     """Run one scenario on one rank."""
-    scenario, model, out, rank, num_ranks, port = sys.argv[1:]
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     torch.set_num_threads(1)
     run = {"parity": parity, "resume": resume, "reshard": reshard, "guards": guards}[scenario]
-    found = run(model, Path(out), int(rank), int(num_ranks))
-    if rank == "0":
-        torch.save(found, Path(out) / f"{scenario}.{num_ranks}.pt")
+    found = run(model, out, rank, num_ranks)
+    if rank == 0:
+        torch.save(found, out / f"{scenario}.{num_ranks}.pt")
     torch.distributed.destroy_process_group()
+
+
+def main() -> None:
+    """Run the scenarios named on standard input, each rank in a fork of its own, and say how they end."""
+    import deepspeed  # noqa: F401
+    import transformers.models.qwen2.modeling_qwen2  # noqa: F401
+
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # the libraries print
+    for line in sys.stdin:
+        scenario, model, out, num_ranks, port = json.loads(line)
+        ranks = {_fork(scenario, model, Path(out), rank, num_ranks, port) for rank in range(num_ranks)}
+        print("failed" if _failed(ranks) else "done", file=answers, flush=True)
+
+
+def _failed(ranks: set[int]) -> bool:
+    """Whether any of them failed, once all have ended; as soon as one has failed, the others are killed."""
+    failed = False
+    while ranks:
+        pid, status = os.wait()
+        ranks.discard(pid)
+        if status and not failed:
+            failed = True
+            for other in ranks:
+                os.kill(other, signal.SIGKILL)
+    return failed
+
+
+def _fork(*arguments) -> int:
+    if pid := os.fork():
+        return pid
+    status = 1
+    try:
+        run_rank(*arguments)
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The ZeRO-3 engine against plain PyTorch, against itself on two ranks, and against itself after a restart."""
 
+import json
 import math
 import os
 import socket
@@ -55,23 +56,52 @@ def out(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def one_rank(model_path, out):
-    return _run("parity", model_path, out, num_ranks=1)
+def run(model_path, out):
+    """Runs all ranks of a scenario to the end and returns what rank 0 found."""
+    log = out / "ranks.log"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, scenarios.__file__],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=output,
+            text=True,
+        )
+    assert process.stdin is not None
+    assert process.stdout is not None
+
+    def run(scenario: str, *, num_ranks: int) -> dict:
+        order = [scenario, str(model_path), str(out), num_ranks, str(_free_port())]
+        process.stdin.write(json.dumps(order) + "\n")
+        process.stdin.flush()
+        assert process.stdout.readline().strip() == "done", log.read_text()[-4000:]
+        return torch.load(out / f"{scenario}.{num_ranks}.pt", weights_only=False)
+
+    yield run
+    process.stdin.close()
+    process.wait()
 
 
 @pytest.fixture(scope="module")
-def two_ranks(model_path, out):
-    return _run("parity", model_path, out, num_ranks=2)
+def one_rank(run):
+    return run("parity", num_ranks=1)
 
 
 @pytest.fixture(scope="module")
-def resumed(one_rank, two_ranks, model_path, out):
-    return _run("resume", model_path, out, num_ranks=2)
+def two_ranks(run):
+    return run("parity", num_ranks=2)
 
 
 @pytest.fixture(scope="module")
-def guards(model_path, out):
-    return _run("guards", model_path, out, num_ranks=1)
+def resumed(one_rank, two_ranks, run):
+    return run("resume", num_ranks=2)
+
+
+@pytest.fixture(scope="module")
+def guards(run):
+    return run("guards", num_ranks=1)
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "dapo"])
@@ -169,8 +199,8 @@ def test_a_restarted_learner_goes_on_bit_for_bit(two_ranks, resumed):
 
 
 @pytest.mark.parametrize("num_ranks", [1, 3])
-def test_a_checkpoint_goes_on_with_another_number_of_ranks(two_ranks, model_path, out, num_ranks):
-    found = _run("reshard", model_path, out, num_ranks=num_ranks)
+def test_a_checkpoint_goes_on_with_another_number_of_ranks(two_ranks, run, num_ranks):
+    found = run("reshard", num_ranks=num_ranks)
     for name, weight in two_ranks["dapo"]["after_rl"].items():
         assert torch.equal(found["loaded"][name], weight), name
     _assert_same_weights(found["continued"], two_ranks["continued"])
@@ -306,24 +336,6 @@ def _relative_error(ours, theirs):
 
 def _flat(weights):
     return torch.cat([weight.flatten() for weight in weights.values()])
-
-
-def _run(scenario, model_path, out, *, num_ranks):
-    """Run all ranks to the end and return what rank 0 found."""
-    port = _free_port()
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, scenarios.__file__, scenario, model_path, out, str(rank), str(num_ranks), str(port)],
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(num_ranks)
-    ]
-    outputs = [rank.communicate(timeout=300)[0] for rank in ranks]
-    assert all(rank.returncode == 0 for rank in ranks), "\n".join(outputs)[-4000:]
-    return torch.load(out / f"{scenario}.{num_ranks}.pt", weights_only=False)
 
 
 def _free_port():

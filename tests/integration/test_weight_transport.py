@@ -88,10 +88,14 @@ async def _measure(folder: Path) -> dict:
         model.save_pretrained(folder)
         await engine._engine.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
         found["no repack"] = (_logprobs(model), await engine.score(PROBE))
+        found["unknown"], found["unknown: paused"] = await _refusal(engine, Extended(model), 5)
     finally:
         engine.shutdown()
-    for name, source in (("missing", Partial(model)), ("unknown", Extended(model))):
-        found[name], found[f"{name}: paused"] = await _refusal(source)
+    engine = _engine()  # the other one is stuck in its update
+    try:
+        found["missing"], found["missing: paused"] = await _refusal(engine, Partial(model), 1)
+    finally:
+        engine.shutdown()
     del engine
     gc.collect()  # vLLM's engines are in reference cycles and must not be found by the interpreter's own end
     return found
@@ -162,14 +166,10 @@ def _engine() -> VLLMEngine:
     return VLLMEngine(str(BASE), config, max_model_len=512, stop_token_ids=(), seed=0, on_gpu=False)
 
 
-async def _refusal(source: WeightSource) -> tuple[Exception | None, bool]:
-    """What a fresh engine says to these weights, and whether it stands still afterwards."""
+async def _refusal(engine: VLLMEngine, source: WeightSource, version: int) -> tuple[Exception | None, bool]:
+    """What the engine says to these weights, and whether it stands still afterwards."""
     sender = WeightSender(source, is_root=True, every_byte=False)
-    engine = _engine()
-    try:
-        return await _error(engine.load_weights(sender.publish(1))), await engine._engine.is_paused()
-    finally:
-        engine.shutdown()
+    return await _error(engine.load_weights(sender.publish(version))), await engine._engine.is_paused()
 
 
 def _updates(sender: WeightSender, disturb, *versions: int):

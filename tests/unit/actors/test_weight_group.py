@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -41,10 +40,9 @@ def at_once(*calls):
 
 def failure(call):
     def run():
-        started = time.monotonic()
         with pytest.raises(WeightGroupError) as caught:
             call()
-        return str(caught.value), time.monotonic() - started
+        return str(caught.value)
 
     return run
 
@@ -96,21 +94,21 @@ def test_every_member_receives_what_the_first_one_sends_in_all_buckets():
 
 def test_a_member_that_does_not_come_is_missed_by_its_rank():
     first, second, _ = group(3, timeout_s=0.5)
-    for message, _ in at_once(failure(first.connect), failure(second.connect)):
+    for message in at_once(failure(first.connect), failure(second.connect)):
         assert "did not form within 0.5 s: no sign of ranks [2]" in message
 
 
+@pytest.mark.timeout(60)  # if nobody gave up, this would not end
 def test_a_member_that_stands_still_is_given_up_by_all_others():
     source = FakeSource(**{name: torch.rand(LARGE) for name in "abcd"})
-    sender, receiver, still = group(3, timeout_s=1.0)
-    *_, (ours, our_s), (theirs, their_s) = at_once(
+    sender, receiver, still = group(3, timeout_s=0.5)
+    *_, ours, theirs = at_once(
         still.connect,
         failure(lambda: list(broadcast(source, sender))),
         failure(lambda: receive(receiver, source.records())),
     )
     assert "weight group 1 is broken" in ours
     assert "weight group 1 is broken" in theirs
-    assert max(our_s, their_s) < 20
 
 
 def test_a_store_that_is_not_there_is_named():

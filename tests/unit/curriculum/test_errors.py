@@ -3,7 +3,6 @@
 import pickle
 
 import pytest
-from cluster.weights.sync import WeightSyncError
 from ray import cloudpickle
 from ray.exceptions import ActorDiedError, RayTaskError
 
@@ -12,6 +11,7 @@ from cluster.batches.lag_buffer import LagBoundError
 from cluster.loop import Interrupted, JudgeLost, PhaseFruitless
 from cluster.processes.supervision import ActorLost
 from cluster.roles import GroupLost
+from cluster.weights.sync import WeightSyncError
 from curriculum.errors import RunFailed, UserError, first_line, one_line, root_cause
 from curriculum.rejects import RejectReason, RowError
 from evaluation.generator import GeneratorDown

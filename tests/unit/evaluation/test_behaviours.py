@@ -1,7 +1,6 @@
-import time
-
 import pytest
 
+from benchmarks.hostile import SENTENCES, megabyte_of
 from evaluation.behaviours import Behaviour, count_behaviours, thinking_of
 
 
@@ -70,8 +69,7 @@ def test_the_thinking_is_what_stands_before_the_last_closing_tag(response, think
     assert thinking_of(response) == thinking
 
 
-@pytest.mark.parametrize("word", ["wait ", "the text ", "according to the ", "let me ", "等", "a", "i need to "])
-def test_a_megabyte_is_counted_in_less_than_a_second(word):
-    start = time.process_time()
-    count_behaviours(word * (1_000_000 // len(word)))
-    assert time.process_time() - start < 1.0
+@pytest.mark.timeout(60)  # time that grows with the square of the text would be hours
+@pytest.mark.parametrize("word", SENTENCES)
+def test_a_megabyte_is_counted_to_its_end(word):
+    assert count_behaviours(megabyte_of(word)).keys() == set(Behaviour)

@@ -89,13 +89,3 @@ def test_the_command_fails_with_one_line_and_status_2(name, arguments, message, 
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
-
-
-def test_reports_and_metrics_load_no_heavy_library():
-    heavy = ("ray", "torch", "vllm", "transformers", "deepspeed", "openai", "datasets")
-    script = (
-        "import sys, evaluation.command, evaluation.evaluate, evaluation.distill\n"
-        f"print([name for name in {heavy} if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
-    assert done.stdout.strip() == "[]"

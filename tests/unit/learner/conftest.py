@@ -11,6 +11,8 @@ from learner.zero3.policy import Policy
 
 VOCAB = 61
 
+torch.set_num_threads(1)  # more of them only wait for each other on rows as small as these
+
 
 @pytest.fixture
 def policy():
