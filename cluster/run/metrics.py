@@ -10,7 +10,7 @@ from cluster.batches.source import BatchSource
 from cluster.roles import Rollouts, SyncReport
 from cluster.run.group_statistics import GroupStatistics
 from cluster.run.progress import Progress
-from cluster.run.step_clock import StepSeconds
+from cluster.run.step import Step, StepClock
 from curriculum.metric import Metric, Metrics, declared_metrics, metrics_of
 from curriculum.transition import CurriculumReport
 from learner.reports import SftReport, StepReport
@@ -25,7 +25,7 @@ DECLARING: Final = (
     CurriculumReport,
     Progress,
     SyncReport,
-    StepSeconds,
+    StepClock,
 )
 """The classes whose attributes are metrics."""
 METRICS: Final[Mapping[str, Metric]] = {
@@ -34,31 +34,21 @@ METRICS: Final[Mapping[str, Metric]] = {
 """By key. A step may leave a metric out where it has no value, and never has another key."""
 
 
-def sft_metrics(report: SftReport, seconds: StepSeconds) -> Metrics:
+def sft_metrics(report: SftReport, clock: StepClock) -> Metrics:
     """Return the metrics of one warm-up step."""
-    return metrics_of(report) | metrics_of(seconds)
+    return metrics_of(report) | metrics_of(clock)
 
 
-def step_metrics(
-    *,
-    report: StepReport | None,
-    groups: GroupStatistics,
-    batches: BatchSource,
-    rollouts: Rollouts,
-    progress: Progress,
-    curriculum: CurriculumReport,
-    sync: SyncReport | None,
-    seconds: StepSeconds,
-) -> Metrics:
+def step_metrics(step: Step, *, batches: BatchSource, rollouts: Rollouts, progress: Progress) -> Metrics:
     """Return the metrics of one training step; those of the learner are absent when nothing was trained on."""
     return {
-        **metrics_of(report),
-        **metrics_of(groups),
+        **metrics_of(step.learner),
+        **metrics_of(step.groups),
         **metrics_of(batches, BatchSource),
         **metrics_of(rollouts, Rollouts),
         **metrics_of(progress.ledger),
-        **metrics_of(curriculum),
+        **metrics_of(step.curriculum),
         **metrics_of(progress),
-        **metrics_of(sync),
-        **metrics_of(seconds),
+        **metrics_of(step.sync),
+        **metrics_of(step.clock),
     }

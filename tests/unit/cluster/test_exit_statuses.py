@@ -8,8 +8,8 @@ from ray.exceptions import RayTaskError
 from typer.testing import CliRunner
 
 from cluster.cli import one_line_errors
-from cluster.loop import Interrupted
 from cluster.processes.supervision import ActorLost
+from cluster.run.stopping import Interrupted
 from curriculum.errors import UserError
 
 

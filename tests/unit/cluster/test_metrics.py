@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections import Counter
 from dataclasses import replace
@@ -13,7 +14,7 @@ from cluster.run.console import LINE
 from cluster.run.group_statistics import GroupStatistics
 from cluster.run.metrics import DECLARING, METRICS, sft_metrics, step_metrics
 from cluster.run.progress import Progress
-from cluster.run.step_clock import StepSeconds
+from cluster.run.step import Part, StepClock
 from curriculum.metric import declared_metrics
 from curriculum.transition import CurriculumReport
 from learner.reports import SftReport, StepReport
@@ -61,7 +62,14 @@ SYNC = SyncReport(
     probe_gap_max=1e-6,
     num_travelling_bytes=40,
 )
-SECONDS = StepSeconds(rollout_s=1.0, learner_s=0.5, sync_s=0.25, step_s=1.75)
+
+
+def clock(parts=(), seconds=1.75):
+    times = iter([0.0])
+    return StepClock(parts, now=lambda: next(times, seconds))
+
+
+CLOCK = clock(Part)
 GROUP = SimpleNamespace(
     meta=SimpleNamespace(
         prompt_tokens=10, response_tokens=(3,), num_truncated=0, num_repetitive=0, num_cut=0, policy_version=5
@@ -75,17 +83,10 @@ PROGRESS = Progress(policy_version=7, negatives_masked=True, ledger=Ledger(train
 
 
 def metrics(**changes):
-    values = {
-        "report": REPORT,
-        "groups": GROUPS,
-        "batches": BATCHES,
-        "rollouts": ROLLOUTS,
-        "progress": PROGRESS,
-        "curriculum": CURRICULUM,
-        "sync": SYNC,
-        "seconds": SECONDS,
-    }
-    return step_metrics(**{**values, **changes})
+    progress = changes.pop("progress", PROGRESS)
+    values = {"learner": REPORT, "groups": GROUPS, "curriculum": CURRICULUM, "sync": SYNC, "clock": CLOCK}
+    step = SimpleNamespace(**{**values, **changes})
+    return step_metrics(step, batches=BATCHES, rollouts=ROLLOUTS, progress=progress)
 
 
 def test_no_key_is_declared_twice():
@@ -94,7 +95,7 @@ def test_no_key_is_declared_twice():
 
 
 def test_every_metric_is_produced_by_some_step():
-    assert sft_metrics(SFT, SECONDS).keys() | metrics().keys() == METRICS.keys()
+    assert sft_metrics(SFT, CLOCK).keys() | metrics().keys() == METRICS.keys()
 
 
 def test_the_console_shows_metrics_that_exist():
@@ -102,7 +103,7 @@ def test_the_console_shows_metrics_that_exist():
 
 
 def test_a_warm_up_step_tells_its_time_as_a_whole():
-    assert sft_metrics(SFT, StepSeconds(step_s=0.25)) == {
+    assert sft_metrics(SFT, clock(seconds=0.25)) == {
         "sft/loss": 1.5,
         "sft/token_accuracy": 0.5,
         "sft/grad_norm": 2.0,
@@ -137,13 +138,24 @@ def test_the_ledger_counts_the_whole_run():
 
 
 def test_a_step_that_trained_on_nothing_has_no_metrics_of_learner_and_weight_update():
-    m = metrics(report=None, sync=None, groups=GroupStatistics([GROUP]))
+    m = metrics(learner=None, sync=None, groups=GroupStatistics([GROUP]))
     assert [key for key in m if key.startswith("learner/")] == ["learner/negatives_masked"], "the driver's decision"
     assert "sync/bytes" not in m
     assert m["rollout/groups_trained"] == 0
 
 
 def test_a_number_that_is_not_finite_is_left_out():
-    assert "learner/loss" not in metrics(report=replace(REPORT, loss=math.nan))
-    assert "learner/kl_to_reference" not in metrics(report=replace(REPORT, kl_to_reference=math.nan))
-    assert "sft/loss" not in sft_metrics(replace(SFT, loss=math.inf), SECONDS)
+    assert "learner/loss" not in metrics(learner=replace(REPORT, loss=math.nan))
+    assert "learner/kl_to_reference" not in metrics(learner=replace(REPORT, kl_to_reference=math.nan))
+    assert "sft/loss" not in sft_metrics(replace(SFT, loss=math.inf), CLOCK)
+
+
+def test_a_part_counts_the_time_that_was_waited_for_it():
+    times = iter([0.0, 1.0, 3.0, 5.0])
+
+    async def work():
+        return "done"
+
+    waiting = StepClock(Part, now=lambda: next(times))
+    assert asyncio.run(waiting.wait(Part.LEARNER, work())) == "done"
+    assert (waiting.learner_s, waiting.sync_s, waiting.step_s) == (2.0, 0.0, 5.0)
