@@ -30,7 +30,7 @@ from cluster.weights.sync import WeightSync
 from curriculum.config import PhaseConfig
 from curriculum.errors import RunFailed, UserError
 from curriculum.task import Task
-from curriculum.transition import CurriculumReport, EndReason, PhaseState, StepSummary
+from curriculum.transition import CurriculumReport, EndReason, PhaseState
 from learner.advantages import masks_negatives
 from learner.reports import StepReport
 from learner.schedule import learning_rate_at
@@ -253,8 +253,9 @@ class TrainingLoop:
 
     async def _finish_curriculum_step(self, collected: Collected) -> CurriculumReport:
         """Tells the curriculum; what a phase leaves unused when it ends is booked with its last step."""
-        summary = StepSummary(step=self._progress.step, num_trained_groups=len(collected.batch))
-        report = await self._required_batches.finish_step(summary, version=self._progress.policy_version)
+        report = await self._required_batches.finish_step(
+            self._progress.step, num_trained_groups=len(collected.batch), version=self._progress.policy_version
+        )
         if report.transition:
             collected.outcome_counts += await self._required_batches.end_phase()
         return report

@@ -11,7 +11,7 @@ from cluster.group import ScoredGroup
 from cluster.roles import GroupLost
 from curriculum.metric import Metric
 from curriculum.task import TaskOutcome
-from curriculum.transition import CurriculumReport, StepSummary
+from curriculum.transition import CurriculumReport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +112,7 @@ class BatchSource(Protocol):
         """Close the batch; return its groups and those that were sampled for it and not used."""
         ...
 
-    async def finish_step(self, summary: StepSummary, *, version: int) -> CurriculumReport:
+    async def finish_step(self, step: int, *, num_trained_groups: int, version: int) -> CurriculumReport:
         """Close the step; `version` is what the learner has now."""
         ...
 
