@@ -23,8 +23,8 @@ class ScoredGroup:
     group: Any
     """Reference to the `Group`; opaque to the loop."""
     advantages: tuple[float | None, ...] | None = None
-    """[G] what the learner trains each answer with, None where the reward is unknown; see `assign_advantages`. The
-    whole is None until the group is trained on, and if it never is."""
+    """[G] advantage with which the learner trains each answer, None where the reward is unknown; see
+    `assign_advantages`. The whole tuple is None as long as the group is not trained on."""
 
     @property
     def lease_id(self) -> int:

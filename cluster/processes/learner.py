@@ -27,7 +27,7 @@ class RayLearner:
         self._reference = reference
 
     async def start_stage(self, stage: str) -> None:
-        """Start with a fresh optimizer; a KL penalty keeps the weights at the start of reinforcement learning."""
+        """Start with a fresh optimizer; for a KL penalty, first write the weights as the reference policy."""
         reference = self._reference if stage == "rl" else None
         if reference is not None and not reference.exists():
             await self.export(reference)

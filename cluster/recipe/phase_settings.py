@@ -11,7 +11,7 @@ from learner.schedule import learning_rate_at
 
 
 def expected_steps(phase: PhaseConfig) -> int | None:
-    """Return the number of steps of a phase, at most or exactly; None if only the data decide."""
+    """Return the number of steps of a phase, or its upper limit; None if the recipe gives neither."""
     if isinstance(phase.end, FixedSteps):
         return phase.end.steps
     return phase.end.max_steps if isinstance(phase.end, Plateau) else None
