@@ -20,7 +20,6 @@ from curriculum.config import CurriculumConfig, FixedSteps, PhaseConfig
 from curriculum.coordinator_actor import CoordinatorActor
 from curriculum.task import Task, TaskEntry, TaskLease, TaskOutcome
 from curriculum.task_table import TaskColumns, TaskTable
-from curriculum.transition import StepSummary
 
 COORDINATOR = "coordinator"
 GROUPS_PER_PULL = 16
@@ -149,7 +148,7 @@ class Plane:
 
     async def _finish_step(self, answered: Sequence[tuple[int, str]]) -> None:
         await self._curriculum.report([_outcome(lease_id, task_id) for lease_id, task_id in answered])
-        await self._curriculum.finish_step(StepSummary(step=self._step, num_trained_groups=len(answered)))
+        await self._curriculum.finish_step(self._step, num_trained_groups=len(answered))
         self._step += 1
 
     async def soak(self, num_groups: int) -> Soak:

@@ -1,5 +1,5 @@
-"""Who runs where, in what order.
+"""The driver of a run: which process runs where, and in what order things happen.
 
-Owns: the recipe, placement, the training loop, resume, supervision, metrics, the command line.  Hands on: a run folder.
-May import: every other package; nobody imports it.  Start reading at: `loop.py`, then `config.py`.
+Owns: the recipe, placement, the training loop, resume, supervision, metrics, the command line.  Produces: a run folder.
+May import: every other package; no other package imports it.  Start reading at: `loop.py`, then `recipe/config.py`.
 """

@@ -1,11 +1,11 @@
-"""The command line `qwenlong`: arguments, help and exit statuses; the work is done elsewhere, imported late."""
+"""The command line `qwenlong`: arguments, help and exit statuses; what does the work is imported when it is needed."""
 
 from __future__ import annotations
 
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,8 +18,8 @@ app = typer.Typer(
     name="qwenlong",
     help="Teach a language model to reason over long documents: warm-up SFT, curriculum-guided phased RL with growing "
     "context, and replay of hard samples (QwenLong-L1), on Ray, vLLM and DeepSpeed.",
-    epilog="Exit status 0: done. 1: something that the command needs failed or went away. 2: what was given cannot be "
-    "used. 70: a fault of the program. 130: stopped by a signal.",
+    epilog="Exit status 0: done. 1: a process, machine or endpoint failed. 2: an option, recipe, file or folder cannot "
+    "be used. 70: a fault of the program. 130: stopped by a signal.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -29,23 +29,27 @@ data_app = typer.Typer(help="Look at data before training on it.", no_args_is_he
 app.add_typer(data_app, name="data")
 
 EXIT_BAD_ROWS, EXIT_FAULT, EXIT_INTERRUPTED = 2, 70, 130
-"""Besides those of `UserError` and its subclasses; docs/operations.md has the table."""
+"""Exit statuses besides those of `UserError` and its subclasses; docs/operations.md has the table."""
 
 Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML recipe, for example recipes/local.yaml.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, for example learner.learning_rate=1e-6 seed=3."),
 ]
-JudgeModel = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Name of the model behind the URL.", show_default=False)
+Rules = Annotated[
+    Literal["strict", "released"], typer.Option(help="strict: exact match; released: as in the published code.")
 ]
+JudgeOption = Annotated[
+    str, typer.Option("--judge", metavar="none|URL|MODEL", help="Judge of answers that the rule rejects.")
+]
+JudgeModel = Annotated[str | None, typer.Option(metavar="NAME", help="Model at the judge's URL.", show_default=False)]
 
 
 @app.command()
 def check(recipe: Recipe, overrides: Overrides = None) -> None:
     """Check a recipe: resolve it, read its model and data, and print what a run would do. Starts no process.
 
-    Exit status 0: the recipe can be run. 2: it cannot; every fault is one line with key, value and way out.
+    Exit status 0: the recipe can be run. 2: it cannot; one line for each fault: key, value, what to do.
     """
     with one_line_errors():
         from cluster.recipe.load import dump_recipe, load_recipe
@@ -67,7 +71,7 @@ def train(
         list[str] | None,
         typer.Argument(
             metavar="[RECIPE] [KEY=VALUE]...",
-            help="A YAML recipe and overrides. With --resume the recipe of the run is used and may be left out.",
+            help="A YAML recipe and overrides. With --resume they may be left out: the recipe of the run is used.",
         ),
     ] = None,
     run_dir: Annotated[
@@ -75,17 +79,17 @@ def train(
     ] = None,
     resume: Annotated[
         Path | None,
-        typer.Option(help="Folder of an earlier run, to go on from its last checkpoint.", show_default=False),
+        typer.Option(help="Folder of an earlier run, to continue from its last checkpoint.", show_default=False),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors and the summary.")] = False,
 ) -> None:
     """Train from a recipe.
 
     Joins the Ray that RAY_ADDRESS names (as inside `ray job submit`) or that runs on this machine, and starts one
-    otherwise. Ctrl-C saves a checkpoint and stops; `--resume` goes on from it. The run folder holds recipe.yaml,
+    otherwise. Ctrl-C saves a checkpoint and stops; `--resume` continues from it. The run folder holds recipe.yaml,
     metrics.jsonl, events.jsonl, trajectories/, checkpoints/, model/, summary.json and logs/.
 
-    Exit status 0: finished. 1: failed; resume when the cause is put right. 2: recipe, data or folder cannot be used.
+    Exit status 0: finished. 1: failed; remove the cause, then use --resume. 2: recipe, data or folder cannot be used.
     130: stopped by a signal after saving a checkpoint.
     """
     with one_line_errors() as log_into:
@@ -106,13 +110,13 @@ def inspect(
     source: Annotated[
         str, typer.Argument(metavar="FILE", help="Parquet or JSONL file, or a hub id (owner/name[:split]).")
     ],
-    recipe: Annotated[Path, typer.Option(help="Recipe whose tokenizer and phases measure the data.")],
+    recipe: Annotated[Path, typer.Option(help="Recipe with the tokenizer and the phases to measure the data by.")],
     rejects: Annotated[
         Path | None, typer.Option(help="Write the refused rows with their reasons to this JSONL file.")
     ] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Count the rows of a data set, measure them with the model's tokenizer, and show lengths per phase and rejects."""
+    """Count the rows of a data set, measure them with the model's tokenizer; show lengths by phase and refused rows."""
     with one_line_errors():
         from cluster.recipe.inspection import inspect_data
 
@@ -124,19 +128,17 @@ def score(
     source: Annotated[
         Path, typer.Argument(metavar="IN.jsonl", help="Rows {id, data_source, question?, response, ground_truth}.")
     ],
-    rules: Annotated[
-        Literal["strict", "released"], typer.Option(help="Exact match, or the scores of the released code.")
-    ] = "strict",
-    judge: Annotated[str, typer.Option(metavar="none|URL|MODEL", help="Asked about what the rule rejects.")] = "none",
+    rules: Rules = "strict",
+    judge: JudgeOption = "none",
     judge_model: JudgeModel = None,
     out: Annotated[
         Path | None, typer.Option(help="File to write. Default: standard output.", show_default=False)
     ] = None,
 ) -> None:
-    """Score responses: one line {id, answer, rule, judge, score, reason} per row, score null where it is unknown.
+    """Score responses: one line {id, answer, rule, judge, score, reason} for each row; score is null if unknown.
 
-    Exit status 0: every row is scored. 2: some rows could not be read (each is told with its line number, the others
-    are scored), or nothing could be.
+    Exit status 0: every row is scored. 2: some rows could not be read (each is reported with its line number, the
+    others are scored), or the command could not run.
     """
     with one_line_errors():
         from reward.score_command import score_file
@@ -155,15 +157,15 @@ def judge_report(
         ),
     ],
     judge: Annotated[
-        str, typer.Option(metavar="none|URL|MODEL", help="The judge; none: the verdicts that a run recorded.")
+        str, typer.Option(metavar="none|URL|MODEL", help="Judge to measure; none: the verdicts of a run.")
     ] = "none",
     judge_model: JudgeModel = None,
     out: Annotated[Path | None, typer.Option(help="JSON file. Default: standard output.", show_default=False)] = None,
-    examples: Annotated[int, typer.Option(min=0, help="Disagreements to list.")] = 20,
+    examples: Annotated[int, typer.Option(min=0, help="Number of disagreements to list.")] = 20,
 ) -> None:
-    """Measure a judge: false yes, false no, unknown, and where it contradicts the rule. JSON and a table.
+    """Measure a judge: false yes, false no, unknown, and disagreements with the rule. Prints JSON and a table.
 
-    Exit status 0: done. 2: some rows could not be read (told with their line numbers), or nothing could be.
+    Exit status 0: done. 2: some rows could not be read (their line numbers are printed), or the command could not run.
     """
     with one_line_errors():
         from reward.judge_report_command import report_judge
@@ -179,38 +181,34 @@ ModelOrUrl = Annotated[
 ]
 Out = Annotated[
     Path | None,
-    typer.Option(help="Folder; one with answers is continued. Default: evaluations/…", show_default=False),
+    typer.Option(help="Folder; answers in it are kept. Default: evaluations/…", show_default=False),
 ]
-ModelName = Annotated[str | None, typer.Option(metavar="NAME", help="Model behind the URL.", show_default=False)]
+ModelName = Annotated[str | None, typer.Option(metavar="NAME", help="Model at the URL.", show_default=False)]
 Tokenizer = Annotated[
     str | None,
-    typer.Option(metavar="MODEL", help="Measures prompts for a URL. Default: the served model.", show_default=False),
+    typer.Option(metavar="MODEL", help="Counts prompt tokens for a URL. Default: its model.", show_default=False),
 ]
 Replicas = Annotated[int, typer.Option(min=0, help="Engines in Ray actors; 0: one engine in this process.")]
 TensorParallel = Annotated[int, typer.Option(min=1, help="GPUs of one engine.")]
 Device = Annotated[
     Literal["auto", "cpu", "cuda"],
-    typer.Option(help="Of the engines; auto: a GPU where this machine has one. cuda: for a head node without one."),
+    typer.Option(help="Where engines run. auto: on GPUs if this machine has one; cuda: on GPUs."),
 ]
-Samples = Annotated[int, typer.Option("--samples", min=1, help="Answers to each question.")]
-MaxInput = Annotated[int, typer.Option(min=1, help="Prompt tokens.")]
-MaxOutput = Annotated[int, typer.Option(min=1, help="Response tokens.")]
+Samples = Annotated[int, typer.Option("--samples", min=1, help="Answers sampled for each question.")]
+MaxInput = Annotated[int, typer.Option(min=1, help="Largest number of prompt tokens.")]
+MaxOutput = Annotated[int, typer.Option(min=1, help="Largest number of response tokens.")]
 Temperature = Annotated[float, typer.Option(min=0)]
 TopP = Annotated[float, typer.Option(min=0, max=1)]
 Seed = Annotated[int, typer.Option(min=0)]
 MaxItems = Annotated[
     int | None, typer.Option(min=1, help="Only the first items of each benchmark.", show_default=False)
 ]
-Concurrency = Annotated[int, typer.Option(min=1, help="Answers in flight.")]
-Rules = Annotated[Literal["strict", "released"], typer.Option(help="Exact match, or the scores of the released code.")]
-JudgeOption = Annotated[
-    str, typer.Option("--judge", metavar="none|URL|MODEL", help="Asked about what the rule rejects.")
-]
+Concurrency = Annotated[int, typer.Option(min=1, help="Answers sampled at the same time.")]
 Thinking = Annotated[
     Literal["optional", "required"],
     typer.Option(help="required: a response without </think> has no answer (the chat template opens the thinking)."),
 ]
-TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that ships with the model.")]
+TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors and the result.")]
 
 
@@ -244,18 +242,18 @@ def evaluate(
     judge_model: JudgeModel = None,
     thinking: Thinking = "optional",
     behaviours: Annotated[
-        Literal["patterns", "judge"], typer.Option(help="Who counts reasoning behaviours.")
+        Literal["patterns", "judge"], typer.Option(help="How reasoning behaviours are counted.")
     ] = "patterns",
     trust_remote_code: TrustRemoteCode = False,
     quiet: Quiet = False,
 ) -> None:
     """Evaluate a model on long-document benchmarks, as the paper does: one report beside the paper's rows.
 
-    Everything is in the folder: answers.jsonl, scores.jsonl, results.jsonl, report.json, report.md. A killed
-    evaluation goes on with the same command and --out; nothing that is there is asked again. The judge, the rules, the
-    number of samples and of items may change on the way, what decides an answer may not.
+    The folder holds answers.jsonl, scores.jsonl, results.jsonl, report.json and report.md. To continue an evaluation
+    that was stopped, repeat its command with --out: answers in the folder are kept. Judge, rules, number of samples and
+    number of items may be changed then; options that decide an answer may not.
 
-    Exit status 0: done. 1: the model is gone, or never answered. 2: model, data, options or folder cannot be used.
+    Exit status 0: done. 1: the model gives no answer. 2: model, data, option or folder cannot be used.
     """
     options = locals()
     with one_line_errors():
@@ -288,17 +286,17 @@ def distill(
     judge: JudgeOption = "none",
     judge_model: JudgeModel = None,
     thinking: Thinking = "optional",
-    max_kept: Annotated[int, typer.Option(min=1, help="Demonstrations of one question.")] = 1,
-    max_total: Annotated[int, typer.Option(min=1, help="Prompt and response tokens of a demonstration.")] = 20_000,
+    max_kept: Annotated[int, typer.Option(min=1, help="Largest number of demonstrations of one question.")] = 1,
+    max_total: Annotated[int, typer.Option(min=1, help="Largest number of tokens of a demonstration.")] = 20_000,
     trust_remote_code: TrustRemoteCode = False,
     quiet: Quiet = False,
 ) -> None:
-    """Make demonstrations for the warm-up: a teacher answers, the hybrid reward verifies, filters select.
+    """Make demonstrations for the warm-up: a teacher answers, the hybrid reward checks, filters select.
 
-    The folder holds sft.parquet, which data.sft of a recipe takes, and data_card.md; a killed command goes on with
-    --out.
+    The folder holds sft.parquet, for data.sft of a recipe, and data_card.md. To continue a command that was stopped,
+    repeat it with --out.
 
-    Exit status 0: done. 1: the teacher is gone, or never answered. 2: model, data, options or folder cannot be used.
+    Exit status 0: done. 1: the teacher gives no answer. 2: model, data, option or folder cannot be used.
     """
     options = locals()
     with one_line_errors():
@@ -310,14 +308,14 @@ def distill(
 
 
 def main() -> None:
-    """Entry point of the command `qwenlong`."""
+    """Run the command `qwenlong`."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     app()
 
 
 def _split(arguments: list[str]) -> tuple[Path | None, list[str]]:
-    """(recipe, overrides): the recipe comes first and has no '='."""
+    """Return (recipe, overrides): the recipe comes first and has no '='."""
     if arguments and "=" not in arguments[0]:
         return Path(arguments[0]), arguments[1:]
     return None, arguments
@@ -332,7 +330,7 @@ def _fresh_recipe(recipe: Path | None, overrides: list[str]) -> Any:
 
 
 def _resumed_recipe(folder: Path, recipe: Path | None, overrides: list[str]) -> Any:
-    """The recipe stored with the run; one that is given as well must be the same."""
+    """Return the recipe stored with the run; a recipe that is given as well must be the same."""
     from cluster.recipe.load import differing_keys, load_recipe
     from cluster.run.folder import RunFolder
 
@@ -348,7 +346,7 @@ def _resumed_recipe(folder: Path, recipe: Path | None, overrides: list[str]) -> 
 
 
 def _default_run_dir(name: str) -> Path:
-    """runs/NAME-TIME here; inside a submitted job, whose directory Ray deletes, under the home directory."""
+    """Return runs/NAME-TIME here; in a submitted job, whose directory Ray deletes, one under the home directory."""
     inside_job = "working_dir_files" in Path.cwd().parts
     root = Path.home() / "qwenlong-runs" if inside_job else Path("runs")
     return root / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -359,11 +357,11 @@ def _say(text: str) -> None:
 
 
 @contextmanager
-def one_line_errors() -> Iterator[Callable[[Path], None]]:
-    """Tell every error of a block in one line, and leave with its exit status.
+def one_line_errors() -> Generator[Callable[[Path], None]]:
+    """Print every error of a block in one line, and end the command with its exit status.
 
     Yields:
-        to be called with the run folder, whose logs/ gets the traceback of a fault of the program.
+        a function that takes the run folder; a traceback of a fault of the program is then written to its logs/.
     """
     run_folder: Path | None = None
 
@@ -374,12 +372,12 @@ def one_line_errors() -> Iterator[Callable[[Path], None]]:
     try:
         yield log_into
     except UserError as error:
-        raise typer.Exit(_tell(error)) from None
+        raise typer.Exit(_print(error)) from None
     except KeyboardInterrupt:
         _say("interrupted")
         raise typer.Exit(EXIT_INTERRUPTED) from None
     except BrokenPipeError:
-        raise  # nobody reads standard output any more; typer ends quietly
+        raise  # standard output is closed; typer ends without a message
     except Exception as error:
         from cluster.run.fault_log import write_fault_log
 
@@ -388,8 +386,8 @@ def one_line_errors() -> Iterator[Callable[[Path], None]]:
         raise typer.Exit(EXIT_FAULT) from None
 
 
-def _tell(error: UserError) -> int:
-    """Print the lines of an error, wherever it was raised; return its exit status."""
+def _print(error: UserError) -> int:
+    """Print the lines of an error, also of one raised in an actor; return its exit status."""
     prefix = "" if error.exit_status == EXIT_INTERRUPTED else "error: "
     for line in str(root_cause(error)).splitlines():
         _say(prefix + line)

@@ -23,8 +23,8 @@ class ScoredGroup:
     group: Any
     """Reference to the `Group`; opaque to the loop."""
     advantages: tuple[float | None, ...] | None = None
-    """[G] what the learner trains each answer with, None where the reward is unknown; see `assign_advantages`. None as
-    a whole while, or because, the group is not trained on."""
+    """[G] advantage with which the learner trains each answer, None where the reward is unknown; see
+    `assign_advantages`. The whole tuple is None as long as the group is not trained on."""
 
     @property
     def lease_id(self) -> int:
@@ -52,7 +52,10 @@ class ScoredGroup:
         return tuple(score.reward for score in self.scores)
 
     def trainable(self, *, dynamic_sampling: bool) -> bool:
-        """Return whether it can be trained on: two known rewards and, with dynamic sampling, unequal accuracies."""
+        """Return whether the group can be trained on.
+
+        It needs two known rewards; with dynamic sampling also two different known accuracies.
+        """
         if dynamic_sampling:
             return has_signal(self.accuracies)
         return len(self.known_accuracies) >= 2
@@ -70,7 +73,7 @@ class ScoredGroup:
 
     @property
     def outcome(self) -> TaskOutcome:
-        """What the curriculum hears."""
+        """What is reported to the curriculum."""
         return TaskOutcome(lease_id=self.lease_id, task_id=self.task_id, accuracies=self.known_accuracies)
 
 

@@ -31,7 +31,7 @@ from cluster.run.stopping import Interrupted, StopSignal
 from cluster.weights.sync import WeightSync
 from curriculum.errors import RunFailed
 from curriculum.task import Task
-from curriculum.transition import EndReason, PhaseState, StepSummary
+from curriculum.transition import EndReason, PhaseState
 from learner.advantages import masks_negatives
 from learner.schedule import learning_rate_at
 from learner.sft import DemonstrationBatches
@@ -200,9 +200,10 @@ class TrainingLoop:
 
     async def _tell_curriculum(self, step: Step) -> None:
         """Close the step in the curriculum; leases that a phase leaves unused when it ends belong to its last step."""
-        summary = StepSummary(step=self._progress.step, num_trained_groups=len(step.batch))
-        batches = self._required_batches
-        step.curriculum = await batches.finish_step(summary, version=self._progress.policy_version)
+        batches, version = self._required_batches, self._progress.policy_version
+        step.curriculum = await batches.finish_step(
+            self._progress.step, num_trained_groups=len(step.batch), version=version
+        )
         if step.curriculum.transition:
             step.collected.outcome_counts += await batches.end_phase()
 

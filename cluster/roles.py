@@ -1,4 +1,4 @@
-"""What the loop needs of the other processes; `processes/` fulfils it with Ray actors, the tests with plain objects."""
+"""What the loop needs of the other processes: `processes/` does it with Ray actors, the tests with plain objects."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from curriculum.errors import RunFailed
 from curriculum.leases import LeaseCounts
 from curriculum.metric import Metric
 from curriculum.task import Demonstration, Task, TaskOutcome
-from curriculum.transition import CurriculumReport, PhaseState, StepSummary
+from curriculum.transition import CurriculumReport, PhaseState
 from learner.reports import SftReport, StepReport
 from reward.circuit import JudgeEvent
 
@@ -25,10 +25,10 @@ class SyncReport:
     version: int
     num_tensors: int
     num_bytes: Annotated[int, Metric("sync/bytes", "bytes")]
-    """Size of the update; absent where nothing was sent, like all numbers of a weight update below."""
+    """Size of the update; like all metrics of a weight update, absent in a step that sent none."""
     num_engines: int
     seconds: float
-    """From the call to the last receipt; below, what it was spent on."""
+    """From the call to the last receipt: `gather_s` + `deliver_s`."""
     num_travelling_bytes: Annotated[int, Metric("sync/travelling_bytes", "bytes")]
     """What was sent to hosts without the learner's first rank, each of which gets it once.
 
@@ -50,7 +50,7 @@ class SyncReport:
 
 
 class GroupLost(RunFailed):
-    """A group disappeared before it was scored: the node that held it died, say."""
+    """A group disappeared before it was scored, for example because the node that held it died."""
 
     def __init__(self, lease_id: int, task_id: str, reason: str) -> None:
         super().__init__(lease_id, task_id, reason)
@@ -60,27 +60,59 @@ class GroupLost(RunFailed):
 
     def __str__(self) -> str:
         return (
-            f"group of task {self.task_id} (lease {self.lease_id}) was lost before it was scored: {self.reason}; put "
-            "the cause right, then go on with --resume"
+            f"group of task {self.task_id} (lease {self.lease_id}) was lost before it was scored: {self.reason}; "
+            "remove the cause, then go on with --resume"
         )
 
 
 class Curriculum(Protocol):
     """Decides what to train on next: the methods of `Coordinator` that the loop calls, in a process of its own."""
 
-    def open_batch(self, num_tasks: int) -> Awaitable[tuple[int, ...]]: ...
-    def open_stream(self, num_tasks: int) -> Awaitable[tuple[int, ...]]: ...
-    def open_leases(self) -> Awaitable[tuple[int, ...]]: ...
-    def withdraw(self, lease_ids: Sequence[int]) -> Awaitable[int]: ...
-    def report(self, outcomes: Sequence[TaskOutcome]) -> Awaitable[tuple[int, ...]]: ...
-    def finish_step(self, summary: StepSummary) -> Awaitable[CurriculumReport]: ...
-    def phase_state(self) -> Awaitable[PhaseState]: ...
-    def lease_counts(self) -> Awaitable[LeaseCounts]: ...
-    def state_dict(self) -> Awaitable[dict[str, Any]]: ...
-    def load_state_dict(self, state: Mapping[str, Any]) -> Awaitable[None]: ...
+    def open_batch(self, num_tasks: int) -> Awaitable[tuple[int, ...]]:
+        """Open leases for a batch of the current step; return their ids."""
+        ...
+
+    def open_stream(self, num_tasks: int) -> Awaitable[tuple[int, ...]]:
+        """Open leases where groups are sampled without a break; return their ids."""
+        ...
+
+    def open_leases(self) -> Awaitable[tuple[int, ...]]:
+        """Return the ids of the leases that are not closed, oldest first."""
+        ...
+
+    def withdraw(self, lease_ids: Sequence[int]) -> Awaitable[int]:
+        """Close leases without an outcome; return how many were open."""
+        ...
+
+    def report(self, outcomes: Sequence[TaskOutcome]) -> Awaitable[tuple[int, ...]]:
+        """Close leases by their outcomes; return the ids of those that counted."""
+        ...
+
+    def finish_step(self, step: int, *, num_trained_groups: int) -> Awaitable[CurriculumReport]:
+        """Close a step; return what it came to, with the transition if it ended its phase."""
+        ...
+
+    def phase_state(self) -> Awaitable[PhaseState]:
+        """Return the running phase and its progress."""
+        ...
+
+    def lease_counts(self) -> Awaitable[LeaseCounts]:
+        """Return the totals of all leases of the run."""
+        ...
+
+    def state_dict(self) -> Awaitable[dict[str, Any]]:
+        """Return the state as JSON values."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> Awaitable[None]:
+        """Restore what `state_dict` gave."""
+        ...
 
     def keep(self, answered: tuple[int, str], /) -> Awaitable[bool]:
-        """Keep the lease of an answered (lease id, task id) open; false for a duplicate. See `Coordinator.keep_all`."""
+        """Keep the lease of an answered (lease id, task id) open; return false for a duplicate.
+
+        Many calls become one `Coordinator.keep_all`.
+        """
         ...
 
 
@@ -89,7 +121,7 @@ class Rollouts(Protocol):
 
     @property
     def num_slots(self) -> int:
-        """Groups that the living engines are expected to hold at a time."""
+        """Groups that the live engines are expected to hold at a time."""
         ...
 
     @property
@@ -109,33 +141,33 @@ class Rollouts(Protocol):
         ...
 
     async def abort(self) -> None:
-        """Ends every answer in every engine; calls of `next_group` return None, and their leases stay held."""
+        """Abort every answer in every engine; calls of `next_group` return None, and their leases stay held."""
         ...
 
     @property
     def object_store_bytes(self) -> Annotated[int, Metric("rollout/object_store_bytes", "bytes")]:
-        """What Ray's object stores hold on all nodes when the step ends: the task table, the groups of the step and of
-        the buffer, the latest weights.
+        """Bytes in Ray's object stores on all nodes when the step ends.
 
+        They hold the task table, the groups of the step and of the buffer, and the latest weights.
         Level over a run. Growing: something keeps references. Close to `cluster.object_store_bytes`: Ray begins to
         spill to disk.
         """
         ...
 
     async def next_group(self, sampling: Sampling) -> ScoredGroup | None:
-        """Answers and scores the next leased task; None when the coordinator has none to give.
+        """Answer and score the next leased task; return None when the coordinator has no lease.
 
         Raises:
-            GroupLost: its group disappeared on the way.
+            GroupLost: the group disappeared before it was scored.
         """
         ...
 
     async def answer(self, tasks: Sequence[Task], sampling: Sampling) -> list[ScoredGroup]:
-        """Answers given tasks outside the curriculum, in their order."""
+        """Answer given tasks outside the curriculum; return their groups in the same order."""
         ...
 
     async def judge_events(self) -> list[JudgeEvent]:
-        """What the circuit breakers of the judges did since the last call."""
+        """Return the changes of the judges' circuit breakers since the last call."""
         ...
 
 
@@ -145,10 +177,30 @@ class Learner(Protocol):
     A batch is trained on by `accumulate` for each of its slices, in order, then `update`.
     """
 
-    async def start_stage(self, stage: str) -> None: ...
-    async def sft_step(self, demonstrations: Sequence[Demonstration], learning_rate: float) -> SftReport: ...
-    async def accumulate(self, groups: Sequence[ScoredGroup], *, batch_groups: int) -> None: ...
-    async def update(self, learning_rate: float) -> StepReport: ...
-    async def save(self, directory: Path) -> None: ...
-    async def load(self, directory: Path) -> None: ...
-    async def export(self, directory: Path) -> None: ...
+    async def start_stage(self, stage: str) -> None:
+        """Start with a fresh optimizer; `stage` is `sft` or `rl`."""
+        ...
+
+    async def sft_step(self, demonstrations: Sequence[Demonstration], learning_rate: float) -> SftReport:
+        """Train on one batch of the warm-up; return its report."""
+        ...
+
+    async def accumulate(self, groups: Sequence[ScoredGroup], *, batch_groups: int) -> None:
+        """Accumulate the gradients of the next groups; `batch_groups` is the number of groups of a whole batch."""
+        ...
+
+    async def update(self, learning_rate: float) -> StepReport:
+        """Make the optimizer updates of the batch that was accumulated; return its report."""
+        ...
+
+    async def save(self, directory: Path) -> None:
+        """Write a checkpoint."""
+        ...
+
+    async def load(self, directory: Path) -> None:
+        """Load a checkpoint."""
+        ...
+
+    async def export(self, directory: Path) -> None:
+        """Write the weights as a Hugging Face folder."""
+        ...

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import time
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,13 @@ from curriculum.rejects import write_rejects
 
 
 def train(config: RunConfig, *, run_dir: Path, resume: bool, console: Console) -> Path:
-    """Trains from a recipe and returns the run folder.
+    """Train from a recipe; return the run folder.
 
     Args:
         config: the recipe.
         run_dir: a new folder, or with `resume` the folder of an earlier run of the same recipe.
-        resume: go on from the last complete checkpoint, or from the start where there is none.
-        console: where to tell people.
+        resume: go on from the last complete checkpoint, or from the start if there is none.
+        console: where progress is printed.
 
     Raises:
         UserError: the recipe, its data or the folder cannot be used.
@@ -117,7 +118,7 @@ async def _summarise(
     progress: Progress,
     curriculum: Curriculum | None,
 ) -> None:
-    """Write summary.json and tell people what the run came to."""
+    """Write summary.json and print the results."""
     leases, imbalance = await _balance(curriculum, progress)
     if imbalance:
         journal.fault(part="ledger", error=imbalance)
@@ -130,7 +131,7 @@ async def _summarise(
 
 
 async def _restore(folder: RunFolder, processes: Processes, journal: Journal) -> Progress:
-    """The position of the last complete checkpoint, loaded into every process; the beginning where there is none."""
+    """Load the last complete checkpoint, if there is one, into every process; return the progress to start from."""
     checkpoint = folder.latest_checkpoint()
     if checkpoint is None:
         journal.event("started")
@@ -148,7 +149,7 @@ async def _restore(folder: RunFolder, processes: Processes, journal: Journal) ->
 
 
 async def _balance(curriculum: Curriculum | None, progress: Progress) -> tuple[LeaseCounts | None, str | None]:
-    """The totals of the lease book, and what does not add up between them and the ledger."""
+    """Return the totals of the lease book, and how the ledger differs from them, if it does."""
     if curriculum is None:
         return None, None
     leases, still_open = await curriculum.lease_counts(), await curriculum.open_leases()
@@ -156,10 +157,10 @@ async def _balance(curriculum: Curriculum | None, progress: Progress) -> tuple[L
 
 
 def _notices(progress: Progress) -> list[str]:
-    """What a person should know before trusting the result."""
+    """Return warnings about the result."""
     return [
-        f"note: stage {stage.name} trained on nothing in {stage.fruitless_steps} of {stage.steps} steps: no group had "
-        "answers of different worth; an easier data set, a stronger model or a longer warm-up would change that"
+        f"note: stage {stage.name} trained on nothing in {stage.fruitless_steps} of {stage.steps} steps: in every "
+        "group all answers had the same reward; use easier data, a stronger model or a longer warm-up"
         for stage in progress.finished_stages
         if stage.fruitless_steps
     ]
@@ -174,7 +175,7 @@ def _write_rejects(folder: RunFolder, prepared: Prepared, console: Console) -> N
 
 
 @contextlib.contextmanager
-def _trackers(config: RunConfig, folder: RunFolder) -> Any:
+def _trackers(config: RunConfig, folder: RunFolder) -> Generator[list[Tracker]]:
     trackers: list[Tracker] = [RayGauges(folder.path.name)]
     if not config.tracking.wandb:
         yield trackers
@@ -191,14 +192,14 @@ def _trackers(config: RunConfig, folder: RunFolder) -> Any:
 
 
 @contextlib.contextmanager
-def _stop_on_signals(stop: asyncio.Event, console: Console) -> Any:
-    """The first SIGINT or SIGTERM asks the loop to stop, a second one ends the process at once."""
+def _stop_on_signals(stop: asyncio.Event, console: Console) -> Generator[None]:
+    """Ask the loop to stop at the first SIGINT or SIGTERM; end the process at once at the second."""
     loop = asyncio.get_running_loop()
 
     def ask(number: int) -> None:
         if stop.is_set():
             os._exit(128 + number)
-        console.say("stopping after this step; again to stop at once without a checkpoint")
+        console.say("stopping after this step; repeat it to stop at once without a checkpoint")
         stop.set()
 
     for number in (signal.SIGINT, signal.SIGTERM):

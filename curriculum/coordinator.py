@@ -5,7 +5,7 @@ It is a plain object; `coordinator_actor.py` puts it into a process of its own. 
     open_batch(n)                  the n leases of the step are fixed here: fresh tasks and replayed ones
     lease(holder) ... report(...)  holders pull in any order; outcomes refresh the difficulty table
     open_batch(m)                  replacements for groups without variance, as often as needed
-    finish_step(summary)           the phase clock ticks; at the end of a phase the next pool is drawn
+    finish_step(step, ...)         the phase clock ticks; at the end of a phase the next pool is drawn
 
 or, where groups are sampled while the learner trains, `open_stream(n)` at any time, `keep_all` for answered leases
 until it is trained on, and `withdraw` for what is left at the end of a phase.
@@ -33,7 +33,7 @@ from curriculum.retrospective import RetrospectivePool, draw_pool
 from curriculum.sampler import FreshSampler, spread_slots
 from curriculum.step_counts import StepCounts
 from curriculum.task import TaskEntry, TaskLease, TaskOutcome
-from curriculum.transition import CurriculumReport, EndReason, PhaseState, StepSummary, Transition
+from curriculum.transition import CurriculumReport, EndReason, PhaseState, Transition
 
 STATE_FORMAT = 1
 LEASE_TIMEOUT_S = 3600.0
@@ -114,19 +114,23 @@ class Coordinator:
             )
         return tuple(self._open_next() for _ in range(num_tasks))
 
-    def finish_step(self, summary: StepSummary) -> CurriculumReport:
+    def finish_step(self, step: int, *, num_trained_groups: int) -> CurriculumReport:
         """Close the step: the phase clock ticks and, if the phase is over, the next one begins.
 
         Leases that are still open stay open and count for the step in which they are reported.
+
+        Args:
+            step: number of the step in the run.
+            num_trained_groups: groups that the learner trained on; 0 makes the step fruitless.
 
         Raises:
             ValueError: The last phase is over.
         """
         if self._finished:
-            raise ValueError(f"finish_step({summary.step}): the last phase is over")
+            raise ValueError(f"finish_step({step}): the last phase is over")
         fresh, replayed = self._counts.fresh, self._counts.replayed
         reason = self._clock.advance(
-            accuracy=fresh.accuracy, num_trained_groups=summary.num_trained_groups, epochs=self._epochs
+            accuracy=fresh.accuracy, num_trained_groups=num_trained_groups, epochs=self._epochs
         )
         report = CurriculumReport(
             phase=self._phase,
@@ -140,20 +144,14 @@ class Coordinator:
             transition=None,
         )
         self._counts = StepCounts()
-        return replace(report, transition=self._transit(summary.step, reason, fresh.accuracy)) if reason else report
+        return replace(report, transition=self._transit(step, reason, fresh.accuracy)) if reason else report
 
     def phase_state(self) -> PhaseState:
-        """Return the running phase, its progress, and the open leases."""
+        """Return the running phase and its progress."""
         return PhaseState(
             phase=self._phase,
             name=self._config.phases[self._phase].name,
-            num_phases=len(self._config.phases),
             num_steps=self._clock.num_steps,
-            epoch=self._epochs,
-            num_tasks=len(self._phase_task_ids[self._phase]),
-            pool_size=self._pool.num_live,
-            num_waiting=self._book.num_waiting,
-            num_held=self._book.num_held,
             finished=self._finished,
         )
 

@@ -76,11 +76,6 @@ class LeaseBook:
         return LeaseCounts(**self._counts)
 
     @property
-    def num_waiting(self) -> int:
-        """Open leases that nobody holds."""
-        return len(self._open) - self.num_held
-
-    @property
     def open_ids(self) -> tuple[int, ...]:
         """Ids of the open leases, oldest first."""
         return tuple(self._open)

@@ -59,6 +59,9 @@ _ATTRIBUTES = ("visits", "eats", "owns")
 
 Fact = tuple[str, str, str]
 """(name, relation, value)."""
+Chain = tuple[Fact, ...]
+"""The evidence for one question: one fact, or two where the value of the first is the name of the second. The answer is
+the value of the last one."""
 GeneratedRow = dict[str, Any]
 """A row as a data file would hold it."""
 
@@ -71,25 +74,6 @@ class Document:
     """Opening and sentences, separated by single spaces."""
     facts: dict[tuple[str, str], str]
     """(name, relation) -> value; a pair occurs once in the text."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
-    """A question with the facts that answer it, in the order in which they are needed."""
-
-    text: str
-    evidence: tuple[Fact, ...]
-    """One fact, or two where the first one's value is the second one's name."""
-
-    @property
-    def answer(self) -> str:
-        """Value of the last fact."""
-        return self.evidence[-1][2]
-
-    @property
-    def data_source(self) -> str:
-        """`local_hop1` or `local_hop2`."""
-        return f"local_hop{len(self.evidence)}"
 
 
 def generate_items(*, num_items: int, min_words: int, max_words: int, seed: int, prefix: str) -> list[GeneratedRow]:
@@ -129,13 +113,13 @@ def generate_demonstrations(
     rows: list[GeneratedRow] = []
     for i in range(num_items):
         rng = _rng(seed, prefix, i)
-        row, question = _item(f"{prefix}-{i:06d}", rng, min_words, max_words)
+        row, chain = _item(f"{prefix}-{i:06d}", rng, min_words, max_words)
         quotes, in_words = rng.random() < quote_share, rng.random() < word_share
-        rows.append({**row, "response": write_response(question, quotes=quotes, in_words=in_words)})
+        rows.append({**row, "response": _response(chain, quotes=quotes, in_words=in_words)})
     return rows
 
 
-def draw_document(rng: random.Random, *, min_words: int, max_words: int, chain: tuple[Fact, ...] = ()) -> Document:
+def draw_document(rng: random.Random, *, min_words: int, max_words: int, chain: Chain = ()) -> Document:
     """Write a document that states `chain` among random facts and filler.
 
     Its length is drawn from `min_words`..`max_words`; it is at most 2 words shorter.
@@ -159,10 +143,12 @@ def draw_document(rng: random.Random, *, min_words: int, max_words: int, chain: 
     return Document(text=" ".join([_OPENING, *sentences]), facts=facts)
 
 
-def write_response(question: Question, *, quotes: bool, in_words: bool) -> str:
-    """Write the demonstration of a question: thinking (the evidence, or nothing) and the answer sentence."""
-    thinking = "".join(f" {_sentence(fact)}" for fact in question.evidence) if quotes else ""
-    answer = WORD_OF_NUMBER.get(question.answer, question.answer) if in_words else question.answer
+def _response(chain: Chain, *, quotes: bool, in_words: bool) -> str:
+    """Return the demonstration of a question: thinking (the evidence, or nothing) and the answer sentence."""
+    thinking = "".join(f" {_sentence(fact)}" for fact in chain) if quotes else ""
+    answer = chain[-1][2]
+    if in_words:
+        answer = WORD_OF_NUMBER.get(answer, answer)
     return f"<think>{thinking}</think> Therefore, the answer is {answer}"
 
 
@@ -177,26 +163,29 @@ def vocabulary() -> tuple[str, ...]:
     return tuple(dict.fromkeys(words))
 
 
-def _item(item_id: str, rng: random.Random, min_words: int, max_words: int) -> tuple[GeneratedRow, Question]:
-    question = _draw_question(rng)
-    document = draw_document(rng, min_words=min_words, max_words=max_words, chain=question.evidence)
+def _item(item_id: str, rng: random.Random, min_words: int, max_words: int) -> tuple[GeneratedRow, Chain]:
+    chain = _draw_chain(rng)
+    document = draw_document(rng, min_words=min_words, max_words=max_words, chain=chain)
     row = {
         "id": item_id,
-        "data_source": question.data_source,
+        "data_source": f"local_hop{len(chain)}",
         "context": document.text,
-        "question": question.text,
-        "answers": [question.answer],
+        "question": _question(chain),
+        "answers": [chain[-1][2]],
     }
-    return row, question
+    return row, chain
 
 
-def _draw_question(rng: random.Random) -> Question:
+def _draw_chain(rng: random.Random) -> Chain:
     if rng.random() < 0.5:
-        name, relation, value = _draw_fact(rng, rng.choice(NAMES), rng.choice(tuple(VALUES)))
-        return Question(text=f"Question: {name} {relation} what?", evidence=((name, relation, value),))
+        return (_draw_fact(rng, rng.choice(NAMES), rng.choice(tuple(VALUES))),)
     first = _draw_fact(rng, rng.choice(NAMES), "follows")
-    second = _draw_fact(rng, first[2], rng.choice(_ATTRIBUTES))
-    return Question(text=f"Question: {first[0]} follows who {second[1]} what?", evidence=(first, second))
+    return first, _draw_fact(rng, first[2], rng.choice(_ATTRIBUTES))
+
+
+def _question(chain: Chain) -> str:
+    """Return `Question: NAME RELATION what?`, or `Question: NAME follows who RELATION what?` for two facts."""
+    return f"Question: {chain[0][0]} {' who '.join(relation for _, relation, _ in chain)} what?"
 
 
 def _draw_fact(rng: random.Random, name: str, relation: str) -> Fact:

@@ -20,20 +20,6 @@ class EndReason(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StepSummary:
-    """What the driver reports when a step is over; accuracies are known from the outcomes."""
-
-    step: int
-    """Number of the step in the run."""
-    num_trained_groups: int
-    """Groups the learner trained on; 0 makes the step fruitless."""
-
-    def __post_init__(self) -> None:
-        if self.step < 0 or self.num_trained_groups < 0:
-            raise ValueError(f"step={self.step}, num_trained_groups={self.num_trained_groups}: give counts >= 0")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Transition:
     """One line of the audit log: a phase ended, the next one (or the end of the run) begins."""
 
@@ -104,18 +90,7 @@ class PhaseState:
     phase: int
     """Index of the running phase; of the last one when finished."""
     name: str
-    num_phases: int
     num_steps: int
     """Steps of the running phase so far."""
-    epoch: float
-    """Passes over the phase's tasks so far."""
-    num_tasks: int
-    """Tasks of the running phase."""
-    pool_size: int
-    """Pool members that are not solved yet."""
-    num_waiting: int
-    """Open leases that nobody holds."""
-    num_held: int
-    """Open leases that a holder works on."""
     finished: bool
     """True after the last phase."""

@@ -21,9 +21,6 @@ DOCMATH = "yale-nlp/DocMath-Eval"
 DOCMATH_SPLITS = ("simpshort_testmini", "simplong_testmini", "compshort_testmini", "complong_testmini")
 LONGBENCH_NAMES = ("2wikimqa", "hotpotqa", "musique", "narrativeqa", "qasper")
 
-PUBLISHED = ("docmath", "frames", *LONGBENCH_NAMES)
-"""The seven benchmarks of the paper, under the names that LongBench gives its five."""
-
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 
 

@@ -20,8 +20,6 @@ from evaluation.local_engine import LocalEngine, check_length
 from evaluation.prompts import Prompt
 
 CPU_ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-_RAY: Any = ray
-"""Ray through a name without types: the signatures of `init`, `kill` and `shutdown` are incomplete."""
 MAX_RESTARTS = 3
 """Restarts of a replica that dies."""
 
@@ -90,9 +88,9 @@ class RayReplicas:
         """End the replicas, and Ray if this object started it."""
         await asyncio.gather(*[replica.close.remote() for replica in self._replicas], return_exceptions=True)
         for replica in self._replicas:
-            _RAY.kill(replica)
+            ray.kill(replica)
         if self._owns_ray:
-            _RAY.shutdown()
+            ray.shutdown()
 
 
 def _join() -> None:
@@ -107,7 +105,7 @@ def _join() -> None:
 
 def _init(**arguments: Any) -> None:
     try:
-        _RAY.init(**arguments, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(**arguments, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise GeneratorDown(
             f"Ray at {arguments['address']}: {first_line(error)}; start it, or unset RAY_ADDRESS to start one here"

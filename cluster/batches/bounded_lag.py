@@ -11,7 +11,7 @@ from cluster.batches.source import BatchOrder, Collected
 from cluster.group import ScoredGroup
 from cluster.roles import Curriculum, GroupLost, Rollouts
 from curriculum.task import TaskOutcome
-from curriculum.transition import CurriculumReport, StepSummary
+from curriculum.transition import CurriculumReport
 
 
 class BoundedLagSource:
@@ -109,11 +109,11 @@ class BoundedLagSource:
         self._is_over = False
         return collected
 
-    async def finish_step(self, summary: StepSummary, *, version: int) -> CurriculumReport:
+    async def finish_step(self, step: int, *, num_trained_groups: int, version: int) -> CurriculumReport:
         """Close the leases of the step, then the step. Admission pauses meanwhile, and stops if the phase is over."""
         async with self._opening:
             await self._curriculum.report(self._outcomes)
-            report = await self._curriculum.finish_step(summary)
+            report = await self._curriculum.finish_step(step, num_trained_groups=num_trained_groups)
             self._outcomes = []
             self._buffer.advance(version)
             self._order = self._current_order.after_step()

@@ -15,7 +15,7 @@ from cluster.batches.ledger import GroupOutcome, OutcomeCounts
 from cluster.batches.source import BatchOrder, Collected
 from cluster.group import ScoredGroup
 from cluster.roles import Curriculum, GroupLost, Rollouts
-from curriculum.transition import CurriculumReport, StepSummary
+from curriculum.transition import CurriculumReport
 
 
 class OnPolicySource:
@@ -95,9 +95,9 @@ class OnPolicySource:
         self._collecting = None
         return collected
 
-    async def finish_step(self, summary: StepSummary, *, version: int) -> CurriculumReport:
+    async def finish_step(self, step: int, *, num_trained_groups: int, version: int) -> CurriculumReport:
         """Close the step; every lease was reported by its wave."""
-        return await self._curriculum.finish_step(summary)
+        return await self._curriculum.finish_step(step, num_trained_groups=num_trained_groups)
 
     async def weights_delivered(self, version: int) -> None:
         """Do nothing: the next batch is ordered when the engines hold their weights."""

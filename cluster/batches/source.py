@@ -11,7 +11,7 @@ from cluster.group import ScoredGroup
 from cluster.roles import GroupLost
 from curriculum.metric import Metric
 from curriculum.task import TaskOutcome
-from curriculum.transition import CurriculumReport, StepSummary
+from curriculum.transition import CurriculumReport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,13 +34,13 @@ class BatchOrder:
 class Collected:
     """The groups of one step."""
 
-    sampled: list[ScoredGroup] = field(default_factory=list)
+    sampled: list[ScoredGroup] = field(default_factory=list[ScoredGroup])
     """Every group whose lease ends with the step, whether it is trained on or not."""
-    batch: list[ScoredGroup] = field(default_factory=list)
+    batch: list[ScoredGroup] = field(default_factory=list[ScoredGroup])
     """Those to train on."""
     outcome_counts: OutcomeCounts = field(default_factory=OutcomeCounts)
     """How the leases end."""
-    outcomes: list[TaskOutcome] = field(default_factory=list)
+    outcomes: list[TaskOutcome] = field(default_factory=list[TaskOutcome])
     """What is reported to the curriculum."""
 
     def add(self, group: ScoredGroup, outcome: GroupOutcome) -> None:
@@ -78,11 +78,10 @@ class BatchSource(Protocol):
 
     @property
     def acceptance_rate(self) -> Annotated[float, Metric("rollout/acceptance_rate", "share")]:
-        """Groups with a signal among those scored for the batch (lag 0) or the latest `4 × groups_per_batch` (lag above
-        0), one optimistic group added.
+        """Share of the scored groups that had a signal, one group with a signal added.
 
-        Low: the tasks are too easy or too hard for the policy. Sampling ahead grows with its inverse, as far as the
-        bound allows.
+        Of the groups scored for the batch with lag 0, of the latest `4 × groups_per_batch` with a lag. Low: the tasks
+        are too easy or too hard for the policy. Sampling ahead grows with its inverse, as far as the bound allows.
         """
         ...
 
@@ -104,15 +103,14 @@ class BatchSource(Protocol):
         ...
 
     async def next_slice(self, order: BatchOrder) -> list[ScoredGroup]:
-        """Return the next groups of the running batch; none if the batch is whole, or ends short because too many
-        groups had no signal."""
+        """Return the next groups of the running batch; none if it is whole, or too many groups had no signal."""
         ...
 
     def close_batch(self) -> Collected:
         """Close the batch; return its groups and those that were sampled for it and not used."""
         ...
 
-    async def finish_step(self, summary: StepSummary, *, version: int) -> CurriculumReport:
+    async def finish_step(self, step: int, *, num_trained_groups: int, version: int) -> CurriculumReport:
         """Close the step; `version` is what the learner has now."""
         ...
 

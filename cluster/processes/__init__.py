@@ -1,1 +1,1 @@
-"""Ray: where actors run, how they start, and how the loop reaches them."""
+"""Ray: where actors run, how they start, and how the loop calls them."""

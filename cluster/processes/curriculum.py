@@ -1,4 +1,4 @@
-"""The coordinator actor, as the loop reaches it."""
+"""The coordinator actor, as the loop calls it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from curriculum.joined_calls import JoinedCalls
 
 
 def ray_curriculum(coordinator: Any) -> Curriculum:
-    """Return what calls the coordinator actor: every method of `Curriculum` is the actor's method of the same name.
+    """Return an object whose methods call the coordinator actor's methods of the same name.
 
-    Only `keep`, which every group calls on its own, joins its calls in the actor's `keep_all`.
+    Except `keep`: every group calls it separately, and calls that come together are sent as one `keep_all`.
     """
     names = [name for name in vars(Curriculum) if not name.startswith("_") and name != "keep"]
     methods = {name: getattr(coordinator, name).remote for name in names}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
@@ -32,8 +32,10 @@ from learner.learner_actor import LearnerActor
 from reward.config import VllmJudge
 from reward.judge_actor import JudgeActor
 
+_T = TypeVar("_T")
+
 PROBE_TOKENS = 64
-"""Tokens that engines and learner both score to see that they hold the same weights."""
+"""Tokens that engines and learner both score, which shows whether they hold the same weights."""
 COORDINATOR = "coordinator"
 """Name under which the rollout actors find their coordinator, in the namespace of the run."""
 
@@ -50,87 +52,109 @@ class Processes:
     """Process id of every actor with a model, by name."""
 
 
+class _Actors:
+    """Every actor of a run, so that all of them can be ended."""
+
+    def __init__(self, config: RunConfig, on_fault: Callable[..., None]) -> None:
+        self._config = config
+        self._on_fault = on_fault
+        self._handles: list[Any] = []
+
+    def create(self, cls: type, name: str, options: dict[str, Any], /, **arguments: Any) -> Any:
+        """Start an actor of `cls` under `name`; return its handle."""
+        handle = ray.remote(cls).options(name=name, **options).remote(**arguments)
+        self._handles.append(handle)
+        return handle
+
+    def supervised(
+        self,
+        handles: Mapping[str, Any],
+        *,
+        before_restart: Callable[[str], Awaitable[Any]] | None = None,
+        after_restart: Callable[[str, Any], Awaitable[None]] | None = None,
+    ) -> list[SupervisedActor]:
+        """Return named actors under supervision; see `SupervisedActor`."""
+        return [
+            SupervisedActor(
+                name,
+                handle,
+                startup_timeout_s=self._config.cluster.startup_timeout_s,
+                on_fault=self._on_fault,
+                before_restart=before_restart,
+                after_restart=after_restart,
+            )
+            for name, handle in handles.items()
+        ]
+
+    def end(self) -> None:
+        """End all of them."""
+        for handle in self._handles:
+            ray.kill(handle)
+
+
 @contextlib.asynccontextmanager
 async def launch(
     config: RunConfig, prepared: Prepared, folder: RunFolder, on_fault: Callable[..., None]
-) -> AsyncIterator[Processes]:
-    """Starts all actors and yields their roles; ends them on the way out.
+) -> AsyncGenerator[Processes]:
+    """Start all actors and yield their roles; end them on the way out.
 
     Raises:
         RunFailed: an actor did not come up (the message holds its own error), or Ray lost a process or a value that
-            nobody can do without.
-        UserError: the rewards pay for junk answers.
+            the run needs.
+        UserError: the rewards pay for meaningless answers.
     """
-    actors: list[Any] = []
+    actors = _Actors(config, on_fault)
     try:
         yield await _start_actors(config, prepared, folder, on_fault, actors)
     except RayTaskError:
-        raise  # an actor raised it, and it is told as if it had been raised here
+        raise  # an error that an actor raised is reported like one that was raised here
     except RayError as error:
         raise RunFailed(f"{one_line(error)}; read the logs of the actors in logs/, then go on with --resume") from error
     finally:
-        for actor in actors:
-            ray.kill(actor)
+        actors.end()
 
 
 async def _start_actors(
-    config: RunConfig, prepared: Prepared, folder: RunFolder, on_fault: Callable[..., None], actors: list[Any]
+    config: RunConfig, prepared: Prepared, folder: RunFolder, on_fault: Callable[..., None], actors: _Actors
 ) -> Processes:
-    def create(cls: type, name: str, options: dict[str, Any], /, **arguments: Any) -> Any:
-        handle = ray.remote(cls).options(name=name, **options).remote(**arguments)
-        actors.append(handle)
-        return handle
-
-    def supervised(name: str, handle: Any, **hooks: Any) -> SupervisedActor:
-        timeout = config.cluster.startup_timeout_s
-        return SupervisedActor(name, handle, startup_timeout_s=timeout, on_fault=on_fault, **hooks)
-
-    curriculum = coordinator = None
-    if prepared.tasks:
-        coordinator = create(
-            CoordinatorActor,
-            COORDINATOR,
-            {"num_cpus": 0},
-            tasks=[TaskEntry.of(task) for task in prepared.tasks],
-            config=config.curriculum,
-            seed=config.seed,
-            columns=[ray.put(TaskColumns.of(prepared.tasks))],
-        )
-        curriculum = ray_curriculum(coordinator)
-    rollout_handles = {} if coordinator is None else _create_rollouts(config, prepared, create)
-    judge_handles = {} if coordinator is None else _create_judges(config, prepared, create)
-    ranks = [
-        create(LearnerActor, f"learner-{rank}", options, rank=rank, num_ranks=config.learner.num_ranks)
-        for rank, options in enumerate(learner_options(config))
-    ]
+    coordinator = _create_coordinator(config, prepared, actors) if prepared.tasks else None
+    engines = _create_rollouts(config, prepared, actors) if coordinator else {}
+    judges = _create_judges(config, prepared, actors) if coordinator else {}
+    ranks = _create_ranks(config, actors)
     rollouts = RayRollouts(
-        [
-            supervised(
-                name,
-                handle,
-                before_restart=coordinator.release.remote if coordinator else None,
-                after_restart=lambda restarted, name=name: weights.bring_up_to_date(name, restarted),
-            )
-            for name, handle in rollout_handles.items()
-        ],
-        [supervised(name, handle) for name, handle in judge_handles.items()],
+        actors.supervised(
+            engines,
+            before_restart=coordinator.release.remote if coordinator else None,
+            after_restart=lambda name, handle: weights.bring_up_to_date(name, handle),
+        ),
+        actors.supervised(judges),
         on_fault=on_fault,
     )
-    reference = folder.reference if config.learner.needs_reference else None
-    learner = RayLearner(ranks, reference=reference)
+    learner = RayLearner(ranks, reference=folder.reference if config.learner.needs_reference else None)
     weights = _weight_sync(config, prepared, rollouts, learner)
-    timeout_s = config.cluster.startup_timeout_s
     ranks_ready = await _start_ranks(config, prepared, ranks)
-    pids = await _wait(_named_ready(judge_handles), timeout_s)
-    await asyncio.gather(*[judge.check_for_junk.remote() for judge in judge_handles.values()])  # while engines start
-    pids |= await _wait([*_named_ready(rollout_handles), *ranks_ready], timeout_s)
-    if rollout_handles:
+    pids = await _wait_until_ready(config, engines, judges, ranks_ready)
+    if engines:
         await rollouts.learn_slots()
+    curriculum = ray_curriculum(coordinator) if coordinator else None
     return Processes(curriculum=curriculum, rollouts=rollouts, learner=learner, weights=weights, pids=pids)
 
 
+async def _wait_until_ready(
+    config: RunConfig,
+    engines: Mapping[str, Any],
+    judges: Mapping[str, Any],
+    ranks_ready: Sequence[tuple[str, Awaitable[int]]],
+) -> dict[str, int]:
+    """Return the process id of every actor with a model; check the rewards while engines and ranks start."""
+    timeout_s = config.cluster.startup_timeout_s
+    pids = await _wait(_named_ready(judges), timeout_s)
+    await asyncio.gather(*[judge.check_for_junk.remote() for judge in judges.values()])
+    return pids | await _wait([*_named_ready(engines), *ranks_ready], timeout_s)
+
+
 def _weight_sync(config: RunConfig, prepared: Prepared, rollouts: RayRollouts, learner: RayLearner) -> WeightSync:
-    """The probe is the beginning of a prompt: text in the tokens of this very model."""
+    """Build the weight updates; their probe is the beginning of a prompt: text in the tokens of this very model."""
     sync = config.rollout.sync
     dtypes = {config.learner.dtype, config.rollout.engine.dtype}
     probe = Probe(
@@ -149,9 +173,28 @@ def _weight_sync(config: RunConfig, prepared: Prepared, rollouts: RayRollouts, l
     return WeightSync(transport, probe, overlaps=config.rollout.max_policy_lag > 0)
 
 
-def _create_rollouts(config: RunConfig, prepared: Prepared, create: Any) -> dict[str, Any]:
+def _create_coordinator(config: RunConfig, prepared: Prepared, actors: _Actors) -> Any:
+    return actors.create(
+        CoordinatorActor,
+        COORDINATOR,
+        {"num_cpus": 0},
+        tasks=[TaskEntry.of(task) for task in prepared.tasks],
+        config=config.curriculum,
+        seed=config.seed,
+        columns=[ray.put(TaskColumns.of(prepared.tasks))],
+    )
+
+
+def _create_ranks(config: RunConfig, actors: _Actors) -> list[Any]:
+    return [
+        actors.create(LearnerActor, f"learner-{rank}", options, rank=rank, num_ranks=config.learner.num_ranks)
+        for rank, options in enumerate(learner_options(config))
+    ]
+
+
+def _create_rollouts(config: RunConfig, prepared: Prepared, actors: _Actors) -> dict[str, Any]:
     return {
-        name: create(
+        name: actors.create(
             RolloutActor,
             name,
             rollout_options(config),
@@ -169,7 +212,7 @@ def _create_rollouts(config: RunConfig, prepared: Prepared, create: Any) -> dict
     }
 
 
-def _create_judges(config: RunConfig, prepared: Prepared, create: Any) -> dict[str, Any]:
+def _create_judges(config: RunConfig, prepared: Prepared, actors: _Actors) -> dict[str, Any]:
     judge = config.reward.judge
     reward = config.reward
     if isinstance(judge, VllmJudge):
@@ -177,7 +220,7 @@ def _create_judges(config: RunConfig, prepared: Prepared, create: Any) -> dict[s
         reward = reward.model_copy(update={"judge": judge.model_copy(update={"model": model})})
     replicas = judge.num_replicas if isinstance(judge, VllmJudge) else 1
     return {
-        name: create(
+        name: actors.create(
             JudgeActor,
             name,
             judge_options(config),
@@ -191,8 +234,8 @@ def _create_judges(config: RunConfig, prepared: Prepared, create: Any) -> dict[s
     }
 
 
-async def _start_ranks(config: RunConfig, prepared: Prepared, ranks: Sequence[Any]) -> list[tuple[str, Any]]:
-    """Tells every rank where the ranks meet; returns what to wait for."""
+async def _start_ranks(config: RunConfig, prepared: Prepared, ranks: Sequence[Any]) -> list[tuple[str, Awaitable[int]]]:
+    """Give every rank the address at which the ranks meet; return the name and the reply of each."""
     master = await _named("learner-0", ranks[0].rendezvous.remote())
     return [
         (
@@ -211,12 +254,12 @@ async def _start_ranks(config: RunConfig, prepared: Prepared, ranks: Sequence[An
     ]
 
 
-def _named_ready(handles: dict[str, Any]) -> list[tuple[str, Any]]:
+def _named_ready(handles: Mapping[str, Any]) -> list[tuple[str, Awaitable[int]]]:
     return [(name, handle.ready.remote()) for name, handle in handles.items()]
 
 
-async def _wait(waiting: Sequence[tuple[str, Any]], timeout_s: float) -> dict[str, int]:
-    """Process ids by name, once all are ready."""
+async def _wait(waiting: Sequence[tuple[str, Awaitable[int]]], timeout_s: float) -> dict[str, int]:
+    """Return the process ids by name, once all are ready."""
     try:
         async with asyncio.timeout(timeout_s):
             pids = await asyncio.gather(*[_named(name, ref) for name, ref in waiting])
@@ -229,8 +272,8 @@ async def _wait(waiting: Sequence[tuple[str, Any]], timeout_s: float) -> dict[st
         ) from error
 
 
-async def _named(name: str, ref: Any) -> Any:
+async def _named(name: str, reply: Awaitable[_T]) -> _T:
     try:
-        return await ref
+        return await reply
     except (ActorDiedError, RayTaskError) as error:
         raise RunFailed(f"{name} did not start: {one_line(error)}") from error

@@ -1,4 +1,4 @@
-"""The ranks of the learner, as the loop reaches them."""
+"""The learner as the loop calls it: all of its ranks at once, through Ray."""
 
 from __future__ import annotations
 
@@ -27,31 +27,32 @@ class RayLearner:
         self._reference = reference
 
     async def start_stage(self, stage: str) -> None:
-        """A fresh optimizer; the reinforcement learning freezes its starting point when a KL penalty asks for it."""
+        """Start with a fresh optimizer; for a KL penalty, first write the weights as the reference policy."""
         reference = self._reference if stage == "rl" else None
         if reference is not None and not reference.exists():
             await self.export(reference)
         await self._all("start_stage", stage, None if reference is None else str(reference))
 
     async def sft_step(self, demonstrations: Sequence[Demonstration], learning_rate: float) -> SftReport:
-        """One update of the warm-up."""
+        """Train on one batch of the warm-up; return its report."""
         return (await self._all("sft_step", ray.put(list(demonstrations)), learning_rate))[0]
 
     async def accumulate(self, groups: Sequence[ScoredGroup], *, batch_groups: int) -> None:
-        """Hand the next groups of a batch to the ranks; returns when they are forwarded and back-propagated."""
+        """Hand the next groups of a batch to the ranks; return when their gradients are accumulated."""
         await self._all("accumulate", [group.training_item() for group in groups], batch_groups)
 
     async def update(self, learning_rate: float) -> StepReport:
-        """The optimizer updates of the batch that was accumulated."""
+        """Make the optimizer updates of the batch that was accumulated; return its report."""
         return (await self._all("update", learning_rate))[0]
 
     async def node_id(self) -> str:
-        """Return the host of rank 0, as Ray calls it."""
+        """Return Ray's id of the node of rank 0."""
         return await self._first("node_id")
 
     async def publish_weights(self, version: int) -> WeightUpdate:
-        """Gather the weights to where engines of rank 0's host can read them, and broadcast them to the group if there
-        is one; when it returns the ranks are free.
+        """Gather the weights where engines on rank 0's host can read them, and broadcast them if a group is open.
+
+        When it returns, the ranks are free.
 
         Raises:
             WeightGroupError: the group did not take them.
@@ -75,15 +76,15 @@ class RayLearner:
         return (await self._all("score", np.array(token_ids, np.int32)))[0]
 
     async def save(self, directory: Path) -> None:
-        """Writes a checkpoint."""
+        """Write a checkpoint."""
         await self._all("save", directory)
 
     async def load(self, directory: Path) -> None:
-        """Restores a checkpoint."""
+        """Load a checkpoint."""
         await self._all("load", directory)
 
     async def export(self, directory: Path) -> None:
-        """Writes a Hugging Face folder."""
+        """Write the weights as a Hugging Face folder."""
         await self._all("export", directory)
 
     async def _all(self, method: str, *arguments: Any, **options: Any) -> list[Any]:
@@ -93,7 +94,7 @@ class RayLearner:
         return (await self._call(self._ranks[:1], method, *arguments, **options))[0]
 
     async def _call(self, ranks: Sequence[Any], method: str, *arguments: Any, **options: Any) -> list[Any]:
-        """Call these ranks; one that dies ends the run, since the others wait for it in a collective."""
+        """Call these ranks; if one dies the run ends, since the others wait for it in a collective."""
         calls = [getattr(rank, method).remote(*arguments, **options) for rank in ranks]
         try:
             return await asyncio.gather(*calls)

@@ -1,4 +1,4 @@
-"""How much of the cluster each actor takes, and whether the cluster has it."""
+"""How many GPUs and CPUs each actor takes, and whether the cluster has them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CPU_ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "DS_ACCEL
 
 
 def required_gpus(config: RunConfig) -> float:
-    """GPUs of all actors together; 0 on a CPU."""
+    """Return the GPUs of all actors together; 0 with `device: cpu`."""
     if config.device == "cpu":
         return 0
     judge = config.reward.judge
@@ -28,7 +28,7 @@ def required_gpus(config: RunConfig) -> float:
 
 
 def check_capacity(config: RunConfig) -> None:
-    """Compares the recipe with the cluster before any actor starts.
+    """Compare the recipe with the cluster before any actor starts.
 
     Raises:
         RunFailed: there are too few GPUs.
@@ -43,33 +43,33 @@ def check_capacity(config: RunConfig) -> None:
 
 
 def rollout_options(config: RunConfig) -> dict[str, Any]:
-    """Ray options of a rollout actor."""
+    """Return the Ray options of a rollout actor."""
     return _options(config, gpus=config.rollout.engine.tensor_parallel_size, restarts=config.cluster.max_actor_restarts)
 
 
 def judge_options(config: RunConfig) -> dict[str, Any]:
-    """Ray options of a judge actor."""
+    """Return the Ray options of a judge actor."""
     judge = config.reward.judge
     gpus = judge.num_gpus if isinstance(judge, VllmJudge) else 0
     return _options(config, gpus=gpus, restarts=config.cluster.max_actor_restarts)
 
 
 def learner_options(config: RunConfig) -> list[dict[str, Any]]:
-    """Ray options of each learner rank, packed onto as few nodes as possible; a rank never restarts alone.
+    """Return the Ray options of each learner rank: on as few nodes as possible, and never restarted on its own.
 
     Raises:
-        RunFailed: others hold the GPUs.
+        RunFailed: the GPUs are in use.
     """
     options = _options(config, gpus=1, restarts=0)
     if config.device == "cpu":
         return [options] * config.learner.num_ranks
-    group = placement_group([{"GPU": 1, "CPU": 1}] * config.learner.num_ranks, strategy="PACK")
+    group: Any = placement_group([{"GPU": 1, "CPU": 1}] * config.learner.num_ranks, strategy="PACK")
     try:
         ray.get(group.ready(), timeout=config.cluster.startup_timeout_s)
     except GetTimeoutError as error:
         raise RunFailed(
             f"learner.num_ranks={config.learner.num_ranks}: the cluster has not given them their GPUs within "
-            f"cluster.startup_timeout_s={config.cluster.startup_timeout_s:.0f}; end what holds them, or raise it"
+            f"cluster.startup_timeout_s={config.cluster.startup_timeout_s:.0f}; end what uses them, or raise it"
         ) from error
     return [
         {**options, "scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)}

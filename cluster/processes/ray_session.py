@@ -1,4 +1,4 @@
-"""Ray for a run: a running one is joined, else one is started and ended with the run."""
+"""Ray for a run: a cluster that is already running is joined; otherwise one is started, and ended with the run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import os
 import socket
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,11 @@ from curriculum.files import file_errors
 
 FIRST_DASHBOARD_PORT = 8265
 NUM_CPUS = 8
-"""Logical CPUs of a Ray that is started for a run; on a CPU the actors reserve none of them."""
+"""Logical CPUs of a Ray that is started for a run; with `device: cpu` the actors reserve none of them."""
 
 
 def check_ray(config: RunConfig) -> None:
-    """Looks at the address to join, or at the port to open, before anything is written.
+    """Check the address to join, or the port to open, before anything is written.
 
     Raises:
         RunFailed: nothing listens at RAY_ADDRESS, or this run would start a Ray whose dashboard port is taken.
@@ -39,8 +39,8 @@ def check_ray(config: RunConfig) -> None:
 
 
 @contextlib.contextmanager
-def ray_session(config: RunConfig, folder: RunFolder, say: Callable[[str], None]) -> Iterator[None]:
-    """Joins the Ray of RAY_ADDRESS (as in a submitted job) or a running local one, else starts one for this run.
+def ray_session(config: RunConfig, folder: RunFolder, say: Callable[[str], None]) -> Generator[None]:
+    """Join the Ray of RAY_ADDRESS (as in a submitted job) or a running local one; otherwise start one for this run.
 
     Raises:
         RunFailed: the Ray to join does not answer, none can be started, or the cluster is too small.
@@ -92,7 +92,7 @@ def _address_to_join(config: RunConfig) -> str | None:
 
 
 def _running_address() -> str | None:
-    """Address that `ray start --head` left behind, if something still listens there."""
+    """Return the address that `ray start --head` wrote down, if something listens there."""
     note = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / "ray" / "ray_current_cluster"
     if not note.is_file():
         return None
@@ -101,7 +101,7 @@ def _running_address() -> str | None:
 
 
 def _listens(address: str) -> bool:
-    """Whether something accepts connections at host:port; an address without a port (`auto`) is Ray's to judge."""
+    """Return whether something accepts connections at host:port; true without a port (`auto`), which Ray checks."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not port.isdigit():
         return True
@@ -122,16 +122,9 @@ def _port_is_free(port: int) -> bool:
         return attempt.connect_ex(("127.0.0.1", port)) != 0
 
 
-def _global_node() -> Any:
-    """Ray's own record of this node; its log folder has no public accessor."""
-    from ray._private import worker
-
-    return worker._global_node
-
-
 def _link_logs(folder: RunFolder) -> None:
-    """A link in the run folder to the logs of this Ray session, where every actor writes."""
-    session = Path(_global_node().get_logs_dir_path())
+    """Link the logs of this Ray session, where every actor writes, into the run folder."""
+    session = Path(ray.get_runtime_context().worker.node.get_logs_dir_path())
     link = folder.logs / f"ray-{session.parent.name}"
     with file_errors(link, "written"):
         folder.logs.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""Rollout and judge actors, as the loop reaches them: references travel, tokens stay in the object store."""
+"""Rollout and judge actors, as the loop calls them: it gets references, the tokens stay in the object store."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from reward.circuit import JudgeEvent
 
 
 class RayRollouts:
-    """Rollout actors that sample and judge actors that score; a group is scored as soon as it is there.
+    """Rollout actors that sample and judge actors that score; a group is scored as soon as it is sampled.
 
     Consumes: leases, through the rollout actors.  Waits for: the slowest answer.  Unblocked by: every finished group.
     """
@@ -36,7 +36,7 @@ class RayRollouts:
         *,
         on_fault: Callable[..., None],
     ) -> None:
-        """Take the actors, and who is told of groups that have to be sampled again."""
+        """Take the actors; `on_fault` is called for every group that has to be sampled again."""
         self._rollouts = rollouts
         self._judges = judges
         self._next_judge = itertools.cycle(judges)
@@ -44,33 +44,33 @@ class RayRollouts:
         self._in_flight: Counter[str] = Counter()
         """Calls of `next_group` that each actor works on."""
         self._slots: dict[str, int] = {}
-        """Groups that each engine holds, as it said last; one until it has said something."""
+        """Groups that each engine can hold, from its latest reply; 1 before the first one."""
         self.num_late = self.num_faulty = 0
 
     async def learn_slots(self) -> None:
-        """Ask every engine how much it holds; from then on each group says it."""
+        """Ask every engine how many groups it can hold; later replies come with the groups."""
         alive = self._alive()
         slots = await asyncio.gather(*[actor.call(lambda handle: handle.num_slots.remote()) for actor in alive])
         self._slots = {actor.name: num_slots for actor, num_slots in zip(alive, slots, strict=True)}
 
     @property
     def num_slots(self) -> int:
-        """Groups that the living engines are expected to hold at a time."""
+        """Groups that the live engines are expected to hold at a time."""
         return sum(self._slots.get(actor.name, 1) for actor in self._alive())
 
     async def abort(self) -> None:
-        """End every answer in every engine; calls of `next_group` return None, and their leases stay held."""
+        """Abort every answer in every engine; calls of `next_group` return None, and their leases stay held."""
         calls = [actor.handle.abort.remote() for actor in self._rollouts if not actor.lost]
-        await asyncio.gather(*calls, return_exceptions=True)  # an engine that is down has nothing to end
+        await asyncio.gather(*calls, return_exceptions=True)  # an engine that is down has no answers
 
     @property
     def object_store_bytes(self) -> int:
-        """What the object stores of all nodes hold, as Ray knew it about a second ago."""
+        """Bytes in the object stores of all nodes; Ray updates the number about once a second."""
         key = "object_store_memory"
         return int(ray.cluster_resources().get(key, 0) - ray.available_resources().get(key, 0))
 
     async def next_group(self, sampling: Sampling) -> ScoredGroup | None:
-        """Let the actor with most room answer its next lease, and have the group scored; None without a lease.
+        """Let the actor with the most room answer its next lease, and have the group scored; None without a lease.
 
         A group that missed its deadline or came back faulty has been requeued; the call goes on with the next lease.
 
@@ -101,7 +101,7 @@ class RayRollouts:
             return await self._score(meta, group)
 
     async def answer(self, tasks: Sequence[Task], sampling: Sampling) -> list[ScoredGroup]:
-        """Answer given tasks outside the curriculum, in their order; the engines take them in as they have room.
+        """Answer given tasks outside the curriculum, in their order; each engine starts them as it has room.
 
         Raises:
             ActorLost: no rollout actor, or no judge actor, is left.
@@ -120,7 +120,7 @@ class RayRollouts:
         )
 
     async def on_every_engine(self, call: Callable[[str, Any], Awaitable[Any]]) -> dict[str, Any]:
-        """Run `call(name, handle)` on all living engines at once, again on those that restart meanwhile.
+        """Run `call(name, handle)` on all live engines at once, again on those that restart meanwhile.
 
         Raises:
             ActorLost: no rollout actor is left.
@@ -130,21 +130,23 @@ class RayRollouts:
         return {name: result for name, result in results if name is not None}
 
     async def judge_events(self) -> list[JudgeEvent]:
-        """What the circuit breakers of the judges did since the last call, oldest first; a dead judge takes its own
-        along."""
+        """Return the changes of the judges' circuit breakers since the last call, oldest first.
+
+        Those of a judge that died are lost.
+        """
         drained = await asyncio.gather(
             *[judge.call(lambda handle: handle.drain_events.remote()) for judge in self._judges]
         )
         return sorted((event for events in drained for event in events), key=lambda event: event.unix_s)
 
     def fetch(self, groups: Sequence[Any]) -> Sequence[Group]:
-        """Fetch the groups behind references; blocks."""
+        """Fetch the groups behind references; block until they are here."""
         return ray.get(list(groups))
 
     async def _on_engine(
         self, actor: SupervisedActor, call: Callable[[str, Any], Awaitable[Any]]
     ) -> tuple[str | None, Any]:
-        """(name, result), or (None, None) of an actor that is gone for good."""
+        """Return (name, result), or (None, None) for an actor that is gone for good."""
         await actor.repaired()
         try:
             return actor.name, await actor.call(lambda handle: call(actor.name, handle))
@@ -155,13 +157,15 @@ class RayRollouts:
         alive = [actor for actor in self._rollouts if not actor.lost]
         if not alive:
             raise ActorLost(
-                "no rollout actor is left; read their logs in logs/, put the cause right, then go on with --resume"
+                "no rollout actor is left; read their logs in logs/, remove the cause, then go on with --resume"
             )
         return alive
 
     def _least_busy(self) -> SupervisedActor:
-        """The one whose engine is least full. An actor under repair is asked last: until it is up to date its answers
-        would be of old weights."""
+        """Return the actor whose engine is least full.
+
+        An actor under repair comes last: until it is up to date, it would answer with old weights.
+        """
 
         def fullness(actor: SupervisedActor) -> tuple[bool, float]:
             return actor.is_repairing, self._in_flight[actor.name] / self._slots.get(actor.name, 1)
@@ -181,7 +185,7 @@ class RayRollouts:
             return await self._score(meta, group)
 
     def _note(self, error: FaultyGroup | DeadlineMissed) -> None:
-        """Count and tell of a group that is sampled again.
+        """Count and report a group that is sampled again.
 
         Raises:
             GroupLost: it has been sampled again too often.
@@ -202,7 +206,7 @@ class RayRollouts:
             raise GroupLost(error.lease_id, error.task_id, reason) from error
 
     async def _repair(self, actor: SupervisedActor, incarnation: int, error: RayActorError) -> None:
-        """A lost actor is tolerated as long as another one is left to take its work."""
+        """Repair an actor; if it is lost, go on as long as another one is left."""
         try:
             await actor.repair(incarnation, error)
         except ActorLost:
@@ -218,6 +222,6 @@ class RayRollouts:
 
 
 async def _answer(handle: Any, *, task: Task, lease: TaskLease, sampling: Sampling) -> tuple[GroupMeta | None, Any]:
-    """Ask one actor; the meta comes here, the group stays in the object store."""
+    """Ask one actor; the metadata comes here, the group stays in the object store."""
     meta, group = handle.answer.options(num_returns=2).remote(task, lease, sampling)
     return await meta, group

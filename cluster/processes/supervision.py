@@ -1,4 +1,4 @@
-"""Actors that may die: one call at a time finds out, waits for the restart, repairs, and tells the journal."""
+"""Actors that may die: the first call that fails waits for the restart, brings the actor up to date, and reports it."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ class SupervisedActor:
         startup_timeout_s: float,
         on_fault: Callable[..., None],
         before_restart: Callable[[str], Awaitable[Any]] | None = None,
-        after_restart: Callable[[Any], Awaitable[None]] | None = None,
+        after_restart: Callable[[str, Any], Awaitable[None]] | None = None,
     ) -> None:
-        """Takes an actor that has a method `ready`.
+        """Take an actor that has a method `ready`.
 
         Args:
-            name: for people.
+            name: shown in events and errors.
             handle: Ray actor handle.
             startup_timeout_s: longest wait for `ready`.
-            on_fault: told of every death and return.
+            on_fault: called at every death and return.
             before_restart: runs once per death, with the name; gives back what the actor held.
-            after_restart: runs once the actor is ready again, with its handle; brings it up to date.
+            after_restart: runs once the actor is ready again, with name and handle; brings it up to date.
         """
         self.name = name
         self.handle = handle
@@ -55,7 +55,7 @@ class SupervisedActor:
         self._repairing = asyncio.Lock()
 
     async def call(self, invoke: Callable[[Any], Any], *, attempts: int = 3) -> Any:
-        """Awaits `invoke(handle)`, an idempotent call, and repeats it after a restart.
+        """Await `invoke(handle)`, an idempotent call, and repeat it after a restart.
 
         Raises:
             ActorLost: the actor is gone for good, or died in every attempt.
@@ -79,12 +79,12 @@ class SupervisedActor:
         return self._repairing.locked()
 
     async def repaired(self) -> None:
-        """Waits for the end of a repair, good or bad; returns at once if there is none."""
+        """Wait until a repair has succeeded or failed; return at once if there is none."""
         async with self._repairing:
             return
 
     async def repair(self, incarnation: int, error: RayActorError) -> None:
-        """Waits until the actor is back and up to date; callers that saw the same death share one repair.
+        """Wait until the actor is back and up to date; callers that saw the same death share one repair.
 
         Raises:
             ActorLost: it does not come back.
@@ -102,7 +102,7 @@ class SupervisedActor:
             self._on_fault(actor=self.name, action="back")
 
     async def _wait_until_up_to_date(self) -> None:
-        """An actor that dies again on the way is waited for again."""
+        """Wait until the actor is ready and up to date; one that dies again meanwhile is waited for again."""
         try:
             async with asyncio.timeout(self._startup_timeout_s):
                 while not await self._is_up_to_date():
@@ -123,7 +123,7 @@ class SupervisedActor:
         try:
             await self.handle.ready.remote()
             if self._after_restart:
-                await self._after_restart(self.handle)
+                await self._after_restart(self.name, self.handle)
         except ActorUnavailableError:
             return False
         return True
@@ -141,7 +141,7 @@ class RayGauges:
         self._gauges: dict[str, Any] = {}
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Sets a gauge `qwenlong_<key>` for every metric, and the step itself."""
+        """Set a gauge `qwenlong_<key>` for every metric, and the step itself."""
         for key, value in {"step": float(step), **metrics}.items():
             self._gauge(key).set(value)
 

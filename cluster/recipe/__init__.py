@@ -1,1 +1,1 @@
-"""What a run is told: the recipe, its keys, its faults, and what is read before anything starts."""
+"""The recipe of a run: its keys, the errors in it, and the data that is read before anything starts."""

@@ -16,34 +16,34 @@ class ModelConfig(StrictModel):
     """The base model."""
 
     path: str
-    """Hugging Face folder or hub id."""
+    """Model folder in Hugging Face format, or hub id."""
     trust_remote_code: bool = False
-    """Run code that ships with the model; off unless asked for."""
+    """Whether to run code that comes with the model."""
 
 
 class CheckpointConfig(StrictModel):
-    """When the run is saved; every end of a stage is saved as well."""
+    """When the run is saved; it is also saved at the end of every stage."""
 
     every_steps: int = Field(default=5, gt=0)
     """Training steps from one checkpoint to the next, counted over all stages."""
     keep_last: int = Field(default=2, gt=0)
-    """Checkpoints that are kept; older ones are removed."""
+    """Number of checkpoints that are kept; older ones are removed."""
 
 
 class ClusterConfig(StrictModel):
     """Where the processes run and how often they may fail."""
 
     address: Literal["auto", "local"] = "auto"
-    """`auto` joins the Ray of RAY_ADDRESS or of `ray start` on this machine and starts one where there is none;
+    """`auto` joins the Ray of RAY_ADDRESS or of `ray start` on this machine, and starts one if there is none;
     `local` always starts one, unless RAY_ADDRESS is set."""
     dashboard_port: int | None = Field(default=None, gt=0, lt=65536)
-    """Port of the dashboard of a Ray that this command starts; None takes the first free one from 8265 on."""
+    """Port of the dashboard of a Ray that this command starts; None takes the first free one, starting at 8265."""
     object_store_bytes: int | None = Field(default=None, gt=0)
-    """Object store of a Ray that this command starts; None lets Ray choose."""
+    """Size of the object store of a Ray that this command starts, in bytes; None lets Ray choose."""
     max_actor_restarts: int = Field(default=3, ge=0)
-    """Failure budget of each rollout and judge actor."""
+    """How often each rollout and judge actor may be restarted before it counts as lost."""
     startup_timeout_s: float = Field(default=900.0, gt=0)
-    """Longest wait for an actor to load its model."""
+    """Longest wait for an actor to load its model, in seconds."""
 
 
 class TrackingConfig(StrictModel):
@@ -59,7 +59,7 @@ class RunConfig(StrictModel):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the run; the run folder is called after it."""
     seed: int = Field(default=0, ge=0)
-    """Every random number of the run derives from it."""
+    """Seed of every random number of the run."""
     device: Literal["cpu", "cuda"] = "cuda"
     """Where engines and learner run."""
     model: ModelConfig
@@ -67,7 +67,7 @@ class RunConfig(StrictModel):
     sft: SftConfig = SftConfig()
     curriculum: CurriculumConfig = CurriculumConfig()
     groups_per_batch: int = Field(default=128, gt=0)
-    """Prompts of one training step."""
+    """Groups (prompts with their answers) of one training step."""
     rollout: RolloutConfig = RolloutConfig()
     reward: RewardConfig = RewardConfig()
     learner: LearnerConfig = LearnerConfig()
@@ -93,7 +93,7 @@ class RunConfig(StrictModel):
 
     @property
     def weight_transport(self) -> Literal["host_memory", "collective"]:
-        """How new weights get to the engines; deltas are computed and sent in host memory."""
+        """How new weights get to the engines; with `rollout.sync.delta` always through host memory."""
         sync = self.rollout.sync
         if sync.transport != "auto":
             return sync.transport
@@ -109,8 +109,8 @@ class RunConfig(StrictModel):
             raise ValueError("curriculum.phases is empty and sft.epochs is 0: nothing to train; set one of them")
         if self.rollout.max_policy_lag and self.learner.importance is None:
             raise ValueError(
-                f"rollout.max_policy_lag={self.rollout.max_policy_lag} but learner.importance is empty: answers of "
-                "older weights would count as if the learner had given them; set learner.importance={cap: 2.0}"
+                f"rollout.max_policy_lag={self.rollout.max_policy_lag} but learner.importance is empty: the loss "
+                "would treat answers of older weights as answers of the learner; set learner.importance={cap: 2.0}"
             )
         if self.groups_per_batch % self.learner.mini_batches:
             raise ValueError(

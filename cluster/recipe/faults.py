@@ -1,11 +1,11 @@
-"""What is wrong with a recipe, in the words of a recipe: one line per key, with its value and the way out."""
+"""Errors in a recipe, in the words of a recipe: one line for each key, with its value and the way out."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
 from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Any, Union, cast, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -13,11 +13,11 @@ from cluster.recipe.config import RunConfig
 
 
 def explain_faults(error: ValidationError, values: dict[str, Any]) -> list[str]:
-    """One line per faulty key; of a union only the branch that the recipe chose by its `type` speaks."""
+    """Return one line for each faulty key; of a union, only faults of the branch that the recipe chose by `type`."""
     located = [(_locate(fault["loc"], values), fault) for fault in error.errors()]
     chosen = [(keys, fault) for (keys, is_chosen), fault in located if is_chosen]
-    spoken = chosen or [(keys, fault) for (keys, _), fault in located]
-    return list({tuple(keys): _explain(keys, fault) for keys, fault in reversed(spoken)}.values())[::-1]
+    reported = chosen or [(keys, fault) for (keys, _), fault in located]
+    return list({tuple(keys): _explain(keys, fault) for keys, fault in reversed(reported)}.values())[::-1]
 
 
 def _explain(location: list[str], fault: Any) -> str:
@@ -43,9 +43,9 @@ def _explain(location: list[str], fault: Any) -> str:
 
 
 def _locate(location: Sequence[str | int], values: Any) -> tuple[list[str], bool]:
-    """(keys as a recipe writes them, whether they lie in the branches of unions that the recipe chose).
+    """Return (keys as a recipe writes them, whether they are in the branches of unions that the recipe chose).
 
-    Pydantic puts the tag or the name of a branch behind the key of a union.
+    Pydantic puts the tag or the name of a branch after the key of a union.
     """
     keys: list[str] = []
     models: list[type[BaseModel]] = [RunConfig]
@@ -75,10 +75,11 @@ def _child(node: Any, part: str | int) -> Any:
 
 
 def _chooses(node: Any, branch: Sequence[type[BaseModel]]) -> bool:
-    """Whether a value means this branch of a union; no model stands for plain text."""
+    """Return whether a value chooses this branch of a union; a branch without models is plain text."""
     if not isinstance(node, dict):
         return not branch
-    return any(node.get("type", _tag(model)) == _tag(model) for model in branch)
+    chosen = cast("dict[str, Any]", node)
+    return any(chosen.get("type", _tag(model)) == _tag(model) for model in branch)
 
 
 def _tag(model: type[BaseModel]) -> Any:
@@ -87,14 +88,14 @@ def _tag(model: type[BaseModel]) -> Any:
 
 
 def _num_branches(annotation: Any) -> int:
-    """Members of a union besides None; 0 for anything else."""
+    """Return the number of members of a union besides None; 0 for anything else."""
     if get_origin(annotation) not in (Union, UnionType):
         return 0
     return sum(argument is not type(None) for argument in get_args(annotation))
 
 
 def _known_keys(model: type[BaseModel], location: Sequence[str]) -> list[str]:
-    """Field names of every model that a location can lead to; union tags and list indices are stepped over."""
+    """Return the field names of every model that a location can lead to; skip union tags and list indices."""
     models = {model}
     for part in location:
         inner = {

@@ -1,4 +1,4 @@
-"""`qwenlong data inspect`: a data set as a recipe sees it."""
+"""`qwenlong data inspect`: a data set measured with the tokenizer and the phases of a recipe."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BAR_WIDTH = 40
 
 
 def inspect_data(source: str, recipe: Path, overrides: Sequence[str], rejects: Path | None) -> None:
-    """Prints counts, lengths per phase with a histogram, and rejects by reason.
+    """Print counts, lengths per phase with a histogram, and rejects by reason.
 
     Raises:
         UserError: the recipe or the data cannot be read, or the rejects cannot be written.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import yaml
 from pydantic import ValidationError
@@ -18,7 +18,7 @@ from curriculum.files import file_errors
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Reads a recipe, the recipes it extends, and the overrides, in rising precedence.
+    """Read a recipe, the recipes that it extends, and the overrides; later ones replace earlier ones.
 
     Raises:
         UserError: one line for each fault, with key, value and way out.
@@ -33,7 +33,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def dump_recipe(config: RunConfig) -> str:
-    """The resolved recipe as YAML; `load_recipe` reads it back to an equal configuration."""
+    """Return the resolved recipe as YAML, which `load_recipe` reads back to an equal configuration."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
@@ -53,12 +53,12 @@ def _read_file(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path in seen:
         raise UserError(f"recipe {path}: extends itself through {' -> '.join(p.name for p in (*seen, path))}")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise UserError(f"recipe {path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from error
     except yaml.YAMLError as error:
         raise UserError(f"recipe {path}: not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
+    if not _is_mapping(values):
         raise UserError(f"recipe {path}: expected a mapping of keys, found {type(values).__name__}")
     parent = values.pop("extends", None)
     if parent is None:
@@ -67,14 +67,22 @@ def _read_file(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """Mappings merge key by key; a mapping whose `type` differs, a list or a scalar replaces what it overrides."""
+    """Merge mappings key by key; a mapping of another `type`, a list or a scalar replaces what it overrides."""
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
-        if isinstance(old, dict) and isinstance(value, dict) and value.get("type", old.get("type")) == old.get("type"):
+        if _is_mapping(old) and _is_mapping(value) and value.get("type", old.get("type")) == old.get("type"):
             value = _merge(old, value)
         merged[key] = value
     return merged
+
+
+def _is_mapping(value: Any) -> TypeGuard[dict[str, Any]]:
+    return isinstance(value, dict)
+
+
+def _is_list(value: Any) -> TypeGuard[list[Any]]:
+    return isinstance(value, list)
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
@@ -89,14 +97,14 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     *parents, last = key.split(".")
     for parent in parents:
         node = _descend(node, parent, override)
-    if isinstance(node, list):
+    if _is_list(node):
         node[_list_index(node, last, override)] = value
     else:
         node[last] = value
 
 
 def _descend(node: Any, key: str, override: str) -> Any:
-    if isinstance(node, list):
+    if _is_list(node):
         return node[_list_index(node, key, override)]
     if not isinstance(node.get(key), dict | list):
         node[key] = {}
@@ -110,6 +118,6 @@ def _list_index(node: list[Any], key: str, override: str) -> int:
 
 
 def differing_keys(a: RunConfig, b: RunConfig) -> list[str]:
-    """Dotted keys at which two recipes differ, sorted."""
+    """Return the dotted keys at which two recipes differ, sorted."""
     left, right = dotted(a.model_dump(mode="json")), dotted(b.model_dump(mode="json"))
     return sorted(key for key in left.keys() | right.keys() if left.get(key) != right.get(key))

@@ -1,4 +1,4 @@
-"""What a recipe says about one phase, as numbers."""
+"""The settings of one phase, from the recipe."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from learner.schedule import learning_rate_at
 
 
 def expected_steps(phase: PhaseConfig) -> int | None:
-    """Steps of a phase as far as they are known in advance."""
+    """Return the number of steps of a phase, or its upper limit; None if the recipe gives neither."""
     if isinstance(phase.end, FixedSteps):
         return phase.end.steps
     return phase.end.max_steps if isinstance(phase.end, Plateau) else None
 
 
 def learning_rate(config: RunConfig, phase: PhaseConfig, phase_step: int) -> float:
-    """Of a step of the phase; the schedule begins anew with every phase."""
+    """Return the learning rate of a step of the phase; the schedule starts again with every phase."""
     learner = config.learner
     return learning_rate_at(
         phase_step,
@@ -31,7 +31,7 @@ def learning_rate(config: RunConfig, phase: PhaseConfig, phase_step: int) -> flo
 
 
 def sampling(config: RunConfig, phase: PhaseConfig) -> Sampling:
-    """How groups are drawn."""
+    """Return how the groups of a phase are sampled."""
     rollout = config.rollout
     return Sampling(
         num_samples=rollout.group_size,
@@ -42,5 +42,5 @@ def sampling(config: RunConfig, phase: PhaseConfig) -> Sampling:
 
 
 def heldout_sampling(config: RunConfig, phase: PhaseConfig) -> Sampling:
-    """How the one answer to a held-out question of the phase's length is drawn."""
+    """Return how the one answer to a held-out question of the phase's length is sampled."""
     return replace(sampling(config, phase), num_samples=1)

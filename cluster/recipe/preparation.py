@@ -35,7 +35,7 @@ class Prepared:
 
 
 def prepare(config: RunConfig) -> Prepared:
-    """Reads the data of a recipe and checks it against the model.
+    """Read the data of a recipe and check it against the model.
 
     Raises:
         UserError: model, data or lengths cannot be used; with key, value and way out.
@@ -70,7 +70,7 @@ def prepare(config: RunConfig) -> Prepared:
 
 
 def check_model(config: RunConfig, model_path: str) -> None:
-    """Compares the lengths of the recipe with what the model and the learner can hold, and looks for the judge.
+    """Check that the lengths of the recipe fit model and learner, and that the weights, also the judge's, can be read.
 
     Raises:
         UserError: prompt and response do not fit, or the weights of a local model cannot be read.
@@ -94,7 +94,7 @@ def check_model(config: RunConfig, model_path: str) -> None:
 
 
 def _check_weights(model_path: str, key: str) -> None:
-    """Reads the headers of the weight files of a local folder, which tell a file that is cut off."""
+    """Read the headers of the weight files of a local folder, which shows whether a file is incomplete."""
     from safetensors import SafetensorError, safe_open
 
     folder = Path(model_path)
@@ -114,12 +114,12 @@ def _check_weights(model_path: str, key: str) -> None:
 
 
 def _judge_prompt(*, question: str, answer: str, truth: str) -> list[dict[str, str]]:
-    """The prompt that a judge is trained on is the one that it is asked with."""
+    """Return the prompt that a judge is trained on: the one with which it is asked later."""
     return judge_messages(JudgeQuestion(question=question, answer=answer, truth=truth))
 
 
 def _max_positions(config: RunConfig, model_path: str) -> int:
-    """Longest sequence of the model, rope scaling included."""
+    """Return the longest sequence of the model in tokens, rope scaling included."""
     positions = context_length(model_path, key="model.path", trust_remote_code=config.model.trust_remote_code)
     if positions is None:
         raise UserError(f"model.path={config.model.path!r}: config.json has no max_position_embeddings; add it")

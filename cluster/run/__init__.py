@@ -1,1 +1,1 @@
-"""What a run writes down: folder, progress, metrics, trajectories, console."""
+"""What a run writes: folder, progress, metrics, trajectories, console."""

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a bar for each stage and one line per step."""
+"""What a run prints: a progress bar for each stage and one line for each step."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ class Console:
         self._bar: TaskID | None = None
 
     def say(self, text: str) -> None:
-        """One line; markup in it is printed as it is."""
+        """Print one line; markup in it is printed as it is."""
         self._console.print(text, markup=False)
 
     def open_stage(self, name: str) -> None:
-        """Starts the bar of a stage."""
+        """Start the bar of a stage."""
         self.say(f"── {name}")
         self._bars.start()
         self._bar = self._bars.add_task(name, total=None)
 
     def step(self, stage: str, step: int, total: int | None, metrics: Metrics) -> None:
-        """One line for one step; the bar of a stage that a resumed run is in the middle of starts here."""
+        """Print the line of a step; open the bar of a stage that a resumed run continues."""
         if self._bar is None:
             self.open_stage(stage)
         if self._bar is not None:
@@ -61,14 +61,14 @@ class Console:
         self.say(f"{stage} {step + 1}{f'/{total}' if total else ''}  " + "  ".join(values))
 
     def close_stage(self) -> None:
-        """Ends the bar of a stage."""
+        """End the bar of a stage."""
         self._bars.stop()
         if self._bar is not None:
             self._bars.remove_task(self._bar)
             self._bar = None
 
     def summary(self, progress: RunProgress) -> None:
-        """The table at the end of a run, on standard output."""
+        """Print the table at the end of a run, on standard output."""
         lengths = list((progress.base_accuracy or {}).keys())
         table = Table(title="held-out accuracy before → after each stage")
         for column in ("stage", "steps", "seconds", *lengths, "replayed", "judge calls", "saved", "ended by"):

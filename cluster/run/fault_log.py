@@ -1,4 +1,4 @@
-"""Where the traceback of a fault of the program is kept, so that its one line can name a file."""
+"""The file that keeps the traceback of a fault of the program; the one line that is printed names it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 def write_fault_log(error: BaseException, run_folder: Path | None) -> Path:
     """Write command and traceback into a new file, and return its path.
 
-    The file is in logs/ of the run folder; it is a temporary one if there is no run folder yet, or none to write to.
+    The file is in logs/ of the run folder, or a temporary one if there is no run folder that can be written to.
     """
     text = f"{shlex.join(sys.argv)}\n\n{''.join(traceback.format_exception(error))}"
     name = f"fault-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"

@@ -6,7 +6,6 @@ import json
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,21 +13,22 @@ from curriculum.errors import UserError
 from curriculum.files import begin_folder, file_errors, finish_folder, lock_file, write_text
 
 COMPLETE = "COMPLETE"
-"""Marker written last into a checkpoint; without it the checkpoint does not exist."""
+"""Marker that is written last into a checkpoint; a checkpoint without it is ignored."""
 
 
-@dataclass(frozen=True, slots=True)
 class RunFolder:
-    """Paths and appends; every write is atomic or a single line."""
+    """Paths and writes; every write is atomic or a single line."""
 
-    path: Path
+    def __init__(self, path: Path) -> None:
+        """Take an existing folder; see `create` and `open`."""
+        self.path = path
 
     @classmethod
     def create(cls, path: Path) -> RunFolder:
-        """Makes a new folder.
+        """Create a new folder.
 
         Raises:
-            UserError: something is there already, or it cannot be made.
+            UserError: something is there already, or it cannot be created.
         """
         with file_errors(f"run folder {path}", "written"):
             if path.exists() and not path.is_dir():
@@ -43,7 +43,7 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
-        """Opens an existing folder for a resume.
+        """Open an existing folder for a resume.
 
         Raises:
             UserError: it is not a run folder.
@@ -55,7 +55,7 @@ class RunFolder:
         return cls(path.resolve())
 
     def locked(self) -> IO[bytes]:
-        """Keep every other process out until the file that is returned is closed, or this process dies.
+        """Lock the folder until the file that is returned is closed, or this process dies.
 
         Raises:
             UserError: another process is writing this run.
@@ -75,7 +75,7 @@ class RunFolder:
 
     @property
     def reference(self) -> Path:
-        """The policy that a KL penalty is measured against; there only when the recipe asks for one."""
+        """The reference policy of a KL penalty; exists only if the recipe asks for one."""
         return self.path / "reference"
 
     @property
@@ -94,18 +94,18 @@ class RunFolder:
         return self.path / "logs"
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
-        """Adds one line to metrics.jsonl."""
+        """Add one line to metrics.jsonl."""
         _append(self.path / "metrics.jsonl", record)
 
     def append_event(self, event: str, **fields: Any) -> None:
-        """Adds one line to events.jsonl: the time (seconds since the epoch), the kind, and its fields."""
+        """Add one line to events.jsonl: the time (seconds since the epoch), the kind, and its fields."""
         _append(self.path / "events.jsonl", {"time": round(time.time(), 3), "event": event, **fields})
 
     def write_json(self, path: Path, value: Any) -> None:
-        """Replaces a JSON file atomically."""
+        """Replace a JSON file atomically."""
         write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
-    # checkpoints
+    # ---- checkpoints
 
     @property
     def checkpoints(self) -> Path:
@@ -113,11 +113,11 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def begin_checkpoint(self, step: int) -> Path:
-        """An empty folder to write a checkpoint into; it counts only after `finish_checkpoint`."""
+        """Create an empty folder to write a checkpoint into; it counts only after `finish_checkpoint`."""
         return begin_folder(self._checkpoint(step))
 
     def finish_checkpoint(self, partial: Path, step: int, keep_last: int) -> Path:
-        """Marks a checkpoint as complete, gives it its name, and removes the oldest beyond `keep_last`."""
+        """Mark a checkpoint as complete, give it its name, and remove all but the newest `keep_last`."""
         with file_errors(partial, "written"):
             (partial / COMPLETE).touch()
         finish_folder(self._checkpoint(step))
@@ -127,7 +127,7 @@ class RunFolder:
         return self._checkpoint(step)
 
     def latest_checkpoint(self) -> Path | None:
-        """The newest complete checkpoint, or None."""
+        """Return the newest complete checkpoint, or None."""
         return next(reversed(self._complete_checkpoints()), None)
 
     def _checkpoint(self, step: int) -> Path:

@@ -58,8 +58,7 @@ class GroupStatistics:
 
     @property
     def num_unknown(self) -> Annotated[int, Metric("reward/unknown", "count")]:
-        """Answers without a known reward, because the judge failed or gave no verdict, or because the answer was cut;
-        they are not trained on.
+        """Answers without a known reward, which are not trained on: no verdict of the judge, or the answer was cut.
 
         0 or close to it; otherwise look at the judge, or at `rollout/cut_share`.
         """
@@ -112,8 +111,7 @@ class GroupStatistics:
 
     @property
     def repetitive_share(self) -> Annotated[float | None, Metric("rollout/repetitive_share", "share")]:
-        """Answers that ran into the limit while they repeated themselves: the same period four times at least at the
-        end.
+        """Answers that ran into the limit while they repeated the same period, at least four times at the end.
 
         A part of the truncated ones. Rising: the policy degenerates; a longer limit does not help, a lower learning
         rate may.
@@ -133,8 +131,7 @@ class GroupStatistics:
 
     @property
     def mean_policy_lag(self) -> Annotated[float | None, Metric("rollout/policy_lag_mean", "updates")]:
-        """Mean over the trained groups of the weight updates between sampling and training; the oldest token of a group
-        counts.
+        """Weight updates between sampling and training, mean over the trained groups; their oldest token counts.
 
         0 with `rollout.max_policy_lag=0`. About 1 where the learner is the slower part, less where it waits. Close to
         the bound: stragglers, or few groups with a signal.

@@ -1,4 +1,4 @@
-"""Writes down what happens: run folder, console, trackers. The loop tells it facts and never thinks about files."""
+"""The record of a run: every event goes from the loop to the run folder, the console and the trackers."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class Tracker(Protocol):
     """A dashboard that draws curves."""
 
     def log(self, step: int, metrics: Metrics) -> None:
-        """Takes the metrics of one step."""
+        """Record the metrics of one step."""
         ...
 
 
 class Journal:
-    """The memory of a run."""
+    """Writes what happens in a run."""
 
     def __init__(
         self,
@@ -48,7 +48,16 @@ class Journal:
         fetch: Callable[[Sequence[Any]], Sequence[Group]],
         decode: Callable[[Sequence[int]], str],
     ) -> None:
-        """`fetch` turns references into groups, `decode` the token ids of an answer into its text; both may block."""
+        """Take the places to write to.
+
+        Args:
+            folder: the run folder.
+            console: prints for people.
+            trackers: dashboards.
+            checkpoint: how many checkpoints are kept.
+            fetch: turns references into groups; may block.
+            decode: turns the token ids of an answer into its text; may block.
+        """
         self._folder = folder
         self._console = console
         self._trackers = trackers
@@ -57,10 +66,10 @@ class Journal:
         self._decode = decode
 
     def step(self, progress: Progress, stage: StageProgress, metrics: Metrics, *, total_steps: int | None) -> None:
-        """One step, told before it is counted in `progress`.
+        """Record the metrics of a step, before it is counted in `progress`.
 
         Raises:
-            KeyError: a metric that nobody declares.
+            KeyError: a metric that no class declares.
         """
         undeclared = metrics.keys() - METRICS.keys()
         if undeclared:
@@ -71,55 +80,55 @@ class Journal:
             tracker.log(progress.step, metrics)
 
     async def trajectories(self, step: int, sampled: Sequence[ScoredGroup]) -> None:
-        """Write every answer of a step; fetched and written off the event loop."""
+        """Write every answer of a step; fetch and write them in a thread."""
         if sampled:
             await asyncio.to_thread(self._write_trajectories, step, sampled)
 
     def evaluation(self, after: str, accuracy: Accuracy) -> None:
-        """Held-out accuracy by length."""
+        """Record the held-out accuracy by length, measured after a stage."""
         self._folder.append_event("evaluation", after=after, accuracy=accuracy)
         self._console.say(f"held-out accuracy after {after}: " + _accuracy_text(accuracy))
 
     def stage_opened(self, stage: StageProgress) -> None:
-        """A stage begins."""
+        """Record the start of a stage."""
         self._folder.append_event("stage_opened", stage=stage.name, kind=stage.kind)
         self._console.open_stage(stage.name)
 
     def stage_closed(self, stage: StageProgress) -> None:
-        """A stage is over."""
+        """Record the end of a stage."""
         self._folder.append_event(
             "stage_closed", stage=stage.name, steps=stage.steps, reason=stage.end_reason, accuracy=stage.accuracy_after
         )
         self._console.close_stage()
 
     def transition(self, transition: Transition) -> None:
-        """The audit log of the curriculum."""
+        """Record the end of a phase of the curriculum."""
         fields = asdict(transition)
         self._folder.append_event("transition", **{**fields, "reason": str(transition.reason)})
 
     def sync(self, report: SyncReport) -> None:
-        """New weights are in every engine."""
+        """Record a weight update that has reached every engine."""
         self._folder.append_event("sync", **asdict(report))
 
     def judge_events(self, events: Sequence[JudgeEvent]) -> None:
-        """The circuit of a judge opened, tries again, or closed."""
+        """Record that the circuit breaker of a judge opened, closed, or tries again."""
         for event in events:
             fields = {key: value for key, value in asdict(event).items() if key != "state"}
             self._folder.append_event(_CIRCUIT_EVENTS[event.state], **fields)
             if event.state is not CircuitState.HALF_OPEN:
-                self._console.say(f"circuit of judge {event.judge} is {event.state}: {event.reason}")
+                self._console.say(f"circuit breaker of judge {event.judge} is {event.state}: {event.reason}")
 
     def fault(self, **fields: Any) -> None:
-        """Something failed and was handled."""
+        """Record a failure that was handled."""
         self._folder.append_event("fault", **fields)
         self._console.say("fault: " + ", ".join(f"{key}={value}" for key, value in fields.items()))
 
     def event(self, event: str, **fields: Any) -> None:
-        """Anything else worth keeping."""
+        """Record any other event."""
         self._folder.append_event(event, **fields)
 
     async def checkpoint(self, progress: Progress, curriculum: dict[str, Any] | None, learner: Learner) -> None:
-        """Saves the run after its last finished step; before the first there is nothing to save."""
+        """Save the run after its last finished step; do nothing before the first."""
         if progress.step == 0:
             return
         partial = self._folder.begin_checkpoint(progress.step)

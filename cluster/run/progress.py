@@ -1,4 +1,4 @@
-"""How far a run has come: everything the driver must know to go on after it died."""
+"""How far a run has come: everything that the driver needs to go on after it died."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from cluster.run.group_statistics import GroupStatistics
 from curriculum.metric import Metric
 
 Accuracy = dict[str, float]
-"""Held-out accuracy by the name of the phase whose lengths were asked."""
+"""Held-out accuracy by the name of the phase whose prompt lengths the questions have."""
 
 
 @dataclass(slots=True, kw_only=True)
 class StageProgress:
-    """One stage: the warm-up or a phase."""
+    """One stage of a run: the warm-up or a phase."""
 
     name: str
     kind: str
@@ -27,14 +27,14 @@ class StageProgress:
     fruitless_steps: int = 0
     """Steps that found no group to train on."""
     wall_seconds: float = 0.0
-    """Time spent in the stage, held-out evaluation after it included; adds up over resumes."""
+    """Time spent in the stage, including the held-out evaluation after it and all resumes."""
     accuracy_before: Accuracy | None = None
     accuracy_after: Accuracy | None = None
     groups_sampled: int = 0
     groups_trained: int = 0
     groups_replayed: int = 0
     judge_calls: int = 0
-    """Answers the judge was asked about, in training."""
+    """Answers that the judge was asked about, in training."""
     judge_saves: int = 0
     """Answers that the rule rejected and the judge accepted, in training."""
     unknown_rewards: int = 0
@@ -47,7 +47,7 @@ class StageProgress:
         return self.groups_replayed / self.groups_sampled if self.groups_sampled else 0.0
 
     def count(self, sampled: Sequence[ScoredGroup], num_trained: int) -> None:
-        """Adds the groups of one step."""
+        """Add the groups of one step."""
         self.fruitless_steps += num_trained == 0
         self.groups_sampled += len(sampled)
         self.groups_trained += num_trained
@@ -68,20 +68,20 @@ class Progress:
     """Weight updates sent to the engines since the base model.
 
     Grows by 1 in every step that trained; the answers of a step carry the version before it."""
-    finished_stages: list[StageProgress] = field(default_factory=list)
+    finished_stages: list[StageProgress] = field(default_factory=list[StageProgress])
     stage: StageProgress | None = None
     """The running stage; None between stages."""
     base_accuracy: Accuracy | None = None
     """Held-out accuracy of the base model."""
     ledger: Ledger = field(default_factory=Ledger)
-    """How the leases of the finished steps ended."""
+    """Outcomes of the leases of the finished steps."""
     negatives_masked: Annotated[bool, Metric("learner/negatives_masked")] = False
     """1 while `learner.entropy_control` leaves answers with negative advantage out.
 
     0 mostly."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain JSON."""
+        """Return the progress as JSON values."""
         return asdict(self)
 
     @classmethod
@@ -95,7 +95,7 @@ class Progress:
         if missing:
             raise ValueError(
                 f"the checkpoint has no {', '.join(missing)}: another version of the program wrote it; go on with that "
-                "one, or start a new run"
+                "version, or start a new run"
             )
         stage = state["stage"]
         return cls(
@@ -110,7 +110,7 @@ class Progress:
 
     @property
     def learner_stage(self) -> str:
-        """What the learner's optimizer is set up for: `sft` or `rl`."""
+        """The stage for which the learner's optimizer was created: `sft` or `rl`."""
         stages = [*self.finished_stages, *([self.stage] if self.stage else [])]
         return "rl" if any(stage.kind == "rl" for stage in stages) else "sft"
 

@@ -58,8 +58,11 @@ class StepClock:
 
     @property
     def sync_s(self) -> Annotated[float | None, Metric("time/sync_s", "s")]:
-        """The loop waits for a weight update: all of it with `rollout.max_policy_lag=0`; above 0 the gathering, and
-        what is left of the delivery of the update before."""
+        """The loop waits for a weight update.
+
+        All of it with `rollout.max_policy_lag=0`; above 0 the gathering, and what is left of the delivery of the update
+        before.
+        """
         return self._waited.get(Part.SYNC)
 
     @property

@@ -1,4 +1,4 @@
-"""summary.json: what a run came to."""
+"""summary.json: the results of a run."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from curriculum.leases import LeaseCounts
 def summarise(
     config: RunConfig, progress: Progress, leases: LeaseCounts | None, imbalance: str | None = None
 ) -> dict[str, Any]:
-    """Plain JSON: per stage its steps, wall seconds, held-out accuracy before and after at each length, replayed share
-    and judge calls; the lease book and the ledger over the whole run, with what does not add up between them."""
+    """Return the results as JSON values.
+
+    For each stage: steps, wall seconds, held-out accuracy before and after at each length, replayed share and judge
+    calls. Over the whole run: the counts of the lease book, the ledger, and any difference between the two.
+    """
     return {
         "name": config.name,
         "seed": config.seed,

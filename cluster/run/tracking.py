@@ -1,4 +1,4 @@
-"""Curves in Weights & Biases: offline unless a key is present."""
+"""Curves in Weights & Biases: offline unless WANDB_API_KEY is set."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ WANDB_PROJECT = "qwenlong-l1"
 
 
 class WandbTracker:
-    """One wandb run per run folder; a resumed run goes on in the same one."""
+    """One wandb run for each run folder; a resumed run continues it."""
 
     def __init__(self, *, name: str, directory: Path, recipe: dict[str, Any]) -> None:
         import wandb
@@ -30,9 +30,9 @@ class WandbTracker:
         )
 
     def log(self, step: int, metrics: Metrics) -> None:
-        """The metrics of one step."""
+        """Send the metrics of one step."""
         self._run.log(metrics, step=step)
 
     def finish(self) -> None:
-        """Flushes and closes."""
+        """Send what is left, and close the run."""
         self._run.finish()

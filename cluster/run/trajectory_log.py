@@ -1,4 +1,4 @@
-"""What the model said: one parquet file per training step, one row per answer."""
+"""The answers of the model: one parquet file for each training step, one row for each answer."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ COLUMNS = (
     "answer", "rule", "judge", "accuracy", "reward", "reason", "advantage", "trained", "policy_version",
     "newest_policy_version", "engine", "finish_reason", "prompt_tokens", "response_tokens",
 )  # fmt: skip
-"""`prompt_id` is the task's id; `judge` is null where it was not asked, `accuracy` and `reward` where unknown,
-`advantage` where the learner did not train on the answer; otherwise it is what the learner trained with. The policy
-versions are those of the oldest and of the newest token."""
+"""`prompt_id` is the task's id; `judge` is null if it was not asked, `accuracy` and `reward` if unknown. `advantage` is
+the number that the learner trained with, null if it did not train on the answer. The policy versions are those of the
+oldest and of the newest token."""
 
 
 def write_trajectories(

@@ -1,6 +1,7 @@
-"""A weight update as the loop sees it: sent, under way while the learner goes on where it may, in every engine.
+"""A weight update as the loop sees it: it is sent, and delivered to every engine while the learner may go on.
 
-What an engine loaded must equal what the learner sent, and must make it compute the same; otherwise the run stops.
+What an engine loaded must equal what the learner sent, and the engine must compute the same with it; otherwise the run
+stops.
 """
 
 from __future__ import annotations
@@ -17,35 +18,36 @@ from curriculum.errors import RunFailed, root_cause
 
 MAX_PROBE_GAP = {"fp32": 1e-3, "bf16": 0.1}
 """Mean absolute difference (nats) that rounding can explain. Engine and learner differ by 1e-6 to 5e-5 in fp32 and by
-0.01 in bf16; a stale tensor of an update that matters shows as 0.1 to 3."""
+0.01 in bf16; a tensor that kept its old value differs by 0.1 to 3 if the update changed it noticeably."""
 
 Receipts = Mapping[str, WeightReceipt]
-"""Of every engine, by the name of its actor."""
+"""The receipt of every engine, by the name of its actor."""
 _T = TypeVar("_T")
 
 
 class WeightSyncError(RunFailed):
-    """An engine holds other weights than the learner sent; training on its answers would be silently wrong."""
+    """An engine does not hold the weights that the learner sent; training on its answers would be silently wrong."""
 
 
 class Engines(Protocol):
-    """The rollout actors, as a weight update sees them."""
+    """What a weight update needs of the rollout actors."""
 
     async def on_every_engine(self, call: Callable[[str, Any], Awaitable[Any]]) -> dict[str, Any]:
-        """Run `call(name, handle)` on all living engines at once, again on those that restart meanwhile."""
+        """Run `call(name, handle)` on all live engines at once, again on those that restart meanwhile."""
         ...
 
 
 class SendingLearner(Protocol):
-    """The ranks of the learner, as a weight update sees them."""
+    """What a weight update needs of the learner."""
 
     async def node_id(self) -> str:
-        """Return the host of rank 0, as Ray calls it."""
+        """Return Ray's id of the node of rank 0."""
         ...
 
     async def publish_weights(self, version: int) -> WeightUpdate:
-        """Gather the weights to where engines of rank 0's host can read them, and broadcast them to the group if there
-        is one; when it returns the ranks are free.
+        """Gather the weights where engines on rank 0's host can read them, and broadcast them if a group is open.
+
+        When it returns, the ranks are free.
 
         Raises:
             WeightGroupError: the group did not take them.
@@ -68,16 +70,17 @@ class SendingLearner(Protocol):
 
 
 class Transport(Protocol):
-    """A way for weights from the learner to all engines."""
+    """A way to bring weights from the learner to all engines."""
 
     async def transfer(self, version: int) -> tuple[WeightUpdate, asyncio.Task[Receipts]]:
         """Send the learner's weights; return when its ranks are free.
 
         Returns:
-            what was sent, and the receipts of all engines as they come in; each equals what was sent.
+            what was sent, and a task that ends with the receipts of all engines, each compared with what was sent.
 
         Raises:
-            WeightSyncError: naming an engine that loaded something else, refused, or was late; now or by the task.
+            WeightSyncError: an engine, which it names, loaded something else, refused, or was late. The task may raise
+                it as well.
         """
         ...
 
@@ -94,7 +97,7 @@ class WeightSync:
     """
 
     def __init__(self, transport: Transport, probe: Probe, *, overlaps: bool) -> None:
-        """Take the way of the weights, the tokens that both sides score, and whether the learner goes on meanwhile."""
+        """Take transport and probe; `overlaps` tells whether the learner goes on while the engines load."""
         self._transport = transport
         self._probe = probe
         self._overlaps = overlaps
@@ -102,24 +105,24 @@ class WeightSync:
         self._under_way: asyncio.Task[None] | None = None
         self._sent: WeightUpdate | None = None
         self._expected: Sequence[float] | None = None
-        """What the learner makes of the probe under the weights sent last; None where it was not asked."""
+        """The learner's [T - 1] log-probabilities (nats) of the probe under the weights sent last; None without."""
         self.last: SyncReport | None = None
-        """The latest update that is in all engines."""
+        """The latest update that has reached all engines."""
         self.on_delivered: Callable[[SyncReport], Awaitable[None]] | None = None
-        """Hears of every update that is in all engines."""
+        """Called for every update that has reached all engines."""
 
     async def send(self, version: int) -> None:
-        """Send the learner's weights; return when its ranks are free again, without overlap when they have arrived.
+        """Send the learner's weights; return when its ranks are free again, without overlap when all engines have them.
 
         Raises:
-            WeightSyncError: naming an engine that holds something else than was sent, now or in the update before,
-                computes something else, refused or was late.
+            WeightSyncError: an engine, which it names, loaded or computes something else, refused, or was late; in this
+                update or in the one before.
             ActorLost: no engine is left.
         """
         await self.settle()
         started = time.monotonic()
         self._sent, self._receipts = await self._transport.transfer(version)
-        self._expected = None  # so that an engine that restarts from here on is compared with these weights or none
+        self._expected = None  # an engine that restarts from here on must not be compared with older weights
         self._expected = await self._probe.score_by_learner()
         gather_s = time.monotonic() - started
         self._under_way = asyncio.create_task(self._arrive(self._sent, self._receipts, gather_s))
@@ -127,7 +130,7 @@ class WeightSync:
             await self.settle()
 
     async def settle(self) -> None:
-        """Wait until the engines hold what was sent; raise what went wrong on the way."""
+        """Wait until all engines have the update under way; raise the error if it failed."""
         if self._under_way is not None:
             await self._under_way
             self._under_way = None
@@ -151,7 +154,7 @@ class WeightSync:
         """Send the current weights to an engine that restarted with those of the base model; checked like any update.
 
         Raises:
-            WeightSyncError: it loaded something else, computes something else, refused or was late.
+            WeightSyncError: the engine loaded or computes something else, refused, or was late.
         """
         if self._sent is None:
             return
@@ -182,7 +185,7 @@ class WeightSync:
 
 
 class Probe:
-    """Tokens that learner and engines both score: a receipt tells what an engine loaded, this what it computes."""
+    """Tokens that learner and engines both score: a receipt shows what an engine loaded, the probe what it computes."""
 
     def __init__(
         self,
@@ -198,10 +201,10 @@ class Probe:
 
         Args:
             learner: its ranks.
-            engines: who is compared with it.
+            engines: the engines that are compared with it.
             token_ids: [T] tokens that both score.
-            every: updates from one that is probed to the next; the first one is.
-            max_gap: mean difference (nats) between the two that is accepted.
+            every: one in `every` updates is probed, beginning with the first.
+            max_gap: largest mean absolute difference (nats) that is accepted.
             timeout_s: longest wait for an engine.
         """
         self._learner = learner
@@ -213,7 +216,7 @@ class Probe:
         self._num_updates = 0
 
     async def score_by_learner(self) -> tuple[float, ...] | None:
-        """Return what the learner makes of the tokens, [T - 1] (nats), if this update is one to probe."""
+        """Return the learner's [T - 1] log-probabilities (nats) of the tokens; None if this update is not probed."""
         is_due = self._num_updates % self._every == 0
         self._num_updates += 1
         return await self._learner.score(self._token_ids) if is_due else None
@@ -222,7 +225,7 @@ class Probe:
         """Compare every engine with the learner's [T - 1]; return the mean gap (nats) of each by its name.
 
         Raises:
-            WeightSyncError: naming an engine that computes something else, or was late.
+            WeightSyncError: an engine, which it names, computes something else or was late.
         """
         return await self._engines.on_every_engine(lambda name, handle: self.gap(version, expected, name, handle))
 
@@ -230,7 +233,7 @@ class Probe:
         """Compare one engine with the learner's [T - 1]; return the mean gap (nats).
 
         Raises:
-            WeightSyncError: it computes something else, or was late.
+            WeightSyncError: the engine computes something else or was late.
         """
         reply = handle.score.remote(self._token_ids)
         scored = await in_time(name, receipt_of(version), reply, timeout_s=self._timeout_s)
@@ -238,10 +241,10 @@ class Probe:
 
 
 async def in_time(name: str, expected: str, reply: Awaitable[_T], *, timeout_s: float) -> _T:
-    """Await the reply of an engine; `expected` says what it is, for people.
+    """Await the reply of an engine; `expected` names it in errors.
 
     Raises:
-        WeightSyncError: naming the engine if it is late, or cannot load what it was sent.
+        WeightSyncError: the engine, which it names, is late or cannot load what it was sent.
     """
     started = time.monotonic()
     try:
@@ -257,15 +260,15 @@ async def in_time(name: str, expected: str, reply: Awaitable[_T], *, timeout_s: 
 
 
 def receipt_of(version: int) -> str:
-    """Return what is waited for, for people."""
+    """Return the name of a receipt in errors."""
     return f"receipt for weight update {version}"
 
 
 def check_receipt(sent: WeightUpdate, receipt: WeightReceipt, engine: str) -> None:
-    """Compare version and tensors.
+    """Compare version and tensors of a receipt with what was sent.
 
     Raises:
-        WeightSyncError: naming the engine and the first thing that differs.
+        WeightSyncError: they differ; it names the engine and the first difference.
     """
     difference = _difference(sent, receipt)
     if difference:
@@ -275,26 +278,26 @@ def check_receipt(sent: WeightUpdate, receipt: WeightReceipt, engine: str) -> No
 def check_probe(
     learner_logprobs: Sequence[float], engine_logprobs: Sequence[float], *, engine: str, version: int, max_gap: float
 ) -> float:
-    """Compare what the two make of the same tokens under the same weights; return the mean gap (nats).
+    """Compare the scores of the same tokens under the same weights; return the mean gap (nats).
 
     Args:
         learner_logprobs: [T - 1] of the learner.
         engine_logprobs: [T - 1] of the engine.
-        engine: name, for people.
+        engine: its name, for the error.
         version: of the weights.
         max_gap: largest mean absolute difference (nats) that is accepted.
 
     Raises:
-        WeightSyncError: naming the engine and both means.
+        WeightSyncError: the gap is too large; it names the engine and both means.
     """
     pairs = list(zip(learner_logprobs, engine_logprobs, strict=True))
     gap = fmean(abs(ours - theirs) for ours, theirs in pairs)
     if not gap <= max_gap:  # NaN included
         raise WeightSyncError(
-            f"{engine}: after weight update {version} it gives the probe {fmean(engine_logprobs):.4f} nats per token, "
-            f"the learner {fmean(learner_logprobs):.4f}; the mean difference {gap:.2e} is "
-            f"above {max_gap:.0e}. Every tensor arrived as it was sent, so the engine computes with other values than "
-            "it was given, a stale packed copy for instance; resume from the last checkpoint"
+            f"{engine}: after weight update {version} its mean log-probability of the probe is "
+            f"{fmean(engine_logprobs):.4f} nats, the learner's {fmean(learner_logprobs):.4f}; the mean difference "
+            f"{gap:.2e} is above {max_gap:.0e}. Every tensor arrived as it was sent, so the engine computes with other "
+            "values than it loaded, for example a stale packed copy; resume from the last checkpoint"
         )
     return gap
 
@@ -309,7 +312,7 @@ def _difference(sent: WeightUpdate, receipt: WeightReceipt) -> str | None:
     if missing:
         return f"{_some(missing)} missing"
     if extra:
-        return f"{_some(extra)} not sent by the learner but there"
+        return f"{_some(extra)} unexpected (the learner did not send it)"
     if changed:
         return f"{_some(changed)} different from what the learner sent{_why(ours[changed[0]], theirs[changed[0]])}"
     return None

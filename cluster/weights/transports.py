@@ -1,4 +1,4 @@
-"""Two ways for weights from the learner to all engines: memory that they read, or a broadcast that they receive."""
+"""Two ways to bring weights to all engines: memory that they read, or a broadcast that they receive."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from cluster.weights.sync import (
 from curriculum.errors import root_cause
 
 GROUP_SHARE = 0.5
-"""Of `rollout.sync.timeout_s`, what members of the group wait for each other: those that wait for an engine which
-stands still must have said so before the driver gives up on that one."""
+"""Share of `rollout.sync.timeout_s` that members of the group wait for each other. Those that wait for a hanging engine
+must report that before the driver gives up on the engine, so that it can name it."""
 
 
 class HostMemory:
-    """Rank 0 writes the weights into memory, engines map it or, on other hosts, get a copy.
+    """Rank 0 writes the weights into memory; engines on its host map it, engines on other hosts get a copy.
 
-    Consumes: versions.  Waits for: engines that still read, since the learner is about to write over an older version;
-    the ranks; then all engines, each at most `timeout_s`.  Unblocked by: their receipts.
+    Consumes: versions.  Waits for: engines that still read an older version, which the learner will overwrite; the
+    ranks; then all engines, each at most `timeout_s`.  Unblocked by: their receipts.
     """
 
     def __init__(self, engines: Engines, learner: SendingLearner, config: SyncConfig) -> None:
@@ -56,14 +56,14 @@ class HostMemory:
         return update, asyncio.create_task(loading)
 
     async def publish(self, version: int) -> WeightUpdate:
-        """Let the ranks write when nobody reads; return where the weights lie on the host of rank 0."""
+        """Let the ranks write when no engine reads; return where the weights are on the host of rank 0."""
         await self._is_idle.wait()
         if self._learner_node is None:
             self._learner_node = await self._learner.node_id()
         return await self._learner.publish_weights(version)
 
     async def restore(self, update: WeightUpdate, name: str, handle: Any) -> None:
-        """Load what was sent last into an engine that has restarted, perhaps elsewhere; see `Transport`."""
+        """Load what was sent last into an engine that has restarted, perhaps on another host; see `Transport`."""
         self._nodes[name] = await handle.node_id.remote()
         await self._load(update, name, handle, is_fresh=True)
 
@@ -82,8 +82,10 @@ class HostMemory:
         return receipt
 
     async def _form(self, update: WeightUpdate, name: str, is_fresh: bool) -> Any:
-        """Return where the weights lie on this host, or what travels to another: changes only to engines with a
-        base."""
+        """Return where the weights are on rank 0's host, or a reference to their values for another host.
+
+        Only an engine that holds the version before gets the changes alone.
+        """
         if self._nodes.get(name) == self._learner_node:
             return update
         if update.version not in self._travelling or (is_fresh and self._config.delta):
@@ -94,8 +96,9 @@ class HostMemory:
 class Collective:
     """Every engine receives while rank 0 broadcasts what it gathers.
 
-    The group is formed anew when an engine has restarted or is gone; the restarted engine itself gets its weights
-    through host memory, where rank 0 keeps what it sent.
+    A new group is formed when an engine has restarted or is gone; the restarted engine itself gets its weights through
+    host memory, where rank 0 keeps what it sent.
+
     Consumes: versions.  Waits for: all engines, each at most `timeout_s`.  Unblocked by: their receipts.
     """
 
@@ -109,7 +112,7 @@ class Collective:
         self._workers_per_engine = workers_per_engine
         self._memory = HostMemory(engines, learner, config)
         self._announcement: WeightUpdate | None = None
-        """Of the version with which the group was formed, for the first engine."""
+        """Announcement of the version with which the group was formed, for the first engine."""
         self._num_groups = 0
         self._members: dict[str, int] = {}
         """Process id of each engine's actor when the group was formed, in the order of their ranks."""
@@ -118,7 +121,7 @@ class Collective:
         """Let the ranks broadcast while the engines receive; see `Transport`.
 
         Raises:
-            WeightSyncError: an engine gives no sign of life, or the broadcast broke; names the engine that gave no
+            WeightSyncError: an engine does not answer, or the broadcast failed; it names the engines that gave no
                 receipt, then the others.
         """
         announcements = await self._announcements(version)
@@ -131,7 +134,7 @@ class Collective:
             receiving.cancel()
             raise
         receipts = asyncio.create_task(_receipts(update, receiving))
-        receipts.add_done_callback(lambda _: receiving.cancel())  # where they are given up before they are waited for
+        receipts.add_done_callback(lambda _: receiving.cancel())  # if it is cancelled before it has started
         return update, receipts
 
     async def restore(self, update: WeightUpdate, name: str, handle: Any) -> None:
@@ -139,7 +142,7 @@ class Collective:
         await self._memory.restore(update, name, handle)
 
     async def _announcements(self, version: int) -> dict[str, WeightUpdate]:
-        """Return what each engine is told, by name; see to it that the group consists of the engines that live now."""
+        """Return the announcement for each engine, by name; form a new group if the live engines have changed."""
         members = await self._engines.on_every_engine(self._process_id)
         if self._announcement is None or members != self._members:
             self._announcement = await self._learner.open_weight_group(
@@ -157,13 +160,13 @@ class Collective:
         }
 
     async def _process_id(self, name: str, handle: Any) -> int:
-        expected = "sign of life before a weight update"
+        expected = "answer before a weight update"
         return await in_time(name, expected, handle.ready.remote(), timeout_s=self._config.timeout_s)
 
     def _receiver(
         self, announcements: Mapping[str, WeightUpdate]
     ) -> Callable[[str, Any], Awaitable[WeightReceipt | Exception]]:
-        """Return a call for every engine; its result is the receipt, or what went wrong: all of it is told together."""
+        """Return a call for every engine; it returns the receipt or the error, so that all errors are raised as one."""
 
         async def receive(name: str, handle: Any) -> WeightReceipt | Exception:
             try:
@@ -186,28 +189,28 @@ async def _receipts(sent: WeightUpdate, receiving: asyncio.Task[dict[str, Any]])
 
 
 def broken(version: int, outcomes: Mapping[str, Any], learner: BaseException | None) -> WeightSyncError:
-    """Tell what every engine without a receipt said of a broadcast, those first that said nothing.
+    """Return the error of a broadcast that failed: first the engines that gave no answer, then the other ones.
 
     Args:
-        version: that was sent.
+        version: the version that was sent.
         outcomes: receipt or error of each engine.
         learner: error of rank 0, if it had one.
     """
     errors = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, Exception)}
     silent = [name for name, error in errors.items() if not _has_answered(error)]
-    told = [*silent, *(name for name in errors if name not in silent)]
-    parts = [_told(name, errors[name], version) for name in told]
+    ordered = [*silent, *(name for name in errors if name not in silent)]
+    parts = [_describe(name, errors[name], version) for name in ordered]
     if learner is not None:
         parts.append(f"learner: {learner}")
     return WeightSyncError("; ".join(parts) + "; resume from the last checkpoint")
 
 
 def _has_answered(error: Exception) -> bool:
-    """Tell a refusal and a broadcast that broke, which are answers, from a timeout and a death, which are none."""
+    """Return whether the engine answered: a refusal or a failed broadcast is an answer, a timeout or a death is not."""
     return isinstance(error, WeightSyncError) and not isinstance(error.__cause__, TimeoutError)
 
 
-def _told(name: str, error: Exception, version: int) -> str:
+def _describe(name: str, error: Exception, version: int) -> str:
     if isinstance(error, WeightSyncError):
         return str(error)
     return f"{name}: no {receipt_of(version)}, its actor is gone ({type(error).__name__})"

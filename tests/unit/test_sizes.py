@@ -16,7 +16,6 @@ LONG_FILES = {
     "actors/engine.py": (409, "requests, pauses and weights of one vLLM engine share its locks"),
 }
 LONG_FUNCTIONS = {
-    "cluster/processes/launch.py:_start_actors": (56, "actors start in one order, each with its own arguments"),
     "actors/engine.py:VLLMEngine.__init__": (41, "one call of vLLM with all its arguments"),
     "actors/rollout_actor.py:RolloutActor.__init__": (43, "builds engine, rollout and worker from plain arguments"),
     "evaluation/data_card.py:card_markdown": (43, "one page of text"),

@@ -84,9 +84,9 @@ class AsyncCoordinator:
         self.calls.append(f"report {len(outcomes)}")
         return self.coordinator.report(outcomes)
 
-    async def finish_step(self, summary):
-        self.calls.append(f"finish step {summary.step}")
-        return self.coordinator.finish_step(summary)
+    async def finish_step(self, step, *, num_trained_groups):
+        self.calls.append(f"finish step {step}")
+        return self.coordinator.finish_step(step, num_trained_groups=num_trained_groups)
 
     async def phase_state(self):
         return self.coordinator.phase_state()

@@ -22,7 +22,6 @@ from cluster.roles import GroupLost
 from curriculum.config import CurriculumConfig
 from curriculum.coordinator import LEASE_TIMEOUT_S, Coordinator
 from curriculum.task import TaskEntry
-from curriculum.transition import StepSummary
 
 SAMPLING = Sampling(num_samples=2, temperature=1.0, top_p=1.0, max_response_tokens=8)
 
@@ -181,9 +180,7 @@ class Simulation:
         self.batches.append(collected.batch)
         if collected.batch:
             await self._send()
-        report = await self.stream.finish_step(
-            StepSummary(step=step, num_trained_groups=len(collected.batch)), version=self.version
-        )
+        report = await self.stream.finish_step(step, num_trained_groups=len(collected.batch), version=self.version)
         self.ledger.add(collected.outcome_counts)
         if report.transition:
             self.ledger.add(await self.stream.end_phase())

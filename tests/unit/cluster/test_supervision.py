@@ -48,8 +48,8 @@ def supervised(handle, log, *, startup_timeout_s=5.0, deaths_during_update=0):
     async def before(name):
         log.append(f"release {name}")
 
-    async def after(restarted):
-        assert restarted is handle
+    async def after(name, restarted):
+        assert (name, restarted) == ("rollout-0", handle)
         log.append("bring up to date")
         if deaths:
             raise deaths.pop()

@@ -154,7 +154,7 @@ def test_a_receipt_that_equals_the_announcement_is_accepted():
         ({"version": 2}, "version=2, but the learner sent version=3,"),
         ({"tensors": (A,)}, "tensor b is missing"),
         ({"tensors": ()}, "tensor a and 1 others are missing"),
-        ({"tensors": (A, B, C)}, "tensor c is not sent by the learner but there"),
+        ({"tensors": (A, B, C)}, "tensor c is unexpected (the learner did not send it)"),
         ({"tensors": (A, replace(B, checksum=9))}, "tensor b is different from what the learner sent (other values)"),
         (
             {"tensors": (replace(A, dtype="bfloat16"), B)},
@@ -179,5 +179,5 @@ def test_a_probe_within_the_tolerance_gives_the_mean_gap():
 
 @pytest.mark.parametrize("theirs", [(-1.0, -4.0), (-1.0, float("nan"))])
 def test_a_probe_beyond_it_names_the_engine_and_both_means(theirs):
-    with pytest.raises(WeightSyncError, match=r"rollout-1: after weight update 3 .* the learner -1\.5000; .*stale"):
+    with pytest.raises(WeightSyncError, match=r"rollout-1: after weight update 3 .* the learner's -1\.5000; .*stale"):
         check_probe((-1.0, -2.0), theirs, engine="rollout-1", version=3, max_gap=0.4)

@@ -133,7 +133,7 @@ class Setting:
                 engine,
                 startup_timeout_s=0.2,
                 on_fault=lambda **fields: self.log.append(fields["action"]),
-                after_restart=lambda handle, i=i: self.sync.bring_up_to_date(f"rollout-{i}", handle),
+                after_restart=lambda name, handle: self.sync.bring_up_to_date(name, handle),
             )
             for i, engine in enumerate(engines)
         ]
@@ -453,14 +453,14 @@ def test_an_engine_that_dies_while_it_receives_stops_the_run_by_its_name():
         run(Setting("collective", FakeEngine(died()), FakeEngine()), 1)
 
 
-def test_an_engine_that_gives_no_sign_of_life_is_named_before_anything_is_sent():
+def test_an_engine_that_does_not_answer_is_named_before_anything_is_sent():
     engine = FakeEngine()
 
     async def never():
         await asyncio.Event().wait()
 
     engine.ready = FakeMethod(never)
-    with pytest.raises(WeightSyncError, match="rollout-0: no sign of life before a weight update"):
+    with pytest.raises(WeightSyncError, match="rollout-0: no answer before a weight update"):
         run(Setting("collective", engine, timeout_s=0.05), 1)
     assert engine.loaded == []
 

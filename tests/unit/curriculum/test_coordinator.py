@@ -12,7 +12,7 @@ from curriculum.coordinator import LEASE_TIMEOUT_S, Coordinator
 from curriculum.errors import UserError
 from curriculum.leases import LeaseCounts
 from curriculum.task import TaskEntry, TaskOutcome
-from curriculum.transition import EndReason, StepSummary
+from curriculum.transition import EndReason
 
 REPLAY = RetrospectiveConfig(selection="zero_accuracy", max_share=0.25)
 
@@ -38,7 +38,7 @@ def run_step(coordinator, step, num_tasks, accuracies_of, *, trained=1):
     coordinator.open_batch(num_tasks)
     leases = pull_all(coordinator)
     coordinator.report([outcome(lease, *accuracies_of(lease)) for lease in leases])
-    return leases, coordinator.finish_step(StepSummary(step=step, num_trained_groups=trained))
+    return leases, coordinator.finish_step(step, num_trained_groups=trained)
 
 
 def half_right(_lease):
@@ -127,7 +127,7 @@ def test_a_transition_is_reported_logged_and_moves_to_the_next_phase(make_tasks)
     assert (transition.num_candidates, transition.pool_size, transition.pool_accuracy) == (2, 2, 0.0)
     assert transition.pool_prompt_tokens == (11 + 13) / 2
     state = coordinator.phase_state()
-    assert (state.phase, state.name, state.num_steps, state.pool_size) == (1, "phase-1", 0, 2)
+    assert (state.phase, state.name, state.num_steps) == (1, "phase-1", 0)
 
 
 def test_the_end_of_the_last_phase_finishes_the_curriculum(make_tasks):
@@ -139,7 +139,7 @@ def test_the_end_of_the_last_phase_finishes_the_curriculum(make_tasks):
     with pytest.raises(ValueError, match="last phase is over"):
         coordinator.open_batch(1)
     with pytest.raises(ValueError, match="last phase is over"):
-        coordinator.finish_step(StepSummary(step=1, num_trained_groups=1))
+        coordinator.finish_step(1, num_trained_groups=1)
 
 
 def in_second_phase(make_tasks, *, num_first=8, num_second=40, accuracies_of=all_wrong, **others):
@@ -234,7 +234,7 @@ def test_a_report_tells_replayed_groups_from_fresh_ones(make_tasks):
     fresh = [lease for lease in leases if not lease.replayed]
     (replayed,) = (lease for lease in leases if lease.replayed)
     coordinator.report([outcome(fresh[0], 1.0, 0.0), outcome(fresh[1], 1.0), outcome(fresh[2]), outcome(replayed, 0.0)])
-    report = coordinator.finish_step(StepSummary(step=1, num_trained_groups=1))
+    report = coordinator.finish_step(1, num_trained_groups=1)
     assert (report.replayed_share, report.fresh_accuracy) == (0.25, 0.75)
     assert report.fresh_prompt_tokens == (20 + 21 + 22) / 3
     assert (report.replayed_accuracy, report.replayed_prompt_tokens) == (0.0, 10.0)
@@ -261,8 +261,8 @@ def test_leases_of_a_dead_holder_are_given_out_again_unchanged(make_tasks):
     assert coordinator.release("dead") == 1
     assert coordinator.lease("alive") is lost
     assert kept.lease_id == 1
-    state = coordinator.phase_state()
-    assert (state.num_waiting, state.num_held) == (1, 2)
+    assert coordinator.lease("alive").lease_id == 2
+    assert coordinator.lease("alive") is None
 
 
 def test_an_expired_lease_is_given_out_again_and_only_its_first_report_counts(make_tasks, clock):
@@ -274,7 +274,7 @@ def test_an_expired_lease_is_given_out_again_and_only_its_first_report_counts(ma
     assert coordinator.lease("quick") is slow
     assert coordinator.report([outcome(slow, 0.5), outcome(slow, 1.0)]) == (0,)
     assert coordinator.lease_counts() == LeaseCounts(opened=1, leased=2, expired=1, reported=1, duplicate=1)
-    assert coordinator.finish_step(StepSummary(step=0, num_trained_groups=1)).fresh_accuracy == 0.5
+    assert coordinator.finish_step(0, num_trained_groups=1).fresh_accuracy == 0.5
 
 
 def test_a_report_of_an_unknown_lease_is_ignored_and_counted(make_tasks):
@@ -313,7 +313,7 @@ def whole_run(coordinator, *, first_step=0, batch=5, holders=("a",), order=None,
                 rng.shuffle(pulled)
             for lease in pulled:
                 coordinator.report([outcome(lease, *accuracies_by_lot(lease))])
-        reports.append(coordinator.finish_step(StepSummary(step=step, num_trained_groups=1)))
+        reports.append(coordinator.finish_step(step, num_trained_groups=1))
         coordinator = after_step(coordinator, step)
         step += 1
     return leases, reports
@@ -372,8 +372,7 @@ def test_a_resume_in_the_middle_of_a_step_gives_the_open_leases_out_again(make_t
     assert [describe(x) for x in rest] == [describe(x) for x in everything if x.lease_id not in done]
     resumed.report([outcome(lease, *accuracies_by_lot(lease)) for lease in rest])
     whole.report([outcome(lease, *accuracies_by_lot(lease)) for lease in everything])
-    summary = StepSummary(step=1, num_trained_groups=1)
-    assert resumed.finish_step(summary) == whole.finish_step(summary)
+    assert resumed.finish_step(1, num_trained_groups=1) == whole.finish_step(1, num_trained_groups=1)
     assert whole_run(resumed, first_step=2) == whole_run(whole, first_step=2)
 
 
@@ -422,10 +421,11 @@ def test_whatever_happens_no_lease_is_lost_and_the_counts_add_up(make_tasks_once
                 coordinator.release("a")
             case "late" | "report" if handed_out:
                 accepted += coordinator.report([outcome(rng.choice(handed_out), 1.0)])
-    counts, state = coordinator.lease_counts(), coordinator.phase_state()
+    counts, num_open = coordinator.lease_counts(), len(coordinator.open_leases())
+    num_held = coordinator.state_dict()["leases"]["num_held"]
     assert len(accepted) == len(set(accepted)) == counts.reported
-    assert counts.opened == counts.reported + state.num_waiting + state.num_held
-    assert counts.leased == counts.reported - counts.late + counts.released + counts.expired + state.num_held
+    assert counts.opened == counts.reported + num_open
+    assert counts.leased == counts.reported - counts.late + counts.released + counts.expired + num_held
     assert counts.unknown == 0
 
 
@@ -509,10 +509,10 @@ def test_tasks_that_are_under_way_do_not_count_towards_the_epochs(make_tasks):
     coordinator.open_stream(4)
     leases = pull_all(coordinator)
     coordinator.report([outcome(lease, 1.0, 0.0) for lease in leases[:2]])
-    report = coordinator.finish_step(StepSummary(step=0, num_trained_groups=2))
+    report = coordinator.finish_step(0, num_trained_groups=2)
     assert (report.epoch, report.transition) == (0.5, None)
     coordinator.report([outcome(lease, 1.0, 0.0) for lease in leases[2:]])
-    assert coordinator.finish_step(StepSummary(step=1, num_trained_groups=2)).transition.epochs == 1.0
+    assert coordinator.finish_step(1, num_trained_groups=2).transition.epochs == 1.0
 
 
 def test_nothing_is_opened_for_a_stream_after_the_last_phase(make_tasks):

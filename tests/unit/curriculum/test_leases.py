@@ -25,7 +25,7 @@ def test_leases_go_out_in_order_and_then_there_are_none(book, make_tasks):
     assert book.hand_out("rollout-0").lease_id == 0
     assert book.hand_out("rollout-1").lease_id == 1
     assert book.hand_out("rollout-0") is None
-    assert (book.num_waiting, book.num_held) == (0, 2)
+    assert (len(book.open_ids), book.num_held) == (2, 2)
 
 
 def test_the_leases_of_a_dead_holder_go_out_first_and_unchanged(book, make_tasks):
@@ -75,7 +75,7 @@ def test_a_result_of_a_lease_that_never_was_or_of_another_task_is_ignored_and_co
     book.hand_out("rollout-0")
     assert book.close(lease_id, task_id) is None
     assert book.counts.unknown == 1
-    assert (book.num_waiting, book.num_held) == (1, 1)
+    assert (len(book.open_ids), book.num_held) == (2, 1)
 
 
 def test_after_a_restart_held_leases_wait_again_in_order(book, clock, make_tasks):
@@ -119,7 +119,7 @@ def test_a_result_from_before_the_restart_is_refused(book, clock, make_tasks):
     restored = LeaseBook(timeout_s=60.0, now=clock)
     restored.load_state_dict(book.state_dict())
     assert restored.close(0, "t0-0") is None
-    assert restored.num_waiting == 1
+    assert (len(restored.open_ids), restored.num_held) == (1, 0)
 
 
 def test_a_kept_lease_survives_its_deadline_and_the_death_of_its_holder(book, clock, make_tasks):
