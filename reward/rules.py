@@ -13,9 +13,16 @@ from reward.kind import AnswerKind
 from reward.numeric import numbers_match
 from reward.released import released_outcome, released_truth
 from reward.text_rule import texts_match
+from reward.wrapping import bare_value
+
+
+def _texts_match(answer: str, truth: str) -> bool:
+    """Compare with and without the brackets around the whole answer: some belong to a truth."""
+    return texts_match(answer, truth) or texts_match(bare_value(answer), truth)
+
 
 _MATCHES: dict[AnswerKind, Callable[[str, str], bool]] = {
-    AnswerKind.TEXT: texts_match,
+    AnswerKind.TEXT: _texts_match,
     AnswerKind.NUMERIC: numbers_match,
     AnswerKind.CHOICE: choices_match,
 }
@@ -58,7 +65,7 @@ _accepted_answers = lru_cache(maxsize=1024)(accepted_answers)
 
 
 def strict_match(kind: AnswerKind, answer: str, answers: Sequence[str]) -> bool:
-    """Whether an extracted answer equals one of the accepted answers under the strict rule of its kind."""
+    """Return whether an extracted answer equals one of the accepted answers under the strict rule of its kind."""
     return any(_MATCHES[kind](answer, truth) for truth in answers)
 
 
