@@ -1,8 +1,8 @@
 """Right answers in the shapes that models write: how many the strict rule accepts, and how many wrong ones it pays.
 
-`python -m benchmarks.reward_shapes FILE` reads rows with `data_source` and `ground_truth` (JSONL or parquet), writes each
-truth in every shape, and scores it. A wrong answer is the truth of another row of the same kind, or the positive value
-of a negative number. Prints a table, then one JSON line.
+`python -m benchmarks.reward_shapes FILE` reads rows with `data_source` and `ground_truth` (JSONL or parquet), writes
+each truth in every shape, and scores it. A wrong answer is the truth of another row of the same kind, or the positive
+value of a negative number. Prints a table, then one JSON line.
 """
 
 from __future__ import annotations
