@@ -1,5 +1,8 @@
 # make demo   install, then train the tiny model through the whole recipe on this CPU
-# make test   install, then run the checks and all tests
+# make check  install, then style, types, import contracts and unit tests: what to run before every commit
+# make test   make check, then the tests that start Ray, vLLM and DeepSpeed: what continuous integration runs
+# make docs   install, then write docs/metrics.md and docs/recipe.md from the docstrings in the code
+# make lock   resolve pyproject.toml again into the lock files for CPU and GPU; needs uv (pip install uv)
 # make bench  install, then measure every claim of speed and memory, and print a table
 PYTHON ?= python3.11
 VENV := .venv
@@ -10,7 +13,7 @@ TORCH := $(shell grep '^torch==' requirements-cpu.lock)
 
 export RAY_AUTH_MODE ?= disabled
 
-.PHONY: help setup demo test bench check lint format clean
+.PHONY: help setup demo check test unit integration docs bench lock lint format clean
 help:
 	@sed -n 's/^# //p' Makefile
 
@@ -35,13 +38,34 @@ lint: $(READY)
 	$(BIN)/lint-imports
 	$(BIN)/pyright
 
-test: lint
-	$(BIN)/python -m pytest $(ARGS)
+unit: $(READY)
+	$(BIN)/python -m pytest tests/unit -q -n logical --maxprocesses=8 --dist=worksteal $(ARGS)
+
+check: $(READY)
+	@$(MAKE) --no-print-directory --jobs=2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target) lint unit
+
+integration: $(READY)
+	$(BIN)/python -m pytest tests/integration tests/gpu -n 2 --dist=loadfile --no-loadscope-reorder $(ARGS)
+
+test: check
+	@$(MAKE) --no-print-directory integration
+
+docs: $(READY)
+	$(BIN)/python -m docs.generate
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks $(ARGS)
 
-check: test
+## What a lock file pins already stays as it is; `make lock ARGS=--upgrade` takes the newest of everything.
+LOCK := uv pip compile pyproject.toml --extra dev --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+	--no-header --no-annotate --no-emit-find-links --no-emit-index-url
+CPU_WHEELS ?= $(TORCH_CPU_INDEX)/torch
+NOT_ON_CPU := triton torchaudio torchcodec torchvision
+
+lock:
+	@command -v uv >/dev/null || { echo "error: uv not found; run 'pip install uv'"; exit 1; }
+	$(LOCK) --quiet --extra cpu --find-links $(CPU_WHEELS) $(NOT_ON_CPU:%=--no-emit-package=%) $(ARGS) -o requirements-cpu.lock
+	$(LOCK) --quiet --extra gpu $(ARGS) -o requirements-gpu.lock
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

@@ -11,8 +11,10 @@ all the same, vLLM preempts a request and computes it again: slower, never wrong
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+
+from curriculum.errors import UserError
 
 PRIOR_PROMPTS, PRIOR_RESPONSES = 1, 8
 """Weight of the first expectation, in observations."""
@@ -67,7 +69,7 @@ class KVAdmission:
     """Lets groups into one engine.
 
     Consumes: nothing.  Waits for: room in the KV cache, one group after another in the order of their turns.
-    Unblocked by: every answer that ends, and the end of `drained`.
+    Unblocked by: every answer that ends.
     """
 
     def __init__(
@@ -96,7 +98,6 @@ class KVAdmission:
         self._max_response_tokens = max_response_tokens
         self._running: set[Reservation] = set()
         self._turn = asyncio.Lock()
-        self._draining = asyncio.Lock()
         self._changed = asyncio.Event()
 
     @property
@@ -129,10 +130,10 @@ class KVAdmission:
         """Waits until this very group has room, or the engine is idle, and takes its share; `release` ends it.
 
         Raises:
-            ValueError: not even one answer of the limit fits into the cache beside the prompt.
+            UserError: not even one answer of the limit fits into the cache beside the prompt.
         """
         if prompt_tokens + max_response_tokens > self._capacity_tokens:
-            raise ValueError(
+            raise UserError(
                 f"{prompt_tokens} prompt + {max_response_tokens} response tokens exceed the {self._capacity_tokens} "
                 "tokens of the KV cache; raise rollout.engine.gpu_memory_utilization (on a CPU "
                 "rollout.engine.cpu_kv_cache_bytes) or lower rollout.max_response_tokens"
@@ -147,16 +148,6 @@ class KVAdmission:
         """The group is over, however it ended."""
         self._running.discard(reservation)
         self._changed.set()
-
-    @asynccontextmanager
-    async def drained(self) -> AsyncIterator[None]:
-        """Admits nothing, and is entered when nothing runs any more; admission goes on afterwards."""
-        try:
-            async with self._draining:
-                await self._until(lambda: not self._running)
-                yield
-        finally:
-            self._changed.set()
 
     def observe_response(self, num_tokens: int) -> None:
         """An answer of so many tokens ended by itself."""
@@ -177,16 +168,11 @@ class KVAdmission:
 
     async def _room(self, prompt_tokens: int, group_size: int, max_response_tokens: int) -> None:
         def is_free() -> bool:
-            if self._draining.locked():
-                return False
             response = self.expected_response_tokens(max_response_tokens)
             tokens = self.reserved_tokens + self.group_tokens(prompt_tokens, group_size, response)
             sequences = sum(reservation.num_unfinished for reservation in self._running) + group_size
             return not self._running or (tokens <= self._capacity_tokens and sequences <= self._max_sequences)
 
-        await self._until(is_free)
-
-    async def _until(self, is_true: Callable[[], bool]) -> None:
-        while not is_true():
+        while not is_free():
             self._changed.clear()
             await self._changed.wait()

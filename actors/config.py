@@ -15,6 +15,7 @@ class EngineConfig(StrictModel):
     tensor_parallel_size: int = Field(default=1, gt=0)
     """GPUs of one engine; 1 on a CPU."""
     dtype: Literal["fp32", "bf16"] = "bf16"
+    """Of weights, activations and KV cache."""
     gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1)
     """Share of the GPU's memory for weights and KV cache; ignored on a CPU."""
     cpu_kv_cache_bytes: int = Field(default=256 << 20, gt=0)
@@ -57,20 +58,21 @@ class RolloutConfig(StrictModel):
     num_actors: int = Field(default=1, gt=0)
     """Rollout actors, one engine each."""
     engine: EngineConfig = EngineConfig()
+    """Resources of each engine."""
     group_size: int = Field(default=8, ge=2)
     """G, answers sampled for each prompt."""
     temperature: float = Field(default=0.7, gt=0)
+    """Sampling temperature."""
     top_p: float = Field(default=0.95, gt=0, le=1)
+    """Nucleus of the sampling: the smallest set of tokens that together have this probability."""
     max_response_tokens: int = Field(default=10_000, gt=0)
+    """Longest answer, in tokens."""
     deadline_s: float | None = Field(default=None, gt=0)
-    """Longest time, in seconds, from the lease of a group to its last token; None waits for every answer."""
-    max_requeues: int = Field(default=1, ge=0)
-    """Times that a group which missed the deadline is sampled again, by whichever engine has room, before its
-    unfinished answers are cut; a cut answer has no reward and is not trained on."""
-    in_flight_update: bool = True
-    """Whether answers go on under new weights where the old ones left off (their tokens carry the version that sampled
-    them); false lets every answer end before an update."""
+    """Longest time, in seconds, from the lease of a group to its last token; None waits for every answer. A group that
+    misses it is sampled once more, by whichever engine has room, then its unfinished answers are cut; a cut answer has
+    no reward and is not trained on."""
     max_policy_lag: int = Field(default=0, ge=0)
     """Weight updates by which a group may be older than the learner that trains on it. 0: strictly on-policy, sampling
     and training take turns; above 0 they overlap, and `learner.importance` corrects for the difference."""
     sync: SyncConfig = SyncConfig()
+    """How new weights get to the engines."""

@@ -5,22 +5,24 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from typing import Any, NoReturn
 
 from actors.config import EngineConfig
 from actors.rollout import Sample, Sampling
 from actors.weights.update import (
     TensorRecord,
-    WeightBroadcast,
     WeightGroup,
     WeightLoadError,
     WeightReceipt,
     WeightUpdate,
     WeightVersionError,
 )
+from curriculum.errors import RunFailed, first_line
 
 CPU_ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -79,6 +81,9 @@ class VLLMEngine:
             seed: engine seed; every request carries its own as well.
             on_gpu: whether a GPU is visible.
             trust_remote_code: whether code that ships with the model may run.
+
+        Raises:
+            RunFailed: vLLM cannot serve the model on this machine.
         """
         set_environment(on_gpu=on_gpu)
         from vllm.engine.arg_utils import AsyncEngineArgs
@@ -95,9 +100,15 @@ class VLLMEngine:
             trust_remote_code=trust_remote_code,
         )
         self._prefill = PrefillCounter()
-        self._engine = AsyncLLM.from_engine_args(
-            AsyncEngineArgs(**arguments), stat_loggers=[self._prefill.stat_logger()]
-        )
+        try:
+            self._engine = AsyncLLM.from_engine_args(
+                AsyncEngineArgs(**arguments), stat_loggers=[self._prefill.stat_logger()]
+            )
+        except (RuntimeError, ValueError, OSError) as error:
+            raise RunFailed(
+                f"model {model_path!r}: vLLM cannot serve it here ({first_line(error)}); read what vLLM said above, or "
+                "in the log of the actor"
+            ) from error
         self._stop_token_ids = list(stop_token_ids)
         self._request_ids = itertools.count()
         self._updating = asyncio.Lock()
@@ -175,8 +186,8 @@ class VLLMEngine:
         if self._engine.errored:
             raise EngineDied("the vLLM engine died")
 
-    async def load_weights(self, update: WeightUpdate | WeightBroadcast) -> WeightReceipt:
-        """Replaces all weights, by those of a segment or those that the learner is about to send, and returns what the
+    async def load_weights(self, update: WeightUpdate) -> WeightReceipt:
+        """Replace all weights, by those of a segment or those that the learner is about to send; return what the
         workers handed to the model.
 
         Running requests are kept and continue under the new weights; cached prefixes of the old ones are dropped.
@@ -237,29 +248,22 @@ class VLLMEngine:
         finally:
             task.cancel()
 
-    async def _take(self, update: WeightUpdate | WeightBroadcast) -> WeightReceipt:
-        if isinstance(update, WeightBroadcast):
-            await self._join(update)
-        return await self._replace_weights(update)
-
-    async def _join(self, update: WeightBroadcast) -> None:
+    async def _take(self, update: WeightUpdate) -> WeightReceipt:
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
 
-        if self._group != update.group:
-            await self._engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info=_group_info(update)))
-            self._group = update.group
+        if isinstance(update.source, WeightGroup) and update.source != self._group:
+            await self._engine.init_weight_transfer_engine(WeightTransferInitRequest(asdict(update)))
+            self._group = update.source
+        return await self._replace_weights(update)
 
-    async def _replace_weights(self, update: WeightUpdate | WeightBroadcast) -> WeightReceipt:
+    async def _replace_weights(self, update: WeightUpdate) -> WeightReceipt:
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
-        request = WeightTransferUpdateRequest(update_info=_update_info(update))
         paused = time.monotonic()
         await self._engine.pause_generation(mode="keep", clear_cache=True)
-        started = time.monotonic()
         await self._engine.start_weight_update()
-        await self._engine.update_weights(request)
+        await self._engine.update_weights(WeightTransferUpdateRequest(asdict(update)))
         await self._engine.finish_weight_update(weight_version=str(update.version))
-        applied = time.monotonic()
         first, *others = await self._engine.collective_rpc("weight_records")
         if any(records != first for records in others):
             raise ValueError(f"the {1 + len(others)} workers of the engine read different contents; use one host")
@@ -267,9 +271,8 @@ class VLLMEngine:
         await self._engine.resume_generation()
         return WeightReceipt(
             version=update.version,
-            tensors=tuple(TensorRecord(**{**record, "shape": tuple(record["shape"])}) for record in first),
+            tensors=tuple(TensorRecord.of(record) for record in first),
             pause_s=time.monotonic() - paused,
-            apply_s=applied - started,
         )
 
     def shutdown(self) -> None:
@@ -378,6 +381,10 @@ def _cpu_resources(config: EngineConfig, max_model_len: int) -> dict[str, Any]:
 
 def end_process() -> NoReturn:
     """Leaves at once and with an error, which Ray answers with a restart; a clean exit would be final."""
+    sys.stderr.write(
+        "error: the process of the vLLM engine died and this one ends with it; read what vLLM said above\n"
+    )
+    sys.stderr.flush()
     os._exit(1)
 
 
@@ -389,32 +396,6 @@ def _check_follows(held: int, sent: int) -> None:
             f"weights of version {sent} come from the {kind}: the engine holds version {held} and takes "
             f"{held + 1} next; resume from the last checkpoint"
         )
-
-
-def _group_info(update: WeightBroadcast) -> dict[str, Any]:
-    group = update.group
-    return {
-        "host": group.host,
-        "port": group.port,
-        "world_size": group.world_size,
-        "epoch": group.epoch,
-        "timeout_s": group.timeout_s,
-        "first_rank": update.first_rank,
-    }
-
-
-def _update_info(update: WeightUpdate | WeightBroadcast) -> dict[str, Any]:
-    is_broadcast = isinstance(update, WeightBroadcast)
-    content = update.group if is_broadcast else update
-    place = {} if is_broadcast else {"path": update.path, "num_bytes": update.segment_bytes}
-    return {
-        "version": update.version,
-        "stride": content.stride,
-        "names": [tensor.name for tensor in content.tensors],
-        "dtypes": [tensor.dtype for tensor in content.tensors],
-        "shapes": [list(tensor.shape) for tensor in content.tensors],
-        **place,
-    }
 
 
 def _sample(output: Any) -> Sample:

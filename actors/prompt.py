@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from curriculum.errors import UserError, first_line
+
 TEMPLATE = (
     "Please read the following text and answer the question below.\n\n"
     "<text>\n{context}\n</text>\n\n"
@@ -36,16 +38,16 @@ class ChatPrompt:
         """Takes a Hugging Face tokenizer.
 
         Raises:
-            ValueError: the tokenizer has no chat template or no end-of-sequence token.
+            UserError: the tokenizer has no chat template or no end-of-sequence token.
         """
         name = getattr(tokenizer, "name_or_path", "")
         if not tokenizer.chat_template:
-            raise ValueError(
-                f"model.path={name!r}: its tokenizer has no chat template; use an instruction-tuned model "
+            raise UserError(
+                f"model {name!r}: its tokenizer has no chat template; use an instruction-tuned model "
                 "or add a `chat_template` to tokenizer_config.json"
             )
         if tokenizer.eos_token_id is None:
-            raise ValueError(f"model.path={name!r}: its tokenizer has no eos_token; set one in tokenizer_config.json")
+            raise UserError(f"model {name!r}: its tokenizer has no eos_token; set one in tokenizer_config.json")
         self._tokenizer = tokenizer
         control = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
         self._control = re.compile("|".join(re.escape(token) for token in control)) if control else None
@@ -115,12 +117,13 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:
     """Loads the tokenizer of a model folder or hub id.
 
     Raises:
-        ValueError: nothing loadable is there.
+        UserError: nothing loadable is there.
     """
     from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"model.path={path!r}: no tokenizer can be loaded there ({reason})") from error
+        raise UserError(
+            f"model {path!r}: no tokenizer can be loaded there ({first_line(error)}); check the name and the network"
+        ) from error

@@ -39,18 +39,6 @@ class Sample:
     """(first token, policy version) of each span, as the engine labels its weights."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineLoad:
-    """What an engine works on."""
-
-    num_slots: int
-    """Groups that it is expected to hold at a time."""
-    num_running: int
-    """Answers that are not finished."""
-    num_prefilled_tokens: int
-    """Prompt tokens that were computed since the start; those found in the prefix cache are not among them."""
-
-
 class Engine(Protocol):
     """What a rollout needs of an inference engine."""
 
@@ -68,7 +56,7 @@ class Engine(Protocol):
         timeout_s: float | None = None,
         on_finished: Callable[[int], None] | None = None,
     ) -> list[Sample]:
-        """Draws `sampling.num_samples` answers to one prompt.
+        """Draw `sampling.num_samples` answers to one prompt.
 
         Args:
             prompt_ids: [P] tokens.
@@ -97,7 +85,7 @@ async def sample_group(
     timeout_s: float | None = None,
     on_finished: Callable[[int], None] | None = None,
 ) -> Group:
-    """Samples the G answers of one lease, which names `task`; those that the timeout cuts are marked by their finish
+    """Sample the G answers of one lease, which names `task`; those that the timeout cuts are marked by their finish
     reason.
 
     Raises:
@@ -113,15 +101,9 @@ async def sample_group(
         kind, detail = fault
         raise FaultyGroup(kind, detail, lease.lease_id, task.task_id, engine_name, lease.num_requeues)
     return Group(
-        lease_id=lease.lease_id,
-        task_id=task.task_id,
-        data_source=task.data_source,
-        question=task.question,
-        answers=task.answers,
-        prompt_ids=task.prompt_ids,
+        task=task,
+        lease=lease,
         trajectories=tuple(_trajectory(sample, oldest) for sample in samples),
-        phase=lease.phase,
-        replayed=lease.replayed,
         temperature=sampling.temperature,
         engine=engine_name,
         top_p=sampling.top_p,

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
 
 from actors.admission import KVAdmission
 from actors.config import RolloutConfig
+from actors.coordinator_leases import CoordinatorLeases
 from actors.engine import EngineDied, VLLMEngine, end_process
-from actors.lease_batcher import LeaseBatcher
 from actors.prompt import ChatPrompt, load_tokenizer
-from actors.rollout import EngineLoad, Sampling
+from actors.rollout import Sampling
 from actors.trajectory import Group, GroupMeta
-from actors.weights.delta import HostCopy, WeightPayload
-from actors.weights.update import WeightBroadcast, WeightReceipt, WeightUpdate
+from actors.weights.update import HostCopy, WeightReceipt, WeightUpdate
 from actors.worker import GroupWorker
 from curriculum.task import Task, TaskLease
 from curriculum.task_table import TaskTable
@@ -61,7 +61,7 @@ class RolloutActor:
         self._worker = GroupWorker(
             name=name,
             engine=self._engine,
-            leases=_CoordinatorLeases(coordinator_actor, name),
+            leases=CoordinatorLeases(coordinator_actor, name),
             admission=KVAdmission(
                 capacity_tokens=self._engine.capacity_tokens,
                 block_tokens=self._engine.block_tokens,
@@ -78,68 +78,68 @@ class RolloutActor:
         return getattr(self, "_name", "Rollout")
 
     async def ready(self) -> int:
-        """Process id, while the engine can sample."""
+        """Return the process id, while the engine can sample."""
         try:
             self._engine.check_alive()
         except EngineDied:
             end_process()
         return os.getpid()
 
-    async def load(self) -> EngineLoad:
-        """What the engine works on."""
-        return EngineLoad(
-            num_slots=self._worker.num_slots,
-            num_running=self._engine.num_running,
-            num_prefilled_tokens=self._engine.num_prefilled_tokens,
-        )
+    async def num_slots(self) -> int:
+        """Return the number of groups that the engine is expected to hold at a time."""
+        return self._worker.num_slots
 
-    async def num_running(self) -> int:
-        """Answers that the engine has not finished."""
-        return self._engine.num_running
+    async def num_prefilled_tokens(self) -> int:
+        """Return the prompt tokens computed since the start; those found in the prefix cache are not among them."""
+        return self._engine.num_prefilled_tokens
 
-    async def next_group(self, sampling: Sampling) -> tuple[GroupMeta | None, Group | None]:
-        """Leases a task as soon as the engine has room for a group and answers it; (None, None) when the coordinator
-        has no task to give, or after `abort`.
+    async def next_group(self, sampling: Sampling) -> tuple[GroupMeta | None, int, Group | None]:
+        """Lease a task as soon as the engine has room for a group, and answer it.
 
-        The caller owns both results, so they outlive this process.
+        The caller owns all three results, so they outlive this process.
+
+        Returns:
+            what the driver needs to know of the group, `num_slots` from now on, and the group; None for the first and
+            the last when the coordinator has no task to give, or after `abort`.
 
         Raises:
             DeadlineMissed: the group took too long; its lease waits again.
-            FaultyGroup: the engine answered nonsense; likewise, unless the error is final.
+            FaultyGroup: the engine answered nonsense; its lease waits again, unless the error is final.
         """
         try:
-            return await self._worker.next_group(sampling) or (None, None)
+            group = await self._worker.next_group(sampling)
         except EngineDied:
             end_process()
+        return _meta(group), self._worker.num_slots, group
 
     async def answer(self, task: Task, lease: TaskLease, sampling: Sampling) -> tuple[GroupMeta | None, Group | None]:
-        """Answers one task outside the curriculum; what misses the deadline is cut at once. (None, None) after `abort`.
+        """Answer one task outside the curriculum; what misses the deadline is cut at once. (None, None) after `abort`.
 
         Raises:
             FaultyGroup: the engine answered nonsense.
         """
         try:
-            return await self._worker.answer(task, lease, sampling) or (None, None)
+            group = await self._worker.answer(task, lease, sampling)
         except EngineDied:
             end_process()
+        return _meta(group), group
 
     async def abort(self) -> None:
-        """Ends every answer and every wait for one; leases that were being answered stay held."""
+        """End every answer and every wait for one; leases that were being answered stay held."""
         await self._worker.abort()
 
     async def node_id(self) -> str:
         """Of the host, as Ray calls it."""
         return ray.get_runtime_context().get_node_id()
 
-    async def load_weights(self, weights: WeightUpdate | WeightPayload | WeightBroadcast) -> WeightReceipt:
-        """Replaces the weights; running requests go on under the new ones, or end before, as
-        `rollout.in_flight_update` says."""
-        update = self._copy.write(weights) if isinstance(weights, WeightPayload) else weights
+    async def load_weights(self, update: WeightUpdate) -> WeightReceipt:
+        """Replace the weights; running requests continue under the new ones."""
+        local = self._copy.write(update)
         try:
-            async with self._worker.updating():
-                return await self._engine.load_weights(update)
+            receipt = await self._engine.load_weights(local)
         except EngineDied:
             end_process()
+        return replace(receipt, num_travelling_bytes=update.num_travelling_bytes)
 
     async def score(self, token_ids: Sequence[int]) -> tuple[float, ...]:
         """[T - 1] log-probability (nats, temperature 1) of each of the T tokens after the first."""
@@ -148,21 +148,6 @@ class RolloutActor:
         except EngineDied:
             end_process()
 
-    async def shutdown(self) -> None:
-        """Ends the engine process."""
-        self._engine.shutdown()
 
-
-class _CoordinatorLeases:
-    """Fulfils `Leases` with the coordinator actor."""
-
-    def __init__(self, coordinator: Any, holder: str) -> None:
-        self._coordinator = coordinator
-        self._holder = holder
-        self._batcher = LeaseBatcher(lambda count: self._coordinator.lease_up_to.remote(holder, count))
-
-    async def lease(self) -> TaskLease | None:
-        return await self._batcher.next()
-
-    async def requeue(self, lease_id: int) -> None:
-        await self._coordinator.requeue.remote(lease_id, self._holder)
+def _meta(group: Group | None) -> GroupMeta | None:
+    return None if group is None else GroupMeta.of(group)

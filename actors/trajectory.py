@@ -9,6 +9,8 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from curriculum.task import Task, TaskLease
+
 
 class FinishReason(StrEnum):
     """Why an answer ended."""
@@ -21,13 +23,11 @@ class FinishReason(StrEnum):
     """It ran into the limit while it repeated itself."""
     DEADLINE = "deadline"
     """It was cut because its group took too long."""
-    ABORT = "abort"
-    """It was cut because nobody wanted it any more."""
 
     @property
     def is_cut(self) -> bool:
         """Whether the machine ended the answer and not the model: what it is worth is unknown."""
-        return self in (FinishReason.DEADLINE, FinishReason.ABORT)
+        return self is FinishReason.DEADLINE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,21 +83,12 @@ class Trajectory:
 class Group:
     """G answers to one prompt; the unit that is scored, trained on and shared in the object store."""
 
-    lease_id: int
-    """Ordinal of the lease that the group answers."""
-    task_id: str
-    data_source: str
-    question: str
-    answers: tuple[str, ...]
-    """Accepted answers."""
-    prompt_ids: NDArray[np.int32]
-    """[P] token ids of the prompt, once for the whole group."""
+    task: Task
+    """What was asked; holds the prompt, once for the whole group."""
+    lease: TaskLease
+    """The right to sample that the group uses up."""
     trajectories: tuple[Trajectory, ...]
     """The G answers, in sample order."""
-    phase: int
-    """Index of the phase that asked for the group."""
-    replayed: bool
-    """True if the task came from the retrospective pool."""
     temperature: float
     """Sampling temperature; the learner divides its logits by the same number."""
     engine: str
@@ -107,23 +98,22 @@ class Group:
 
     def __post_init__(self) -> None:
         if not self.trajectories:
-            raise ValueError(f"group of task {self.task_id} has no trajectory; the engine returned no sample")
+            raise ValueError(f"group of task {self.task.task_id} has no trajectory; the engine returned no sample")
 
     @property
     def num_bytes(self) -> int:
         """Bytes of all arrays: what the group takes in the object store, but for some hundred bytes."""
         answers = sum(t.response_ids.nbytes + t.rollout_logprobs.nbytes for t in self.trajectories)
-        return self.prompt_ids.nbytes + answers
+        return self.task.prompt_ids.nbytes + answers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupMeta:
     """What the driver knows of a group without holding its tokens."""
 
-    lease_id: int
-    task_id: str
-    phase: int
-    replayed: bool
+    lease: TaskLease
+    data_source: str
+    """Of the task; advantages may be scaled by it."""
     prompt_tokens: int
     response_tokens: tuple[int, ...]
     """[G] tokens of each answer."""
@@ -133,36 +123,23 @@ class GroupMeta:
     """Those of them that repeated themselves."""
     num_cut: int = 0
     """Answers that were cut by the deadline."""
-    num_slots: int = 1
-    """Groups that the engine is expected to hold at a time from now on."""
     policy_version: int
     """Oldest policy version among the answers."""
-    engine: str
     num_bytes: int
     """Bytes of the tokens and log-probabilities in the object store."""
-    seconds: float
-    """From the lease to the last token."""
-    data_source: str = ""
-    """Kind of task, for advantages that are scaled by task."""
 
     @classmethod
-    def of(cls, group: Group, seconds: float, *, num_slots: int = 1) -> GroupMeta:
-        """Describes a group."""
+    def of(cls, group: Group) -> GroupMeta:
+        """Describe a group."""
         reasons = Counter(trajectory.finish_reason for trajectory in group.trajectories)
         return cls(
-            lease_id=group.lease_id,
-            task_id=group.task_id,
-            phase=group.phase,
-            replayed=group.replayed,
-            prompt_tokens=len(group.prompt_ids),
+            lease=group.lease,
+            data_source=group.task.data_source,
+            prompt_tokens=len(group.task.prompt_ids),
             response_tokens=tuple(len(trajectory.response_ids) for trajectory in group.trajectories),
             num_truncated=reasons[FinishReason.LENGTH] + reasons[FinishReason.REPETITION],
             num_repetitive=reasons[FinishReason.REPETITION],
             num_cut=sum(number for reason, number in reasons.items() if reason.is_cut),
-            num_slots=num_slots,
             policy_version=min(trajectory.policy_version for trajectory in group.trajectories),
-            engine=group.engine,
             num_bytes=group.num_bytes,
-            seconds=seconds,
-            data_source=group.data_source,
         )

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Coroutine
 from typing import Any, Protocol
 
 from actors.admission import KVAdmission, Reservation
 from actors.config import RolloutConfig
 from actors.faults import DeadlineMissed, FaultyGroup
 from actors.rollout import Engine, Sampling, sample_group
-from actors.trajectory import Group, GroupMeta
+from actors.trajectory import Group
 from curriculum.task import Task, TaskLease
 from curriculum.task_table import TaskTable
 
-Answered = tuple[GroupMeta, Group]
+MAX_REQUEUES = 1
+"""Times that a group which missed the deadline is sampled again before its unfinished answers are cut."""
 
 
 class Leases(Protocol):
@@ -27,12 +27,12 @@ class Leases(Protocol):
         ...
 
     async def requeue(self, lease_id: int) -> None:
-        """Gives a lease back unanswered."""
+        """Give a lease back unanswered."""
         ...
 
 
 class GroupWorker:
-    """Answers groups on one engine, as many at a time as its KV cache holds.
+    """Answer groups on one engine, as many at a time as its KV cache holds.
 
     Consumes: leases.  Waits for: room in the cache, then the engine.  Unblocked by: answers that end, and `abort`.
     """
@@ -55,25 +55,25 @@ class GroupWorker:
         self._config = config
         self._run_seed = run_seed
         self._tasks = tasks
-        self._work: set[asyncio.Task[Answered | None]] = set()
+        self._work: set[asyncio.Task[Group | None]] = set()
 
     @property
     def num_slots(self) -> int:
         """Groups that the engine is expected to hold at a time."""
         return self._admission.num_slots(self._config.group_size)
 
-    async def next_group(self, sampling: Sampling) -> Answered | None:
-        """Takes a lease as soon as the engine has room for a group, and answers it; None without a lease, or after
+    async def next_group(self, sampling: Sampling) -> Group | None:
+        """Take a lease as soon as the engine has room for a group, and answer it; None without a lease, or after
         `abort`.
 
         Raises:
             DeadlineMissed: the group took too long; its lease waits again.
-            FaultyGroup: the engine answered nonsense; likewise, unless the error is final.
+            FaultyGroup: the engine answered nonsense; its lease waits again, unless the error is final.
         """
         return await self._abortable(self._next_group(sampling))
 
-    async def answer(self, task: Task, lease: TaskLease, sampling: Sampling) -> Answered | None:
-        """Answers one task outside the curriculum; what misses the deadline is cut at once. None after `abort`.
+    async def answer(self, task: Task, lease: TaskLease, sampling: Sampling) -> Group | None:
+        """Answer one task outside the curriculum; what misses the deadline is cut at once. None after `abort`.
 
         Raises:
             FaultyGroup: the engine answered nonsense.
@@ -81,7 +81,7 @@ class GroupWorker:
         return await self._abortable(self._answer(task, lease, sampling))
 
     async def abort(self) -> None:
-        """Ends every answer and every wait for one, and leaves nothing in the engine.
+        """End every answer and every wait for one, and leave nothing in the engine.
 
         Leases that were being answered stay held, for the caller to withdraw; a resume hands them out again.
         """
@@ -90,17 +90,7 @@ class GroupWorker:
             task.cancel()
         await asyncio.gather(*work, return_exceptions=True)
 
-    @asynccontextmanager
-    async def updating(self) -> AsyncIterator[None]:
-        """Entered when new weights may be applied: at once, or after the last running answer if
-        `rollout.in_flight_update` is off."""
-        if self._config.in_flight_update:
-            yield
-        else:
-            async with self._admission.drained():
-                yield
-
-    async def _next_group(self, sampling: Sampling) -> Answered | None:
+    async def _next_group(self, sampling: Sampling) -> Group | None:
         async with self._admission.turn(sampling.num_samples, sampling.max_response_tokens):
             lease = await self._leases.lease()
             if lease is None:
@@ -109,17 +99,18 @@ class GroupWorker:
             task = self._tasks[lease.task_id]
             reservation = await self._reserve(task, sampling)
         try:
-            meta, group = await self._sample(task, lease, sampling, reservation, start)
+            group = await self._sample(task, lease, sampling, reservation, start)
         except FaultyGroup as fault:
             if not fault.is_final:
                 await self._leases.requeue(lease.lease_id)
             raise
-        if meta.num_cut and lease.num_requeues < self._config.max_requeues:
+        is_cut = any(trajectory.finish_reason.is_cut for trajectory in group.trajectories)
+        if is_cut and lease.num_requeues < MAX_REQUEUES:
             await self._leases.requeue(lease.lease_id)
             raise DeadlineMissed(lease.lease_id, lease.task_id, self._name)
-        return meta, group
+        return group
 
-    async def _answer(self, task: Task, lease: TaskLease, sampling: Sampling) -> Answered:
+    async def _answer(self, task: Task, lease: TaskLease, sampling: Sampling) -> Group:
         async with self._admission.turn(sampling.num_samples, sampling.max_response_tokens):
             start = time.monotonic()
             reservation = await self._reserve(task, sampling)
@@ -131,11 +122,11 @@ class GroupWorker:
 
     async def _sample(
         self, task: Task, lease: TaskLease, sampling: Sampling, reservation: Reservation, start: float
-    ) -> tuple[GroupMeta, Group]:
-        """Samples an admitted group and gives its share of the cache back."""
+    ) -> Group:
+        """Sample an admitted group and give its share of the cache back."""
         deadline_s = self._config.deadline_s
         try:
-            group = await sample_group(
+            return await sample_group(
                 self._engine,
                 task,
                 lease,
@@ -147,10 +138,9 @@ class GroupWorker:
             )
         finally:
             self._admission.release(reservation)
-        return GroupMeta.of(group, time.monotonic() - start, num_slots=self.num_slots), group
 
-    async def _abortable(self, work: Coroutine[Any, Any, Answered | None]) -> Answered | None:
-        """Awaits work that `abort` may end; if the wait is cancelled, so is the work, to its very end."""
+    async def _abortable(self, work: Coroutine[Any, Any, Group | None]) -> Group | None:
+        """Await work that `abort` may end; if the wait is cancelled, so is the work, to its very end."""
         task = asyncio.ensure_future(work)
         self._work.add(task)
         try:

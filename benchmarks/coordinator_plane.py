@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import ray
 
-from actors.lease_batcher import LeaseBatcher
+from actors.coordinator_leases import CoordinatorLeases
 from actors.trajectory import FinishReason, Group, GroupMeta, Trajectory, VersionSpan
 from benchmarks.line import say
-from cluster.processes.curriculum import RayCurriculum
+from cluster.processes.curriculum import ray_curriculum
 from curriculum.config import CurriculumConfig, FixedSteps, PhaseConfig
 from curriculum.coordinator_actor import CoordinatorActor
 from curriculum.task import Task, TaskEntry, TaskLease, TaskOutcome
@@ -39,7 +39,7 @@ class _Holder:
 
     def __init__(self, name: str, tasks: TaskColumns, group_size: int, response_tokens: int) -> None:
         coordinator: Any = ray.get_actor(COORDINATOR)
-        self._batcher = LeaseBatcher(lambda count: coordinator.lease_up_to.remote(name, count))
+        self._leases = CoordinatorLeases(coordinator, name)
         self._tasks = TaskTable(tasks)
         self._answers = make_answers(group_size, response_tokens)
 
@@ -50,16 +50,16 @@ class _Holder:
 
         async def pull() -> None:
             for _ in asked:
-                leases.append(_given(await self._batcher.next()))
+                leases.append(_given(await self._leases.lease()))
 
         await asyncio.gather(*[pull() for _ in range(in_flight)])
         return [(lease.lease_id, lease.task_id) for lease in leases]
 
     async def next_groups(self, num_groups: int) -> tuple[Any, ...]:
         """The metas, then the groups: `RolloutActor.next_group` several times over."""
-        leases = [_given(lease) for lease in await asyncio.gather(*[self._batcher.next() for _ in range(num_groups)])]
+        leases = [_given(lease) for lease in await asyncio.gather(*[self._leases.lease() for _ in range(num_groups)])]
         groups = [make_group(self._tasks[lease.task_id], lease, self._answers) for lease in leases]
-        return tuple(GroupMeta.of(group, 0.0) for group in groups), *groups
+        return tuple(GroupMeta.of(group) for group in groups), *groups
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +102,7 @@ class Plane:
             .options(name=COORDINATOR, num_cpus=0)
             .remote(tasks=[TaskEntry.of(task) for task in tasks], config=CurriculumConfig(phases=(phase,)), seed=seed)
         )
-        self._curriculum = RayCurriculum(self._coordinator)
+        self._curriculum = ray_curriculum(self._coordinator)
         holder = ray.remote(_Holder).options(num_cpus=0)
         self._holders = [
             holder.remote(f"holder-{i}", self._columns, load.group_size, load.response_tokens)
@@ -143,7 +143,7 @@ class Plane:
         for _ in range(num_batches):
             await self._curriculum.open_stream(self._batch)
             answered = await holder.lease.remote(self._batch, self._in_flight)
-            kept = await asyncio.gather(*[self._curriculum.keep([pair]) for pair in answered])
+            kept = await asyncio.gather(*[self._curriculum.keep(pair) for pair in answered])
             assert all(kept), "a lease was answered twice"
             await self._finish_step(answered)
 
@@ -184,13 +184,13 @@ class Plane:
                 for i, start in enumerate(shares)
             ]
         )
-        await self._finish_step([(meta.lease_id, meta.task_id) for metas, _ in pulled for meta in metas])
+        await self._finish_step([_answered(meta) for metas, _ in pulled for meta in metas])
         return [group for _, groups in pulled for group in groups]
 
     async def _pull(self, holder: Any, num_groups: int) -> tuple[Sequence[GroupMeta], Sequence[Any]]:
         metas, *groups = holder.next_groups.options(num_returns=1 + num_groups).remote(num_groups)
         metas = await metas
-        await asyncio.gather(*[self._curriculum.keep([(meta.lease_id, meta.task_id)]) for meta in metas])
+        await asyncio.gather(*[self._curriculum.keep((meta.lease.lease_id, meta.lease.task_id)) for meta in metas])
         return metas, groups
 
 
@@ -261,12 +261,12 @@ def make_answers(group_size: int, response_tokens: int) -> tuple[Trajectory, ...
 
 def make_group(task: Task, lease: TaskLease, answers: tuple[Trajectory, ...]) -> Group:
     """What a rollout actor would return for a lease."""
-    return Group(
-        lease_id=lease.lease_id, task_id=task.task_id, data_source=task.data_source, question=task.question,
-        answers=task.answers, prompt_ids=task.prompt_ids, trajectories=answers, phase=lease.phase,
-        replayed=lease.replayed, temperature=0.7, engine="holder",
-    )  # fmt: skip
+    return Group(task=task, lease=lease, trajectories=answers, temperature=0.7, engine="holder")
+
+
+def _answered(meta: GroupMeta) -> tuple[int, str]:
+    return meta.lease.lease_id, meta.lease.task_id
 
 
 def _outcome(lease_id: int, task_id: str) -> TaskOutcome:
-    return TaskOutcome(lease_id=lease_id, task_id=task_id, accuracies=(0.0, 1.0), num_unknown=0, trained=True)
+    return TaskOutcome(lease_id=lease_id, task_id=task_id, accuracies=(0.0, 1.0))

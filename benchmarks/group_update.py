@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from learner.attention.shared_prefix import ATTENTION_KEY, register
 from learner.batch.aggregation import TOKEN_MEAN
-from learner.batch.microbatch import MicroBatch, PhasedMicroBatch, ScoredGroup
-from learner.batch.packing import GroupPart, MicroBatchPlan
+from learner.batch.microbatch import MicroBatch, PhasedMicroBatch, TrainingGroup
+from learner.batch.packing import RowPlan
 from learner.batch.rows import build_microbatch
 from learner.forward.logprobs import TokenScores
 from learner.forward.row_tensors import PhasedTensors, Placement, RowTensors
@@ -109,7 +109,7 @@ def make_policy(shape: Shape, seed: int) -> Policy:
     return Policy(make_model(shape, seed, ATTENTION_KEY))  # type: ignore[arg-type]
 
 
-def make_group(shape: Shape, seed: int) -> ScoredGroup:
+def make_group(shape: Shape, seed: int) -> TrainingGroup:
     """A group whose tokens, advantages and log-probabilities the seed alone decides."""
     rng = np.random.default_rng([seed, 2])
 
@@ -117,7 +117,7 @@ def make_group(shape: Shape, seed: int) -> ScoredGroup:
         return rng.integers(shape.vocab, size=count, dtype=np.int32)
 
     advantages = rng.standard_normal(len(shape.responses))
-    return ScoredGroup(
+    return TrainingGroup(
         prompt_ids=ids(shape.prompt),
         response_ids=tuple(ids(n) for n in shape.responses),
         rollout_logprobs=tuple(
@@ -128,14 +128,13 @@ def make_group(shape: Shape, seed: int) -> ScoredGroup:
     )
 
 
-def make_rows(group: ScoredGroup, *, shared: bool) -> list[RowTensors]:
+def make_rows(group: TrainingGroup, *, shared: bool) -> list[RowTensors]:
     """The whole group as one row, or every response in a row of its own behind its own copy of the prompt."""
     everything = tuple(range(len(group.response_ids)))
     parts = [everything] if shared else [(i,) for i in everything]
     rows = []
     for responses in parts:
-        plan = MicroBatchPlan(parts=(GroupPart(group=0, responses=responses),), num_tokens=0, cost=0.0)
-        row = build_microbatch(plan, {0: group}, num_groups=1, aggregation=TOKEN_MEAN)
+        row = build_microbatch(RowPlan(responses={0: responses}), {0: group}, num_groups=1, aggregation=TOKEN_MEAN)
         assert isinstance(row, MicroBatch)
         rows.append(RowTensors.of(row, CPU, dense=not shared))
     return rows
@@ -155,12 +154,10 @@ def update(policy: Policy, rows: Sequence[RowTensors]) -> float:
     return total.item()
 
 
-def make_phased_row(group: ScoredGroup) -> PhasedTensors:
+def make_phased_row(group: TrainingGroup) -> PhasedTensors:
     """The group in three phases, its responses one by one."""
     everything = tuple(range(len(group.response_ids)))
-    batches = tuple((GroupPart(group=0, responses=(i,)),) for i in everything)
-    whole = (GroupPart(group=0, responses=everything),)
-    plan = MicroBatchPlan(parts=whole, num_tokens=0, cost=0.0, batches=batches)
+    plan = RowPlan(responses={0: everything}, batches=tuple({0: (i,)} for i in everything))
     row = build_microbatch(plan, {0: group}, num_groups=1, aggregation=TOKEN_MEAN)
     assert isinstance(row, PhasedMicroBatch)
     return PhasedTensors.of(row, CPU)

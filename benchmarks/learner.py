@@ -38,7 +38,7 @@ from benchmarks.group_update import (
     update_in_phases,
 )
 from benchmarks.line import Claim, environment, print_line, say
-from learner.batch.microbatch import ScoredGroup
+from learner.batch.microbatch import TrainingGroup
 from learner.zero3.policy import Policy
 
 SIDES = ("dense", "shared", "phased")
@@ -128,11 +128,11 @@ def compare(options: argparse.Namespace) -> None:
     print_line("learner", claims, {**detail, **runs})
 
 
-def _side(mode: str, policy: Policy, group: ScoredGroup) -> tuple[Callable[[], float], int]:
+def _side(mode: str, policy: Policy, group: TrainingGroup) -> tuple[Callable[[], float], int]:
     """The update of one side, and the tokens that it forwards."""
     if mode == "phased":
         phased = make_phased_row(group)
-        return lambda: update_in_phases(policy, phased), group.shape.total_tokens
+        return lambda: update_in_phases(policy, phased), group.prompt_tokens + sum(group.response_tokens)
     rows = make_rows(group, shared=mode == "shared")
     return lambda: update(policy, rows), sum(row.input_ids.shape[1] for row in rows)
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from benchmarks.line import Claim, environment, print_line
-from learner.batch.microbatch import GroupShape
+from learner.batch.microbatch import TrainingItem
 from learner.batch.packing import PAIR_COST, balance, part_cost, plan_slice
 
 GOALS = {32: 1.02, 64: 1.05}
@@ -49,7 +49,7 @@ def main() -> None:
     print_line("packing", claims, {"rows": rows, **environment("numpy")})
 
 
-def _trace(count: int, group_size: int, bounds: tuple[int, int], seed: int) -> list[GroupShape]:
+def _trace(count: int, group_size: int, bounds: tuple[int, int], seed: int) -> list[TrainingItem]:
     """Groups with prompts inside the bounds, drawn again until they are."""
     rng = np.random.default_rng(seed)
     prompts: list[int] = []
@@ -58,17 +58,22 @@ def _trace(count: int, group_size: int, bounds: tuple[int, int], seed: int) -> l
         prompts += [int(n) for n in drawn if bounds[0] < n <= bounds[1]]
     responses = np.clip(rng.lognormal(np.log(1_500), 0.8, size=(count, group_size)), 16, 10_000)
     return [
-        GroupShape(prompt_tokens=prompt, response_tokens=tuple(int(n) for n in lengths))
+        TrainingItem(
+            group=None,
+            advantages=(0.0,) * group_size,
+            prompt_tokens=prompt,
+            response_tokens=tuple(int(n) for n in lengths),
+        )
         for prompt, lengths in zip(prompts[:count], responses, strict=True)
     ]
 
 
-def _measure(shapes: Sequence[GroupShape], num_ranks: int, phase: str) -> dict:
-    costs = {i: part_cost(s, range(len(s.response_tokens)), PAIR_COST) for i, s in enumerate(shapes)}
+def _measure(groups: Sequence[TrainingItem], num_ranks: int, phase: str) -> dict:
+    costs = {i: part_cost(group, range(len(group.response_tokens)), PAIR_COST) for i, group in enumerate(groups)}
     seconds = []
     for _ in range(5):
         start = time.process_time()
-        plan_slice(shapes, num_ranks=num_ranks, max_tokens=MAX_TOKENS)
+        plan_slice(groups, num_ranks=num_ranks, max_tokens=MAX_TOKENS)
         seconds.append(time.process_time() - start)
     mean = sum(costs.values()) / num_ranks
     return {

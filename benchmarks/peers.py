@@ -49,7 +49,7 @@ from benchmarks.group_update import (
     update,
 )
 from benchmarks.line import Claim, environment, print_line, say
-from learner.batch.microbatch import ScoredGroup
+from learner.batch.microbatch import TrainingGroup
 from learner.zero3.policy import Policy
 
 GOALS = {"trl": 5.0, "prefix_grouper": 1.15}
@@ -104,13 +104,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 Side = tuple[torch.nn.Module, Callable[[], float]]
 
 
-def _ours(shape: Shape, group: ScoredGroup, seed: int) -> Side:
+def _ours(shape: Shape, group: TrainingGroup, seed: int) -> Side:
     policy = make_policy(shape, seed)
     rows = make_rows(group, shared=True)
     return policy, lambda: update(policy, rows)
 
 
-def _prefix_grouper(shape: Shape, group: ScoredGroup, seed: int) -> Side:
+def _prefix_grouper(shape: Shape, group: TrainingGroup, seed: int) -> Side:
     import prefix_grouper  # pyright: ignore[reportMissingImports]
     from torch.nn.functional import scaled_dot_product_attention
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -137,7 +137,7 @@ def _prefix_grouper(shape: Shape, group: ScoredGroup, seed: int) -> Side:
     return policy, lambda: update(policy, rows)
 
 
-def _trl(shape: Shape, group: ScoredGroup, seed: int) -> Side:
+def _trl(shape: Shape, group: TrainingGroup, seed: int) -> Side:
     from trl.trainer.grpo_trainer import GRPOTrainer  # pyright: ignore[reportMissingImports]
     from trl.trainer.utils import add_fused_lm_head  # pyright: ignore[reportMissingImports]
 
@@ -157,7 +157,7 @@ def _trl(shape: Shape, group: ScoredGroup, seed: int) -> Side:
     return model, run
 
 
-def _padded_inputs(shape: Shape, group: ScoredGroup) -> dict[str, Tensor]:
+def _padded_inputs(shape: Shape, group: TrainingGroup) -> dict[str, Tensor]:
     """The batch as TRL wants it: prompts repeated, responses padded on the right."""
     longest = max(shape.responses)
 
@@ -205,7 +205,7 @@ def _trainer_stand_in(model: torch.nn.Module) -> SimpleNamespace:
     )
 
 
-SIDES: dict[str, Callable[[Shape, ScoredGroup, int], Side]] = {
+SIDES: dict[str, Callable[[Shape, TrainingGroup, int], Side]] = {
     "ours": _ours,
     "trl": _trl,
     "prefix_grouper": _prefix_grouper,

@@ -157,15 +157,17 @@ async def _judge_calls(groups: Sequence[GroupOfAnswers]) -> dict[str, int]:
     """Questions that reach the judge: of the rejected answers, and of those behind the cache."""
     judge = CountingJudge()
     scorer = HybridScorer(RewardConfig(), judge)
+    num_rejected = 0
     for group in groups:
-        await scorer.score_group(
+        scores = await scorer.score_group(
             data_source=group.data_source,
             question=group.question,
             answers=(group.truth,),
             responses=group.responses,
             num_tokens=[0] * len(group.responses),
         )
-    return {"rule_first": scorer.report.judge.num_questions, "cached": judge.num_questions}
+        num_rejected += sum(score.judge is not None for score in scores)
+    return {"rule_first": num_rejected, "cached": judge.num_questions}
 
 
 async def _serial_and_batched(options: argparse.Namespace) -> tuple[float, float, int]:

@@ -258,18 +258,17 @@ class RolloutSide:
     async def run(self, tasks: Sequence[Task]) -> int:
         """Tokens of all answers."""
         await self._tasks.open.remote([task.task_id for task in tasks])
-        calls = [self._actor.next_group.options(num_returns=2).remote(self._sampling) for _ in tasks]
-        metas = await asyncio.gather(*[meta for meta, _ in calls])
-        self.num_slots = metas[-1].num_slots
+        calls = [self._actor.next_group.options(num_returns=3).remote(self._sampling) for _ in tasks]
+        metas = await asyncio.gather(*[meta for meta, _, _ in calls])
+        self.num_slots = await self._actor.num_slots.remote()
         return sum(sum(meta.response_tokens) for meta in metas)
 
     async def num_prefilled_tokens(self) -> int:
         """Prompt tokens that the engine has computed so far."""
-        return (await self._actor.load.remote()).num_prefilled_tokens
+        return await self._actor.num_prefilled_tokens.remote()
 
     def close(self) -> None:
         """Ends the Ray of this benchmark."""
-        self._ray.get(self._actor.shutdown.remote())
         self._ray.shutdown()
 
 

@@ -21,7 +21,8 @@ from actors.trajectory import GroupMeta
 from benchmarks.length_trace import Trace, TracedGroup
 from benchmarks.simulated_devices import EnginePool, Speeds
 from cluster.batches.lag_buffer import LagBuffer, policy_lag
-from cluster.group import BatchGroup
+from cluster.group import ScoredGroup
+from curriculum.task import TaskLease
 from reward.score import Score
 
 
@@ -160,7 +161,7 @@ class _BoundedLag:
         outcome = self._prompts.outcome
         outcome.num_trained += len(batch)
         outcome.max_policy_lag = max([outcome.max_policy_lag, *[policy_lag(group, self._version) for group in batch]])
-        groups = [self._sampled.pop(group.meta.lease_id)[0] for group in batch]
+        groups = [self._sampled.pop(group.lease_id)[0] for group in batch]
         self._trained_s = self._now_s + self._speeds.train_seconds(groups)
 
     def _advance(self) -> None:
@@ -185,17 +186,17 @@ class _BoundedLag:
             del self._sampled[lease_id]
 
 
-def _scored(lease_id: int, group: TracedGroup, version: int) -> BatchGroup:
+def _scored(lease_id: int, group: TracedGroup, version: int) -> ScoredGroup:
     """As much of a scored group as the buffer looks at."""
     first = 1.0 if group.has_signal else 0.0
     accuracies = (first, *[0.0] * (len(group.response_tokens) - 1))
+    lease = TaskLease(lease_id=lease_id, task_id=str(lease_id), attempt=0, replayed=False, phase=0)
     meta = GroupMeta(
-        lease_id=lease_id, task_id=str(lease_id), phase=0, replayed=False, prompt_tokens=group.prompt_tokens,
-        response_tokens=group.response_tokens, num_truncated=0, policy_version=version, engine="simulated",
-        num_bytes=0, seconds=0.0,
+        lease=lease, data_source="trace", prompt_tokens=group.prompt_tokens, response_tokens=group.response_tokens,
+        num_truncated=0, policy_version=version, num_bytes=0,
     )  # fmt: skip
     scores = tuple(
         Score(answer=None, rule=accuracy, judge=None, accuracy=accuracy, reward=accuracy, reason="from the trace")
         for accuracy in accuracies
     )
-    return BatchGroup(meta=meta, scores=scores, group=None)
+    return ScoredGroup(meta=meta, scores=scores, group=None)

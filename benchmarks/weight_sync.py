@@ -46,11 +46,10 @@ from cluster.processes.learner import RayLearner
 from cluster.processes.placement import CPU_ENVIRONMENT
 from cluster.processes.rollouts import RayRollouts
 from cluster.processes.supervision import SupervisedActor
-from cluster.weights.collective import CollectiveDelivery
-from cluster.weights.contract import MAX_PROBE_GAP
-from cluster.weights.delivery import WeightDelivery
+from cluster.weights.sync import MAX_PROBE_GAP, Probe, Transport, WeightSync
+from cluster.weights.transports import Collective, HostMemory
 from curriculum.task import Demonstration
-from learner.config import LearnerConfig, SftConfig
+from learner.config import LearnerConfig
 
 SHARE_OF_MEMCPY, WISHED_SHARE_OF_MEMCPY, WHOLE_SYNC, PAUSE = 0.5, 0.8, 1.25, 1.0
 WARM_UPS = 2
@@ -88,7 +87,7 @@ class Bench:
         config = LearnerConfig(num_ranks=NUM_RANKS, max_tokens_per_microbatch=256)
         starts = [
             rank.start.remote(
-                master=master, config=config, sft=SftConfig(), model_path=str(self.model), seed=0, on_gpu=False,
+                master=master, config=config, model_path=str(self.model), seed=0, on_gpu=False,
                 trust_remote_code=False, delta=False,
             )
             for rank in self.ranks
@@ -100,15 +99,17 @@ class Bench:
             for i, engine in enumerate(self.engines)
         ]
         rollouts = RayRollouts(supervised, [], on_fault=lambda **fields: say(str(fields)))
-        common: dict[str, Any] = {
-            "learner": self.ranks[0],
-            "config": SyncConfig(probe_every=10**6),
-            "probe_ids": self._probe.tolist(),
-            "max_probe_gap": MAX_PROBE_GAP["fp32"],
-        }
-        self.learner = RayLearner(self.ranks, WeightDelivery(rollouts, **common), reference=None)
-        collective = CollectiveDelivery(rollouts, **common, workers_per_engine=1)
-        self.broadcasting = RayLearner(self.ranks, collective, reference=None)
+        learner, sync = RayLearner(self.ranks, reference=None), SyncConfig(probe_every=10**6)
+
+        def weights(transport: Transport) -> WeightSync:
+            probe = Probe(
+                learner, rollouts, token_ids=self._probe.tolist(), every=sync.probe_every,
+                max_gap=MAX_PROBE_GAP["fp32"], timeout_s=sync.timeout_s,
+            )  # fmt: skip
+            return WeightSync(transport, probe, overlaps=False)
+
+        self.weights = weights(HostMemory(rollouts, learner, sync))
+        self.broadcast_weights = weights(Collective(rollouts, learner, sync, workers_per_engine=1))
         """From its first update on the ranks broadcast in any case."""
 
     async def update(self) -> None:
@@ -181,7 +182,8 @@ async def measure(model: Path, options: argparse.Namespace) -> dict[str, Any]:
         gaps.setdefault("before the sync", []).append(await bench.gap())
         await bench.on_ranks("gather_alone")  # scoring leaves parameters gathered; this partitions them
         await timed("gather alone", lambda: bench.on_ranks("gather_alone"))
-        report = await timed("sync", lambda version=repeat + 1: bench.learner.sync_weights(version))
+        await timed("sync", lambda version=repeat + 1: bench.weights.send(version))
+        report = bench.weights.last
         gaps.setdefault("after the sync", []).append(await bench.gap())
         num_bytes = report.num_bytes
         for name in ("gather_s", "deliver_s", "pause_s"):
@@ -200,8 +202,8 @@ async def measure(model: Path, options: argparse.Namespace) -> dict[str, Any]:
         for version in range(first, first + COLLECTIVE_WARM_UPS + options.collective_repeats):
             await bench.update()
             await bench.on_ranks("gather_alone")
-            report = await timed("collective sync", lambda version=version: bench.broadcasting.sync_weights(version))
-            seconds.setdefault("collective pause_s", []).append(report.pause_s)
+            await timed("collective sync", lambda version=version: bench.broadcast_weights.send(version))
+            seconds.setdefault("collective pause_s", []).append(bench.broadcast_weights.last.pause_s)
             gaps.setdefault("after the collective sync", []).append(await bench.gap())
             say(f"collective sync to version {version}: {seconds['collective sync'][-1]:.3f} s")
         for values in (seconds["collective sync"], seconds["collective pause_s"]):

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
 from numpy.typing import NDArray
+from torch import Tensor
 
 from actors.rollout_actor import RolloutActor
-from actors.weights.loading import repack_tied_head
-from actors.weights.segment import Segment, SegmentReader
-from actors.weights.update import WeightUpdate
+from actors.weights.tensors import repack_tied_head
+from actors.weights.update import Segment, SegmentReader, TensorRecord, WeightUpdate
 from curriculum.task import Task
 from curriculum.task_table import TaskColumns
 from learner.learner_actor import LearnerActor
+from learner.weights.sender import WeightSender
 
 PAGE_BYTES = 4096
 IN_MEMORY = Path("/dev/shm")
@@ -31,17 +33,41 @@ class Nobody:
         return (ray.put(TaskColumns.of([task])),)
 
 
+class MeasuredSender(WeightSender):
+    """A sender that knows how long it copies."""
+
+    write_s = 0.0
+    """Seconds of the last update that went into copying gathered tensors."""
+
+    def publish(self, version: int) -> WeightUpdate | None:
+        self.write_s = 0.0
+        return super().publish(version)
+
+    def _copy(self, tensor: Tensor, place: NDArray[np.uint8]) -> None:
+        started = time.perf_counter()
+        super()._copy(tensor, place)
+        self.write_s += time.perf_counter() - started
+
+
 class MeasuredLearner(LearnerActor):
     """A rank of the learner."""
+
+    def start(self, **arguments: Any) -> int:
+        """Joins the other ranks, as `LearnerActor.start`."""
+        pid = super().start(**arguments)
+        self._sender = MeasuredSender(self._engine.weights, is_root=self._rank == 0, every_byte=False)
+        self._announced: WeightUpdate | None = None
+        return pid
+
+    def publish_weights(self, version: int) -> WeightUpdate | None:
+        """As `LearnerActor.publish_weights`; remembers what it said."""
+        self._announced = super().publish_weights(version)
+        return self._announced
 
     def gather_alone(self) -> None:
         """Gathers everything and keeps nothing."""
         for _ in self._engine.weights:
             pass
-
-    def score(self, token_ids: NDArray[np.int32]) -> tuple[float, ...]:
-        """Log-probabilities of the tokens."""
-        return self._engine.score(token_ids)
 
     def write_seconds(self) -> float:
         """Of the last update, copying gathered tensors to where engines read them."""
@@ -49,7 +75,7 @@ class MeasuredLearner(LearnerActor):
 
     def announced(self) -> WeightUpdate | None:
         """The last update, on rank 0."""
-        return self._sender.latest if self._rank == 0 else None
+        return self._announced
 
     def memcpy_seconds(self, num_bytes: int) -> float:
         """One thread, between two arrays whose pages are there, on rank 0."""
@@ -94,7 +120,7 @@ class MeasuredRollout(RolloutActor):
     async def map_seconds(self, update: WeightUpdate) -> float:
         """Maps the weights as a worker does and touches every page."""
         started = time.perf_counter()
-        memory = np.frombuffer(self._reader.map(update.path, update.segment_bytes), np.uint8)
+        memory = np.frombuffer(self._reader.map(update.source, update.segment_bytes), np.uint8)
         memory[::PAGE_BYTES].max()
         return time.perf_counter() - started
 
@@ -125,16 +151,9 @@ class MeasuredRollout(RolloutActor):
 
         segment = Segment(weight.nbytes)
         segment.data[: weight.nbytes] = weight.reshape(-1).view(np.uint8)
-        info = {
-            "path": segment.path,
-            "num_bytes": weight.nbytes,
-            "version": 0,
-            "stride": 64,
-            "names": [name],
-            "dtypes": [str(weight.dtype)],
-            "shapes": [list(weight.shape)],
-        }
-        await self._engine._engine.update_weights(WeightTransferUpdateRequest(update_info=info))
+        record = TensorRecord(name=name, dtype=str(weight.dtype), shape=weight.shape, num_bytes=weight.nbytes)
+        update = WeightUpdate(version=0, tensors=(record,), source=segment.path)
+        await self._engine._engine.update_weights(WeightTransferUpdateRequest(asdict(update)))
 
     async def end_parameters(self) -> None:
         """All parameters are there."""

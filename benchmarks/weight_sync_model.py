@@ -9,10 +9,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from actors.weights.delta import changed_payload
-from actors.weights.loading import record_of
-from actors.weights.segment import Segment
-from actors.weights.update import WeightUpdate, segment_offsets
+from actors.weights.tensors import described
+from actors.weights.update import Segment, WeightUpdate, segment_offsets
+from learner.weights.sender import carrying_values
 
 TOKENIZER = Path(__file__).parents[1] / "recipes" / "assets" / "local_base"
 TINY_LEARNING_RATE = 2e-6
@@ -47,19 +46,16 @@ def delta_share(model: Path) -> float:
     base = load_file(model / "model.safetensors")
     torch.manual_seed(0)
     moved = {name: w + TINY_LEARNING_RATE * torch.randn_like(w).sign() for name, w in base.items()}
-    (old, old_memory), (new, new_memory) = (
-        _laid_out(weights, version) for version, weights in enumerate((base, moved))
-    )
-    payload = changed_payload(new, new_memory.data, old, old_memory.data)
-    return payload.num_bytes / new.num_bytes
+    old, new = (_laid_out(weights, version) for version, weights in enumerate((base, moved)))
+    changes = carrying_values(*new, base=old)
+    return changes.num_travelling_bytes / changes.num_bytes
 
 
 def _laid_out(weights: dict[str, torch.Tensor], version: int) -> tuple[WeightUpdate, Segment]:
     tensors = {name: weight.bfloat16() for name, weight in weights.items()}
-    records = tuple(record_of(name, tensor, version=version, stride=64) for name, tensor in tensors.items())
-    segment = Segment(segment_offsets(record.num_bytes for record in records)[-1])
-    update = WeightUpdate(version=version, path=segment.path, tensors=records)
-    memory = torch.from_numpy(segment.data)
-    for tensor, record, offset in zip(tensors.values(), records, update.offsets, strict=True):
-        memory[offset : offset + record.num_bytes] = tensor.reshape(-1).view(torch.uint8)
+    records = tuple(described(name, tensor, version=version, stride=64) for name, tensor in tensors.items())
+    segment = Segment(segment_offsets(records)[-1])
+    update = WeightUpdate(version=version, source=segment.path, tensors=records)
+    for tensor, piece in zip(tensors.values(), update.pieces(segment.data), strict=True):
+        torch.from_numpy(piece).copy_(tensor.reshape(-1).view(torch.uint8))
     return update, segment

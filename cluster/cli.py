@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
+from curriculum.errors import UserError, one_line, root_cause
+
 app = typer.Typer(
     name="qwenlong",
     help="Teach a language model to reason over long documents: warm-up SFT, curriculum-guided phased RL with growing "
     "context, and replay of hard samples (QwenLong-L1), on Ray, vLLM and DeepSpeed.",
+    epilog="Exit status 0: done. 1: something that the command needs failed or went away. 2: what was given cannot be "
+    "used. 70: a fault of the program. 130: stopped by a signal.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -24,7 +28,8 @@ app = typer.Typer(
 data_app = typer.Typer(help="Look at data before training on it.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
-EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_BAD_ROWS, EXIT_FAULT, EXIT_INTERRUPTED = 2, 70, 130
+"""Besides those of `UserError` and its subclasses; docs/operations.md has the table."""
 
 Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML recipe, for example recipes/local.yaml.")]
 Overrides = Annotated[
@@ -42,7 +47,7 @@ def check(recipe: Recipe, overrides: Overrides = None) -> None:
 
     Exit status 0: the recipe can be run. 2: it cannot; every fault is one line with key, value and way out.
     """
-    with _errors():
+    with one_line_errors():
         from cluster.recipe.load import dump_recipe, load_recipe
         from cluster.recipe.preparation import prepare
 
@@ -80,19 +85,20 @@ def train(
     otherwise. Ctrl-C saves a checkpoint and stops; `--resume` goes on from it. The run folder holds recipe.yaml,
     metrics.jsonl, events.jsonl, trajectories/, checkpoints/, model/, summary.json and logs/.
 
-    Exit status 0: finished. 1: failed; resume when the cause is mended. 2: recipe, data or folder cannot be used.
+    Exit status 0: finished. 1: failed; resume when the cause is put right. 2: recipe, data or folder cannot be used.
     130: stopped by a signal after saving a checkpoint.
     """
-    with _errors():
+    with one_line_errors() as log_into:
         from cluster.run.console import Console
         from cluster.train import train as run
 
         recipe, overrides = _split(arguments or [])
         config = _resumed_recipe(resume, recipe, overrides) if resume else _fresh_recipe(recipe, overrides)
         if resume and run_dir:
-            raise ValueError(f"--run-dir {run_dir}: not with --resume, which goes on in its own folder")
-        run(config, run_dir=resume or run_dir or _default_run_dir(config.name), resume=resume is not None,
-            console=Console(quiet=quiet))  # fmt: skip
+            raise UserError(f"--run-dir {run_dir}: not with --resume, which goes on in its own folder")
+        folder = resume or run_dir or _default_run_dir(config.name)
+        log_into(folder)
+        run(config, run_dir=folder, resume=resume is not None, console=Console(quiet=quiet))
 
 
 @data_app.command()
@@ -107,7 +113,7 @@ def inspect(
     overrides: Overrides = None,
 ) -> None:
     """Count the rows of a data set, measure them with the model's tokenizer, and show lengths per phase and rejects."""
-    with _errors():
+    with one_line_errors():
         from cluster.recipe.inspection import inspect_data
 
         inspect_data(source, recipe, overrides or (), rejects)
@@ -132,12 +138,12 @@ def score(
     Exit status 0: every row is scored. 2: some rows could not be read (each is told with its line number, the others
     are scored), or nothing could be.
     """
-    with _errors():
+    with one_line_errors():
         from reward.score_command import score_file
 
         num_bad = score_file(source, rules=rules, judge=judge, judge_model=judge_model, out=out)
     if num_bad:
-        raise typer.Exit(EXIT_USAGE)
+        raise typer.Exit(EXIT_BAD_ROWS)
 
 
 @app.command()
@@ -159,12 +165,12 @@ def judge_report(
 
     Exit status 0: done. 2: some rows could not be read (told with their line numbers), or nothing could be.
     """
-    with _errors():
+    with one_line_errors():
         from reward.judge_report_command import report_judge
 
         num_bad = report_judge(source, judge=judge, judge_model=judge_model, out=out, max_examples=examples)
     if num_bad:
-        raise typer.Exit(EXIT_USAGE)
+        raise typer.Exit(EXIT_BAD_ROWS)
 
 
 # Options of `eval` and `distill`.
@@ -249,10 +255,10 @@ def evaluate(
     evaluation goes on with the same command and --out; nothing that is there is asked again. The judge, the rules, the
     number of samples and of items may change on the way, what decides an answer may not.
 
-    Exit status 0: done. 1: the model is gone. 2: model, data, options or folder cannot be used.
+    Exit status 0: done. 1: the model is gone, or never answered. 2: model, data, options or folder cannot be used.
     """
     options = locals()
-    with _errors():
+    with one_line_errors():
         from evaluation.command import Options, run_evaluation
 
         run_evaluation(Options.of(options), sources=benchmarks, out=out, behaviours=behaviours, quiet=quiet)
@@ -292,10 +298,10 @@ def distill(
     The folder holds sft.parquet, which data.sft of a recipe takes, and data_card.md; a killed command goes on with
     --out.
 
-    Exit status 0: done. 1: the teacher is gone. 2: model, data, options or folder cannot be used.
+    Exit status 0: done. 1: the teacher is gone, or never answered. 2: model, data, options or folder cannot be used.
     """
     options = locals()
-    with _errors():
+    with one_line_errors():
         from evaluation.command import Options, run_distillation
 
         run_distillation(
@@ -321,7 +327,7 @@ def _fresh_recipe(recipe: Path | None, overrides: list[str]) -> Any:
     from cluster.recipe.load import load_recipe
 
     if recipe is None:
-        raise ValueError("RECIPE is missing; for example: qwenlong train recipes/local.yaml")
+        raise UserError("RECIPE is missing; for example: qwenlong train recipes/local.yaml")
     return load_recipe(recipe, overrides)
 
 
@@ -334,7 +340,7 @@ def _resumed_recipe(folder: Path, recipe: Path | None, overrides: list[str]) -> 
     given = load_recipe(recipe or folder / "recipe.yaml", overrides)
     different = differing_keys(stored, given)
     if different:
-        raise ValueError(
+        raise UserError(
             f"--resume {folder}: the recipe differs from that of the run in {', '.join(different)}; "
             "leave recipe and overrides out, or start a new run with --run-dir"
         )
@@ -353,54 +359,41 @@ def _say(text: str) -> None:
 
 
 @contextmanager
-def _errors() -> Iterator[None]:
-    """Expected failures become one line each and an exit status; anything else is a defect and keeps its traceback."""
+def one_line_errors() -> Iterator[Callable[[Path], None]]:
+    """Tell every error of a block in one line, and leave with its exit status.
+
+    Yields:
+        to be called with the run folder, whose logs/ gets the traceback of a fault of the program.
+    """
+    run_folder: Path | None = None
+
+    def log_into(folder: Path) -> None:
+        nonlocal run_folder
+        run_folder = folder
+
     try:
-        yield
-    except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError) as error:
-        _fail(error, EXIT_USAGE)
+        yield log_into
+    except UserError as error:
+        raise typer.Exit(_tell(error)) from None
     except KeyboardInterrupt:
         _say("interrupted")
         raise typer.Exit(EXIT_INTERRUPTED) from None
-    except RuntimeError as error:
-        if not _is_expected(error):
-            raise
-        _fail(error, EXIT_FAILED)
+    except BrokenPipeError:
+        raise  # nobody reads standard output any more; typer ends quietly
     except Exception as error:
-        if type(error).__name__ != "Interrupted":
-            raise
-        _say("stopped; go on with --resume and the run folder")
-        raise typer.Exit(EXIT_INTERRUPTED) from None
+        from cluster.run.fault_log import write_fault_log
+
+        log = write_fault_log(error, run_folder)
+        _say(f"error: {one_line(error)}; this is a fault of the program: please report it together with {log}")
+        raise typer.Exit(EXIT_FAULT) from None
 
 
-def _fail(error: BaseException, status: int) -> None:
-    for line in str(error).splitlines() or [type(error).__name__]:
-        _say(f"error: {line}")
-    raise typer.Exit(status) from None
-
-
-def _is_expected(error: RuntimeError) -> bool:
-    from cluster.batches.lag_buffer import LagBoundError
-    from cluster.loop import JudgeLost, PhaseFruitless
-    from cluster.processes.placement import PlacementError
-    from cluster.processes.ray_session import LaunchError
-    from cluster.processes.supervision import ActorLost
-    from cluster.roles import GroupLost
-    from cluster.weights.contract import WeightSyncError
-    from evaluation.generator import GeneratorDown
-
-    return isinstance(
-        error,
-        ActorLost
-        | GeneratorDown
-        | GroupLost
-        | JudgeLost
-        | PhaseFruitless
-        | LagBoundError
-        | LaunchError
-        | PlacementError
-        | WeightSyncError,
-    )
+def _tell(error: UserError) -> int:
+    """Print the lines of an error, wherever it was raised; return its exit status."""
+    prefix = "" if error.exit_status == EXIT_INTERRUPTED else "error: "
+    for line in str(root_cause(error)).splitlines():
+        _say(prefix + line)
+    return error.exit_status
 
 
 if __name__ == "__main__":

@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from actors.trajectory import GroupMeta
 from curriculum.task import TaskOutcome
-from learner.advantages import group_advantages, has_signal
+from learner.advantages import Scale, batch_advantages, has_signal
+from learner.batch.microbatch import TrainingItem
 from reward.score import Score
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class BatchGroup:
-    """A group with its scores and a reference to its tokens."""
+@dataclass(slots=True, kw_only=True, eq=False)
+class ScoredGroup:
+    """A group with its scores and a reference to its tokens; its advantages follow when it is trained on."""
 
     meta: GroupMeta
     scores: tuple[Score, ...]
     """[G] one per answer."""
     group: Any
     """Reference to the `Group`; opaque to the loop."""
+    advantages: tuple[float | None, ...] | None = None
+    """[G] what the learner trains each answer with, None where the reward is unknown; see `assign_advantages`. None as
+    a whole while, or because, the group is not trained on."""
 
     @property
     def lease_id(self) -> int:
         """Lease that the group answers."""
-        return self.meta.lease_id
+        return self.meta.lease.lease_id
 
     @property
     def task_id(self) -> str:
         """Task that the group answers."""
-        return self.meta.task_id
+        return self.meta.lease.task_id
 
     @property
     def accuracies(self) -> tuple[float | None, ...]:
@@ -46,24 +51,45 @@ class BatchGroup:
         """[G] reward after length shaping; None where unknown."""
         return tuple(score.reward for score in self.scores)
 
-    @property
-    def advantages(self) -> tuple[float | None, ...]:
-        """[G] group-relative advantage; None where unknown."""
-        return group_advantages(self.rewards) or (None,) * len(self.scores)
-
     def trainable(self, *, dynamic_sampling: bool) -> bool:
-        """Whether the learner takes it: two known rewards at least and, with dynamic sampling, unequal accuracies."""
+        """Return whether it can be trained on: two known rewards and, with dynamic sampling, unequal accuracies."""
         if dynamic_sampling:
             return has_signal(self.accuracies)
         return len(self.known_accuracies) >= 2
 
-    def outcome(self, *, trained: bool) -> TaskOutcome:
-        """What the curriculum hears."""
-        known = self.known_accuracies
-        return TaskOutcome(
-            lease_id=self.meta.lease_id,
-            task_id=self.meta.task_id,
-            accuracies=known,
-            num_unknown=len(self.scores) - len(known),
-            trained=trained,
+    def training_item(self) -> TrainingItem:
+        """Return what the ranks of the learner need to train on the group."""
+        assert self.advantages is not None, "call assign_advantages first"
+        pairs = zip(self.meta.response_tokens, self.advantages, strict=True)
+        return TrainingItem(
+            group=self.group,
+            advantages=self.advantages,
+            prompt_tokens=self.meta.prompt_tokens,
+            response_tokens=tuple(tokens for tokens, advantage in pairs if advantage is not None),
         )
+
+    @property
+    def outcome(self) -> TaskOutcome:
+        """What the curriculum hears."""
+        return TaskOutcome(lease_id=self.lease_id, task_id=self.task_id, accuracies=self.known_accuracies)
+
+
+def assign_advantages(groups: Sequence[ScoredGroup], scale: Scale, *, mask_negatives: bool) -> None:
+    """Compute the advantages that the learner trains with and the run folder keeps.
+
+    Args:
+        groups: the next groups of a batch; with `scale="task"` the whole batch.
+        scale: see `learner.advantage_scale`.
+        mask_negatives: whether the entropy control sets negative advantages to 0 in this step.
+
+    Raises:
+        ValueError: a group has fewer than two known rewards.
+    """
+    advantages = batch_advantages(
+        [group.rewards for group in groups],
+        [group.meta.data_source for group in groups],
+        scale,
+        mask_negatives=mask_negatives,
+    )
+    for group, advantages_G in zip(groups, advantages, strict=True):
+        group.advantages = advantages_G

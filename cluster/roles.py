@@ -1,19 +1,20 @@
-"""What the loop needs of the other processes; `handles.py` fulfils it with Ray actors, the tests with plain objects."""
+"""What the loop needs of the other processes; `processes/` fulfils it with Ray actors, the tests with plain objects."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Annotated, Any, Protocol
 
 from actors.rollout import Sampling
-from cluster.group import BatchGroup
+from cluster.group import ScoredGroup
+from curriculum.errors import RunFailed
 from curriculum.leases import LeaseCounts
+from curriculum.metric import Metric
 from curriculum.task import Demonstration, Task, TaskOutcome
 from curriculum.transition import CurriculumReport, PhaseState, StepSummary
-from learner.batch.microbatch import SftReport, StepReport
-from learner.weights.published import PublishedWeights
+from learner.reports import SftReport, StepReport
 from reward.circuit import JudgeEvent
 
 
@@ -23,37 +24,32 @@ class SyncReport:
 
     version: int
     num_tensors: int
-    num_bytes: int
+    num_bytes: Annotated[int, Metric("sync/bytes", "bytes")]
+    """Size of the update; absent where nothing was sent, like all numbers of a weight update below."""
     num_engines: int
     seconds: float
-    """From the first gathered byte to the last receipt; below, what it was spent on."""
-    gather_s: float
-    """The learner's ranks were busy: gathering, writing, scoring the probe where it was due."""
-    deliver_s: float
-    """Engines loaded and answered; the learner was free."""
-    pause_s: float
-    """The longest that an engine sampled nothing."""
-    probe_gap_max: float | None
-    """Largest mean difference (nats) of an engine to the learner over the probe; None where it was not asked."""
-    num_travelling_bytes: int
-    """Sent to other hosts, each of which gets it once; 0 if all engines are on the learner's."""
+    """From the call to the last receipt; below, what it was spent on."""
+    num_travelling_bytes: Annotated[int, Metric("sync/travelling_bytes", "bytes")]
+    """What was sent to hosts without the learner's first rank, each of which gets it once.
+
+    0 on one host; with `rollout.sync.delta` compare with `sync/bytes`."""
+    gather_s: Annotated[float, Metric("time/sync_gather_s", "s")]
+    """The learner's ranks were busy with the update: gathering, writing, broadcasting with
+    `rollout.sync.transport=collective`, scoring the probe where it was due."""
+    deliver_s: Annotated[float, Metric("time/sync_deliver_s", "s")]
+    """From the end of the gathering to the last engine's receipt; the learner is free."""
+    pause_s: Annotated[float, Metric("time/sync_pause_s", "s")]
+    """The longest that an engine sampled nothing.
+
+    Close to `time/sync_deliver_s` on one host."""
+    probe_gap_max: Annotated[float | None, Metric("sync/probe_gap_max", "nats")]
+    """Mean difference between the log-probabilities of an engine and of the learner over the same 64 tokens, the
+    largest of the engines; only where it was measured (`rollout.sync.probe_every`).
+
+    About 1e-6 in fp32, 0.01 in bf16; above 1e-3 or 0.1 the run stops."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RolloutCounts:
-    """Groups that had to be sampled again, since the start of this process."""
-
-    num_late: int = 0
-    """They missed `rollout.deadline_s`."""
-    num_faulty: int = 0
-    """The engine answered with something that must not be trained on."""
-
-    def plus(self, *, faulty: bool) -> Self:
-        """One more of either kind."""
-        return replace(self, num_faulty=self.num_faulty + faulty, num_late=self.num_late + (not faulty))
-
-
-class GroupLost(RuntimeError):
+class GroupLost(RunFailed):
     """A group disappeared before it was scored: the node that held it died, say."""
 
     def __init__(self, lease_id: int, task_id: str, reason: str) -> None:
@@ -64,25 +60,28 @@ class GroupLost(RuntimeError):
 
     def __str__(self) -> str:
         return (
-            f"group of task {self.task_id} (lease {self.lease_id}) was lost before it was scored: {self.reason}; when "
-            "the cause is mended, go on with --resume"
+            f"group of task {self.task_id} (lease {self.lease_id}) was lost before it was scored: {self.reason}; put "
+            "the cause right, then go on with --resume"
         )
 
 
 class Curriculum(Protocol):
-    """Decides what to train on next."""
+    """Decides what to train on next: the methods of `Coordinator` that the loop calls, in a process of its own."""
 
-    async def open_batch(self, num_tasks: int) -> tuple[int, ...]: ...
-    async def open_stream(self, num_tasks: int) -> tuple[int, ...]: ...
-    async def open_leases(self) -> tuple[int, ...]: ...
-    async def keep(self, answered: Sequence[tuple[int, str]]) -> tuple[int, ...]: ...
-    async def withdraw(self, lease_ids: Sequence[int]) -> int: ...
-    async def report(self, outcomes: Sequence[TaskOutcome]) -> tuple[int, ...]: ...
-    async def finish_step(self, summary: StepSummary) -> CurriculumReport: ...
-    async def phase_state(self) -> PhaseState: ...
-    async def lease_counts(self) -> LeaseCounts: ...
-    async def state_dict(self) -> dict[str, Any]: ...
-    async def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+    def open_batch(self, num_tasks: int) -> Awaitable[tuple[int, ...]]: ...
+    def open_stream(self, num_tasks: int) -> Awaitable[tuple[int, ...]]: ...
+    def open_leases(self) -> Awaitable[tuple[int, ...]]: ...
+    def withdraw(self, lease_ids: Sequence[int]) -> Awaitable[int]: ...
+    def report(self, outcomes: Sequence[TaskOutcome]) -> Awaitable[tuple[int, ...]]: ...
+    def finish_step(self, summary: StepSummary) -> Awaitable[CurriculumReport]: ...
+    def phase_state(self) -> Awaitable[PhaseState]: ...
+    def lease_counts(self) -> Awaitable[LeaseCounts]: ...
+    def state_dict(self) -> Awaitable[dict[str, Any]]: ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> Awaitable[None]: ...
+
+    def keep(self, answered: tuple[int, str], /) -> Awaitable[bool]:
+        """Keep the lease of an answered (lease id, task id) open; false for a duplicate. See `Coordinator.keep_all`."""
+        ...
 
 
 class Rollouts(Protocol):
@@ -94,8 +93,19 @@ class Rollouts(Protocol):
         ...
 
     @property
-    def counts(self) -> RolloutCounts:
-        """What had to be sampled again so far."""
+    def num_late(self) -> Annotated[int, Metric("rollout/late_groups", "count")]:
+        """Groups that missed the deadline and were sampled again, since the start of the process.
+
+        Growing step by step: the deadline is too short or an engine is slow; `events.jsonl` names it.
+        """
+        ...
+
+    @property
+    def num_faulty(self) -> Annotated[int, Metric("rollout/faulty_groups", "count")]:
+        """Groups in which an engine returned something that must not be trained on, since the start of the process.
+
+        0. Otherwise the `fault` events name the kind and the engine.
+        """
         ...
 
     async def abort(self) -> None:
@@ -103,11 +113,16 @@ class Rollouts(Protocol):
         ...
 
     @property
-    def object_store_bytes(self) -> int:
-        """What the object stores of all nodes hold."""
+    def object_store_bytes(self) -> Annotated[int, Metric("rollout/object_store_bytes", "bytes")]:
+        """What Ray's object stores hold on all nodes when the step ends: the task table, the groups of the step and of
+        the buffer, the latest weights.
+
+        Level over a run. Growing: something keeps references. Close to `cluster.object_store_bytes`: Ray begins to
+        spill to disk.
+        """
         ...
 
-    async def next_group(self, sampling: Sampling) -> BatchGroup | None:
+    async def next_group(self, sampling: Sampling) -> ScoredGroup | None:
         """Answers and scores the next leased task; None when the coordinator has none to give.
 
         Raises:
@@ -115,7 +130,7 @@ class Rollouts(Protocol):
         """
         ...
 
-    async def answer(self, tasks: Sequence[Task], sampling: Sampling) -> list[BatchGroup]:
+    async def answer(self, tasks: Sequence[Task], sampling: Sampling) -> list[ScoredGroup]:
         """Answers given tasks outside the curriculum, in their order."""
         ...
 
@@ -127,16 +142,13 @@ class Rollouts(Protocol):
 class Learner(Protocol):
     """Turns demonstrations and scored groups into new weights.
 
-    A batch is trained on by `accumulate` for each of its slices, in order, then `update`. Weights are sent by
-    `publish_weights`, which occupies the learner, then `deliver`, which does not.
+    A batch is trained on by `accumulate` for each of its slices, in order, then `update`.
     """
 
     async def start_stage(self, stage: str) -> None: ...
     async def sft_step(self, demonstrations: Sequence[Demonstration], learning_rate: float) -> SftReport: ...
-    async def accumulate(self, groups: Sequence[BatchGroup], *, batch_groups: int) -> None: ...
+    async def accumulate(self, groups: Sequence[ScoredGroup], *, batch_groups: int) -> None: ...
     async def update(self, learning_rate: float) -> StepReport: ...
-    async def publish_weights(self, version: int) -> PublishedWeights: ...
-    async def deliver(self, weights: PublishedWeights) -> SyncReport: ...
     async def save(self, directory: Path) -> None: ...
     async def load(self, directory: Path) -> None: ...
     async def export(self, directory: Path) -> None: ...

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cluster.loop import Interrupted, TrainingLoop
+from cluster.loop import TrainingLoop
 from cluster.processes.launch import Processes, launch
 from cluster.processes.ray_session import check_ray, ray_session
 from cluster.processes.supervision import RayGauges
@@ -25,6 +25,7 @@ from cluster.run.journal import Journal, Tracker
 from cluster.run.progress import Progress
 from cluster.run.summary import summarise
 from cluster.run.tracking import WandbTracker
+from curriculum.files import write_text
 from curriculum.leases import LeaseCounts
 from curriculum.rejects import write_rejects
 
@@ -39,8 +40,8 @@ def train(config: RunConfig, *, run_dir: Path, resume: bool, console: Console) -
         console: where to tell people.
 
     Raises:
-        ValueError, FileNotFoundError, FileExistsError: the recipe, its data or the folder cannot be used.
-        LaunchError, ActorLost: the cluster could not be started, or a part of it is gone for good.
+        UserError: the recipe, its data or the folder cannot be used.
+        RunFailed: the cluster could not be started, or a part of it is gone for good.
         Interrupted: stopped by a signal; a checkpoint has been written.
     """
     console.say(f"reading model and data of {config.name}")
@@ -49,7 +50,7 @@ def train(config: RunConfig, *, run_dir: Path, resume: bool, console: Console) -
     folder = RunFolder.open(run_dir) if resume else RunFolder.create(run_dir)
     with folder.locked():
         if not resume:
-            folder.recipe.write_text(dump_recipe(config), encoding="utf-8")
+            write_text(folder.recipe, dump_recipe(config))
         _write_rejects(folder, prepared, console)
         console.say(f"run folder: {folder.path}")
         with ray_session(config, folder, console.say):
@@ -96,6 +97,7 @@ async def _run(
         curriculum=processes.curriculum,
         rollouts=processes.rollouts,
         learner=processes.learner,
+        weights=processes.weights,
         demonstrations=prepared.demonstrations,
         heldout=prepared.heldout,
         journal=journal,
@@ -104,7 +106,19 @@ async def _run(
     )
     await loop.run()
     await processes.learner.export(folder.model)
-    leases, imbalance = await _balance(processes.curriculum, progress)
+    await _summarise(config, folder, console, journal, progress, processes.curriculum)
+
+
+async def _summarise(
+    config: RunConfig,
+    folder: RunFolder,
+    console: Console,
+    journal: Journal,
+    progress: Progress,
+    curriculum: Curriculum | None,
+) -> None:
+    """Write summary.json and tell people what the run came to."""
+    leases, imbalance = await _balance(curriculum, progress)
     if imbalance:
         journal.fault(part="ledger", error=imbalance)
     folder.write_json(folder.summary, summarise(config, progress, leases, imbalance))
@@ -127,7 +141,8 @@ async def _restore(folder: RunFolder, processes: Processes, journal: Journal) ->
     await processes.learner.load(checkpoint / "learner")
     if processes.curriculum is not None:
         await processes.curriculum.load_state_dict(state["curriculum"])
-        await processes.learner.sync_weights(progress.policy_version)
+        await processes.weights.send(progress.policy_version)
+        await processes.weights.settle()
     journal.event("resumed", step=progress.step, checkpoint=checkpoint.name)
     return progress
 
@@ -165,7 +180,6 @@ def _trackers(config: RunConfig, folder: RunFolder) -> Any:
         yield trackers
         return
     wandb = WandbTracker(
-        project=config.tracking.project,
         name=folder.path.name,
         directory=folder.path,
         recipe=config.model_dump(mode="json"),
@@ -194,6 +208,3 @@ def _stop_on_signals(stop: asyncio.Event, console: Console) -> Any:
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
-
-
-__all__ = ["Interrupted", "train"]

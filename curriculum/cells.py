@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from curriculum.rejects import RejectReason, RowError
 from curriculum.rows import Row
@@ -14,7 +14,7 @@ Message = dict[str, str]
 
 
 def row_id(row: Row) -> str | None:
-    """The id of a row as text; None where it has none."""
+    """Return the id of a row as text; None where it has none."""
     value = row.values.get("id")
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
@@ -24,7 +24,7 @@ def row_id(row: Row) -> str | None:
 
 
 def present(row: Row, column: str) -> Any:
-    """The value of a column, whatever its type; raises `RowError` where there is none."""
+    """Return the value of a column, whatever its type; raise `RowError` where there is none."""
     value = row.values.get(column)
     if value is None:
         raise RowError(RejectReason.MISSING_COLUMN, f"{column} is missing")
@@ -32,7 +32,7 @@ def present(row: Row, column: str) -> Any:
 
 
 def text_of(row: Row, column: str) -> str:
-    """A text that is not blank and can be encoded."""
+    """Return the text of a column; raise `RowError` where it is blank or cannot be encoded."""
     return _checked_text(present(row, column), column)
 
 
@@ -54,7 +54,7 @@ def _encodable(text: str, column: str) -> str:
 
 
 def answers_of(row: Row) -> tuple[str, ...]:
-    """`answers`, a list, a JSON list or one text; where it is empty, `answer`."""
+    """Return what `answers` holds (a list, a JSON list or one text); where it is empty, what `answer` holds."""
     answers = _decoded_list(row.values.get("answers"))
     has_answers = answers is not None and len(_as_list(answers)) > 0
     if not has_answers and row.values.get("answer") is not None:
@@ -63,7 +63,7 @@ def answers_of(row: Row) -> tuple[str, ...]:
 
 
 def accepted_answers(value: Any, column: str) -> tuple[str, ...]:
-    """The distinct non-empty answers, in order; numbers become text."""
+    """Return the distinct non-empty answers, in order; numbers become text."""
     answers = dict.fromkeys(_answer_text(entry, column) for entry in _as_list(value))
     accepted = tuple(_encodable(answer, column) for answer in answers if answer.strip())
     if not accepted:
@@ -82,17 +82,19 @@ def _answer_text(value: Any, column: str) -> str:
 
 def _as_list(value: Any) -> list[Any]:
     value = value.tolist() if hasattr(value, "tolist") else value  # numpy
-    return list(value) if isinstance(value, list | tuple) else [value]
+    return list(cast("list[Any] | tuple[Any, ...]", value)) if isinstance(value, list | tuple) else [value]
 
 
 def _decoded_list(value: Any) -> Any:
-    """A text that is a JSON list becomes that list; every other value stays as it is."""
-    parsed = decoded(value) if isinstance(value, str) and value.lstrip().startswith("[") else value
-    return parsed if isinstance(parsed, list) else value
+    """Parse a text that is a JSON list; return every other value as it is."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        parsed = decoded(value)
+        return cast("list[Any]", parsed) if isinstance(parsed, list) else value
+    return value
 
 
 def decoded(value: Any) -> Any:
-    """A text that is JSON becomes its value; everything else stays as it is."""
+    """Parse a text that is JSON; return everything else as it is."""
     if not isinstance(value, str):
         return value
     try:
@@ -102,7 +104,7 @@ def decoded(value: Any) -> Any:
 
 
 def messages_of(row: Row, column: str) -> tuple[Message, ...]:
-    """A list of `{role, content}`, as a list, a JSON list or one plain text."""
+    """Return the messages `{role, content}` of a column: a list, a JSON list, or one text from the user."""
     value = _decoded_list(present(row, column))
     if isinstance(value, str):
         return ({"role": "user", "content": _checked_text(value, column)},)
@@ -115,8 +117,11 @@ def messages_of(row: Row, column: str) -> tuple[Message, ...]:
 def _message(value: Any, column: str) -> Message:
     if not isinstance(value, Mapping):
         raise RowError(RejectReason.WRONG_TYPE, f"{column} holds {type(value).__name__}, expected {{role, content}}")
-    for name in ("role", "content"):
-        if not isinstance(value.get(name), str):
-            raise RowError(RejectReason.WRONG_TYPE, f"{column}.{name} is missing or not text")
-        _encodable(value[name], f"{column}.{name}")
-    return {"role": value["role"], "content": value["content"]}
+    fields = cast("Mapping[Any, Any]", value)
+    return {name: _message_field(fields.get(name), f"{column}.{name}") for name in ("role", "content")}
+
+
+def _message_field(value: Any, column: str) -> str:
+    if not isinstance(value, str):
+        raise RowError(RejectReason.WRONG_TYPE, f"{column} is missing or not text")
+    return _encodable(value, column)

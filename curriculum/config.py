@@ -3,15 +3,48 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from curriculum.errors import UserError
 
 
 class StrictModel(BaseModel):
     """A frozen pydantic model that refuses unknown keys; every configuration class derives from it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+ModelT = TypeVar("ModelT", bound=StrictModel)
+
+
+def checked(kind: type[ModelT], /, **values: Any) -> ModelT:
+    """Return a configuration that is made of options; a recipe has `cluster.recipe.load`.
+
+    Raises:
+        UserError: one line for each value that cannot be used.
+    """
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        raise UserError("\n".join(_fault(fault) for fault in error.errors())) from error
+
+
+def dotted(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Return nested mappings as one mapping from dotted key to value."""
+    if not isinstance(node, dict):
+        return {prefix: node}
+    children = cast("dict[str, Any]", node)
+    parts = [dotted(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in children.items()]
+    return {key: value for part in parts for key, value in part.items()}
+
+
+def _fault(fault: Any) -> str:
+    """One line; a fault of a whole configuration, which has no key of its own, speaks for itself."""
+    message = fault["msg"].removeprefix("Value error, ")
+    key = ".".join(str(part) for part in fault["loc"])
+    return f"{key}={fault['input']!r:.80}: {message[0].lower()}{message[1:]}" if key else message
 
 
 class GeneratedData(StrictModel):
@@ -22,11 +55,6 @@ class GeneratedData(StrictModel):
     """Number of items of each length range."""
     lengths: tuple[tuple[int, int], ...]
     """Length ranges of the documents, in words: inclusive (minimum, maximum) pairs."""
-    seed: int = 0
-    quote_share: float = Field(default=0.5, ge=0, le=1)
-    """Demonstrations only: share whose thinking quotes the document."""
-    word_share: float = Field(default=0.5, ge=0, le=1)
-    """Demonstrations only: share of the numeric answers written as a word ("seven" where the text says "7")."""
 
 
 class GeneratedJudgePairs(StrictModel):
@@ -34,13 +62,13 @@ class GeneratedJudgePairs(StrictModel):
 
     type: Literal["generated_judge_pairs"] = "generated_judge_pairs"
     num_items: int = Field(gt=0)
-    seed: int = 0
+    """Number of pairs."""
 
 
 DataSource = str | GeneratedData
 """A parquet or JSONL file, a hub id (`owner/name`, optionally `owner/name:split`), or generated documents."""
 DemonstrationSource = str | Annotated[GeneratedData | GeneratedJudgePairs, Field(discriminator="type")]
-"""As above, or the lessons of a judge."""
+"""A parquet or JSONL file, a hub id, generated documents, or generated pairs that train a judge."""
 
 
 class DataConfig(StrictModel):
@@ -61,12 +89,9 @@ class RetrospectiveConfig(StrictModel):
 
     selection: Literal["zero_accuracy", "difficulty"] = "zero_accuracy"
     """`zero_accuracy`: the tasks whose mean accuracy is zero, as the paper ran it. `difficulty`: a draw without
-    replacement, weighted by 1 / (mean accuracy + epsilon) over the tasks that are not solved yet (Eq. 10)."""
+    replacement, weighted by 1 / (mean accuracy + 1/8) over the tasks that are not solved yet (Eq. 10)."""
     max_share: float = Field(default=0.25, ge=0, lt=1)
     """Largest share of replayed tasks in a batch."""
-    max_pool_size: int = Field(default=1000, gt=0)
-    epsilon: float = Field(default=0.125, gt=0)
-    """Added to the mean accuracy before the division; 1 / group size keeps zero and one success apart."""
 
 
 class FixedSteps(StrictModel):
@@ -74,6 +99,7 @@ class FixedSteps(StrictModel):
 
     type: Literal["steps"] = "steps"
     steps: int = Field(gt=0)
+    """Training steps of the phase."""
 
 
 class FixedEpochs(StrictModel):
@@ -81,26 +107,17 @@ class FixedEpochs(StrictModel):
 
     type: Literal["epochs"] = "epochs"
     epochs: float = Field(gt=0)
+    """Passes over the tasks of the phase."""
 
 
 class Plateau(StrictModel):
-    """The phase ends when the smoothed accuracy stops improving, within bounds."""
+    """The phase ends when the smoothed accuracy stops improving, at the latest after `max_steps`."""
 
     type: Literal["plateau"] = "plateau"
-    min_steps: int = Field(gt=0)
     max_steps: int = Field(gt=0)
-    window: int = Field(default=10, gt=0)
-    """Steps in the moving average of the accuracy."""
-    min_improvement: float = Field(default=0.01, ge=0)
-    """An average must exceed the best one so far by this much to count as progress."""
+    """Steps after which the phase ends in any case."""
     patience: int = Field(default=10, gt=0)
-    """Hysteresis: steps in a row without progress before the phase ends."""
-
-    @model_validator(mode="after")
-    def _bounds_are_ordered(self) -> Self:
-        if self.min_steps > self.max_steps:
-            raise ValueError(f"min_steps={self.min_steps} exceeds max_steps={self.max_steps}; lower min_steps")
-        return self
+    """Steps in a row without progress before the phase ends."""
 
 
 PhaseEnd = Annotated[FixedSteps | FixedEpochs | Plateau, Field(discriminator="type")]
@@ -110,25 +127,22 @@ class PhaseConfig(StrictModel):
     """One phase: it trains on tasks with L_{k-1} < prompt tokens <= L_k (paper Eq. 9)."""
 
     name: str
+    """Name of the phase in metrics, events and summaries; no two phases share one."""
     max_prompt_tokens: int = Field(gt=0)
     """L_k, counted on the whole prompt (template and chat tokens included)."""
     end: PhaseEnd
-    learning_rate: float | None = Field(default=None, gt=0)
-    """Peak learning rate of the phase; None keeps `learner.learning_rate`."""
-    temperature: float | None = Field(default=None, gt=0)
-    """Sampling temperature of the phase; None keeps `rollout.temperature`."""
+    """When the phase ends."""
     max_response_tokens: int | None = Field(default=None, gt=0)
     """Response limit of the phase; None keeps `rollout.max_response_tokens`."""
 
 
 class CurriculumConfig(StrictModel):
-    """Phases in order, replay, and the bound on fruitless sampling."""
+    """Phases in order, replay, and the bound on sampling that finds nothing to train on."""
 
     phases: tuple[PhaseConfig, ...] = ()
     """Empty: no reinforcement learning, the run is a warm-up SFT only."""
     retrospective: RetrospectiveConfig | None = RetrospectiveConfig()
-    lease_timeout_s: float = Field(default=3600.0, gt=0)
-    """A lease that is not reported back within this time is given out again."""
+    """Replay of hard tasks from earlier phases; None trains on fresh tasks only."""
     max_sampling_rounds: int = Field(default=10, gt=0)
     """Dynamic sampling: rounds of replacement groups for one batch before the batch is trained as it is; a step
     that finds no group with variance in all rounds trains nothing."""

@@ -1,4 +1,4 @@
-"""The coordinator: opens batches, hands out leases, hears outcomes, and moves from phase to phase.
+"""The coordinator: opens batches, hands out leases, records outcomes, and moves from phase to phase.
 
 It is a plain object; `coordinator_actor.py` puts it into a process of its own. One step of the driver is
 
@@ -7,11 +7,11 @@ It is a plain object; `coordinator_actor.py` puts it into a process of its own. 
     open_batch(m)                  replacements for groups without variance, as often as needed
     finish_step(summary)           the phase clock ticks; at the end of a phase the next pool is drawn
 
-or, where groups are sampled while the learner trains, `open_stream(n)` at any time, `keep` for every answered lease
+or, where groups are sampled while the learner trains, `open_stream(n)` at any time, `keep_all` for answered leases
 until it is trained on, and `withdraw` for what is left at the end of a phase.
 
 Which task a lease carries depends on the seed and on what was reported before `open_batch`, never on the order in
-which holders pull or report within a wave.
+which holders pull or report in between.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from curriculum.config import CurriculumConfig
 from curriculum.difficulty import DifficultyTable
+from curriculum.errors import UserError
 from curriculum.leases import LeaseBook, LeaseCounts
 from curriculum.phases import PhaseClock
 from curriculum.retrospective import RetrospectivePool, draw_pool
@@ -35,14 +36,20 @@ from curriculum.task import TaskEntry, TaskLease, TaskOutcome
 from curriculum.transition import CurriculumReport, EndReason, PhaseState, StepSummary, Transition
 
 STATE_FORMAT = 1
+LEASE_TIMEOUT_S = 3600.0
+"""A lease that is not reported back within this time is given out again."""
+MAX_POOL_SIZE = 1000
+"""Most tasks that one phase replays."""
+EPSILON = 0.125
+"""Added to the mean accuracy in Eq. 10; 1/8 keeps no success and one of eight apart."""
 
 
 class Coordinator:
-    """Decides what to train on next.
+    """State of the curriculum, and the decision what to train on next.
 
     Args:
         tasks: An entry for every task of the run; ids are unique and every phase has at least one.
-        config: Phases, replay and lease timeout.
+        config: Phases and replay.
         seed: Seed of all orders and draws; >= 0.
         now: Monotonic clock in seconds; only lease timeouts look at it.
 
@@ -66,16 +73,15 @@ class Coordinator:
         self._phase_task_ids = [
             [task.task_id for task in tasks if task.phase == phase] for phase in range(len(config.phases))
         ]
-        self._book = LeaseBook(timeout_s=config.lease_timeout_s, now=now)
+        self._book = LeaseBook(timeout_s=LEASE_TIMEOUT_S, now=now)
         self._difficulty = DifficultyTable()
-        self._transitions: list[Transition] = []
         self._finished = False
         self._enter(0, members=())
 
-    # ---- the driver's side
+    # ---- called by the driver
 
     def open_batch(self, num_tasks: int) -> tuple[int, ...]:
-        """Open `num_tasks` more leases for the current step; returns their ids.
+        """Open `num_tasks` more leases for the current step; return their ids.
 
         The first call of a step fixes its batch size: up to floor(max_share * num_tasks) slots are replayed, evenly
         spread. Later calls open replacements, which are always fresh, so that neither the batch nor its replacements
@@ -94,7 +100,7 @@ class Coordinator:
         return tuple(self._open(next(sides[is_replayed]), is_replayed) for is_replayed in slots)
 
     def open_stream(self, num_tasks: int) -> tuple[int, ...]:
-        """Open `num_tasks` more leases where groups are sampled without a break; returns their ids.
+        """Open `num_tasks` more leases where groups are sampled without a break; return their ids.
 
         A lease is replayed as soon as the share allows it: of n leases opened since the last `finish_step`, at most
         floor(max_share * n) are.
@@ -118,26 +124,26 @@ class Coordinator:
         """
         if self._finished:
             raise ValueError(f"finish_step({summary.step}): the last phase is over")
-        fresh, replayed = self._counts.shares()
+        fresh, replayed = self._counts.fresh, self._counts.replayed
         reason = self._clock.advance(
             accuracy=fresh.accuracy, num_trained_groups=summary.num_trained_groups, epochs=self._epochs
         )
         report = CurriculumReport(
-            step=summary.step,
             phase=self._phase,
-            phase_step=self._clock.num_steps,
             epoch=self._epochs,
-            fresh=fresh,
-            replayed=replayed,
-            replayed_share=self._counts.replayed_share,
             pool_size=self._pool.num_live,
+            replayed_share=self._counts.replayed_share,
+            fresh_accuracy=fresh.accuracy,
+            fresh_prompt_tokens=fresh.mean_prompt_tokens,
+            replayed_accuracy=replayed.accuracy,
+            replayed_prompt_tokens=replayed.mean_prompt_tokens,
             transition=None,
         )
         self._counts = StepCounts()
         return replace(report, transition=self._transit(summary.step, reason, fresh.accuracy)) if reason else report
 
     def phase_state(self) -> PhaseState:
-        """Where the curriculum stands."""
+        """Return the running phase, its progress, and the open leases."""
         return PhaseState(
             phase=self._phase,
             name=self._config.phases[self._phase].name,
@@ -152,22 +158,18 @@ class Coordinator:
         )
 
     def open_leases(self) -> tuple[int, ...]:
-        """Ids of the leases that are not closed, oldest first."""
+        """Return the ids of the leases that are not closed, oldest first."""
         return self._book.open_ids
 
     def withdraw(self, lease_ids: Sequence[int]) -> int:
-        """Close leases whose groups are no longer wanted, without an outcome; returns how many were open."""
+        """Close leases whose groups are no longer wanted, without an outcome; return how many were open."""
         return self._book.withdraw(lease_ids)
 
     def lease_counts(self) -> LeaseCounts:
-        """Totals of the lease book over the run, resumes included."""
+        """Return the totals of the lease book over the run, resumes included."""
         return self._book.counts
 
-    def transitions(self) -> tuple[Transition, ...]:
-        """The audit log: every transition so far, oldest first."""
-        return tuple(self._transitions)
-
-    # ---- the holders' side
+    # ---- called by the holders of leases
 
     def lease(self, holder: str) -> TaskLease | None:
         """Hand the next open lease to `holder`; None while the quota of the step is used up.
@@ -177,37 +179,37 @@ class Coordinator:
         return self._book.hand_out(holder)
 
     def lease_up_to(self, holder: str, count: int) -> tuple[TaskLease, ...]:
-        """`lease`, as often as there is a lease to hand out, `count` times at most."""
+        """Hand out at most `count` leases; fewer where fewer are open."""
         return tuple(itertools.islice(iter(lambda: self.lease(holder), None), count))
 
     def release(self, holder: str) -> int:
-        """Take back every lease of a holder that died; returns how many."""
+        """Take back every lease of a holder that died; return how many."""
         return self._book.release(holder)
 
     def requeue(self, lease_id: int, holder: str) -> bool:
         """Take back a lease that its holder could not answer; it goes out again before newer ones."""
         return self._book.requeue(lease_id, holder)
 
-    def keep(self, answered: Sequence[tuple[int, str]]) -> tuple[int, ...]:
+    def keep_all(self, answered: Sequence[tuple[int, str]]) -> tuple[bool, ...]:
         """Keep (lease id, task id) pairs open, without a deadline, until their outcome is reported.
 
-        A group whose lease is not among the returned ids is a duplicate (or was never leased) and must not be
-        trained on.
+        Returns, for each pair, whether it is kept; a group whose lease is not is a duplicate (or was never leased) and
+        must not be trained on.
         """
-        return tuple(lease_id for lease_id, task_id in answered if self._book.keep(lease_id, task_id))
+        return tuple(self._book.keep(lease_id, task_id) for lease_id, task_id in answered)
 
     def report(self, outcomes: Sequence[TaskOutcome]) -> tuple[int, ...]:
-        """Hear the outcomes of sampled groups; returns the ids of the leases they closed.
+        """Record the outcomes of sampled groups; return the ids of the leases they closed.
 
         A group whose lease is not among the returned ids is a duplicate (or was never leased) and must not be
         trained on. The order of the outcomes does not matter.
         """
-        return tuple(outcome.lease_id for outcome in outcomes if self._hear(outcome))
+        return tuple(outcome.lease_id for outcome in outcomes if self._record(outcome))
 
     # ---- checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON-able state. After `load_state_dict` the sequence of leases goes on as if nothing had happened.
+        """Return the state as JSON values; after `load_state_dict` the sequence of leases goes on unchanged.
 
         Taken between `finish_step` and `open_batch` it is complete. Taken within a step, the groups reported so far
         are the caller's to keep: their leases are closed and will not be handed out again.
@@ -223,22 +225,21 @@ class Coordinator:
             "difficulty": self._difficulty.state_dict(),
             "leases": self._book.state_dict(),
             "tally": self._counts.state_dict(),
-            "transitions": [asdict(transition) for transition in self._transitions],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a state of the same tasks, phases and seed; leases that were held wait again, in order.
 
         Raises:
-            ValueError: The state belongs to other tasks, phases or seed, or to another format.
+            UserError: The state belongs to other tasks, phases or seed, or to another format.
         """
         if state.get("format") != STATE_FORMAT:
-            raise ValueError(
+            raise UserError(
                 f"curriculum state: format={state.get('format')!r}, this version reads {STATE_FORMAT}; "
                 "resume with the version that wrote the checkpoint"
             )
         if state["fingerprint"] != self._fingerprint:
-            raise ValueError(
+            raise UserError(
                 f"curriculum state: fingerprint={state['fingerprint']}, the recipe gives {self._fingerprint}; "
                 "resume with the same tasks, phases and seed, or start a new run"
             )
@@ -250,7 +251,6 @@ class Coordinator:
         self._pool.load_state_dict(state["pool"])
         self._book.load_state_dict(state["leases"])
         self._counts.load_state_dict(state["tally"])
-        self._transitions = [Transition(**{**x, "reason": EndReason(x["reason"])}) for x in state["transitions"]]
 
     # ---- inside
 
@@ -272,7 +272,7 @@ class Coordinator:
         self._counts.add_group(replayed=replayed, prompt_tokens=self._tasks[task_id].prompt_tokens)
         return lease.lease_id
 
-    def _hear(self, outcome: TaskOutcome) -> bool:
+    def _record(self, outcome: TaskOutcome) -> bool:
         lease = self._book.close(outcome.lease_id, outcome.task_id)
         if lease is None:
             return False
@@ -298,7 +298,6 @@ class Coordinator:
             pool_accuracy=_mean([self._difficulty.mean_accuracy(task_id) or 0.0 for task_id in members]),
             pool_prompt_tokens=_mean([float(self._tasks[task_id].prompt_tokens) for task_id in members]),
         )
-        self._transitions.append(transition)
         if following is None:
             self._finished = True
         else:
@@ -313,8 +312,8 @@ class Coordinator:
         return draw_pool(
             {task_id: self._difficulty.mean_accuracy(task_id) for task_id in earlier},
             selection=retrospective.selection,
-            epsilon=retrospective.epsilon,
-            max_pool_size=retrospective.max_pool_size,
+            epsilon=EPSILON,
+            max_pool_size=MAX_POOL_SIZE,
             seed=self._seed,
             phase=following,
         )
@@ -329,7 +328,7 @@ class Coordinator:
         self._pool = RetrospectivePool(
             members,
             accuracy_of=self._difficulty.mean_accuracy,
-            epsilon=retrospective.epsilon if retrospective and retrospective.selection == "difficulty" else None,
+            epsilon=EPSILON if retrospective and retrospective.selection == "difficulty" else None,
             seed=self._seed,
             phase=phase,
         )
@@ -337,14 +336,14 @@ class Coordinator:
 
     @property
     def _epochs(self) -> float:
-        """Passes over the tasks of the phase, without those whose leases are still open."""
+        """Passes over the tasks of the phase; tasks whose leases are still open do not count."""
         num_tasks = len(self._phase_task_ids[self._phase])
         num_open = self._book.num_open(phase=self._phase, replayed=False)
         return (round(self._sampler.epochs * num_tasks) - num_open) / num_tasks
 
 
 def _fingerprint(tasks: Sequence[TaskEntry], config: CurriculumConfig, seed: int) -> str:
-    """Digest of everything the sequence of leases depends on: seed, phases, replay, and the tasks in order."""
+    """Digest everything the sequence of leases depends on: seed, phases, replay, and the tasks in order."""
     values = config.model_dump(mode="json", include={"phases", "retrospective", "max_fruitless_steps"})
     phases = [{key: phase[key] for key in ("max_prompt_tokens", "end")} for phase in values["phases"]]
     digest = hashlib.sha256(json.dumps([seed, {**values, "phases": phases}], sort_keys=True).encode())

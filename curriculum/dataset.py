@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Generic, Literal, Protocol, TypeVar
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from curriculum.cells import row_id
 from curriculum.config import DataSource, DemonstrationSource
+from curriculum.errors import UserError, first_line
 from curriculum.layout import (
     DEMONSTRATION_LAYOUTS,
     QUESTION_LAYOUTS,
@@ -35,35 +36,31 @@ class PromptEncoder(Protocol):
     """Template, chat template and tokenizer; implemented downstream, in `actors.prompt`."""
 
     def encode(self, context: str, question: str) -> NDArray[np.int32]:
-        """[P] token ids of the chat prompt."""
+        """Return the [P] token ids of the chat prompt."""
         ...
 
     def encode_messages(self, messages: Sequence[Mapping[str, str]]) -> NDArray[np.int32]:
-        """[P] token ids of a conversation, ready for the response."""
+        """Return the [P] token ids of a conversation, ready for the response."""
         ...
 
     def encode_response(self, text: str) -> NDArray[np.int32]:
-        """[R] token ids of a response, end-of-turn token included."""
+        """Return the [R] token ids of a response, end-of-turn token included."""
         ...
 
     def truncate_middle(self, context: str, question: str, max_tokens: int) -> str:
-        """The document with its middle cut so that the prompt has at most `max_tokens`; ValueError if it cannot."""
+        """Cut the middle of the document so that the prompt has at most `max_tokens`.
+
+        Raises:
+            ValueError: The question alone is too long.
+        """
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TaskSet:
-    """The tasks of a source and the rows that were refused."""
+class Loaded(Generic[RecordT]):
+    """What a source holds: the records of its good rows, and the rows that were refused."""
 
-    tasks: tuple[Task, ...]
-    rejects: tuple[Reject, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DemonstrationSet:
-    """The demonstrations of a source and the rows that were refused."""
-
-    demonstrations: tuple[Demonstration, ...]
+    records: tuple[RecordT, ...]
     rejects: tuple[Reject, ...]
 
 
@@ -75,7 +72,7 @@ def load_tasks(
     over_long: Literal["drop", "truncate_middle"],
     key: str = "data.train",
     every_phase: bool = True,
-) -> TaskSet:
+) -> Loaded[Task]:
     """Read a source into tasks with phases.
 
     Args:
@@ -87,16 +84,14 @@ def load_tasks(
         every_phase: Insist on at least one task in every phase.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The source cannot be read, its columns fit no layout, no row is usable, or a phase stays empty.
+        UserError: The source cannot be read, its columns fit no layout, no row is usable, or a phase stays empty.
     """
     table = open_table(source, key=key)
     name = f"{key}={table.name}"
-    intake = Intake(QUESTION_LAYOUTS, table, name)
-    tasks = intake.convert(lambda item: _task(item, encoder, phase_limits, over_long))
+    found = convert_rows(table, QUESTION_LAYOUTS, lambda item: _task(item, encoder, phase_limits, over_long), name=name)
     if every_phase:
-        _check_phases(name, tasks, phase_limits)
-    return TaskSet(tasks=tasks, rejects=tuple(intake.rejects))
+        _check_phases(name, found.records, phase_limits)
+    return found
 
 
 def load_demonstrations(
@@ -106,64 +101,72 @@ def load_demonstrations(
     max_tokens: int,
     key: str = "data.sft",
     judge_prompt: JudgePrompt | None = None,
-) -> DemonstrationSet:
+) -> Loaded[Demonstration]:
     """Read a source into demonstrations of at most `max_tokens` prompt and response tokens together.
 
     Args:
         source: File, hub id or generated data.
         encoder: Makes token ids of prompts and responses.
-        max_tokens: Longest demonstration; longer ones are refused, for a cut one is no longer verified.
+        max_tokens: Longest demonstration; longer ones are refused, since a cut one is no longer verified.
         key: Recipe key of the source, for messages.
         judge_prompt: Words of the judge, for generated judge pairs.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The source cannot be read, its columns fit no layout, or no row is usable.
+        UserError: The source cannot be read, its columns fit no layout, or no row is usable.
     """
     table = open_table(source, key=key, demonstrations=True, judge_prompt=judge_prompt)
-    name = f"{key}={table.name}"
-    intake = Intake(DEMONSTRATION_LAYOUTS, table, name)
-    demonstrations = intake.convert(lambda item: _demonstration(item, encoder, max_tokens))
-    return DemonstrationSet(demonstrations=demonstrations, rejects=tuple(intake.rejects))
+    return convert_rows(
+        table,
+        DEMONSTRATION_LAYOUTS,
+        lambda item: _demonstration(item, encoder, max_tokens),
+        name=f"{key}={table.name}",
+    )
 
 
-class Intake(Generic[ItemT]):
-    """Passes rows through layout, duplicate check and conversion; keeps what was refused on the way."""
+def convert_rows(
+    table: Table, layouts: Sequence[Layout[ItemT]], make: Callable[[ItemT], RecordT], *, name: str
+) -> Loaded[RecordT]:
+    """Turn the rows of a table into records; rows that cannot be used and repetitions are refused.
 
-    def __init__(self, layouts: Sequence[Layout[ItemT]], table: Table, name: str) -> None:
-        self.rejects: list[Reject] = []
-        self._table = table
-        self._name = name
+    Args:
+        table: Rows, read once.
+        layouts: Candidates in order of preference.
+        make: Makes the record of an item; raises `RowError` to refuse it.
+        name: `key=value` of the source, for messages.
+
+    Raises:
+        UserError: The columns fit no layout, or no row is usable.
+    """
+    layout = choose_layout(layouts, table.columns, name=name) if table.columns else None
+    repetitions = _Repetitions()
+    records: list[RecordT] = []
+    rejects: list[Reject] = []
+    num_rows = 0
+    for row in table.rows:
+        num_rows += 1
+        if isinstance(row, Reject):
+            rejects.append(row)
+        elif layout is not None:
+            try:
+                item = layout.parse(row)
+                repetitions.refuse(row.number, item)
+                records.append(make(item))
+            except RowError as error:
+                rejects.append(_reject(row, error))
+    if not records:
+        raise UserError(f"{name}: {_why_nothing_is_usable(num_rows, rejects)}")
+    return Loaded(records=tuple(records), rejects=tuple(rejects))
+
+
+class _Repetitions:
+    """Contents and ids of the items so far."""
+
+    def __init__(self) -> None:
         self._row_of_content: dict[str, int] = {}
         self._row_of_id: dict[str, int] = {}
-        self._num_rows = 0
-        if not table.columns:
-            self._count_unreadable(table.rows)
-            raise self._nothing_usable()
-        self._layout = choose_layout(layouts, table.columns, name=name)
 
-    def convert(self, make: Callable[[ItemT], RecordT]) -> tuple[RecordT, ...]:
-        """The records of all good rows. Raises ValueError if there is none."""
-        records = tuple(record for row in self._table.rows if (record := self._admit(row, make)) is not None)
-        if not records:
-            raise self._nothing_usable()
-        return records
-
-    def _admit(self, row: Row | Reject, make: Callable[[ItemT], RecordT]) -> RecordT | None:
-        self._num_rows += 1
-        if isinstance(row, Reject):
-            self.rejects.append(row)
-            return None
-        try:
-            item = self._layout.parse(row)
-            self._refuse_repetition(row.number, item)
-            return make(item)
-        except RowError as error:
-            reject = Reject(number=row.number, item_id=_readable_id(row), reason=error.reason, detail=error.detail)
-            self.rejects.append(reject)
-            return None
-
-    def _refuse_repetition(self, number: int, item: ItemT) -> None:
+    def refuse(self, number: int, item: QuestionItem | DemonstrationItem) -> None:
+        """Remember the item of row `number`; raise `RowError` where its content or its id occurred before."""
         content = derived_id(*item.content)
         if content in self._row_of_content:
             detail = f"the same content as row {self._row_of_content[content]}"
@@ -173,29 +176,22 @@ class Intake(Generic[ItemT]):
             raise RowError(RejectReason.ID_CONFLICT, detail)
         self._row_of_content[content] = self._row_of_id[item.item_id] = number
 
-    def _count_unreadable(self, rows: Iterable[Row | Reject]) -> None:
-        for row in rows:
-            self._num_rows += 1
-            if isinstance(row, Reject):
-                self.rejects.append(row)
 
-    def _nothing_usable(self) -> ValueError:
-        if not self._num_rows:
-            return ValueError(f"{self._name}: the data set is empty; give it at least one row")
-        if not self.rejects:
-            return ValueError(f"{self._name}: its {self._num_rows} rows have no columns; write them anew")
-        reasons = ", ".join(f"{reason} {count}" for reason, count in count_reasons(self.rejects).items())
-        first = self.rejects[0]
-        return ValueError(
-            f"{self._name}: none of {self._num_rows} rows is usable ({reasons}); row {first.number}: {first.detail}"
-        )
+def _why_nothing_is_usable(num_rows: int, rejects: Sequence[Reject]) -> str:
+    if not num_rows:
+        return "the data set is empty; give it at least one row"
+    if not rejects:
+        return f"its {num_rows} rows have no columns; write the file again"
+    reasons = ", ".join(f"{reason} {count}" for reason, count in count_reasons(rejects).items())
+    return f"none of {num_rows} rows is usable ({reasons}); row {rejects[0].number}: {rejects[0].detail}"
 
 
-def _readable_id(row: Row) -> str | None:
+def _reject(row: Row, error: RowError) -> Reject:
     try:
-        return row_id(row)
+        item_id = row_id(row)
     except RowError:
-        return None
+        item_id = None
+    return Reject(number=row.number, item_id=item_id, reason=error.reason, detail=error.detail)
 
 
 def _task(
@@ -245,12 +241,12 @@ def _demonstration(item: DemonstrationItem, encoder: PromptEncoder, max_tokens: 
 
 
 def _tokens(encode: Callable[[], NDArray[np.int32]]) -> NDArray[np.int32]:
-    """Encode, turning any complaint of template or tokenizer about one row into its reject."""
+    """Encode; what template or tokenizer raise about one row becomes a `RowError`."""
     try:
         ids = np.asarray(encode(), dtype=np.int32)
     except Exception as error:  # chat templates raise types of their own, for instance on unknown roles
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise RowError(RejectReason.NOT_ENCODABLE, f"the chat template refuses it: {reason[0]}") from error
+        detail = f"the chat template refuses it: {first_line(error)}"
+        raise RowError(RejectReason.NOT_ENCODABLE, detail) from error
     if ids.size == 0:
         raise RowError(RejectReason.NOT_ENCODABLE, "the tokenizer gives no token")
     return ids
@@ -260,7 +256,7 @@ def _check_phases(name: str, tasks: Sequence[Task], limits: Sequence[int]) -> No
     for index, (low, high) in enumerate(pairwise([0, *limits])):
         if not any(task.phase == index for task in tasks):
             lengths = [task.prompt_ids.size for task in tasks]
-            raise ValueError(
+            raise UserError(
                 f"{name}: no item in phase {index} ({low} < prompt tokens <= {high}; the data has {min(lengths)} to "
                 f"{max(lengths)}); change curriculum.phases[{index}].max_prompt_tokens or add data"
             )

@@ -1,41 +1,33 @@
 """How hard each task is for the current policy.
 
 The accuracy of a task is that of its most recent visit: Eq. 10 of the paper on the latest group. A running average
-would remember a policy that no longer exists. "Most recent" goes by lease id, so the order in which reports arrive
+would mix in a policy that no longer exists. "Most recent" goes by lease id, so the order in which reports arrive
 does not matter.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from math import fsum
 from typing import Any
 
 
 def difficulty(mean_accuracy: float, epsilon: float) -> float:
-    """1 / (mean accuracy + epsilon): Eq. 10 of the paper, made finite where no sample succeeded."""
+    """Return 1 / (mean accuracy + epsilon): Eq. 10 of the paper, made finite where no sample succeeded."""
     return 1.0 / (mean_accuracy + epsilon)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Visits:
-    num_visits: int
-    """Reported groups, those without any known accuracy included."""
-    mean_accuracy: float | None
-    """Of the latest visit with a known accuracy."""
-    lease_id: int
-    """Lease of that visit; -1 without one."""
-
-
-_UNVISITED = _Visits(num_visits=0, mean_accuracy=None, lease_id=-1)
 
 
 class DifficultyTable:
     """Visits and latest mean accuracy of every task that was visited."""
 
     def __init__(self) -> None:
-        self._visits: dict[str, _Visits] = {}
+        self._num_visits: Counter[str] = Counter()
+        """Reported groups of each task, those without any known accuracy included."""
+        self._accuracy: dict[str, float] = {}
+        """Mean accuracy of the latest visit with a known accuracy."""
+        self._lease_id: dict[str, int] = {}
+        """Lease of that visit."""
 
     def record(self, task_id: str, *, lease_id: int, accuracies: Sequence[float]) -> float | None:
         """Count a visit and refresh the accuracy of the task.
@@ -48,34 +40,32 @@ class DifficultyTable:
         Returns:
             The mean of `accuracies`, or None if it is empty.
         """
-        before = self._visits.get(task_id, _UNVISITED)
-        mean = fsum(accuracies) / len(accuracies) if accuracies else None
-        is_latest = mean is not None and lease_id > before.lease_id
-        self._visits[task_id] = _Visits(
-            num_visits=before.num_visits + 1,
-            mean_accuracy=mean if is_latest else before.mean_accuracy,
-            lease_id=lease_id if is_latest else before.lease_id,
-        )
+        self._num_visits[task_id] += 1
+        if not accuracies:
+            return None
+        mean = fsum(accuracies) / len(accuracies)
+        if lease_id > self._lease_id.get(task_id, -1):
+            self._accuracy[task_id], self._lease_id[task_id] = mean, lease_id
         return mean
 
     def mean_accuracy(self, task_id: str) -> float | None:
-        """Accuracy of the latest scored visit; None if there was none."""
-        return self._visits.get(task_id, _UNVISITED).mean_accuracy
+        """Return the accuracy of the latest scored visit; None if there was none."""
+        return self._accuracy.get(task_id)
 
     def num_visits(self, task_id: str) -> int:
-        """Reported groups of the task."""
-        return self._visits.get(task_id, _UNVISITED).num_visits
+        """Return how many groups of the task were reported."""
+        return self._num_visits[task_id]
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON-able state: task id -> [visits, accuracy, lease id], sorted by task id."""
+        """Return JSON values: task id -> [visits, accuracy or null, lease id or -1], sorted by task id."""
         return {
-            task_id: [entry.num_visits, entry.mean_accuracy, entry.lease_id]
-            for task_id, entry in sorted(self._visits.items())
+            task_id: [num_visits, self._accuracy.get(task_id), self._lease_id.get(task_id, -1)]
+            for task_id, num_visits in sorted(self._num_visits.items())
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a saved table."""
-        self._visits = {
-            task_id: _Visits(num_visits=num_visits, mean_accuracy=mean, lease_id=lease_id)
-            for task_id, (num_visits, mean, lease_id) in state.items()
-        }
+        self._num_visits = Counter({task_id: num_visits for task_id, (num_visits, _, _) in state.items()})
+        scored = {task_id: entry for task_id, entry in state.items() if entry[1] is not None}
+        self._accuracy = {task_id: mean for task_id, (_, mean, _) in scored.items()}
+        self._lease_id = {task_id: lease_id for task_id, (_, _, lease_id) in scored.items()}

@@ -13,9 +13,10 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from curriculum.cells import Message, accepted_answers, answers_of, decoded, messages_of, present, row_id, text_of
+from curriculum.errors import UserError
 from curriculum.rejects import RejectReason, RowError
 from curriculum.rows import Row
 
@@ -67,7 +68,7 @@ class Layout(Generic[ItemT]):
     """Raises `RowError`."""
 
     def fits(self, columns: Sequence[str]) -> bool:
-        """True if every needed column is there."""
+        """Return whether every needed column is there."""
         return all(any(name in columns for name in names) for names in self.columns)
 
     def __str__(self) -> str:
@@ -75,7 +76,7 @@ class Layout(Generic[ItemT]):
 
 
 def choose_layout(layouts: Sequence[Layout[ItemT]], columns: Sequence[str], *, name: str) -> Layout[ItemT]:
-    """The first layout whose columns are all there.
+    """Return the first layout whose columns are all there.
 
     Args:
         layouts: Candidates in order of preference.
@@ -83,19 +84,20 @@ def choose_layout(layouts: Sequence[Layout[ItemT]], columns: Sequence[str], *, n
         name: `key=value` of the source, for the message.
 
     Raises:
-        ValueError: None fits; names the columns found, the ones needed and the nearest of them.
+        UserError: None fits; the message names the columns found, the ones needed and the nearest of them.
     """
     for layout in layouts:
         if layout.fits(columns):
             return layout
     wanted = " or ".join(str(layout) for layout in layouts)
     found = ", ".join(columns) or "none"
-    raise ValueError(f"{name}: no recognised columns; found {found}; need {wanted}{_nearest(layouts, columns)}")
+    raise UserError(f"{name}: no recognised columns; found {found}; need {wanted}{_nearest(layouts, columns)}")
 
 
 def _nearest(layouts: Sequence[Layout[Any]], columns: Sequence[str]) -> str:
     known = {name for layout in layouts for names in layout.columns for name in names}
-    wanted, renames = known - set(columns), []
+    wanted = known - set(columns)
+    renames: list[str] = []
     for column in (column for column in columns if column not in known):
         if near := get_close_matches(column.lower(), wanted, n=1):
             wanted.discard(near[0])
@@ -104,7 +106,7 @@ def _nearest(layouts: Sequence[Layout[Any]], columns: Sequence[str]) -> str:
 
 
 def derived_id(*parts: str) -> str:
-    """16 hex digits that depend on the content alone."""
+    """Return 16 hex digits that depend on the content alone."""
     return hashlib.sha1("\0".join(parts).encode(), usedforsecurity=False).hexdigest()[:16]
 
 
@@ -127,14 +129,15 @@ def parse_published(row: Row) -> QuestionItem:
     """Read a row of DocQA-RL-1.6K. The ground truth may be a sentence ("... the answer is X") and is kept as it is."""
     context, question = split_prompt(_only_user_message(row))
     reward_model = decoded(present(row, "reward_model"))
-    if not isinstance(reward_model, Mapping) or reward_model.get("ground_truth") is None:
+    truth = cast("Mapping[Any, Any]", reward_model).get("ground_truth") if isinstance(reward_model, Mapping) else None
+    if truth is None:
         raise RowError(RejectReason.MISSING_COLUMN, "reward_model has no ground_truth")
     return QuestionItem(
         item_id=row_id(row) or derived_id(context, question),
         data_source=text_of(row, "data_source"),
         context=context,
         question=question,
-        answers=accepted_answers(reward_model["ground_truth"], "reward_model.ground_truth"),
+        answers=accepted_answers(truth, "reward_model.ground_truth"),
     )
 
 
@@ -147,7 +150,7 @@ def _only_user_message(row: Row) -> str:
 
 
 def split_prompt(prompt: str) -> tuple[str, str]:
-    """Document and question of a prompt that was filled into the paper's template.
+    """Return document and question of a prompt that was filled into the paper's template.
 
     The document ends at the *last* `</text>`, because it may contain that tag itself.
 

@@ -1,4 +1,4 @@
-"""The lease book: which groups are wanted, who works on which, and what became of the others.
+"""The lease book: which groups are wanted, who works on which, and how each lease ended.
 
 A lease is fixed when it is opened: id, task and attempt do not depend on who pulls it or when, so a lease that is
 handed out a second time asks for exactly the same samples.
@@ -120,7 +120,7 @@ class LeaseBook:
         return None
 
     def release(self, holder: str) -> int:
-        """Take all leases of `holder` back; returns how many."""
+        """Take all leases of `holder` back; return how many."""
         lost = [lease_id for lease_id, hold in self._holds.items() if hold.holder == holder]
         for lease_id in lost:
             self._take_back(lease_id)
@@ -128,8 +128,10 @@ class LeaseBook:
         return len(lost)
 
     def requeue(self, lease_id: int, holder: str) -> bool:
-        """Take one lease back that `holder` could not answer, to be handed out again at once with the same samples
-        wanted; False if it is not theirs any more."""
+        """Take one lease back that `holder` could not answer; False if `holder` no longer has it.
+
+        It is handed out again before newer ones and asks for the same samples.
+        """
         hold = self._holds.get(lease_id)
         if hold is None or hold.holder != holder:
             return False
@@ -140,10 +142,10 @@ class LeaseBook:
         return True
 
     def keep(self, lease_id: int, task_id: str) -> bool:
-        """Keep an answered lease open, without a deadline, until `close`; False (and a count) if there is no such lease
-        or another answer to it is kept already.
+        """Keep an answered lease open, without a deadline, until `close`; return whether it is kept.
 
-        A kept lease is saved as an open one: after a resume it is answered again.
+        It is not, and is counted, where there is no such lease or another answer to it is kept already. A kept lease
+        is saved as an open one: after a resume it is answered again.
         """
         if lease_id in self._kept:
             self._counts["duplicate"] += 1
@@ -168,7 +170,7 @@ class LeaseBook:
         return lease
 
     def withdraw(self, lease_ids: Sequence[int]) -> int:
-        """Close leases without an outcome, held or not; returns how many of them were open."""
+        """Close leases without an outcome, held or not; return how many of them were open."""
         found = [lease_id for lease_id in lease_ids if lease_id in self._open]
         for lease_id in found:
             self._forget(lease_id)
@@ -176,7 +178,7 @@ class LeaseBook:
         return len(found)
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON-able state; held leases are saved as open ones."""
+        """Return the state as JSON values; held leases are saved as open ones."""
         return {
             "next_id": self._next_id,
             "attempts": dict(self._attempts),
@@ -205,7 +207,7 @@ class LeaseBook:
         return lease_id in self._holds or lease_id in self._kept
 
     def _answered(self, lease_id: int, task_id: str) -> TaskLease | None:
-        """The open lease that an answer belongs to; None (and a count) without one."""
+        """Return the open lease that an answer belongs to; None (and a count) without one."""
         if lease_id not in self._open:
             known = 0 <= lease_id < self._next_id
             self._counts["duplicate" if known else "unknown"] += 1

@@ -10,9 +10,14 @@ from typing import Any
 from curriculum.config import FixedEpochs, FixedSteps, PhaseEnd, Plateau
 from curriculum.transition import EndReason
 
+PLATEAU_WINDOW = 10
+"""Scored steps in the moving average of the accuracy."""
+MIN_IMPROVEMENT = 0.01
+"""An average must exceed the best one so far by more than this to count as progress."""
+
 
 def assign_phase(num_tokens: int, limits: Sequence[int]) -> int | None:
-    """Index k with L_{k-1} < num_tokens <= L_k (paper Eq. 9; L_{-1} = 0), or None beyond the last limit.
+    """Return the index k with L_{k-1} < num_tokens <= L_k (paper Eq. 9; L_{-1} = 0); None beyond the last limit.
 
     Args:
         num_tokens: Length of the whole prompt in tokens; positive.
@@ -28,11 +33,11 @@ def assign_phase(num_tokens: int, limits: Sequence[int]) -> int | None:
 
 
 class PhaseClock:
-    """Counts the steps of one phase and says when it is over; a pure state machine.
+    """A counter of the steps of one phase that tells when it is over; a pure state machine.
 
     Every finished step counts, fruitless ones included, so that a phase always ends. A plateau is judged on the mean
-    of the last `window` scored steps, from the moment there are `window` of them: the mean makes progress when it
-    exceeds the best one so far by more than `min_improvement` (the best one moves only then, so slow progress adds
+    of the last `PLATEAU_WINDOW` scored steps, from the moment there are so many: the mean makes progress when it
+    exceeds the best one so far by more than `MIN_IMPROVEMENT` (the best one moves only then, so slow progress adds
     up), and `patience` steps in a row without progress are a plateau. A step without accuracy makes no progress.
 
     Args:
@@ -50,7 +55,7 @@ class PhaseClock:
         self._num_stale = 0
 
     def advance(self, *, accuracy: float | None, num_trained_groups: int, epochs: float) -> EndReason | None:
-        """Count one finished step; returns why the phase is over, or None.
+        """Count one finished step; return why the phase is over, or None.
 
         Args:
             accuracy: Mean accuracy of the step's fresh groups; None if none was scored.
@@ -59,13 +64,13 @@ class PhaseClock:
         """
         self.num_steps += 1
         self._num_fruitless = 0 if num_trained_groups else self._num_fruitless + 1
-        reason = self._rule_says(accuracy, epochs)
+        reason = self._end_by_rule(accuracy, epochs)
         if reason is None and self._num_fruitless >= self._max_fruitless_steps:
             return EndReason.FRUITLESS
         return reason
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON-able state."""
+        """Return the state as JSON values."""
         return {
             "num_steps": self.num_steps,
             "num_fruitless": self._num_fruitless,
@@ -82,27 +87,26 @@ class PhaseClock:
         self._best = state["best"]
         self._num_stale = state["num_stale"]
 
-    def _rule_says(self, accuracy: float | None, epochs: float) -> EndReason | None:
+    def _end_by_rule(self, accuracy: float | None, epochs: float) -> EndReason | None:
         match self._end:
             case FixedSteps(steps=steps):
                 return EndReason.STEPS if self.num_steps >= steps else None
             case FixedEpochs(epochs=wanted):
                 return EndReason.EPOCHS if epochs >= wanted else None
             case Plateau() as rule:
-                return self._plateau_says(rule, accuracy)
+                return self._end_by_plateau(rule, accuracy)
 
-    def _plateau_says(self, rule: Plateau, accuracy: float | None) -> EndReason | None:
+    def _end_by_plateau(self, rule: Plateau, accuracy: float | None) -> EndReason | None:
         if accuracy is not None:
-            self._recent = [*self._recent, accuracy][-rule.window :]
-        if len(self._recent) == rule.window:
-            self._judge_progress(fsum(self._recent) / rule.window, rule.min_improvement, scored=accuracy is not None)
+            self._recent = [*self._recent, accuracy][-PLATEAU_WINDOW:]
+        if len(self._recent) == PLATEAU_WINDOW:
+            self._judge_progress(fsum(self._recent) / PLATEAU_WINDOW, scored=accuracy is not None)
         if self.num_steps >= rule.max_steps:
             return EndReason.MAX_STEPS
-        is_flat = self.num_steps >= rule.min_steps and self._num_stale >= rule.patience
-        return EndReason.PLATEAU if is_flat else None
+        return EndReason.PLATEAU if self._num_stale >= rule.patience else None
 
-    def _judge_progress(self, smoothed: float, min_improvement: float, *, scored: bool) -> None:
-        if scored and (self._best is None or smoothed > self._best + min_improvement):
+    def _judge_progress(self, smoothed: float, *, scored: bool) -> None:
+        if scored and (self._best is None or smoothed > self._best + MIN_IMPROVEMENT):
             self._best, self._num_stale = smoothed, 0
         else:
             self._num_stale += 1

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from curriculum.files import write_text
+
 
 class RejectReason(StrEnum):
     """Why a row was refused."""
@@ -35,7 +37,7 @@ class Reject:
     """Id of the row where it has a readable one."""
     reason: RejectReason
     detail: str
-    """One line for a person."""
+    """One line that a person reads."""
 
 
 class RowError(Exception):
@@ -48,11 +50,11 @@ class RowError(Exception):
 
 
 def count_reasons(rejects: Iterable[Reject]) -> dict[str, int]:
-    """Rejects per reason, most frequent first."""
+    """Count rejects per reason, most frequent first."""
     return dict(Counter(reject.reason.value for reject in rejects).most_common())
 
 
 def write_rejects(rejects: Sequence[Reject], path: Path) -> None:
-    """Write one JSON object per reject; an existing file is replaced."""
+    """Write one JSON object per reject; an existing file is replaced. Raises UserError if it cannot be written."""
     lines = [json.dumps(asdict(reject), ensure_ascii=True) + "\n" for reject in rejects]
-    path.write_text("".join(lines), encoding="utf-8")
+    write_text(path, "".join(lines))

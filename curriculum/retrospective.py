@@ -40,7 +40,7 @@ def draw_pool(
     Returns:
         The number of tasks that qualified, and the drawn ones in the order of the draw.
     """
-    qualifies = _is_hopeless if selection == "zero_accuracy" else _is_unsolved
+    qualifies = _has_no_success if selection == "zero_accuracy" else _is_unsolved
     qualified = {task_id: mean for task_id, mean in accuracies.items() if mean is not None and qualifies(mean)}
     weights = _weights(list(qualified.values()), epsilon if selection == "difficulty" else None)
     order = weighted_order(weights, generator(seed, Purpose.POOL, phase))
@@ -49,16 +49,16 @@ def draw_pool(
 
 
 class RetrospectivePool:
-    """Serves the pool of one phase, each member at most once per pass and at most once per draw.
+    """The pool of one phase; it gives out each member at most once per pass and at most once per draw.
 
-    A pass is an order drawn anew from the current difficulties, so with few replay slots the hardest members come
+    Each pass draws a new order from the current difficulties, so with few replay slots the hardest members come
     first. A member leaves while all known samples of its latest visit are correct: a group without a wrong answer
-    teaches nothing. One that merely begins to succeed stays, for that is when it has variance to learn from.
+    teaches nothing. A member with some successes stays: its groups have the variance that training needs.
     Only the beginning of a pass looks at every member.
 
     Args:
         members: Task ids drawn at the transition.
-        accuracy_of: Where the current accuracies are; `refresh` must hear of every one that changes.
+        accuracy_of: Returns the current accuracy of a task; call `refresh` for every one that changes.
         epsilon: For weights 1 / (mean accuracy + epsilon); None for equal weights.
         seed: Run seed.
         phase: Index of the phase that replays the pool.
@@ -90,7 +90,7 @@ class RetrospectivePool:
             self._solved_in_pass.discard(task_id)
 
     def draw(self, num_tasks: int) -> list[str]:
-        """The next members that are not solved: `num_tasks`, or all of them if there are fewer."""
+        """Return the next members that are not solved: `num_tasks`, or all of them if there are fewer."""
         self._drop_solved()
         num_tasks = min(num_tasks, self.num_live)
         drawn = self._take(num_tasks, taken_before=())
@@ -100,7 +100,7 @@ class RetrospectivePool:
         return drawn
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON-able state."""
+        """Return the state as JSON values."""
         return {"members": list(self._members), "remaining": list(self._remaining), "num_passes": self._num_passes}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -113,7 +113,7 @@ class RetrospectivePool:
         self._num_passes = num_passes
         self._solved = {task_id for task_id in self._members if self._is_solved(task_id)}
         self._solved_in_pass = set(self._solved)
-        """Solved members that the pass may still hold; one that relapses before the next draw keeps its turn."""
+        """Solved members that the pass may still hold; one that is unsolved again by the next draw keeps its turn."""
 
     def _is_solved(self, task_id: str) -> bool:
         return not _is_unsolved(self._accuracy_of(task_id) or 0.0)
@@ -131,7 +131,7 @@ class RetrospectivePool:
         self._num_passes += 1
 
     def _take(self, num_tasks: int, taken_before: Sequence[str]) -> list[str]:
-        """The next of the pass; those of `taken_before` are skipped and keep their turn."""
+        """Take the next of the pass; those of `taken_before` are skipped and keep their turn."""
         before = set(taken_before)
         taken = list(islice((task_id for task_id in self._remaining if task_id not in before), num_tasks))
         for task_id in taken:
@@ -139,7 +139,7 @@ class RetrospectivePool:
         return taken
 
 
-def _is_hopeless(mean_accuracy: float) -> bool:
+def _has_no_success(mean_accuracy: float) -> bool:
     return mean_accuracy == 0.0
 
 

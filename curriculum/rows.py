@@ -1,7 +1,7 @@
 """Raw rows of a parquet file, a JSONL file, a data set of the hub, or the generator.
 
-Knows files, not layouts: a row is a mapping from column to whatever was stored there. A line that cannot be read is a
-`Reject` in the stream of rows; a source that cannot be read is an error of one line.
+This module knows files, not layouts: a row is a mapping from column to whatever was stored there. A line that cannot
+be read is a `Reject` in the stream of rows; a source that cannot be read is a `UserError`.
 """
 
 from __future__ import annotations
@@ -14,20 +14,33 @@ from difflib import get_close_matches
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from curriculum.config import DemonstrationSource, GeneratedData, GeneratedJudgePairs
+from curriculum.errors import UserError, first_line
+from curriculum.files import expanded, file_errors
+from curriculum.hub import is_hub_id
 from curriculum.rejects import Reject, RejectReason
-from curriculum.synthetic import generate_demonstrations, generate_items
+from curriculum.synthetic import GeneratedRow, generate_demonstrations, generate_items
 from curriculum.synthetic_judge import JudgePrompt, generate_judge_pairs
+
+if TYPE_CHECKING:
+    from pyarrow import RecordBatch
+    from pyarrow.parquet import ParquetFile
 
 USED_COLUMNS = frozenset(
     {"id", "data_source", "context", "question", "answers", "answer", "response", "prompt", "messages", "reward_model"}
     | {"_id", "dataset", "input", "question_id", "paragraphs", "ground_truth", "Prompt", "Answer"}
 )
-"""Columns that some layout reads, those of published benchmarks included; the others are not loaded."""
+"""Columns that a layout reads, those of published benchmarks included; the others are not loaded."""
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.%\[\]:+-]+)?")
+QUOTE_SHARE = WORD_SHARE = 0.5
+"""Of generated demonstrations: share whose thinking quotes the document, share of numeric answers written as a word."""
+GENERATED_SEEDS = {"train": 1, "sft": 2, "evaluation": 3}
+"""By the part of `data` that the documents are for; no two parts draw the same documents."""
+JUDGE_PAIRS_SEED = 1
+
+_SPLIT = re.compile(r"[\w.%\[\]:+-]*")
 _ROWS_FOR_COLUMNS = 64
 _ROWS_PER_BATCH = 64
 
@@ -65,28 +78,24 @@ def open_table(
         judge_prompt: Words of the judge, for generated judge pairs.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The extension is unknown, the file or hub id cannot be read, or judge pairs lack their prompt.
+        UserError: There is no such file, its extension is unknown, file or hub id cannot be read, or judge pairs lack
+            their prompt.
     """
     if isinstance(source, GeneratedData):
         return _generate(source, role=key.rpartition(".")[2], demonstrations=demonstrations)
     if isinstance(source, GeneratedJudgePairs):
         if judge_prompt is None:
-            raise ValueError(f"{key}.type={source.type}: no judge prompt to fill them into; only data.sft takes them")
-        rows = generate_judge_pairs(num_items=source.num_items, seed=source.seed, prompt=judge_prompt)
+            raise UserError(f"{key}.type={source.type}: there is no judge prompt to fill; only data.sft takes it")
+        rows = generate_judge_pairs(num_items=source.num_items, seed=JUDGE_PAIRS_SEED, prompt=judge_prompt)
         return Table(name=source.type, columns=tuple(rows[0]), rows=_number(rows))
-    path = Path(source).expanduser()
-    try:
-        return _open_path(source, path, key)
-    except OSError as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        raise ValueError(f"{key}={source}: cannot be read ({error.strerror or error}); check the file") from error
+    name = f"{key}={source}"
+    with file_errors(name, "read"):
+        return _open_path(source, expanded(source, name=name), key)
 
 
 def _open_path(source: str, path: Path, key: str) -> Table:
     if path.is_dir():
-        raise ValueError(f"{key}={source}: is a folder; name a .parquet or .jsonl file in it")
+        raise UserError(f"{key}={source}: is a folder; name a .parquet or .jsonl file in it")
     if path.is_file():
         match path.suffix.lower():
             case ".parquet":
@@ -94,15 +103,17 @@ def _open_path(source: str, path: Path, key: str) -> Table:
             case ".jsonl":
                 return _open_jsonl(source, path)
             case suffix:
-                raise ValueError(f"{key}={source}: unknown extension {suffix!r}; give a .parquet or .jsonl file")
+                raise UserError(f"{key}={source}: unknown extension {suffix!r}; give a .parquet or .jsonl file")
     if _looks_like_hub_id(source, path):
         return _open_hub(source, key)
-    raise FileNotFoundError(f"{key}={source}: no such file{_nearest_file(path)}; check the path")
+    raise UserError(f"{key}={source}: no such file{_nearest_file(path)}; check the path")
 
 
 def _looks_like_hub_id(source: str, path: Path) -> bool:
+    name, _, split = source.partition(":")
     is_named_like_file = path.suffix.lower() in {".parquet", ".jsonl", ".json", ".csv", ".txt"}
-    return bool(_HUB_ID.fullmatch(source)) and not is_named_like_file and not path.parent.is_dir()
+    is_named_like_hub_id = is_hub_id(name) and bool(_SPLIT.fullmatch(split))
+    return is_named_like_hub_id and not is_named_like_file and not path.parent.is_dir()
 
 
 def _nearest_file(path: Path) -> str:
@@ -150,7 +161,7 @@ def _parse_line(number: int, line: bytes) -> Row | Reject:
     if not isinstance(value, dict):
         detail = f"a JSON object is expected, got {type(value).__name__}"
         return Reject(number=number, item_id=None, reason=RejectReason.BAD_JSON, detail=detail)
-    return Row(number=number, values=value)
+    return Row(number=number, values=cast("dict[str, Any]", value))
 
 
 # ---- parquet
@@ -163,11 +174,11 @@ def _open_parquet(source: str, path: Path, key: str) -> Table:
     try:
         file = ParquetFile(path)
     except (ArrowException, OSError) as error:
-        raise ValueError(f"{key}={source}: not a parquet file ({_first_line(error)}); write it anew") from error
+        raise UserError(f"{key}={source}: not a parquet file ({first_line(error)}); write it again") from error
     return Table(name=source, columns=tuple(file.schema_arrow.names), rows=_read_parquet(file, f"{key}={source}"))
 
 
-def _read_parquet(file: Any, name: str) -> Iterator[Row | Reject]:
+def _read_parquet(file: ParquetFile, name: str) -> Iterator[Row | Reject]:
     from pyarrow import ArrowException
 
     used = [column for column in file.schema_arrow.names if column in USED_COLUMNS]
@@ -178,10 +189,10 @@ def _read_parquet(file: Any, name: str) -> Iterator[Row | Reject]:
                 number += 1
                 yield _parse_record(number, batch.slice(index, 1))
     except (ArrowException, OSError) as error:
-        raise ValueError(f"{name}: damaged after row {number} ({_first_line(error)}); write it anew") from error
+        raise UserError(f"{name}: damaged after row {number} ({first_line(error)}); write it again") from error
 
 
-def _parse_record(number: int, record: Any) -> Row | Reject:
+def _parse_record(number: int, record: RecordBatch) -> Row | Reject:
     try:
         return Row(number=number, values=record.to_pylist()[0])
     except UnicodeDecodeError as error:
@@ -198,13 +209,13 @@ def _open_hub(source: str, key: str) -> Table:
 
     try:
         data = load_dataset(name, split=split or "train")
-    except Exception as error:  # the library raises a dozen types for "not there", "no network" and "no such split"
-        raise ValueError(
-            f"{key}={source}: neither a file here nor a data set that the hub delivers ({_first_line(error)}); "
+    except Exception as error:  # the library has many types for "not there", "no network" and "no such split"
+        raise UserError(
+            f"{key}={source}: neither a file here nor a data set that the hub delivers ({first_line(error)}); "
             "check the name and the network, or give a .parquet or .jsonl file"
         ) from error
     columns = tuple(data.column_names or ())
-    used: Any = data.select_columns([column for column in columns if column in USED_COLUMNS])
+    used = data.select_columns([column for column in columns if column in USED_COLUMNS])
     return Table(name=source, columns=columns, rows=_number(used))
 
 
@@ -212,16 +223,16 @@ def _open_hub(source: str, key: str) -> Table:
 
 
 def _generate(source: GeneratedData, *, role: str, demonstrations: bool) -> Table:
-    generate: Callable[..., list[dict[str, Any]]] = generate_items
+    generate: Callable[..., list[GeneratedRow]] = generate_items
     if demonstrations:
-        generate = partial(generate_demonstrations, quote_share=source.quote_share, word_share=source.word_share)
-    rows: list[dict[str, Any]] = []
+        generate = partial(generate_demonstrations, quote_share=QUOTE_SHARE, word_share=WORD_SHARE)
+    rows: list[GeneratedRow] = []
     for index, (min_words, max_words) in enumerate(source.lengths):
         rows += generate(
             num_items=source.items_per_length,
             min_words=min_words,
             max_words=max_words,
-            seed=source.seed,
+            seed=GENERATED_SEEDS[role],
             prefix=f"{role}-{index}",
         )
     return Table(name="generated", columns=tuple(rows[0]) if rows else (), rows=_number(rows))
@@ -229,8 +240,3 @@ def _generate(source: GeneratedData, *, role: str, demonstrations: bool) -> Tabl
 
 def _number(rows: Iterable[Mapping[str, Any]]) -> Iterator[Row]:
     return (Row(number=number, values=values) for number, values in enumerate(rows, start=1))
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 
 class Purpose(IntEnum):
-    """Keeps the random streams of one seed apart."""
+    """What a random stream is for; it keeps the streams of one seed apart."""
 
     FRESH = 1
     POOL = 2
@@ -22,12 +22,12 @@ class Purpose(IntEnum):
 
 
 def generator(seed: int, purpose: Purpose, *key: int) -> np.random.Generator:
-    """The random stream of one purpose, phase and pass."""
+    """Return the random stream of one purpose, phase and pass."""
     return np.random.default_rng([seed, int(purpose), *key])
 
 
 def weighted_order(weights_N: Sequence[float], rng: np.random.Generator) -> list[int]:
-    """Random order in which each next index is drawn with a probability proportional to its weight.
+    """Draw an order of the indices, each next one with a probability proportional to its weight.
 
     A race of exponential clocks with rates `weights_N`: the same law as repeated draws without replacement
     (Efraimidis and Spirakis 2006). Equal weights give a uniform shuffle; a prefix is a weighted sample.
@@ -58,7 +58,7 @@ def spread_slots(num_slots: int, num_marked: int) -> list[bool]:
 
 
 class FreshSampler:
-    """Hands out the tasks of one phase, each exactly once per pass, in a new order each pass.
+    """A sampler of the tasks of one phase: each exactly once per pass, in a new order each pass.
 
     Args:
         task_ids: Tasks of the phase; at least one.
@@ -79,11 +79,11 @@ class FreshSampler:
         return self._num_drawn / len(self._task_ids)
 
     def draw(self, num_tasks: int) -> list[str]:
-        """The next `num_tasks` task ids; the last pass may be left unfinished."""
+        """Return the next `num_tasks` task ids; the last pass may be left unfinished."""
         return [self._draw_one() for _ in range(num_tasks)]
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON-able state."""
+        """Return the state as JSON values."""
         return {"num_drawn": self._num_drawn}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -95,7 +95,7 @@ class FreshSampler:
         if current_pass != self._order_pass:
             self._order_N, self._order_pass = self._shuffled(current_pass), current_pass
         self._num_drawn += 1
-        return self._task_ids[self._order_N[position]]
+        return self._task_ids[int(self._order_N[position])]
 
     def _shuffled(self, current_pass: int) -> NDArray[np.int64]:
         rng = generator(self._seed, Purpose.FRESH, self._phase, current_pass)

@@ -1,4 +1,4 @@
-"""What one step consisted of: fresh against replayed groups, their accuracies and lengths."""
+"""Counts of one step: fresh against replayed groups, their accuracies and lengths."""
 
 from __future__ import annotations
 
@@ -7,41 +7,43 @@ from dataclasses import asdict, dataclass, field
 from math import fsum
 from typing import Any
 
-from curriculum.transition import GroupShare
-
 
 @dataclass(slots=True, kw_only=True)
-class _Side:
-    prompt_tokens: list[int] = field(default_factory=list)
+class GroupCounts:
+    """The fresh or the replayed groups of a step."""
+
+    prompt_tokens: list[int] = field(default_factory=list[int])
     """One entry per group that was opened."""
-    accuracies: list[float] = field(default_factory=list)
+    accuracies: list[float] = field(default_factory=list[float])
     """One entry per group that was reported with a known accuracy."""
 
-    def share(self) -> GroupShare:
-        return GroupShare(
-            num_groups=len(self.prompt_tokens),
-            num_scored=len(self.accuracies),
-            accuracy=_mean(self.accuracies),
-            prompt_tokens=_mean(self.prompt_tokens),
-        )
+    @property
+    def accuracy(self) -> float | None:
+        """Mean over the scored groups of their mean accuracy; None without any."""
+        return _mean(self.accuracies)
+
+    @property
+    def mean_prompt_tokens(self) -> float | None:
+        """Mean prompt length in tokens; None without groups."""
+        return _mean(self.prompt_tokens)
 
 
 class StepCounts:
-    """Counts the groups of the running step. Sums are exact, so the order of the reports leaves no trace."""
+    """The groups of the running step. Sums are exact, so the order of the reports does not matter."""
 
     def __init__(self) -> None:
-        self._fresh = _Side()
-        self._replayed = _Side()
+        self.fresh = GroupCounts()
+        self.replayed = GroupCounts()
 
     @property
     def num_groups(self) -> int:
         """Groups opened in this step."""
-        return len(self._fresh.prompt_tokens) + self.num_replayed
+        return len(self.fresh.prompt_tokens) + self.num_replayed
 
     @property
     def num_replayed(self) -> int:
         """Replayed groups opened in this step."""
-        return len(self._replayed.prompt_tokens)
+        return len(self.replayed.prompt_tokens)
 
     @property
     def replayed_share(self) -> float:
@@ -57,21 +59,17 @@ class StepCounts:
         if accuracy is not None:
             self._side(replayed).accuracies.append(accuracy)
 
-    def shares(self) -> tuple[GroupShare, GroupShare]:
-        """(fresh, replayed)."""
-        return self._fresh.share(), self._replayed.share()
-
     def state_dict(self) -> dict[str, Any]:
-        """JSON-able state."""
-        return {"fresh": asdict(self._fresh), "replayed": asdict(self._replayed)}
+        """Return the state as JSON values."""
+        return {"fresh": asdict(self.fresh), "replayed": asdict(self.replayed)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore a saved tally."""
-        self._fresh = _Side(**state["fresh"])
-        self._replayed = _Side(**state["replayed"])
+        """Restore a saved state."""
+        self.fresh = GroupCounts(**state["fresh"])
+        self.replayed = GroupCounts(**state["replayed"])
 
-    def _side(self, replayed: bool) -> _Side:
-        return self._replayed if replayed else self._fresh
+    def _side(self, replayed: bool) -> GroupCounts:
+        return self.replayed if replayed else self.fresh
 
 
 def _mean(values: list[float] | list[int]) -> float | None:

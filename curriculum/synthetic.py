@@ -1,4 +1,4 @@
-"""Generated documents, questions and demonstrations for the local task: look one fact up, or follow a chain of two.
+"""Generated documents, questions and demonstrations for the local task: look up one fact, or follow a chain of two.
 
 A document is a shuffled list of facts and filler ("Notes: alice visits paris. the hill road wind. ..."). Every word of
 the local tokenizer is one token when a space precedes it, and so is every full stop: lengths "in words" below count
@@ -12,6 +12,9 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import Any
+
+from curriculum.errors import UserError
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -56,6 +59,8 @@ _ATTRIBUTES = ("visits", "eats", "owns")
 
 Fact = tuple[str, str, str]
 """(name, relation, value)."""
+GeneratedRow = dict[str, Any]
+"""A row as a data file would hold it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,8 +71,6 @@ class Document:
     """Opening and sentences, separated by single spaces."""
     facts: dict[tuple[str, str], str]
     """(name, relation) -> value; a pair occurs once in the text."""
-    num_words: int
-    """Words and full stops: tokens under the local tokenizer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,18 +83,23 @@ class Question:
 
     @property
     def answer(self) -> str:
+        """Value of the last fact."""
         return self.evidence[-1][2]
 
     @property
     def data_source(self) -> str:
+        """`local_hop1` or `local_hop2`."""
         return f"local_hop{len(self.evidence)}"
 
 
-def generate_items(*, num_items: int, min_words: int, max_words: int, seed: int, prefix: str) -> list[dict]:
-    """Questions on documents of `min_words`..`max_words` words (inclusive), half of them chains of two facts.
+def generate_items(*, num_items: int, min_words: int, max_words: int, seed: int, prefix: str) -> list[GeneratedRow]:
+    """Write questions on documents of `min_words`..`max_words` words (inclusive), half of them chains of two facts.
 
-    Returns rows `{id, data_source, context, question, answers}`.
-    Raises: ValueError for a length range that is empty or too short.
+    Returns:
+        Rows `{id, data_source, context, question, answers}`.
+
+    Raises:
+        UserError: The length range is empty or too short.
     """
     _check_lengths(min_words, max_words)
     return [_item(f"{prefix}-{i:06d}", _rng(seed, prefix, i), min_words, max_words)[0] for i in range(num_items)]
@@ -99,16 +107,26 @@ def generate_items(*, num_items: int, min_words: int, max_words: int, seed: int,
 
 def generate_demonstrations(
     *, num_items: int, min_words: int, max_words: int, seed: int, quote_share: float, word_share: float, prefix: str
-) -> list[dict]:
-    """Items with a correct response each; they teach the format, and only some of them teach to look the answer up.
+) -> list[GeneratedRow]:
+    """Write items with a correct response each: all teach the format, some teach to look the answer up.
 
-    quote_share: share whose thinking quotes the evidence; the others answer (correctly) after an empty thinking.
-    word_share: share of the numeric answers written as a word ("seven" where the document says "7").
-    Returns rows `{id, data_source, context, question, answers, response}`; no end-of-turn token.
-    Raises: ValueError for a length range that is empty or too short.
+    Args:
+        num_items: Number of rows.
+        min_words: Shortest document.
+        max_words: Longest document.
+        seed: Seed of all draws.
+        quote_share: Share whose thinking quotes the evidence; the others answer (correctly) after an empty thinking.
+        word_share: Share of the numeric answers written as a word ("seven" where the document says "7").
+        prefix: Beginning of the ids.
+
+    Returns:
+        Rows `{id, data_source, context, question, answers, response}`; no end-of-turn token.
+
+    Raises:
+        UserError: The length range is empty or too short.
     """
     _check_lengths(min_words, max_words)
-    rows = []
+    rows: list[GeneratedRow] = []
     for i in range(num_items):
         rng = _rng(seed, prefix, i)
         row, question = _item(f"{prefix}-{i:06d}", rng, min_words, max_words)
@@ -118,13 +136,15 @@ def generate_demonstrations(
 
 
 def draw_document(rng: random.Random, *, min_words: int, max_words: int, chain: tuple[Fact, ...] = ()) -> Document:
-    """A document that states `chain` among random facts and filler, at most 2 words shorter than the drawn length."""
+    """Write a document that states `chain` among random facts and filler.
+
+    Its length is drawn from `min_words`..`max_words`; it is at most 2 words shorter.
+    """
     left = rng.randint(min_words, max_words) - _OPENING_WORDS - _FACT_WORDS * len(chain)
     facts = {(name, relation): value for name, relation, value in chain}
     sentences = [_sentence(fact) for fact in chain]
     keys = [(name, relation) for name in NAMES for relation in VALUES if (name, relation) not in facts]
     rng.shuffle(keys)
-    num_words = _OPENING_WORDS + _FACT_WORDS * len(chain)
     while left >= _FACT_WORDS:
         if keys and (left in (4, 8) or rng.random() >= _FILLER_SHARE):
             fact = _draw_fact(rng, *keys.pop())
@@ -134,30 +154,30 @@ def draw_document(rng: random.Random, *, min_words: int, max_words: int, chain: 
             size = min(rng.choice((5, 6, 7)), left)
             sentence = " ".join(["the", *rng.choices(FILLER, k=size - 2)]) + "."
         sentences.append(sentence)
-        left, num_words = left - size, num_words + size
+        left -= size
     rng.shuffle(sentences)
-    return Document(text=" ".join([_OPENING, *sentences]), facts=facts, num_words=num_words)
+    return Document(text=" ".join([_OPENING, *sentences]), facts=facts)
 
 
 def write_response(question: Question, *, quotes: bool, in_words: bool) -> str:
-    """The demonstration of a question: thinking (the evidence, or nothing) and the answer sentence."""
+    """Write the demonstration of a question: thinking (the evidence, or nothing) and the answer sentence."""
     thinking = "".join(f" {_sentence(fact)}" for fact in question.evidence) if quotes else ""
     answer = WORD_OF_NUMBER.get(question.answer, question.answer) if in_words else question.answer
     return f"<think>{thinking}</think> Therefore, the answer is {answer}"
 
 
 def same_answer(first: str, second: str) -> bool:
-    """Whether two answers of this task mean the same: equal, or a number and its word."""
+    """Return whether two answers of this task mean the same: equal, or a number and its word."""
     return WORD_OF_NUMBER.get(first, first) == WORD_OF_NUMBER.get(second, second)
 
 
 def vocabulary() -> tuple[str, ...]:
-    """Every word a document, a question or an answer can contain after a space, each once."""
+    """Return every word that a document, a question or an answer can contain after a space, each once."""
     words = (*VALUES, *NAMES, *PLACES, *FOODS, *NUMBERS, *NUMBER_WORDS, *FILLER, "the", "who", "what")
     return tuple(dict.fromkeys(words))
 
 
-def _item(item_id: str, rng: random.Random, min_words: int, max_words: int) -> tuple[dict, Question]:
+def _item(item_id: str, rng: random.Random, min_words: int, max_words: int) -> tuple[GeneratedRow, Question]:
     question = _draw_question(rng)
     document = draw_document(rng, min_words=min_words, max_words=max_words, chain=question.evidence)
     row = {
@@ -188,13 +208,13 @@ def _sentence(fact: Fact) -> str:
 
 
 def _rng(seed: int, prefix: str, index: int) -> random.Random:
-    """Seeding with a string goes through SHA-512, so the stream does not depend on PYTHONHASHSEED."""
+    """Return a stream that does not depend on PYTHONHASHSEED: a string seeds it through SHA-512."""
     return random.Random(f"{seed}/{prefix}/{index}")
 
 
 def _check_lengths(min_words: int, max_words: int) -> None:
     if not MIN_WORDS <= min_words <= max_words:
-        raise ValueError(
+        raise UserError(
             f"document lengths min_words={min_words}, max_words={max_words} must satisfy {MIN_WORDS} <= min_words <= "
             "max_words; change the length range of the recipe"
         )

@@ -1,8 +1,8 @@
 """Generated training rows for the local judge: are two answers of the local task the same?
 
-A pair is equivalent when the answers are equal or a number and its word; everything else is not. Rows that must be
-refused are in the majority and many of them come close, because a judge that says yes too often pays the policy for
-junk. The words of the judge's prompt belong to `reward.judge_prompt`, downstream of here, and are passed in.
+A pair is equivalent when the answers are equal or a number and its word; everything else is not. Most pairs must be
+refused, and many of those are close, because a judge that says yes too often rewards the policy for junk. The prompt
+of the judge belongs to `reward.judge_prompt`, downstream of this module, and is passed in.
 """
 
 from __future__ import annotations
@@ -44,14 +44,15 @@ class JudgePrompt(Protocol):
     """The prompt of the judge; implemented downstream, in `reward.judge_prompt`."""
 
     def __call__(self, *, question: str, answer: str, truth: str) -> Sequence[Mapping[str, str]]:
-        """The chat messages that put one pair before the judge."""
+        """Return the chat messages that ask the judge about one pair."""
         ...
 
 
 def generate_judge_pairs(*, num_items: int, seed: int, prompt: JudgePrompt) -> list[dict[str, Any]]:
-    """Judge prompts with their verdicts, for the judge's own SFT; no two rows are alike.
+    """Write judge prompts with their verdicts, for the judge's own SFT; no two rows are alike.
 
-    Returns rows `{id, messages: [{role, content}, ...], response}` with response "[[YES]]" or "[[NO]]".
+    Returns:
+        Rows `{id, messages: [{role, content}, ...], response}` with response "[[YES]]" or "[[NO]]".
     """
     rng = random.Random(f"{seed}/judge")
     pairs: dict[tuple[str, str, str], None] = {}
@@ -68,7 +69,7 @@ def generate_judge_pairs(*, num_items: int, seed: int, prompt: JudgePrompt) -> l
 
 
 def draw_pair(rng: random.Random) -> tuple[str, str, str]:
-    """(question, answer, truth). Truths are digits and words alike: the verdict does not depend on the order."""
+    """Draw (question, answer, truth); numeric truths are digits or words, so that the judge learns both directions."""
     question = draw_question(rng)
     if rng.random() < _STRANGE_TRUTH_SHARE:
         return _strange_pair(rng, question)
@@ -78,13 +79,13 @@ def draw_pair(rng: random.Random) -> tuple[str, str, str]:
 
 
 def draw_question(rng: random.Random) -> str:
-    """A question of the local task; the judge must not care for it, so it need not ask for this truth."""
+    """Draw a question of the local task; it need not ask for the truth, since the judge must not depend on it."""
     chain = "" if rng.random() < 0.5 else " follows who"
     return f"Question: {rng.choice(NAMES)}{chain} {rng.choice(tuple(VALUES))} what?"
 
 
 def draw_junk(rng: random.Random, question: str) -> str:
-    """What a policy might say to please a judge: nothing, a letter, the question, other words, a verdict."""
+    """Draw what a policy might say to be accepted: nothing, a letter, the question, other words, a verdict."""
     return rng.choice(
         (
             lambda: "",
@@ -101,7 +102,7 @@ def draw_junk(rng: random.Random, question: str) -> str:
 
 
 def draw_candidates(rng: random.Random, truth: str) -> str:
-    """Several answers at once, the right one usually among them: a guess, not an answer."""
+    """Draw several answers at once, the right one usually among them: a guess, not an answer."""
     wrong = [answer for answer in ANSWERS if not same_answer(answer, truth)]
     same_kind = [answer for answer in _kind(truth) if not same_answer(answer, truth)]
     picked = rng.sample(rng.choice((wrong, same_kind)), rng.randint(1, 4))
@@ -119,7 +120,7 @@ def _equivalent(rng: random.Random, truth: str) -> str:
 
 
 def _different(rng: random.Random, truth: str, question: str) -> str:
-    """A wrong answer of the right kind, or junk; never equivalent to the truth."""
+    """Draw a wrong answer of the right kind, or junk; never equivalent to the truth."""
     same_kind = [answer for answer in _kind(truth) if not same_answer(answer, truth)]
     wrong = [answer for answer in ANSWERS if not same_answer(answer, truth)]
     return rng.choice(
@@ -136,7 +137,7 @@ def _different(rng: random.Random, truth: str, question: str) -> str:
 
 
 def _distorted(rng: random.Random, truth: str) -> str:
-    """The truth with something before or after it: another value ("7.5", "-7"), or no bare answer ("old paris")."""
+    """Draw the truth with something before or after it: another value ("7.5", "-7"), or no answer ("old paris")."""
     truth = _equivalent(rng, truth)
     if truth.isdigit() and rng.random() < 0.5:
         return rng.choice((f"-{truth}", f"{truth}.{rng.randint(1, 9)}", f"{truth}/{rng.randint(2, 9)}", f"0.{truth}"))
@@ -146,7 +147,7 @@ def _distorted(rng: random.Random, truth: str) -> str:
 
 
 def _strange_pair(rng: random.Random, question: str) -> tuple[str, str, str]:
-    """A truth from outside the task with an answer that is not the same: what the judge does not know, it refuses."""
+    """Draw a truth from outside the task with another answer: the judge must refuse what it does not know."""
     letter = rng.choice(_CHARACTERS)
     truth = rng.choice((f"{rng.uniform(0, 100):.1f}", _letters(rng), letter, str(rng.randint(21, 3000))))
     if rng.random() < 0.5:

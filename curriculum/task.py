@@ -43,7 +43,7 @@ class TaskEntry:
 
     @classmethod
     def of(cls, task: Task) -> Self:
-        """Describes a task."""
+        """Describe a task."""
         return cls(task_id=task.task_id, phase=task.phase, prompt_tokens=int(task.prompt_ids.size))
 
 
@@ -51,7 +51,7 @@ class TaskEntry:
 class TaskLease:
     """The right to sample one group for a task; ends with an outcome, a release or a timeout.
 
-    It names the task and no more: who samples it looks the task up in its `TaskTable`.
+    It only names the task: the holder looks the task up in its `TaskTable`.
     """
 
     lease_id: int
@@ -65,21 +65,17 @@ class TaskLease:
     phase: int
     """Index of the running phase, which is later than that of the task for a replayed one."""
     num_requeues: int = 0
-    """Times that a holder gave the lease back unanswered: it took too long, or an engine answered nonsense."""
+    """Times that a holder gave the lease back unanswered: it took too long, or the engine gave an invalid answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskOutcome:
-    """What the curriculum hears of a sampled group, trained on or not."""
+    """What is reported to the curriculum about a sampled group, trained on or not."""
 
     lease_id: int
     task_id: str
     accuracies: tuple[float, ...]
     """Known accuracies in [0, 1] of the samples, before length shaping; unknown ones are left out."""
-    num_unknown: int
-    """Samples that neither the rule nor the judge could score."""
-    trained: bool
-    """True if the group entered a training batch."""
 
     def __post_init__(self) -> None:
         if any(not 0.0 <= accuracy <= 1.0 for accuracy in self.accuracies):

@@ -16,27 +16,20 @@ from numpy.typing import NDArray
 from curriculum.task import Task
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TextColumn:
-    """N texts, end to end."""
+    """N texts, end to end in one buffer."""
 
-    utf8: NDArray[np.uint8]
-    """[bytes] the texts, encoded."""
-    ends: NDArray[np.int64]
-    """[N] where each text ends in `utf8`."""
-
-    @classmethod
-    def of(cls, texts: Sequence[str]) -> Self:
-        """Packs texts."""
+    def __init__(self, texts: Sequence[str]) -> None:
         encoded = [text.encode() for text in texts]
-        return cls(utf8=np.frombuffer(b"".join(encoded), np.uint8), ends=_ends([len(text) for text in encoded]))
+        self._utf8 = np.frombuffer(b"".join(encoded), np.uint8)
+        self._ends = _ends([len(text) for text in encoded])
 
     def __len__(self) -> int:
-        return len(self.ends)
+        return len(self._ends)
 
     def __getitem__(self, row: int) -> str:
-        start, end = _bounds(self.ends, row)
-        return self.utf8[start:end].tobytes().decode()
+        start, end = _bounds(self._ends, row)
+        return self._utf8[start:end].tobytes().decode()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -59,12 +52,12 @@ class TaskColumns:
 
     @classmethod
     def of(cls, tasks: Sequence[Task]) -> Self:
-        """Packs tasks; at least one."""
+        """Pack tasks; at least one."""
         return cls(
-            task_ids=TextColumn.of([task.task_id for task in tasks]),
-            data_sources=TextColumn.of([task.data_source for task in tasks]),
-            questions=TextColumn.of([task.question for task in tasks]),
-            answers=TextColumn.of([answer for task in tasks for answer in task.answers]),
+            task_ids=TextColumn([task.task_id for task in tasks]),
+            data_sources=TextColumn([task.data_source for task in tasks]),
+            questions=TextColumn([task.question for task in tasks]),
+            answers=TextColumn([answer for task in tasks for answer in task.answers]),
             answer_ends=_ends([len(task.answers) for task in tasks]),
             prompt_ids=np.concatenate([task.prompt_ids for task in tasks], dtype=np.int32),
             prompt_ends=_ends([task.prompt_ids.size for task in tasks]),
@@ -95,7 +88,7 @@ class TaskTable:
         return len(self._rows)
 
     def __getitem__(self, task_id: str) -> Task:
-        """The task with this id.
+        """Return the task with this id.
 
         Raises:
             KeyError: There is none.
@@ -124,5 +117,5 @@ def _ends(lengths: Sequence[int]) -> NDArray[np.int64]:
 
 
 def _bounds(ends: NDArray[np.int64], row: int) -> tuple[int, int]:
-    """First and past-the-last position of a row."""
+    """Return the first and the past-the-last position of a row."""
     return int(ends[row - 1]) if row else 0, int(ends[row])

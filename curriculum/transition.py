@@ -1,9 +1,12 @@
-"""Records the coordinator hands to the driver: what a step came to, where the phases stand, why one ended."""
+"""Records between coordinator and driver: the result of a step, the state of the phases, and why a phase ended."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Annotated
+
+from curriculum.metric import Metric
 
 
 class EndReason(StrEnum):
@@ -18,7 +21,7 @@ class EndReason(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepSummary:
-    """What the driver tells the curriculum when a step is over; accuracies are known from the outcomes."""
+    """What the driver reports when a step is over; accuracies are known from the outcomes."""
 
     step: int
     """Number of the step in the run."""
@@ -57,36 +60,39 @@ class Transition:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GroupShare:
-    """The fresh or the replayed side of a step."""
-
-    num_groups: int
-    """Groups leased out for the step, replacements included."""
-    num_scored: int
-    """Reported groups with at least one known accuracy."""
-    accuracy: float | None
-    """Mean over the scored groups of their mean accuracy; None without any."""
-    prompt_tokens: float | None
-    """Mean prompt length in tokens; None without groups."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class CurriculumReport:
-    """What a finished step looked like from the curriculum."""
+    """The groups, accuracies and progress of a finished step."""
 
-    step: int
-    phase: int
-    """Phase the step belonged to."""
-    phase_step: int
-    """Steps of that phase so far, this one included."""
-    epoch: float
-    """Passes over the tasks of that phase so far."""
-    fresh: GroupShare
-    replayed: GroupShare
-    replayed_share: float
-    """Replayed groups / all groups of the step; 0 for a step without groups."""
-    pool_size: int
-    """Pool members that are not solved yet."""
+    phase: Annotated[int, Metric("curriculum/phase", "index")]
+    """Phase of the step, from 0."""
+    epoch: Annotated[float, Metric("curriculum/epoch", "epochs")]
+    """Passes over the phase's own tasks so far.
+
+    Far above 1: more data or fewer steps."""
+    pool_size: Annotated[int, Metric("curriculum/pool_size", "tasks")]
+    """Tasks in the retrospective pool that are not solved yet.
+
+    Shrinks as replay solves them."""
+    replayed_share: Annotated[float, Metric("curriculum/replayed_share", "share")]
+    """Replayed groups among those leased out for the step, replacements included; 0 for a step without groups.
+
+    At most `curriculum.retrospective.max_share`."""
+    fresh_accuracy: Annotated[float | None, Metric("curriculum/fresh_accuracy", "share")]
+    """Mean over the fresh groups with a known accuracy of their mean accuracy.
+
+    Compare with the accuracy of the replayed groups: replayed tasks were hard when they were drawn."""
+    fresh_prompt_tokens: Annotated[float | None, Metric("curriculum/fresh_prompt_tokens", "tokens")]
+    """Mean prompt length of the fresh groups.
+
+    Within the limits of the phase."""
+    replayed_accuracy: Annotated[float | None, Metric("curriculum/replayed_accuracy", "share")]
+    """Mean over the replayed groups with a known accuracy of their mean accuracy.
+
+    Rising: what was too hard earlier is being learned now."""
+    replayed_prompt_tokens: Annotated[float | None, Metric("curriculum/replayed_prompt_tokens", "tokens")]
+    """Mean prompt length of the replayed groups.
+
+    Below the fresh one, they come from earlier phases."""
     transition: Transition | None
     """Set if the step ended its phase."""
 

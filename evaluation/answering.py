@@ -1,42 +1,33 @@
-"""The answering loop: asks for every sample that is missing and stores it at once."""
+"""The answering loop: it asks for every missing sample and stores each answer at once."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 
 from actors.rollout import sampling_seed
 from evaluation.config import SamplingConfig
-from evaluation.generator import GenerationError, Generator
+from evaluation.generator import Generator
 from evaluation.prompts import Prompt, PromptEncoder, make_prompt
 from evaluation.record import Answer, Item, Outcome
 from evaluation.store import JsonlLog
 from evaluation.task_group import task_group
+from reward.chat_endpoint import NoReplyError
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
-    """What is missing of one item."""
-
-    item: Item
-    samples: tuple[int, ...]
-    """Indices of the samples without an answer."""
-
-
-def missing_work(items: Iterable[Item], log: JsonlLog[Answer], *, num_samples: int) -> list[Work]:
-    """Items with samples that were never answered, or only failed."""
-    work = []
+def missing_samples(items: Iterable[Item], log: JsonlLog[Answer], *, num_samples: int) -> dict[Item, tuple[int, ...]]:
+    """Return the indices of the samples of each item that were never answered, or only failed."""
+    missing: dict[Item, tuple[int, ...]] = {}
     for item in items:
         answers = [log.get((*item.key, sample)) for sample in range(num_samples)]
         samples = tuple(i for i, answer in enumerate(answers) if answer is None or answer.outcome is Outcome.FAILED)
         if samples:
-            work.append(Work(item=item, samples=samples))
-    return work
+            missing[item] = samples
+    return missing
 
 
 async def answer_all(
-    work: Sequence[Work],
+    missing: Mapping[Item, tuple[int, ...]],
     generator: Generator,
     encoder: PromptEncoder,
     log: JsonlLog[Answer],
@@ -45,21 +36,21 @@ async def answer_all(
     max_in_flight: int,
     on_answer: Callable[[Answer], None],
 ) -> None:
-    """Answer everything that is missing.
+    """Answer every missing sample.
 
-    Consumes: `work`, in order.  Waits for: a free slot, then the generator.  Unblocked by: every finished answer.
+    Consumes: `missing`, in order.  Waits for: a free slot, then the generator.  Unblocked by: every finished answer.
     A prompt that gets no answer is stored as failed; an error that concerns all of them ends the loop, and what was
     answered until then is stored.
     """
     slots = asyncio.Semaphore(max_in_flight)
     async with task_group() as group:
-        for part in work:
+        for item, samples in missing.items():
             await slots.acquire()  # the first sample's slot: prompts are made only when they can be sent
-            prompt = await asyncio.to_thread(_try_prompt, part.item, encoder, sampling.max_prompt_tokens)
-            for index, sample in enumerate(part.samples):
+            prompt = await asyncio.to_thread(_try_prompt, item, encoder, sampling.max_prompt_tokens)
+            for index, sample in enumerate(samples):
                 if index:
                     await slots.acquire()
-                task = group.create_task(_answer(part.item, sample, prompt, generator, log, sampling, on_answer))
+                task = group.create_task(_answer(item, sample, prompt, generator, log, sampling, on_answer))
                 task.add_done_callback(lambda _: slots.release())
 
 
@@ -79,7 +70,7 @@ async def _answer(
     else:
         try:
             completion = await generator.generate(prompt, seed=seed)
-        except GenerationError as failure:
+        except NoReplyError as failure:
             error = str(failure) or type(failure).__name__
         else:
             text, num_tokens = completion.text, completion.num_tokens
@@ -101,7 +92,7 @@ async def _answer(
 
 
 def _try_prompt(item: Item, encoder: PromptEncoder, max_tokens: int) -> Prompt | str:
-    """The prompt, or why there is none."""
+    """Make the prompt, or return why there is none."""
     try:
         return make_prompt(item, encoder, max_tokens=max_tokens)
     except ValueError as error:

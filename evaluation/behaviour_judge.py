@@ -5,26 +5,26 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from actors.prompt import ChatPrompt, load_tokenizer
-from evaluation.behaviours import BEHAVIOURS, BehaviourCounts, thinking_of
+from curriculum.errors import UserError
+from evaluation.behaviours import Behaviour, BehaviourCounts, thinking_of
 from evaluation.config import EndpointGenerator, GeneratorConfig, SamplingConfig, VllmGenerator
-from evaluation.generator import GenerationError, Generator, generator_session
+from evaluation.generator import Generator
+from evaluation.generator_factory import generator_session
 from evaluation.prompts import Prompt
 from evaluation.record import Answer, CountedAnswer
 from evaluation.store import JsonlLog, fingerprint
 from evaluation.task_group import task_group
-from reward.config import JudgeConfig, OpenAIJudge, VllmJudge
+from reward.chat_endpoint import NoReplyError
+from reward.config import MAX_BACKOFF_S, MAX_RETRIES, JudgeConfig, OpenAIJudge, VllmJudge
 from reward.judge_back_end import gpu_is_there
 from reward.judge_prompt import neutralise
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
 
 INSTRUCTION = (
     "Below is the reasoning of a model that answers a question about a document. Count how often it shows each of four "
@@ -43,15 +43,15 @@ _OBJECT = re.compile(r"\{[^{}]*\}")
 
 
 class BehaviourJudge:
-    """Asks a generator to count."""
+    """A generator that is asked to count behaviours."""
 
     def __init__(self, generator: Generator, encoder: ChatPrompt | None) -> None:
-        """`encoder` makes tokens for an engine; an endpoint needs none."""
+        """Take the generator, and the encoder that makes tokens for an engine; an endpoint needs none."""
         self._generator = generator
         self._encoder = encoder
 
     async def count(self, thinking: str) -> BehaviourCounts | None:
-        """The counts; None where the model gives none that can be read."""
+        """Return the counts; None where the model gives none that can be read."""
         if len(thinking) > MAX_THINKING_CHARS:
             return None
         text = INSTRUCTION + neutralise(thinking, MAX_THINKING_CHARS)
@@ -62,29 +62,29 @@ class BehaviourJudge:
                 return None
         try:
             completion = await self._generator.generate(Prompt(text=text, token_ids=ids, document_cut=False), seed=0)
-        except GenerationError:
+        except NoReplyError:
             return None
         return parse_counts(completion.text)
 
 
 def parse_counts(text: str) -> BehaviourCounts | None:
-    """The last JSON object with exactly the four counts; None where there is none."""
+    """Return the last JSON object with exactly the four counts; None where there is none."""
     for found in reversed(_OBJECT.findall(text)):
         try:
-            values = json.loads(found)
+            values: dict[str, Any] = json.loads(found)
         except ValueError:
             continue
-        if set(values) == set(BEHAVIOURS) and all(
+        if set(values) == set(Behaviour) and all(
             isinstance(count, int) and not isinstance(count, bool) and 0 <= count <= MAX_COUNT
             for count in values.values()
         ):
-            return BehaviourCounts(**values)
+            return {behaviour: values[behaviour] for behaviour in Behaviour}
     return None
 
 
 @asynccontextmanager
-async def behaviour_judge(judge: JudgeConfig) -> AsyncIterator[BehaviourJudge]:
-    """A behaviour judge on the model of the reward's judge, for the length of a block."""
+async def behaviour_judge(judge: JudgeConfig) -> AsyncGenerator[BehaviourJudge]:
+    """Open a behaviour judge on the model of the reward's judge, for the length of a block."""
     config = judge_generator(judge)
     sampling = SamplingConfig(
         max_prompt_tokens=MAX_PROMPT_TOKENS, max_response_tokens=MAX_REPLY_TOKENS, temperature=0.0, top_p=1.0
@@ -95,13 +95,14 @@ async def behaviour_judge(judge: JudgeConfig) -> AsyncIterator[BehaviourJudge]:
 
 
 def judge_generator(judge: JudgeConfig) -> GeneratorConfig:
-    """The judge's model as a generator of free text.
+    """Return the configuration that uses the judge's model as a generator of free text.
 
     Raises:
-        ValueError: there is no judge.
+        UserError: there is no judge.
     """
     if isinstance(judge, VllmJudge):
-        return VllmGenerator(model=judge.model, engine=judge.engine, on_gpu=gpu_is_there())
+        on_gpu = gpu_is_there()
+        return VllmGenerator(model=judge.model, engine=judge.engine_config(on_gpu=on_gpu), on_gpu=on_gpu)
     if isinstance(judge, OpenAIJudge):
         return EndpointGenerator(
             base_url=judge.base_url,
@@ -109,10 +110,10 @@ def judge_generator(judge: JudgeConfig) -> GeneratorConfig:
             tokenizer=judge.model,
             api_key_env=judge.api_key_env,
             timeout_s=judge.timeout_s,
-            max_retries=judge.max_retries,
-            max_backoff_s=judge.max_backoff_s,
+            max_retries=MAX_RETRIES,
+            max_backoff_s=MAX_BACKOFF_S,
         )
-    raise ValueError("behaviours=judge needs a judge; give --judge URL or MODEL")
+    raise UserError("behaviours=judge needs a judge; give --judge URL or MODEL")
 
 
 async def count_all(
@@ -123,15 +124,14 @@ async def count_all(
     counter: str,
     on_count: Callable[[], None],
 ) -> None:
-    """Count the behaviours of answers and store them; what could not be counted is stored as such."""
+    """Count the behaviours of answers and store them; also store which could not be counted."""
     slots = asyncio.Semaphore(MAX_IN_FLIGHT)
 
     async def one(answer: Answer) -> None:
         async with slots:
             counts = await judge.count(thinking_of(answer.text))
         values: dict[str, Any] = {"benchmark": answer.benchmark, "item_id": answer.item_id, "sample": answer.sample}
-        counted = None if counts is None else {name: getattr(counts, name) for name in BEHAVIOURS}
-        log.append(CountedAnswer(**values, counter=counter, response=fingerprint(answer.text), counts=counted))
+        log.append(CountedAnswer(**values, counter=counter, response=fingerprint(answer.text), counts=counts))
         on_count()
 
     async with task_group() as tasks:
@@ -139,9 +139,9 @@ async def count_all(
             tasks.create_task(one(answer))
 
 
-def counted(answer: Answer, log: JsonlLog[CountedAnswer], counter: str) -> BehaviourCounts | None:
-    """What this counter found in this very response; None where it was not asked or could not count."""
+def stored_counts(answer: Answer, log: JsonlLog[CountedAnswer], counter: str) -> BehaviourCounts | None:
+    """Return what this counter found in exactly this response; None where it was not asked or could not count."""
     found = log.get(answer.key)
-    if found is None or found.counter != counter or found.response != fingerprint(answer.text) or not found.counts:
+    if found is None or found.counter != counter or found.response != fingerprint(answer.text):
         return None
-    return BehaviourCounts(**found.counts)
+    return found.counts

@@ -1,4 +1,4 @@
-"""Reasoning behaviours, counted by patterns that anyone can read: grounding, subgoals, backtracking, verification.
+"""Reasoning behaviours, counted by readable patterns: grounding, subgoals, backtracking, verification.
 
 The four behaviours are those of the paper's analysis (Fig. 7). A behaviour counts once per sentence, in the
 language of the sentence: Chinese where it has a Han character, else English. The patterns are alternatives of fixed
@@ -8,13 +8,29 @@ phrases without nested repetition, so that time is linear in the text.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from enum import StrEnum
 
-BEHAVIOURS: tuple[str, ...] = ("grounding", "subgoal_setting", "backtracking", "verification")
+
+class Behaviour(StrEnum):
+    """A way of reasoning."""
+
+    GROUNDING = "grounding"
+    """It recalls or quotes what the document says."""
+    SUBGOAL_SETTING = "subgoal_setting"
+    """It splits the task or states what it has to find next."""
+    BACKTRACKING = "backtracking"
+    """It notices a mistake or drops an approach."""
+    VERIFICATION = "verification"
+    """It checks a finding or a result."""
+
+
+BehaviourCounts = Mapping[Behaviour, int]
+"""Instances of every behaviour in one response."""
 
 _TEXT = r"(?:text|passage|document|article|context|excerpt|report|paper|table|story|paragraph|section|filing)"
 _ENGLISH = {
-    "grounding": (
+    Behaviour.GROUNDING: (
         rf"according to (?:the|this|that) (?:\w+ )?{_TEXT}",
         rf"(?:the|this) (?:\w+ )?{_TEXT} (?:also )?(?:says|states|mentions|notes|shows|reads|describes|reports|gives|"
         "lists|indicates|explains|tells)",
@@ -25,7 +41,7 @@ _ENGLISH = {
         r"(?:i quote|quoting|the quote|the exact words)\b",
         r"looking at the (?:\w+ )?" + _TEXT,
     ),
-    "subgoal_setting": (
+    Behaviour.SUBGOAL_SETTING: (
         r"(?:first|firstly|to begin|to start),? (?:i|we|let|my)\b",
         r"(?:second|secondly|third|next|then|finally),? (?:i|we|let)(?: us|'s| will|'ll| need| should| have| can)",
         r"step (?:\d|one|two|three|four)\b",
@@ -36,7 +52,7 @@ _ENGLISH = {
         r"to answer (?:this|the) ",
         r"(?:sub-?goal|sub-?question|sub-?problem)",
     ),
-    "backtracking": (
+    Behaviour.BACKTRACKING: (
         r"(?:^|[,;:—-] ?|but |oh,? |no,? |hmm+,? )(?:wait|hold on|hang on)\b",
         r"(?:^|but |no,? )actually,",
         r"on second thought",
@@ -47,7 +63,7 @@ _ENGLISH = {
         r"scratch that",
         r"(?:another|a different) (?:approach|way|interpretation)",
     ),
-    "verification": (
+    Behaviour.VERIFICATION: (
         r"let(?: me|'s| us) (?:just |quickly )?(?:verify|check|confirm|make sure|re-?check|validate|recalculate|"
         "recompute)",
         r"double-? ?check",
@@ -61,14 +77,14 @@ _ENGLISH = {
     ),
 }
 _CHINESE = {
-    "grounding": (
+    Behaviour.GROUNDING: (
         "根据(?:文本|文中|文章|原文|材料|表格|段落|报告|文档|上文|资料|给定)",
         "(?:文中|文章|原文|文本|材料|文档|报告|表格|段落)(?:里|中)?(?:明确|也|还)?(?:提到|指出|写道|说|显示|提及|描述|记载|表明|给出)",
         "(?:如|正如)(?:文中|原文|上文)所",
         "原文(?:是|为|如下)",
         "第[0-9一二三四五六七八九十]+(?:段|节|章|页|条)",
     ),
-    "subgoal_setting": (
+    Behaviour.SUBGOAL_SETTING: (
         "首先",
         "第[一二三四五]步|步骤[0-9一二三四五]",
         "接下来|下一步",
@@ -77,7 +93,7 @@ _CHINESE = {
         "分(?:解|成|为)(?:几|两|三|四)?(?:个)?(?:步|部分|子问题|小问题)",
         "要回答这个问题",
     ),
-    "backtracking": (
+    Behaviour.BACKTRACKING: (
         "等等|等一下|且慢",
         "不对|不是这样|搞错了|弄错了|看错了|算错了|理解错了|说错了",
         "重新(?:考虑|思考|来|看|审视|阅读|理解)",
@@ -85,7 +101,7 @@ _CHINESE = {
         "回(?:过头|到前面|头再)",
         "或者说|另一种可能",
     ),
-    "verification": (
+    Behaviour.VERIFICATION: (
         "验证|核实|核对|验算|复核",
         "再?(?:检查|确认)(?:一下|一遍|一次)",
         "再(?:检查|确认|看|算)(?:一下|一遍|一次)",
@@ -98,8 +114,8 @@ _SENTENCE = re.compile(r"[^.!?。！？；\n]+")
 _HAN = re.compile(r"[\u4e00-\u9fff]")
 
 
-def _compiled(phrases: dict[str, tuple[str, ...]], *, at_word: bool) -> dict[str, re.Pattern[str]]:
-    """One pattern per behaviour; English phrases begin where a word begins."""
+def _compiled(phrases: Mapping[Behaviour, tuple[str, ...]], *, at_word: bool) -> dict[Behaviour, re.Pattern[str]]:
+    """Compile one pattern per behaviour; English phrases begin where a word begins."""
     edge = r"(?<![a-z])" if at_word else ""
     return {name: re.compile(f"{edge}(?:{'|'.join(alternatives)})") for name, alternatives in phrases.items()}
 
@@ -107,27 +123,17 @@ def _compiled(phrases: dict[str, tuple[str, ...]], *, at_word: bool) -> dict[str
 _PATTERNS = {"en": _compiled(_ENGLISH, at_word=True), "zh": _compiled(_CHINESE, at_word=False)}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BehaviourCounts:
-    """Instances of each behaviour in one response."""
-
-    grounding: int
-    subgoal_setting: int
-    backtracking: int
-    verification: int
-
-
 def count_behaviours(text: str) -> BehaviourCounts:
-    """Sentences of the text that show each behaviour."""
-    counts = dict.fromkeys(BEHAVIOURS, 0)
+    """Count the sentences of the text that show each behaviour."""
+    counts = dict.fromkeys(Behaviour, 0)
     for sentence in _SENTENCE.finditer(text.replace("’", "'").lower()):
         words = sentence[0].strip(_MARKS)
-        for name, pattern in _PATTERNS["zh" if _HAN.search(words) else "en"].items():
-            counts[name] += pattern.search(words) is not None
-    return BehaviourCounts(**counts)
+        for behaviour, pattern in _PATTERNS["zh" if _HAN.search(words) else "en"].items():
+            counts[behaviour] += pattern.search(words) is not None
+    return counts
 
 
 def thinking_of(response: str) -> str:
-    """What a response thinks: before its last `</think>`; all of it where there is no such tag."""
+    """Return the thinking of a response: what is before its last `</think>`; all of it where there is no such tag."""
     thinking, closed, _ = response.rpartition("</think>")
     return (thinking if closed else response).removeprefix("<think>")

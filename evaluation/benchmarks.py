@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from itertools import chain
-from typing import Any
 
-from curriculum.dataset import Intake
+from curriculum.dataset import Loaded, convert_rows
+from curriculum.errors import UserError, first_line
 from curriculum.layout import QuestionItem
 from curriculum.rejects import Reject
 from curriculum.rows import USED_COLUMNS, Row, Table, open_table
@@ -28,43 +27,32 @@ PUBLISHED = ("docmath", "frames", *LONGBENCH_NAMES)
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ItemSet:
-    """The items of a source and the rows that were refused."""
+def load_items(source: str) -> Loaded[Item]:
+    """Read one source: a published name, a file, or a hub id.
 
-    items: tuple[Item, ...]
-    rejects: tuple[Reject, ...]
-
-
-def load_items(source: str) -> ItemSet:
-    """Read one source.
-
-    A published name, a file, or a hub id; `NAME=` in front makes all its rows one benchmark of that name. Without a
-    name each row belongs to the benchmark that its data source names.
+    `NAME=` in front makes all its rows one benchmark of that name. Without a name each row belongs to the benchmark
+    that its data source names.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The source cannot be read, its columns fit no layout, or no row is usable.
+        UserError: The source cannot be read, its columns fit no layout, or no row is usable.
     """
     name, table = _open(source)
-    intake = Intake(BENCHMARK_LAYOUTS, table, f"benchmark {source}")
-    items = intake.convert(lambda item: _item(name, item))
-    return ItemSet(items=items, rejects=tuple(intake.rejects))
+    return convert_rows(table, BENCHMARK_LAYOUTS, lambda item: _item(name, item), name=f"benchmark {source}")
 
 
-def merge_items(sets: Sequence[ItemSet], *, max_items: int | None) -> tuple[Item, ...]:
-    """All items in order, at most `max_items` of each benchmark.
+def merge_items(sources: Iterable[Loaded[Item]], *, max_items: int | None) -> tuple[Item, ...]:
+    """Return all items in order, at most `max_items` of each benchmark.
 
     Raises:
-        ValueError: Two sources hold different items of the same benchmark under one id.
+        UserError: Two sources hold different items of the same benchmark under one id.
     """
     items: dict[tuple[str, str], Item] = {}
     counts: Counter[str] = Counter()
-    for item in chain.from_iterable(item_set.items for item_set in sets):
+    for item in chain.from_iterable(source.records for source in sources):
         if items.get(item.key, item) != item:
-            raise ValueError(
+            raise UserError(
                 f"two sources hold different items with the id {item.item_id!r} of the benchmark {item.benchmark}; "
-                "name one of them apart with NAME=SOURCE"
+                "give one of them another name with NAME=SOURCE"
             )
         if item.key not in items and (max_items is None or counts[item.benchmark] < max_items):
             items[item.key] = item
@@ -73,6 +61,7 @@ def merge_items(sets: Sequence[ItemSet], *, max_items: int | None) -> tuple[Item
 
 
 def _item(name: str | None, item: QuestionItem) -> Item:
+    """Put a question into a benchmark: the named one, else the one of its data source."""
     return Item(
         benchmark=name or item.data_source,
         item_id=item.item_id,
@@ -93,7 +82,7 @@ def _open(source: str) -> tuple[str | None, Table]:
         tables = [open_table(f"{DOCMATH}:{split}", key="benchmark docmath") for split in DOCMATH_SPLITS]
         return source, Table(name=DOCMATH, columns=tables[0].columns, rows=_renumbered(tables))
     if source == "frames":
-        raise ValueError(
+        raise UserError(
             "benchmark frames: it is published with links instead of documents; fetch the linked pages into a column "
             "`context` beside Prompt and Answer, and give the file as frames=FILE"
         )
@@ -112,12 +101,11 @@ def _longbench(name: str) -> Table:
     member = f"zip://data/{name}.jsonl::hf://datasets/{LONGBENCH}/data.zip"
     try:
         data = load_dataset("json", data_files={"test": member}, split="test")
-    except Exception as error:  # the library raises a dozen types for "not there" and "no network"
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(
-            f"benchmark {name}: {LONGBENCH} cannot be read from the hub ({reason}); check the network, or unpack its "
-            f"data.zip and give {name}=PATH/{name}.jsonl"
+    except Exception as error:  # the library has many types for "not there" and "no network"
+        raise UserError(
+            f"benchmark {name}: {LONGBENCH} cannot be read from the hub ({first_line(error)}); check the network, or "
+            f"unpack its data.zip and give {name}=PATH/{name}.jsonl"
         ) from error
     columns = tuple(data.column_names or ())
-    used: Any = data.select_columns([column for column in columns if column in USED_COLUMNS])
+    used = data.select_columns([column for column in columns if column in USED_COLUMNS])
     return Table(name=name, columns=columns, rows=(Row(number=n, values=row) for n, row in enumerate(used, start=1)))

@@ -1,19 +1,19 @@
-"""What `qwenlong eval` and `qwenlong distill` do with their options."""
+"""The commands `qwenlong eval` and `qwenlong distill`: from their options to a configuration and a report."""
 
 from __future__ import annotations
 
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
-
-from pydantic import ValidationError
+from typing import Any
 
 from actors.config import EngineConfig
-from curriculum.config import StrictModel
+from actors.model_folder import folder_or_hub_id
+from curriculum.config import checked
+from curriculum.errors import UserError
 from evaluation.config import (
     DistillConfig,
     EndpointGenerator,
@@ -24,13 +24,11 @@ from evaluation.config import (
     VllmGenerator,
 )
 from evaluation.progress import Progress
+from reward.chat_endpoint import NoReplyError, endpoint_root, is_url, served_models
 from reward.config import RewardConfig, RuleSet
-from reward.judge_back_end import endpoint_root, gpu_is_there, judge_config
+from reward.judge_back_end import gpu_is_there, judge_config
 
 CPU_KV_CACHE_BYTES = 1 << 30
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-
-ConfigT = TypeVar("ConfigT", bound=StrictModel)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +41,7 @@ class Options:
     """Model behind the URL."""
     tokenizer: str | None
     replicas: int
-    """0: in this process; more: in so many Ray actors."""
+    """0: in this process; more: in this many Ray actors."""
     tensor_parallel: int
     device: str
     """`auto`: a GPU where this machine has one."""
@@ -63,15 +61,15 @@ class Options:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Options:
-        """The options among the arguments of a command."""
+        """Take the options out of the arguments of a command."""
         return cls(**{field.name: values[field.name] for field in fields(cls)})
 
 
 def run_evaluation(options: Options, *, sources: list[str], out: Path | None, behaviours: str, quiet: bool) -> None:
-    """`qwenlong eval`: the report goes to standard output and into the folder."""
+    """Run `qwenlong eval`; write the report to standard output and into the folder."""
     from evaluation.evaluate import evaluate
 
-    config = _checked(EvaluationConfig, **_common(options, sources), behaviours=behaviours)
+    config = checked(EvaluationConfig, **_common(options, sources), behaviours=behaviours)
     folder = out or _default_folder("eval", config.generator.model)
     progress = Progress(quiet=quiet)
     progress.say(f"answers, scores and report: {folder}")
@@ -82,11 +80,11 @@ def run_evaluation(options: Options, *, sources: list[str], out: Path | None, be
 def run_distillation(
     options: Options, *, sources: list[str], out: Path | None, max_kept: int, max_total: int, quiet: bool
 ) -> None:
-    """`qwenlong distill`: the data card goes to standard output and into the folder."""
+    """Run `qwenlong distill`; write the data card to standard output and into the folder."""
     from evaluation.distill import distill
 
     common = _common(options, sources)
-    config = _checked(DistillConfig, **common, max_kept=max_kept, max_total_tokens=max_total)
+    config = checked(DistillConfig, **common, max_kept=max_kept, max_total_tokens=max_total)
     folder = out or _default_folder("distill", config.generator.model)
     progress = Progress(quiet=quiet)
     progress.say(f"answers, demonstrations and data card: {folder}")
@@ -95,65 +93,55 @@ def run_distillation(
 
 
 def generator_config(options: Options, *, on_gpu: bool) -> GeneratorConfig:
-    """Who answers: an endpoint where the model is a URL, Ray replicas where some are asked for, else this process.
+    """Return what answers: an endpoint for a URL, Ray replicas where some are asked for, else this process.
 
     Raises:
-        ValueError: there is no such model, or the options contradict each other.
+        UserError: there is no such model, or the options contradict each other.
     """
-    if options.model.startswith(("http://", "https://")):
+    if is_url(options.model):
         return _endpoint(options)
     for name, value in (("--model-name", options.model_name), ("--tokenizer", options.tokenizer)):
         if value is not None:
-            raise ValueError(f"{name} {value}: only where MODEL is a URL; {options.model} has its own")
-    engine = {"dtype": "fp32", "enforce_eager": True, "cpu_kv_cache_bytes": CPU_KV_CACHE_BYTES}
+            raise UserError(f"{name} {value}: only where MODEL is a URL; {options.model} has its own")
+    cpu: dict[str, Any] = {"dtype": "fp32", "enforce_eager": True, "cpu_kv_cache_bytes": CPU_KV_CACHE_BYTES}
     common: dict[str, Any] = {
-        "model": _model_path(options.model),
-        "engine": EngineConfig(tensor_parallel_size=options.tensor_parallel, **({} if on_gpu else engine)),
+        "model": folder_or_hub_id(options.model, key="MODEL", others="a URL, "),
+        "engine": EngineConfig(tensor_parallel_size=options.tensor_parallel, **({} if on_gpu else cpu)),
         "on_gpu": on_gpu,
         "trust_remote_code": options.trust_remote_code,
     }
     if options.replicas:
-        return _checked(RayGenerator, **common, num_replicas=options.replicas)
-    return _checked(VllmGenerator, **common)
+        return checked(RayGenerator, **common, num_replicas=options.replicas)
+    return checked(VllmGenerator, **common)
 
 
 def endpoint_model(url: str) -> str:
-    """The only model that an endpoint serves.
+    """Return the only model that an endpoint serves.
 
     Raises:
-        ValueError: it does not answer, or serves none or several.
+        UserError: it does not answer, or serves none or several.
     """
-    from openai import OpenAI, OpenAIError
-
     try:
-        with OpenAI(base_url=url, api_key="none", timeout=10.0, max_retries=0) as client:
-            names = [model.id for model in client.models.list().data]
-    except (OpenAIError, OSError, ValueError, AttributeError, TypeError) as error:
-        reason = type(error).__name__
-        raise ValueError(
-            f"{url}: it does not tell which models it serves ({reason}); check the URL or give --model-name"
+        names = served_models(url)
+    except NoReplyError as error:
+        raise UserError(
+            f"{url}: it does not tell which models it serves ({error}); check the URL or give --model-name"
         ) from error
     if len(names) != 1:
-        raise ValueError(f"{url}: it serves {', '.join(names) or 'no model'}; choose one with --model-name")
+        raise UserError(f"{url}: it serves {', '.join(names) or 'no model'}; choose one with --model-name")
     return names[0]
 
 
 def _endpoint(options: Options) -> EndpointGenerator:
     if options.replicas or options.tensor_parallel > 1:
-        raise ValueError(f"--replicas and --tensor-parallel: not with a URL; {options.model} runs its own engines")
+        raise UserError(f"--replicas and --tensor-parallel: not with a URL; {options.model} runs its own engines")
     url = endpoint_root(options.model)
     model = options.model_name or endpoint_model(url)
-    tokenizer = options.tokenizer or model
-    if not Path(tokenizer).expanduser().is_dir() and not _HUB_ID.fullmatch(tokenizer):
-        raise ValueError(
-            f"--tokenizer {tokenizer}: no such folder and no hub id; give the tokenizer that measures prompts, best "
-            "the model's own"
-        )
-    return _checked(
+    return checked(
         EndpointGenerator,
         base_url=url,
         model=model,
-        tokenizer=_model_path(tokenizer),
+        tokenizer=folder_or_hub_id(options.tokenizer or model, key="--tokenizer"),
         trust_remote_code=options.trust_remote_code,
     )
 
@@ -163,7 +151,7 @@ def _common(options: Options, sources: list[str]) -> dict[str, Any]:
     return {
         "generator": generator_config(options, on_gpu=on_gpu if options.device == "auto" else options.device == "cuda"),
         "sources": tuple(sources),
-        "sampling": _checked(
+        "sampling": checked(
             SamplingConfig,
             max_prompt_tokens=options.max_input,
             max_response_tokens=options.max_output,
@@ -174,34 +162,12 @@ def _common(options: Options, sources: list[str]) -> dict[str, Any]:
         ),
         "reward": RewardConfig(
             rules=RuleSet(options.rules),
-            judge=judge_config(options.judge, model=options.judge_model, on_gpu=on_gpu),
+            judge=judge_config(options.judge, model=options.judge_model),
             thinking="required" if options.thinking == "required" else "optional",
         ),
         "max_items": options.max_items,
         "max_in_flight": options.concurrency,
     }
-
-
-def _model_path(model: str) -> str:
-    """A folder as an absolute path, a hub id as it is."""
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return str(folder.resolve())
-    if model[:1] in ("", ".", "/", "~") or not _HUB_ID.fullmatch(model):
-        raise ValueError(f"model {model!r}: no such folder; give a Hugging Face folder, a hub id (owner/name) or a URL")
-    return model
-
-
-def _checked(kind: Callable[..., ConfigT], /, **values: Any) -> ConfigT:
-    """A configuration; its faults become one line each."""
-    try:
-        return kind(**values)
-    except ValidationError as error:
-        faults = [
-            f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg'].removeprefix('Value error, ')}".lstrip(": ")
-            for fault in error.errors()
-        ]
-        raise ValueError("\n".join(faults)) from error
 
 
 def _default_folder(kind: str, model: str) -> Path:

@@ -1,4 +1,4 @@
-"""Configuration of an evaluation or a distillation: who answers, how, and who judges."""
+"""Configuration of an evaluation or a distillation: the model that answers, its sampling, and the judge."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class EngineModel(StrictModel):
 
     @property
     def tokenizer(self) -> str:
-        """Where the tokenizer is that measures prompts."""
+        """Folder or hub id of the tokenizer that measures prompts."""
         return self.model
 
 
@@ -89,7 +89,7 @@ class EvaluationConfig(StrictModel):
     max_in_flight: int = Field(default=64, gt=0)
     """Answers that are generated at the same time."""
     behaviours: Literal["patterns", "judge"] = "patterns"
-    """Who counts reasoning behaviours: patterns, or the judge's model."""
+    """What counts reasoning behaviours: patterns, or the judge's model."""
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:

@@ -1,4 +1,4 @@
-"""The data card of a distilled set: what was asked, what was kept, what was refused and why, how long it is."""
+"""The data card of a distilled set: how much was asked, kept and refused, for which reasons, and the lengths."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from evaluation.config import DistillConfig
 from evaluation.filters import RejectedAs
+from evaluation.record import Answer, Item
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +25,7 @@ class Lengths:
 
     @classmethod
     def of(cls, tokens: Sequence[int]) -> Lengths | None:
-        """None where there is nothing to measure."""
+        """Measure some lengths; return None where there are none."""
         if not tokens:
             return None
         return cls(
@@ -62,27 +63,27 @@ def make_card(
     *,
     num_questions: int,
     num_over_long: int,
-    kept: Sequence[tuple[str, str, int, int]],
+    kept: Sequence[tuple[Item, Answer]],
     rejects: Counter[RejectedAs],
     refused_rows: Mapping[str, int],
 ) -> DataCard:
-    """The card of a set.
+    """Count and measure a set.
 
     Args:
         num_questions: Questions that were asked.
         num_over_long: Questions that were too long to be asked.
-        kept: (data source, question id, prompt tokens, response tokens) of every demonstration.
+        kept: Question and answer of every demonstration.
         rejects: Refused answers by reason.
         refused_rows: Unreadable rows by source.
     """
-    prompts, responses = [row[2] for row in kept], [row[3] for row in kept]
+    prompts, responses = [answer.prompt_tokens for _, answer in kept], [answer.response_tokens for _, answer in kept]
     return DataCard(
         num_questions=num_questions,
         num_over_long=num_over_long,
         num_answers=len(kept) + rejects.total(),
         num_kept=len(kept),
-        num_questions_kept=len({row[:2] for row in kept}),
-        kept=dict(Counter(row[0] for row in kept).most_common()),
+        num_questions_kept=len({(item.data_source, item.item_id) for item, _ in kept}),
+        kept=dict(Counter(item.data_source for item, _ in kept).most_common()),
         rejects={str(reason): rejects[reason] for reason in RejectedAs},
         refused_rows=refused_rows,
         prompt_tokens=Lengths.of(prompts),
@@ -92,12 +93,12 @@ def make_card(
 
 
 def card_json(card: DataCard, config: DistillConfig) -> dict[str, Any]:
-    """The card with the configuration that made it."""
+    """Return the card as JSON values, with the configuration that made it."""
     return {**asdict(card), "config": config.model_dump(mode="json")}
 
 
 def card_markdown(card: DataCard, config: DistillConfig) -> str:
-    """The card for people."""
+    """Write the card for people."""
     sampling = config.sampling
     lines = [
         "# Distilled demonstrations",

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from actors.prompt import ChatPrompt, load_tokenizer
+from curriculum.files import file_errors, whole_file
 from evaluation.behaviours import thinking_of
+from evaluation.benchmarks import merge_items
 from evaluation.config import DistillConfig
 from evaluation.data_card import DataCard, card_json, card_markdown, make_card
-from evaluation.evaluate import answer_settings, fill_answers, fill_scores, read_questions
+from evaluation.evaluate import answer_settings, fill_answers, fill_scores, num_rejects, read_sources
 from evaluation.filters import (
     RejectedAs,
     foreign_share,
@@ -24,57 +25,45 @@ from evaluation.filters import (
 )
 from evaluation.grounding import DocumentIndex, ground
 from evaluation.progress import Progress
-from evaluation.record import Answer, Item, Outcome, ScoredAnswer
+from evaluation.record import Answer, Item, Outcome
 from evaluation.scoring import current, scorer_fingerprint
 from evaluation.store import EvaluationFolder
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verified:
-    """An answer with its score."""
-
-    answer: Answer
-    score: ScoredAnswer
+Accuracies = Mapping[tuple[str, str, int], float | None]
+"""Accuracy of each answer by its key: 1.0 right, 0.0 wrong, None unknown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """What became of the answers."""
+    """The answers that become demonstrations, and why the others do not."""
 
     kept: tuple[tuple[Item, Answer], ...]
     rejects: Counter[RejectedAs]
 
 
 def distill(config: DistillConfig, *, out: Path, progress: Progress) -> DataCard:
-    """Make a set of demonstrations, or go on with the one in `out`.
+    """Make a set of demonstrations, or continue the one in `out`.
 
     The folder then holds settings.json, answers.jsonl, scores.jsonl, sft.parquet, data_card.json and data_card.md.
 
     Raises:
-        ValueError: a source, the teacher or the folder cannot be used.
-        FileNotFoundError, FileExistsError: likewise.
-        GeneratorDown: the teacher is gone; the same command goes on.
+        UserError: a source, the teacher or the folder cannot be used.
+        GeneratorDown: the teacher does not answer any more; the same command continues the set.
     """
-    questions = read_questions(config.sources, config.max_items, progress)
+    sources = read_sources(config.sources, progress)
+    questions = merge_items(sources.values(), max_items=config.max_items)
     with EvaluationFolder(out, answer_settings(config.generator, config.sampling)) as folder:
-        items = fitting(questions.items, config, progress)
+        items = fitting(questions, config, progress)
         answers = asyncio.run(_ask(config, items, folder, progress))
         scorer = scorer_fingerprint(config.reward)
-        verified = [
-            Verified(answer=answer, score=score)
-            for answer in answers
-            if (score := current(answer, folder.scores, scorer)) is not None
-        ]
-        selection = select(items, verified, config)
+        scores = [score for answer in answers if (score := current(answer, folder.scores, scorer)) is not None]
+        selection = select(items, answers, {score.key: score.accuracy for score in scores}, config)
         card = make_card(
             num_questions=len(items),
-            num_over_long=len(questions.items) - len(items),
-            kept=[
-                (item.data_source, item.item_id, answer.prompt_tokens, answer.response_tokens)
-                for item, answer in selection.kept
-            ],
+            num_over_long=len(questions) - len(items),
+            kept=selection.kept,
             rejects=selection.rejects,
-            refused_rows=questions.num_rejects,
+            refused_rows=num_rejects(sources),
         )
         write_demonstrations(selection.kept, folder.path / "sft.parquet")
         folder.write_json("data_card.json", card_json(card, config))
@@ -83,11 +72,11 @@ def distill(config: DistillConfig, *, out: Path, progress: Progress) -> DataCard
 
 
 def fitting(items: Sequence[Item], config: DistillConfig, progress: Progress) -> list[Item]:
-    """Questions whose whole document fits the prompt: the teacher must see what the demonstration shows."""
+    """Return the questions whose whole document fits the prompt: the teacher must see what a demonstration shows."""
     generator = config.generator
     encoder = ChatPrompt(load_tokenizer(generator.tokenizer, trust_remote_code=generator.trust_remote_code))
     with progress.stage("lengths", total=len(items), done=0) as step:
-        found = []
+        found: list[Item] = []
         for item in items:
             if len(encoder.encode(item.context, item.question)) <= config.sampling.max_prompt_tokens:
                 found.append(item)
@@ -96,20 +85,22 @@ def fitting(items: Sequence[Item], config: DistillConfig, progress: Progress) ->
     return found
 
 
-def select(items: Sequence[Item], verified: Sequence[Verified], config: DistillConfig) -> Selection:
-    """The demonstrations of every question: of what passes all checks the shortest, near-duplicates left out."""
-    by_item: dict[tuple[str, str], list[Verified]] = {}
-    for one in verified:
-        by_item.setdefault(one.answer.item_key, []).append(one)
+def select(
+    items: Sequence[Item], answers: Sequence[Answer], accuracies: Accuracies, config: DistillConfig
+) -> Selection:
+    """Choose the demonstrations of every question: the shortest that pass all checks, without near-duplicates."""
+    by_item: dict[tuple[str, str], list[Answer]] = {}
+    for answer in answers:
+        by_item.setdefault(answer.item_key, []).append(answer)
     kept: list[tuple[Item, Answer]] = []
     rejects: Counter[RejectedAs] = Counter()
     for item in items:
         index = DocumentIndex(item.context)
         good: list[Answer] = []
-        for one in by_item.get(item.key, []):
-            reason = fault_of(item, one, index, config)
+        for answer in by_item.get(item.key, []):
+            reason = fault_of(item, answer, accuracies[answer.key], index, config)
             if reason is None:
-                good.append(one.answer)
+                good.append(answer)
             else:
                 rejects[reason] += 1
         chosen: list[Answer] = []
@@ -124,9 +115,10 @@ def select(items: Sequence[Item], verified: Sequence[Verified], config: DistillC
     return Selection(kept=tuple(kept), rejects=rejects)
 
 
-def fault_of(item: Item, verified: Verified, document: DocumentIndex, config: DistillConfig) -> RejectedAs | None:
-    """The first check that an answer fails; None where it passes all."""
-    answer, accuracy = verified.answer, verified.score.accuracy
+def fault_of(
+    item: Item, answer: Answer, accuracy: float | None, document: DocumentIndex, config: DistillConfig
+) -> RejectedAs | None:
+    """Return the first check that an answer fails; None where it passes all."""
     checks = (
         (RejectedAs.FAILED, lambda: answer.outcome is Outcome.FAILED),
         (RejectedAs.TRUNCATED, lambda: answer.outcome is Outcome.TRUNCATED),
@@ -143,7 +135,7 @@ def fault_of(item: Item, verified: Verified, document: DocumentIndex, config: Di
 
 
 def write_demonstrations(kept: Sequence[tuple[Item, Answer]], path: Path) -> None:
-    """Parquet of `{id, data_source, context, question, answers, response}`; it appears whole or not at all."""
+    """Write parquet rows `{id, data_source, context, question, answers, response}`, whole or not at all."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -163,9 +155,8 @@ def write_demonstrations(kept: Sequence[tuple[Item, Answer]], path: Path) -> Non
         }
         for item, answer in kept
     ]
-    partial = path.with_name(f".{path.name}.partial")
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), partial)
-    os.replace(partial, path)
+    with whole_file(path) as partial, file_errors(path, "written"):
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), partial)
 
 
 async def _ask(
@@ -183,5 +174,5 @@ def _foreign(item: Item, answer: Answer) -> float:
 
 
 def _is_ungrounded(item: Item, answer: Answer, document: DocumentIndex, min_precision: float) -> bool:
-    grounding = ground(thinking_of(answer.text), document, question=item.question)
-    return is_ungrounded(grounding, min_precision=min_precision)
+    passages = ground(thinking_of(answer.text), document, question=item.question)
+    return is_ungrounded(passages, min_precision=min_precision)

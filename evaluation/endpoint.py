@@ -1,115 +1,79 @@
-"""Answers from an OpenAI-compatible endpoint: bounded in time and retries, and read with distrust."""
+"""Answers from an OpenAI-compatible endpoint, and when it is given up."""
 
 from __future__ import annotations
 
-import asyncio
-import json
-import os
 from typing import Any
 
 from evaluation.config import EndpointGenerator, SamplingConfig
-from evaluation.generator import Completion, GenerationError, GeneratorDown
+from evaluation.generator import Completion, GeneratorDown
 from evaluation.prompts import Prompt
-from reward.judge_endpoint import BadReplyError, backoff_s, failure_of
+from reward.chat_endpoint import ChatEndpoint, NoReplyError, text_of
 
 MAX_FAILURES_IN_A_ROW = 20
-"""Prompts without an answer, one after the other, before the endpoint is given up."""
+"""Prompts in a row without an answer after which the endpoint counts as down."""
 
 
 class OpenAIGenerator:
-    """Sends each prompt as a chat with one user message.
+    """A client that sends each prompt as a chat with one user message.
 
-    Consumes: prompts, as many at a time as the caller sends.  Waits for: a reply, at most `timeout_s` per attempt.
-    Unblocked by: a reply or the end of the retries.
+    Consumes: prompts, as many at a time as the caller sends.  Waits for: `ChatEndpoint`.  Unblocked by: a reply or the
+    end of the retries.
     """
 
     def __init__(self, config: EndpointGenerator, sampling: SamplingConfig) -> None:
-        """Opens the client; the key comes from the environment, endpoints without one ignore it."""
-        from openai import AsyncOpenAI
-
-        self._config = config
-        self._sampling = sampling
+        self._base_url = config.base_url
+        self._sampling = {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_tokens": sampling.max_response_tokens,
+        }
         self._failures_in_a_row = 0
-        self._client = AsyncOpenAI(
+        self._endpoint = ChatEndpoint(
             base_url=config.base_url,
-            api_key=os.environ.get(config.api_key_env) or "none",
-            timeout=config.timeout_s,
-            max_retries=0,
+            model=config.model,
+            timeout_s=config.timeout_s,
+            api_key_env=config.api_key_env,
+            max_retries=config.max_retries,
+            max_backoff_s=config.max_backoff_s,
         )
 
     async def generate(self, prompt: Prompt, *, seed: int) -> Completion:
-        """One sampled answer.
+        """Sample one answer.
 
         Raises:
-            GenerationError: every attempt failed.
+            NoReplyError: every attempt failed.
             GeneratorDown: so many prompts in a row failed that the endpoint must be down.
         """
+        messages = [{"role": "user", "content": prompt.text}]
         try:
-            completion = await self._ask(prompt, seed)
-        except GenerationError as error:
+            completion = await self._endpoint.ask(messages, completion_of, **self._sampling, seed=seed)
+        except NoReplyError as error:
             self._failures_in_a_row += 1
             if self._failures_in_a_row >= MAX_FAILURES_IN_A_ROW:
                 raise GeneratorDown(
-                    f"{self._config.base_url}: {MAX_FAILURES_IN_A_ROW} prompts in a row got no answer ({error}); run "
-                    "the same command again when it is back, it goes on where it stopped"
+                    f"{self._base_url}: {MAX_FAILURES_IN_A_ROW} prompts in a row got no answer ({error}); run "
+                    "the same command again when it is back, it continues where it stopped"
                 ) from error
             raise
         self._failures_in_a_row = 0
         return completion
 
     async def close(self) -> None:
-        """Closes the connections."""
-        await self._client.close()
-
-    async def _ask(self, prompt: Prompt, seed: int) -> Completion:
-        from openai import OpenAIError
-
-        for attempt in range(self._config.max_retries + 1):
-            is_last = attempt == self._config.max_retries
-            try:
-                async with asyncio.timeout(self._config.timeout_s):
-                    return completion_of(await self._request(prompt, seed))
-            except (OpenAIError, OSError, ValueError) as error:  # TimeoutError is an OSError
-                failure = failure_of(error, is_last=is_last)
-                if is_last or not failure.is_retried:
-                    raise GenerationError(failure.reason) from error
-            await asyncio.sleep(backoff_s(attempt, failure.retry_after_s, longest_s=self._config.max_backoff_s))
-        raise AssertionError("the last attempt returns or raises")
-
-    async def _request(self, prompt: Prompt, seed: int) -> str:
-        reply = await self._client.chat.completions.with_raw_response.create(
-            model=self._config.model,
-            messages=[{"role": "user", "content": prompt.text}],
-            temperature=self._sampling.temperature,
-            top_p=self._sampling.top_p,
-            max_tokens=self._sampling.max_response_tokens,
-            seed=seed,
-        )
-        return reply.http_response.text
+        """Close the connections."""
+        await self._endpoint.close()
 
 
-def completion_of(body: str) -> Completion:
-    """The first choice of a chat completion.
+def completion_of(reply: Any) -> Completion:
+    """Return the first choice of a chat completion; `read_reply` tells where it has another shape.
 
-    Thinking that a server parsed out of the answer (`reasoning_content`, `reasoning`) comes back in its tags.
-
-    Raises:
-        BadReplyError: the body is HTML, broken JSON or JSON of another shape.
+    Thinking that a server took out of the answer (`reasoning_content`, `reasoning`) comes back in its tags.
     """
-    try:
-        reply = json.loads(body)
-        choice = reply["choices"][0]
-        text = _text(choice["message"])
-        num_tokens = int((reply.get("usage") or {}).get("completion_tokens") or 0)
-        is_truncated = choice.get("finish_reason") == "length"
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise BadReplyError(f"the reply is no chat completion: {' '.join(body[:200].split())!r:.80}") from error
-    return Completion(text=text, num_tokens=num_tokens, is_truncated=is_truncated)
-
-
-def _text(message: dict[str, Any]) -> str:
-    content = message.get("content")
-    thinking = message.get("reasoning_content") or message.get("reasoning")
-    if not isinstance(content, str | None) or not isinstance(thinking, str | None):
-        raise TypeError("the message holds no text")
-    return f"<think>{thinking}</think>{content or ''}" if thinking else content or ""
+    choice: dict[str, Any] = reply["choices"][0]
+    usage: dict[str, Any] = reply.get("usage") or {}
+    content = text_of(choice["message"], "content")
+    thinking = text_of(choice["message"], "reasoning_content") or text_of(choice["message"], "reasoning")
+    return Completion(
+        text=f"<think>{thinking}</think>{content}" if thinking else content,
+        num_tokens=int(usage.get("completion_tokens") or 0),
+        is_truncated=choice.get("finish_reason") == "length",
+    )

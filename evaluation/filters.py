@@ -1,4 +1,4 @@
-"""Which verified answers are worth imitating: length, script, repetition, quality, near-duplicates. Pure functions."""
+"""Checks of a verified answer before it becomes a demonstration: format, script, repetition, grounding, duplicates."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from enum import StrEnum
 
 from evaluation.behaviours import thinking_of
-from evaluation.grounding import Grounding
+from evaluation.grounding import Passage, grounding_precision
 from reward.answer import extract_answer
 
 NGRAM_WORDS = 8
@@ -46,7 +46,7 @@ class RejectedAs(StrEnum):
     """Too many letters of a script that neither document nor question uses."""
     REPETITIVE = "repetitive"
     UNGROUNDED = "ungrounded"
-    """Most of what it quotes or paraphrases is not in the document."""
+    """Too much of what it quotes or paraphrases is not in the document."""
     DUPLICATE = "duplicate"
     """Nearly the same response to the same question was kept."""
     SURPLUS = "surplus"
@@ -54,7 +54,7 @@ class RejectedAs(StrEnum):
 
 
 def has_format(response: str) -> bool:
-    """Whether a response is one closed thought, something thought in it, and a final answer behind it."""
+    """Return whether a response is one closed thought that is not empty, followed by a final answer."""
     if response.count("</think>") != 1 or response.count("<think>") > 1 or _CONTROL.search(response):
         return False
     if "<think>" in response and not response.lstrip().startswith("<think>"):
@@ -63,20 +63,20 @@ def has_format(response: str) -> bool:
 
 
 def foreign_share(response: str, source: str) -> float:
-    """Share of the response's letters that belong to a script of which the source has (almost) no letter.
+    """Return the share of the response's letters that belong to a script which the source (almost) never uses.
 
-    A script counts as used from one letter in a thousand on, so that a single foreign name does not open the door.
+    A script counts as used from one letter in a thousand on, so a single foreign name does not admit its script.
     """
     used = _scripts(source)
     num_letters = sum(used.values())
-    theirs = {script for script, count in used.items() if count * 1000 >= num_letters}
+    accepted = {script for script, count in used.items() if count * 1000 >= num_letters}
     counts = _scripts(response)
     total = sum(counts.values())
-    return sum(count for script, count in counts.items() if script not in theirs) / total if total else 0.0
+    return sum(count for script, count in counts.items() if script not in accepted) / total if total else 0.0
 
 
 def repetition(response: str) -> float:
-    """Share of the runs of `NGRAM_WORDS` words that repeat an earlier run; 1.0 for a line that loops."""
+    """Return the share of the runs of `NGRAM_WORDS` words that repeat an earlier run; 1.0 for a line that loops."""
     lines = Counter(line for line in map(str.strip, response.splitlines()) if len(line) >= MIN_LINE_CHARS)
     if lines and max(lines.values()) > MAX_EQUAL_LINES:
         return 1.0
@@ -84,14 +84,14 @@ def repetition(response: str) -> float:
     return 1.0 - len(set(runs)) / len(runs) if runs else 0.0
 
 
-def is_ungrounded(grounding: Grounding, *, min_precision: float) -> bool:
-    """Whether a response quotes enough passages to tell, and too few of them are in the document."""
-    precision = grounding.precision
-    return len(grounding.passages) >= MIN_GROUNDED_PASSAGES and precision is not None and precision < min_precision
+def is_ungrounded(passages: Sequence[Passage], *, min_precision: float) -> bool:
+    """Return whether a response quotes enough passages to tell, and too few of them are in the document."""
+    precision = grounding_precision(passages)
+    return len(passages) >= MIN_GROUNDED_PASSAGES and precision is not None and precision < min_precision
 
 
 def is_near_duplicate(response: str, others: Sequence[str]) -> bool:
-    """Whether one of the others has nearly the same runs of three words."""
+    """Return whether one of the others has nearly the same runs of three words."""
     mine = set(_runs(response, 3))
     for other in others:
         theirs = set(_runs(other, 3))
@@ -107,7 +107,7 @@ def _runs(text: str, num_words: int) -> list[tuple[str, ...]]:
 
 
 def _scripts(text: str) -> Counter[str]:
-    """Letters by script; each different letter is looked up once."""
+    """Count letters by script; each different letter is looked up once."""
     counts: Counter[str] = Counter()
     for letter, count in Counter(text).items():
         if letter.isalpha():
@@ -116,6 +116,6 @@ def _scripts(text: str) -> Counter[str]:
 
 
 def _script(letter: str) -> str:
-    """The first word of the letter's Unicode name; Japanese kana and Han count apart."""
+    """Return the first word of the letter's Unicode name; Japanese kana and Han are different scripts."""
     name = unicodedata.name(letter, "UNKNOWN").partition(" ")[0]
     return {"FULLWIDTH": "LATIN", "MICRO": "GREEK", "OHM": "GREEK", "MATHEMATICAL": "LATIN"}.get(name, name)

@@ -1,27 +1,21 @@
-"""Who answers prompts: one interface for the engine in this process, for Ray replicas and for endpoints."""
+"""The interface of everything that answers prompts: the engine in this process, Ray replicas, and endpoints."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-from evaluation.config import EndpointGenerator, GeneratorConfig, RayGenerator, SamplingConfig
+from curriculum.errors import RunFailed
 from evaluation.prompts import Prompt
 
 
-class GenerationError(Exception):
-    """One prompt got no answer; others may."""
-
-
-class GeneratorDown(RuntimeError):
-    """Nobody answers any more; what is stored stays, and the same command goes on later."""
+class GeneratorDown(RunFailed):
+    """No prompt gets an answer any more; what is stored stays, and the same command continues later."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """What a generator returns."""
+    """One sampled response."""
 
     text: str
     """The response, thinking included."""
@@ -31,41 +25,17 @@ class Completion:
 
 
 class Generator(Protocol):
-    """Answers prompts."""
+    """Anything that answers prompts."""
 
     async def generate(self, prompt: Prompt, *, seed: int) -> Completion:
-        """One sampled answer.
+        """Sample one answer.
 
         Raises:
-            GenerationError: this prompt gets no answer.
-            GeneratorDown: no prompt gets one any more.
+            NoReplyError: this prompt gets no answer.
+            GeneratorDown: no prompt gets an answer any more.
         """
         ...
 
     async def close(self) -> None:
-        """Gives back processes and connections."""
+        """Release processes and connections."""
         ...
-
-
-@asynccontextmanager
-async def generator_session(config: GeneratorConfig, sampling: SamplingConfig) -> AsyncIterator[Generator]:
-    """The generator of a configuration for the length of a block."""
-    generator = _open(config, sampling)
-    try:
-        yield generator
-    finally:
-        await generator.close()
-
-
-def _open(config: GeneratorConfig, sampling: SamplingConfig) -> Generator:
-    if isinstance(config, EndpointGenerator):
-        from evaluation.endpoint import OpenAIGenerator
-
-        return OpenAIGenerator(config, sampling)
-    if isinstance(config, RayGenerator):
-        from evaluation.ray_replicas import RayReplicas
-
-        return RayReplicas(config, sampling)
-    from evaluation.local_engine import LocalEngine
-
-    return LocalEngine(config, sampling)

@@ -54,7 +54,7 @@ _ATTRIBUTION = re.compile(
 _HYPOTHESIS = re.compile(
     r"\b(?:if|whether|does|do|did|check|find|need|should|must|let|maybe|perhaps)\b|是否|如果|需要", re.IGNORECASE
 )
-"""In front of the source it turns a claim into a plan or a doubt."""
+"""Words that turn a claim into a plan or a doubt where they stand before the source."""
 _STOPWORDS = frozenset(
     "a an the of in on at to for from by with and or but not is are was were be been being it its this that these "
     "those as which who whom whose what when where how there their they them he she his her him i we you our your my "
@@ -89,28 +89,16 @@ class Passage:
         return self.document_start is not None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Grounding:
-    """The passages of one response."""
-
-    passages: tuple[Passage, ...]
-
-    @property
-    def num_found(self) -> int:
-        """Passages that the document has."""
-        return sum(passage.found for passage in self.passages)
-
-    @property
-    def precision(self) -> float | None:
-        """Share of the passages that the document has; None where there is no passage."""
-        return self.num_found / len(self.passages) if self.passages else None
+def grounding_precision(passages: Sequence[Passage]) -> float | None:
+    """Return the share of the passages that the document has; None where there is no passage."""
+    return sum(passage.found for passage in passages) / len(passages) if passages else None
 
 
 class DocumentIndex:
-    """The words of a document with their places; made once, asked for every response about it."""
+    """The words of a document with their places; built once, searched for every response about the document."""
 
     def __init__(self, document: str) -> None:
-        """Time and memory are linear in the document."""
+        """Index a document; time and memory are linear in its length."""
         words = list(_WORD.finditer(document))
         self._ids: dict[str, int] = {}
         ids = self._ids
@@ -122,7 +110,7 @@ class DocumentIndex:
         self._pairs: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
 
     def find_run(self, words: Sequence[str]) -> tuple[int, int] | None:
-        """Characters of the first place where the words stand one after the other."""
+        """Return the characters (start, end) of the first place with these words in a row; None without one."""
         ids_P = self._lookup(words)
         if not len(ids_P) or (ids_P < 0).any() or len(ids_P) > len(self._words_D):
             return None
@@ -134,7 +122,7 @@ class DocumentIndex:
         return self._characters(int(places[0]), len(ids_P)) if len(places) else None
 
     def best_window_of_pairs(self, words: Sequence[str]) -> tuple[float, tuple[int, int]]:
-        """(share of the distinct neighbouring pairs in the best window, its characters)."""
+        """Return (share of the distinct neighbouring pairs in the best window, its characters)."""
         ids_P = self._lookup(words)
         keys = {int(a) * (len(self._ids) + 1) + int(b) for a, b in pairwise(ids_P)}
         known = [self._pair_places(key) for key in keys if key >= 0]
@@ -142,7 +130,7 @@ class DocumentIndex:
         return (found / len(keys) if keys else 0.0), window
 
     def best_window_of_words(self, words: Sequence[str], width: int) -> tuple[float, tuple[int, int], set[str]]:
-        """(share of the distinct words in the best window, its characters, those of the words that it holds)."""
+        """Return (share of the distinct words in the best window, its characters, those words that it holds)."""
         distinct = dict.fromkeys(words)
         places = [self._places(word) for word in self._lookup(distinct) if word >= 0]
         found, (start, end) = self._best_window(places, width)
@@ -153,14 +141,15 @@ class DocumentIndex:
     def _best_window(
         self, places: Sequence[NDArray[np.int64]], width: int, *, reach: int = 0
     ) -> tuple[int, tuple[int, int]]:
-        """(most of the sorted place lists that one window of `width` words touches, characters they span there).
+        """Return (most of the sorted place lists that one window of `width` words touches, characters they span).
 
         `reach` is the number of words behind its place that an entry covers.
         """
         if not places:
             return 0, (0, 0)
         size = len(self._words_D)
-        opens, closes = [], []
+        opens: list[NDArray[np.int64]] = []
+        closes: list[NDArray[np.int64]] = []
         for found in places:  # window starts s with s <= place < s + width, counted once per list
             first = np.maximum(found - width + 1, 0)
             first[1:] = np.maximum(first[1:], found[:-1] + 1)
@@ -200,10 +189,10 @@ class DocumentIndex:
         return int(self._starts_D[first]), int(self._ends_D[first + num_words - 1])
 
 
-def ground(thinking: str, document: DocumentIndex, *, question: str = "") -> Grounding:
-    """The passages of the thinking, looked up in the document; what only repeats the question is no passage."""
+def ground(thinking: str, document: DocumentIndex, *, question: str = "") -> tuple[Passage, ...]:
+    """Look up the passages of the thinking in the document; what only repeats the question is no passage."""
     asked = DocumentIndex(question)
-    passages = []
+    passages: list[Passage] = []
     for kind, start, end in _passages(thinking):
         words = [_key(word) for word in _WORD.findall(thinking[start:end])][:MAX_PASSAGE_WORDS]
         if not _is_long_enough(kind, words) or asked.find_run(words) is not None:
@@ -222,14 +211,17 @@ def ground(thinking: str, document: DocumentIndex, *, question: str = "") -> Gro
         )
         if len(passages) == MAX_PASSAGES:
             break
-    return Grounding(passages=tuple(passages))
+    return tuple(passages)
 
 
 def _passages(thinking: str) -> Iterator[tuple[PassageKind, int, int]]:
-    """(kind, start, end) in the order of the text; an attributed sentence with a quotation in it is that quotation."""
+    """Yield (kind, start, end) in the order of the text.
+
+    An attributed sentence with a quotation in it is that quotation.
+    """
     quotes = [(PassageKind.QUOTE, *span) for match in _QUOTED.finditer(thinking) for span in _pieces(match)]
     quote_starts = np.array([match.start() for match in _QUOTED.finditer(thinking)], np.int64)
-    paraphrases = []
+    paraphrases: list[tuple[PassageKind, int, int]] = []
     for sentence in _SENTENCE.finditer(thinking):
         source = _ATTRIBUTION.search(sentence[0])
         if source is None:
@@ -249,7 +241,7 @@ def _passages(thinking: str) -> Iterator[tuple[PassageKind, int, int]]:
 
 
 def _pieces(match: re.Match[str]) -> Iterator[tuple[int, int]]:
-    """A quotation, cut where it leaves words out."""
+    """Yield the parts of a quotation, cut where it leaves words out."""
     group = match.lastindex or 0
     start, end = match.span(group)
     for gap in _ELLIPSIS.finditer(match.string, start, end):
@@ -290,7 +282,7 @@ def _is_han(word: str) -> bool:
 
 
 def _key(word: str) -> str:
-    """Words that mean the same: without case, width, possessive and thousands separators."""
+    """Return a word without case, width, possessive and thousands separators."""
     if not word.isascii():
         word = unicodedata.normalize("NFKC", word).replace("’", "'")
     word = word.casefold()

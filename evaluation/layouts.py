@@ -1,4 +1,4 @@
-"""Layouts of published benchmarks: from the columns of a raw row to a question about a document.
+"""Layouts of published benchmarks: how the columns of a raw row become a question about a document.
 
 LongBench has `{input, context, answers, dataset, _id}`, DocMath-Eval `{question_id, paragraphs, question,
 ground_truth}`, Frames `{Prompt, Answer, context}`. Frames is published with links instead of documents, so its rows
@@ -6,6 +6,8 @@ need a `context` column that someone filled with the linked pages.
 """
 
 from __future__ import annotations
+
+from typing import Any, cast
 
 from curriculum.cells import accepted_answers, answers_of, present, row_id, text_of
 from curriculum.layout import QUESTION_LAYOUTS, Layout, QuestionItem, derived_id
@@ -63,13 +65,16 @@ def _id_of(row: Row, column: str) -> str | None:
 
 
 def _paragraphs(row: Row) -> str:
-    paragraphs = present(row, "paragraphs")
-    if not isinstance(paragraphs, list) or not all(isinstance(paragraph, str) for paragraph in paragraphs):
-        raise RowError(RejectReason.WRONG_TYPE, "paragraphs is no list of texts; give one text per paragraph or table")
+    value = present(row, "paragraphs")
+    paragraphs: list[Any] = cast("list[Any]", value) if isinstance(value, list) else [None]
+    if not all(isinstance(paragraph, str) for paragraph in paragraphs):
+        raise RowError(
+            RejectReason.WRONG_TYPE, "paragraphs is not a list of texts; give one text per paragraph or table"
+        )
     return text_of(Row(number=row.number, values={"paragraphs": "\n".join(paragraphs)}), "paragraphs")
 
 
 def _docmath_answers(row: Row) -> tuple[str, ...]:
-    """The ground truth is a number; published rows also hold true or false."""
+    """Return the ground truth, a number; published rows also hold true or false."""
     truth = present(row, "ground_truth")
     return accepted_answers(str(truth) if isinstance(truth, bool) else truth, "ground_truth")

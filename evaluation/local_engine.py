@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from actors.engine import EngineDied, VLLMEngine
+from actors.model_folder import context_length
 from actors.prompt import ChatPrompt, load_tokenizer
 from actors.rollout import Sampling
 from actors.trajectory import FinishReason
+from curriculum.errors import UserError
 from evaluation.config import EngineModel, SamplingConfig
 from evaluation.generator import Completion, GeneratorDown
 from evaluation.prompts import Prompt
@@ -17,10 +17,10 @@ class LocalEngine:
     """One engine; samples of the same prompt share its cached prefix."""
 
     def __init__(self, config: EngineModel, sampling: SamplingConfig) -> None:
-        """Loads the model; blocks until it can answer.
+        """Load the model; block until it can answer.
 
         Raises:
-            ValueError: the model cannot hold prompt and response.
+            UserError: the model cannot hold prompt and response.
         """
         needed = sampling.max_prompt_tokens + sampling.max_response_tokens
         check_length(config, needed)
@@ -42,11 +42,15 @@ class LocalEngine:
         )
 
     async def generate(self, prompt: Prompt, *, seed: int) -> Completion:
-        """One sampled answer; `GeneratorDown` where the engine process is gone."""
+        """Sample one answer.
+
+        Raises:
+            GeneratorDown: the engine process ended.
+        """
         try:
             (sample,) = await self._engine.sample(prompt.token_ids.tolist(), self._sampling, seed=seed)
         except EngineDied as error:
-            raise GeneratorDown(f"{error}; run the same command again, it goes on where it stopped") from error
+            raise GeneratorDown(f"{error}; run the same command again, it continues where it stopped") from error
         return Completion(
             text=self._prompt.decode(sample.token_ids),
             num_tokens=len(sample.token_ids),
@@ -54,30 +58,15 @@ class LocalEngine:
         )
 
     async def close(self) -> None:
-        """Ends the engine process."""
+        """End the engine process."""
         self._engine.shutdown()
 
 
 def check_length(config: EngineModel, needed: int) -> None:
-    """Raises ValueError where a model holds fewer than `needed` tokens, its rope scaling included."""
-    model = _model_config(config)
-    positions = getattr(model, "max_position_embeddings", None)
-    rope = getattr(model, "rope_parameters", None) or {}
-    original = rope.get("original_max_position_embeddings")
-    if positions is not None and original:
-        positions = max(positions, int(original * rope.get("factor", 1)))
+    """Raise a UserError where a model holds fewer than `needed` tokens, its rope scaling included."""
+    positions = context_length(config.model, key="MODEL", trust_remote_code=config.trust_remote_code)
     if positions is not None and needed > positions:
-        raise ValueError(
-            f"model {config.model!r}: prompt and response need {needed} tokens, it holds {positions}; lower "
+        raise UserError(
+            f"MODEL={config.model!r}: prompt and response need {needed} tokens, it holds {positions}; lower "
             "--max-input or --max-output, or extend its rope scaling (YaRN) in config.json"
         )
-
-
-def _model_config(config: EngineModel) -> Any:
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(config.model, trust_remote_code=config.trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"model {config.model!r}: no model configuration can be read there ({reason})") from error

@@ -1,4 +1,4 @@
-"""The paper's results, read from the data file beside this one."""
+"""The paper's results, read from the data file of this package."""
 
 from __future__ import annotations
 
@@ -9,31 +9,24 @@ from importlib.resources import files
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PaperRow:
-    """One model of the paper's main table, in percent."""
-
-    model: str
-    accuracy: Mapping[str, float]
-    """Per benchmark."""
-    average: float
-    """As printed."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class PaperTable:
-    """The paper's main table."""
+    """The paper's main table, in percent."""
 
     source: str
     benchmarks: tuple[str, ...]
     """Columns in their order."""
-    rows: tuple[PaperRow, ...]
+    accuracy: Mapping[str, Mapping[str, float]]
+    """By model, in the order of the rows, and by benchmark."""
+    average: Mapping[str, float]
+    """By model, as printed."""
 
 
 def paper_table() -> PaperTable:
-    """QwenLong-L1, Table 4."""
+    """Return QwenLong-L1, Table 4."""
     values = json.loads((files("evaluation") / "paper_results.json").read_text(encoding="utf-8"))
     return PaperTable(
         source=values["source"],
         benchmarks=tuple(values["benchmarks"]),
-        rows=tuple(PaperRow(**row) for row in values["models"]),
+        accuracy={row["model"]: row["accuracy"] for row in values["models"]},
+        average={row["model"]: row["average"] for row in values["models"]},
     )

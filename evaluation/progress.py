@@ -1,8 +1,8 @@
-"""What a person sees while a command works: a bar for each stage, and lines, on standard error."""
+"""Progress of a command on standard error: a bar for each stage, and lines."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -11,19 +11,19 @@ from rich.progress import Progress as Bars
 
 
 class Progress:
-    """Prints to standard error, so that standard output stays free for results."""
+    """Bars and lines on standard error; standard output stays free for results."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
         self._quiet = quiet
 
     def say(self, text: str) -> None:
-        """One line; markup in it is printed as it is."""
+        """Print one line; markup in it is printed as it is."""
         self._console.print(text, markup=False)
 
     @contextmanager
-    def stage(self, name: str, *, total: int, done: int) -> Iterator[Callable[[], None]]:
-        """A bar for the length of a block; the function that it yields moves it by one."""
+    def stage(self, name: str, *, total: int, done: int) -> Generator[Callable[[], None]]:
+        """Show a bar for the length of a block; the function that it yields moves it by one."""
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                    TimeRemainingColumn())  # fmt: skip
         with Bars(*columns, console=self._console, disable=self._quiet or not self._console.is_terminal) as bars:

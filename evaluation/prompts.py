@@ -1,4 +1,4 @@
-"""From an item to the prompt that is sent: the paper's template, the document's middle cut out where it is too long."""
+"""The prompt of an item: the paper's template, with the middle of the document cut out where it is too long."""
 
 from __future__ import annotations
 
@@ -13,18 +13,22 @@ from evaluation.record import Item
 
 
 class PromptEncoder(Protocol):
-    """What prompts need of a tokenizer and its chat template; `actors.prompt.ChatPrompt` is one."""
+    """A tokenizer with its chat template, as far as prompts need it; `actors.prompt.ChatPrompt` is one."""
 
     def encode(self, context: str, question: str) -> NDArray[np.int32]:
-        """[P] token ids of the chat prompt."""
+        """Return the [P] token ids of the chat prompt."""
         ...
 
     def truncate_middle(self, context: str, question: str, max_tokens: int) -> str:
-        """The document cut so that the prompt has at most `max_tokens`; ValueError if it cannot."""
+        """Cut the middle of the document so that the prompt has at most `max_tokens`.
+
+        Raises:
+            ValueError: The question alone is too long.
+        """
         ...
 
     def neutralise(self, text: str) -> str:
-        """The text without control tokens."""
+        """Return the text without control tokens."""
         ...
 
 
@@ -41,7 +45,7 @@ class Prompt:
 
 
 def make_prompt(item: Item, encoder: PromptEncoder, *, max_tokens: int) -> Prompt:
-    """The prompt of an item, at most `max_tokens` long.
+    """Make the prompt of an item, at most `max_tokens` long.
 
     Raises:
         ValueError: The question alone is too long.

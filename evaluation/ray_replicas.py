@@ -1,25 +1,29 @@
-"""Ray shell around the engine: replicas on any machine of the cluster share the prompts."""
+"""Ray shell around the engine: replicas on all machines of the cluster share the prompts."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
+from curriculum.errors import first_line, one_line
 from evaluation.config import RayGenerator, SamplingConfig
 from evaluation.generator import Completion, GeneratorDown
-from evaluation.local_engine import LocalEngine
+from evaluation.local_engine import LocalEngine, check_length
 from evaluation.prompts import Prompt
 
 CPU_ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+_RAY: Any = ray
+"""Ray through a name without types: the signatures of `init`, `kill` and `shutdown` are incomplete."""
 MAX_RESTARTS = 3
-"""Deaths of a replica before it stays away."""
+"""Restarts of a replica that dies."""
 
 
 class ReplicaActor:
@@ -33,30 +37,32 @@ class ReplicaActor:
         return getattr(self, "_name", "evaluation")
 
     async def ready(self) -> int:
-        """Process id, once the engine can answer."""
+        """Return the process id, once the engine can answer."""
         return os.getpid()
 
     async def generate(self, prompt: Prompt, seed: int) -> Completion:
-        """One answer; a dead engine ends this process, so that Ray restarts both."""
+        """Sample one answer; a dead engine ends this process, so that Ray restarts both."""
         try:
             return await self._engine.generate(prompt, seed=seed)
         except GeneratorDown:
             os._exit(1)
 
     async def close(self) -> None:
-        """Ends the engine process."""
+        """End the engine process."""
         await self._engine.close()
 
 
 class RayReplicas:
-    """Spreads prompts over the replicas; all samples of one prompt go to the same one, which has its prefix cached."""
+    """A generator over several replicas; all samples of one prompt go to the one that has its prefix cached."""
 
     def __init__(self, config: RayGenerator, sampling: SamplingConfig) -> None:
-        """Joins the Ray of RAY_ADDRESS or starts one, and waits until every replica can answer.
+        """Join the Ray cluster of RAY_ADDRESS or start one, and wait until every replica can answer.
 
         Raises:
-            GeneratorDown: a replica does not start.
+            UserError: the model cannot hold prompt and response.
+            GeneratorDown: Ray or a replica does not start.
         """
+        check_length(config, sampling.max_prompt_tokens + sampling.max_response_tokens)
         self._owns_ray = not ray.is_initialized()
         if self._owns_ray:
             _join()
@@ -75,36 +81,43 @@ class RayReplicas:
             ray.get([replica.ready.remote() for replica in self._replicas])
 
     async def generate(self, prompt: Prompt, *, seed: int) -> Completion:
-        """One sampled answer; a replica that dies meanwhile is restarted by Ray and asked again."""
+        """Sample one answer; a replica that dies meanwhile is restarted by Ray and asked again."""
         replica = self._replicas[zlib.crc32(prompt.token_ids.tobytes()) % len(self._replicas)]
         with _as_down("no replica answers"):
             return await replica.generate.remote(prompt, seed)
 
     async def close(self) -> None:
-        """Ends the replicas, and Ray if this object started it."""
+        """End the replicas, and Ray if this object started it."""
         await asyncio.gather(*[replica.close.remote() for replica in self._replicas], return_exceptions=True)
         for replica in self._replicas:
-            ray.kill(replica)
+            _RAY.kill(replica)
         if self._owns_ray:
-            ray.shutdown()
+            _RAY.shutdown()
 
 
 def _join() -> None:
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address := os.environ.get("RAY_ADDRESS"):
-        ray.init(address=address, **common)
+        _init(address=address)
         return
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    ray.init(address="local", include_dashboard=False, **common)
+    _init(address="local", include_dashboard=False)
+
+
+def _init(**arguments: Any) -> None:
+    try:
+        _RAY.init(**arguments, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise GeneratorDown(
+            f"Ray at {arguments['address']}: {first_line(error)}; start it, or unset RAY_ADDRESS to start one here"
+        ) from error
 
 
 @contextmanager
-def _as_down(what: str) -> Iterator[None]:
+def _as_down(what: str) -> Generator[None]:
     try:
         yield
     except (RayActorError, RayTaskError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = next((line for line in reversed(lines) if "Error" in line), type(error).__name__)
-        raise GeneratorDown(f"{what}: {reason}; run the same command again, it goes on where it stopped") from error
+        again = "run the same command again, it continues where it stopped"
+        raise GeneratorDown(f"{what}: {one_line(error)}; {again}") from error

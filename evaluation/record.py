@@ -1,9 +1,11 @@
-"""Records of the evaluation: a benchmark item, an answer to it, and what the answer was worth."""
+"""Records of the evaluation: a benchmark item, an answer to it, its score, and its reasoning behaviours."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+
+from evaluation.behaviours import BehaviourCounts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +24,7 @@ class Item:
 
     @property
     def key(self) -> tuple[str, str]:
-        """What names the item in a whole evaluation."""
+        """Identity of the item in a whole evaluation."""
         return self.benchmark, self.item_id
 
 
@@ -72,13 +74,13 @@ class Answer:
 
     @property
     def key(self) -> tuple[str, str, int]:
-        """What names the answer in the store."""
+        """Identity of the answer in the store."""
         return self.benchmark, self.item_id, self.sample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredAnswer:
-    """What one answer was worth: one line of the scores."""
+    """The score of one answer: one line of the scores."""
 
     benchmark: str
     item_id: str
@@ -113,8 +115,8 @@ class CountedAnswer:
     """Name of the judge."""
     response: str
     """Fingerprint of the response that was read."""
-    counts: dict[str, int] | None
-    """Instances per behaviour; None where the judge's model gave none that can be read."""
+    counts: BehaviourCounts | None
+    """None where the judge's model gave none that can be read."""
 
     @property
     def key(self) -> tuple[str, str, int]:

@@ -1,4 +1,4 @@
-"""The report of an evaluation: JSON for programs, Markdown for people, and the paper's rows beside it."""
+"""The report of an evaluation: JSON for programs, Markdown for people, with the paper's results for comparison."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from evaluation.behaviours import BEHAVIOURS
+from evaluation.behaviours import Behaviour
 from evaluation.config import EvaluationConfig
 from evaluation.paper import PaperTable
 from evaluation.statistics import Estimate
@@ -24,12 +24,12 @@ SHORT_NAMES = {
 
 
 def report_json(summary: Summary, config: EvaluationConfig) -> dict[str, Any]:
-    """Everything, accuracies as fractions."""
+    """Return the whole report as JSON values, accuracies as fractions."""
     return {"model": config.generator.model, "config": config.model_dump(mode="json"), **asdict(summary)}
 
 
 def report_markdown(summary: Summary, config: EvaluationConfig, paper: PaperTable) -> str:
-    """The report for people, accuracies in percent."""
+    """Write the report for people, accuracies in percent."""
     sampling, judge = config.sampling, config.reward.judge
     parts = [
         f"# Evaluation of {_cell(config.generator.model)}",
@@ -63,33 +63,31 @@ def _accuracy_table(first: str, rows: Mapping[str, AccuracySummary], summary: Su
             _percent(row.accuracy.mean),
             _interval(row.accuracy),
             *(_percent(row.pass_at.get(k)) for k in ks),
-            str(row.failures.num_failed),
-            str(row.failures.num_truncated),
-            str(row.failures.num_unknown),
+            str(row.num_failed),
+            str(row.num_truncated),
+            str(row.num_unknown),
         )
         for name, row in rows.items()
     ]
     if summary is not None:
         passes = [_percent(summary.macro_pass_at.get(k)) for k in ks]
-        totals = [str(sum(getattr(row.failures, name) for row in rows.values())) for name in _FAILURES]
+        failed = str(sum(row.num_failed for row in rows.values()))
+        truncated = str(sum(row.num_truncated for row in rows.values()))
+        unknown = str(sum(row.num_unknown for row in rows.values()))
         answers = str(sum(row.num_answers for row in rows.values()))
         items = str(sum(row.num_items for row in rows.values()))
         macro = summary.macro
-        body.append(
-            ("**macro average**", items, answers, f"**{_percent(macro.mean)}**", _interval(macro), *passes, *totals)
-        )
+        average = ("**macro average**", items, answers, f"**{_percent(macro.mean)}**", _interval(macro))
+        body.append((*average, *passes, failed, truncated, unknown))
     return _table(head, body)
 
 
-_FAILURES = ("num_failed", "num_truncated", "num_unknown")
-
-
 def _side_by_side(summary: Summary, config: EvaluationConfig, paper: PaperTable) -> str:
-    """The paper's table with this evaluation as its last row; its average only where all seven were run."""
+    """Write the paper's table with this evaluation as its last row; its average only where all seven were run."""
     ours = {name: row.accuracy.mean for name, row in summary.benchmarks.items() if name in paper.benchmarks}
     body = [
-        (row.model, *(f"{row.accuracy[name]:.1f}" for name in paper.benchmarks), f"{row.average:.1f}")
-        for row in paper.rows
+        (model, *(f"{accuracy[name]:.1f}" for name in paper.benchmarks), f"{paper.average[model]:.1f}")
+        for model, accuracy in paper.accuracy.items()
     ]
     average = _percent(sum(ours.values()) / len(ours)) if len(ours) == len(paper.benchmarks) else "-"
     cells = [f"**{_percent(ours.get(name))}**" if name in ours else "-" for name in paper.benchmarks]
@@ -104,7 +102,7 @@ def _side_by_side(summary: Summary, config: EvaluationConfig, paper: PaperTable)
 def _reasoning_table(summary: Summary) -> str:
     head = (
         "benchmark",
-        *(name.replace("_", " ") for name in BEHAVIOURS),
+        *(behaviour.replace("_", " ") for behaviour in Behaviour),
         "grounding precision",
         "passages",
         "response tokens",
@@ -112,7 +110,7 @@ def _reasoning_table(summary: Summary) -> str:
     body = [
         (
             SHORT_NAMES.get(name, _cell(name)),
-            *("-" if (value := row.behaviours[behaviour]) is None else f"{value:.2f}" for behaviour in BEHAVIOURS),
+            *("-" if (value := row.behaviours[behaviour]) is None else f"{value:.2f}" for behaviour in Behaviour),
             _percent(row.grounding_precision),
             str(row.num_passages),
             f"{row.mean_response_tokens:,.0f}",
@@ -130,7 +128,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text from outside as one table cell: no line break, column, tag or markup of its own."""
+    """Write text from outside as one table cell: no line break, column, tag or markup of its own."""
     text = " ".join(text.split())
     for mark in "\\|`*_[]<>":
         text = text.replace(mark, "\\" + mark)

@@ -1,4 +1,4 @@
-"""From answers to scores: the hybrid reward of the training, asked once for every answer."""
+"""Scores of answers: the hybrid reward of the training, computed once for every answer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_ITEMS_AT_ONCE = 32
 
 
 def scorer_fingerprint(config: RewardConfig) -> str:
-    """What decides a score: rules, kinds, thinking, and which judge."""
+    """Return a digest of what decides a score: rules, kinds, thinking, and the judge's model."""
     judge = config.judge
     identity = {"type": judge.type, "model": getattr(judge, "model", None), "tokens": getattr(judge, "max_tokens", 0)}
     rest = config.model_dump(mode="json", exclude={"judge"})
@@ -24,12 +24,12 @@ def scorer_fingerprint(config: RewardConfig) -> str:
 
 
 def unscored(answers: Sequence[Answer], log: JsonlLog[ScoredAnswer], scorer: str) -> list[Answer]:
-    """Answers without a known score of this scorer; those it could not decide are asked again."""
+    """Return the answers without a known score of this scorer, those it could not decide included."""
     return [answer for answer in answers if (score := current(answer, log, scorer)) is None or score.accuracy is None]
 
 
 def current(answer: Answer, log: JsonlLog[ScoredAnswer], scorer: str) -> ScoredAnswer | None:
-    """The score that this scorer gave to this very response."""
+    """Return the score that this scorer gave to exactly this response; None without one."""
     score = log.get(answer.key)
     return score if score and score.scorer == scorer and score.response == fingerprint(answer.text) else None
 
@@ -43,7 +43,7 @@ async def score_all(
     scorer_name: str,
     on_score: Callable[[ScoredAnswer], None],
 ) -> None:
-    """Score answers item by item; what is scored is stored at once. A failed answer is wrong, and nobody is asked."""
+    """Score answers item by item and store each score at once; a failed answer is wrong, without asking the judge."""
     by_item: dict[tuple[str, str], list[Answer]] = {}
     for answer in answers:
         by_item.setdefault(answer.item_key, []).append(answer)

@@ -28,7 +28,7 @@ class Estimate:
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
-    """Unbiased estimate of P(at least one of k samples is right): 1 - C(n-c, k) / C(n, k).
+    """Estimate P(at least one of k samples is right) without bias: 1 - C(n-c, k) / C(n, k).
 
     Source: Chen et al., "Evaluating Large Language Models Trained on Code" (2021), Eq. 1.
 
@@ -41,14 +41,14 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
 
 
 def mean_pass_at_k(counts_I: Sequence[tuple[int, int]], k: int) -> float | None:
-    """Mean of pass@k over items, each given as (samples, right ones); None where an item has fewer than k samples."""
+    """Average pass@k over items, each given as (samples, right ones); None where an item has fewer than k samples."""
     if not counts_I or min(num_samples for num_samples, _ in counts_I) < k:
         return None
     return float(np.mean([pass_at_k(num_samples, num_correct, k) for num_samples, num_correct in counts_I]))
 
 
 def bootstrap_mean(values_I: Sequence[float], *, seed: int) -> Estimate:
-    """Mean over items with the percentile interval of a bootstrap that resamples items, not samples.
+    """Average over items, with the percentile interval of a bootstrap that resamples items, not samples.
 
     Raises:
         ValueError: there is no item.
@@ -57,7 +57,7 @@ def bootstrap_mean(values_I: Sequence[float], *, seed: int) -> Estimate:
 
 
 def bootstrap_macro(benchmarks: Sequence[Sequence[float]], *, seed: int) -> Estimate:
-    """Unweighted mean of the benchmarks' means; the bootstrap resamples items within each benchmark.
+    """Average the means of the benchmarks without weights; the bootstrap resamples items within each benchmark.
 
     Raises:
         ValueError: there is no benchmark, or one without items.
@@ -65,13 +65,15 @@ def bootstrap_macro(benchmarks: Sequence[Sequence[float]], *, seed: int) -> Esti
     if not benchmarks or not all(len(values) for values in benchmarks):
         raise ValueError("a benchmark without items has no accuracy; leave it out")
     rng = np.random.default_rng(seed)
-    means = np.mean([_resampled_means(np.asarray(values, np.float64), rng) for values in benchmarks], axis=0)
-    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    means: NDArray[np.float64] = np.mean(
+        [_resampled_means(np.asarray(values, np.float64), rng) for values in benchmarks], axis=0
+    )
+    low, high = (float(np.quantile(means, share)) for share in ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2))
     mean = float(np.mean([np.mean(values) for values in benchmarks]))
-    return Estimate(mean=mean, low=float(low), high=float(high))
+    return Estimate(mean=mean, low=low, high=high)
 
 
 def _resampled_means(values_I: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
-    """[NUM_RESAMPLES] means of items drawn with replacement."""
+    """Return the [NUM_RESAMPLES] means of items drawn with replacement."""
     drawn = rng.integers(len(values_I), size=(NUM_RESAMPLES, len(values_I)))
     return values_I[drawn].mean(axis=1)

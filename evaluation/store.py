@@ -1,13 +1,12 @@
 """The folder of an evaluation: settings, answers and scores, written so that a killed process loses nothing.
 
-`answers.jsonl`, `scores.jsonl` and `behaviours.jsonl` only grow, one JSON object a line, each line on disk before the
-next step is taken. The last line of a key counts. A torn last line, which a kill leaves behind, is dropped and the file
-goes on after the last whole line.
+`answers.jsonl`, `scores.jsonl` and `behaviours.jsonl` only grow, one JSON object per line, each line on disk before
+the next step is taken. The last line of a key counts. An incomplete last line, which a killed process may leave, is
+dropped.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -17,27 +16,30 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
+from curriculum.config import dotted
+from curriculum.errors import UserError
+from curriculum.files import file_errors, lock_file, write_text
+from evaluation.behaviours import Behaviour
 from evaluation.record import Answer, CountedAnswer, Outcome, ScoredAnswer
 
 RecordT = TypeVar("RecordT", Answer, ScoredAnswer, CountedAnswer)
-
-
-class SettingsDiffer(ValueError):
-    """The folder holds answers that were drawn with other settings."""
 
 
 class JsonlLog(Generic[RecordT]):
     """An append-only file of records of one kind; the last record of a key counts."""
 
     def __init__(self, path: Path, parse: Callable[[dict[str, Any]], RecordT]) -> None:
-        """Reads what is there and opens the file for more.
+        """Read what is there and open the file for more.
 
         Raises:
-            ValueError: a line in the middle is damaged.
+            UserError: a line in the middle is damaged, or the file cannot be opened.
         """
         self._records: dict[tuple[str, str, int], RecordT] = {}
-        whole_bytes = self._read(path, parse) if path.exists() else 0
-        self._file = path.open("ab")
+        self._path = path
+        with file_errors(path, "read"):
+            whole_bytes = self._read(path, parse) if path.exists() else 0
+        with file_errors(path, "written"):
+            self._file = path.open("ab")
         if self._file.tell() > whole_bytes:
             self._file.truncate(whole_bytes)
 
@@ -45,23 +47,28 @@ class JsonlLog(Generic[RecordT]):
         return len(self._records)
 
     def get(self, key: tuple[str, str, int]) -> RecordT | None:
-        """The record of a key."""
+        """Return the record of a key; None where there is none."""
         return self._records.get(key)
 
     def append(self, record: RecordT) -> None:
-        """Adds a record; it is on disk when this returns."""
+        """Add a record; it is on disk when this returns.
+
+        Raises:
+            UserError: the file cannot be written, for a full disk, say.
+        """
         line = json.dumps(asdict(record), ensure_ascii=True) + "\n"
-        self._file.write(line.encode("ascii"))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with file_errors(self._path, "written"):
+            self._file.write(line.encode("ascii"))
+            self._file.flush()
+            os.fsync(self._file.fileno())
         self._records[record.key] = record
 
     def close(self) -> None:
-        """Closes the file."""
+        """Close the file."""
         self._file.close()
 
     def _read(self, path: Path, parse: Callable[[dict[str, Any]], RecordT]) -> int:
-        """Reads all whole lines; returns their length in bytes."""
+        """Read all whole lines; return their length in bytes."""
         whole_bytes = 0
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
@@ -69,8 +76,8 @@ class JsonlLog(Generic[RecordT]):
                     break
                 try:
                     record = parse(json.loads(line))
-                except (ValueError, TypeError, LookupError) as error:
-                    raise ValueError(
+                except (ValueError, TypeError, LookupError, AttributeError) as error:
+                    raise UserError(
                         f"{path}, line {number}: damaged ({error}); remove the line, its answer is then asked again"
                     ) from error
                 self._records[record.key] = record
@@ -82,27 +89,26 @@ class EvaluationFolder:
     """The folder of one evaluation or distillation; one process at a time."""
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
-        """Creates the folder, or goes on in one whose answers were drawn with the same settings.
+        """Create the folder, or continue in one whose answers were drawn with the same settings.
 
         Args:
             path: The folder.
             settings: Everything that decides what an answer is, as nested JSON values.
 
         Raises:
-            SettingsDiffer: names the first differing keys with both values.
-            FileExistsError: the folder holds other things, or another process is at work in it.
+            UserError: the answers there were drawn with other settings (it names them), the folder holds other things,
+                another process is at work in it, or it cannot be written.
         """
         self.path = path
-        if path.exists() and not self._settings_file.is_file() and (not path.is_dir() or any(path.iterdir())):
-            raise FileExistsError(f"--out {path}: holds something else; choose another folder")
-        path.mkdir(parents=True, exist_ok=True)
-        self._lock = _locked(path / ".lock")
+        with file_errors(f"--out {path}", "written"):
+            if path.exists() and not self._settings_file.is_file() and (not path.is_dir() or any(path.iterdir())):
+                raise UserError(f"--out {path}: holds something else; choose another folder")
+            path.mkdir(parents=True, exist_ok=True)
+        self._lock = lock_file(path / ".lock", busy=f"--out {path}: another process is at work there; wait for it")
         self._check(settings)
         self.answers: JsonlLog[Answer] = JsonlLog(path / "answers.jsonl", _answer)
         self.scores: JsonlLog[ScoredAnswer] = JsonlLog(path / "scores.jsonl", lambda values: ScoredAnswer(**values))
-        self.counts: JsonlLog[CountedAnswer] = JsonlLog(
-            path / "behaviours.jsonl", lambda values: CountedAnswer(**values)
-        )
+        self.counts: JsonlLog[CountedAnswer] = JsonlLog(path / "behaviours.jsonl", _counted_answer)
 
     def __enter__(self) -> Self:
         return self
@@ -113,18 +119,16 @@ class EvaluationFolder:
         self.answers.close()
         self.scores.close()
         self.counts.close()
-        os.close(self._lock)
+        self._lock.close()
 
     def write_text(self, name: str, text: str) -> Path:
-        """Writes a file whole or not at all."""
+        """Write a file whole or not at all."""
         path = self.path / name
-        partial = path.with_name(f".{name}.partial")
-        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
-        os.replace(partial, path)
+        write_text(path, text)
         return path
 
     def write_json(self, name: str, value: Any) -> Path:
-        """Writes a JSON file whole or not at all."""
+        """Write a JSON file whole or not at all."""
         return self.write_text(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
     @property
@@ -135,39 +139,37 @@ class EvaluationFolder:
         if not self._settings_file.is_file():
             self.write_json("settings.json", settings)
             return
-        stored = dict(_flat(json.loads(self._settings_file.read_text(encoding="utf-8"))))
-        given = dict(_flat(json.loads(json.dumps(settings))))
+        stored = dotted(_read_settings(self._settings_file))
+        given = dotted(json.loads(json.dumps(settings)))
         differing = sorted(key for key in stored.keys() | given.keys() if stored.get(key) != given.get(key))
         if differing:
             shown = "; ".join(f"{key}={stored.get(key)!r} there, {given.get(key)!r} now" for key in differing)
-            raise SettingsDiffer(
+            raise UserError(
                 f"--out {self.path}: its answers were drawn with other settings ({shown}); use those, or another folder"
             )
 
 
 def fingerprint(*parts: str) -> str:
-    """16 hex digits of some texts."""
+    """Return 16 hex digits that depend on some texts."""
     digest = hashlib.sha256("\0".join(parts).encode("utf-8", errors="backslashreplace"))
     return digest.hexdigest()[:16]
 
 
 def _answer(values: dict[str, Any]) -> Answer:
     known = {field.name for field in fields(Answer)}
-    return Answer(**{**{key: values[key] for key in values if key in known}, "outcome": Outcome(values["outcome"])})
+    outcome: Any = Outcome(values["outcome"])
+    return Answer(**{**{key: values[key] for key in values if key in known}, "outcome": outcome})
 
 
-def _flat(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    if isinstance(node, dict):
-        return [pair for key, value in node.items() for pair in _flat(value, f"{prefix}{key}.")]
-    return [(prefix.rstrip("."), node)]
+def _counted_answer(values: dict[str, Any]) -> CountedAnswer:
+    counts: Any = values["counts"] and {Behaviour(name): count for name, count in values["counts"].items()}
+    return CountedAnswer(**{**values, "counts": counts})
 
 
-def _locked(path: Path) -> int:
-    """A lock that ends with this process, however it ends."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+def _read_settings(path: Path) -> Any:
+    with file_errors(path, "read"):
+        text = path.read_text(encoding="utf-8", errors="replace")
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise FileExistsError(f"--out {path.parent}: another process is at work there; wait for it") from error
-    return descriptor
+        return json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error}); choose another folder") from error

@@ -1,14 +1,14 @@
-"""From scored answers to the numbers of a report."""
+"""The numbers of a report, computed from scored answers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
-from evaluation.behaviours import BEHAVIOURS, BehaviourCounts
-from evaluation.grounding import Grounding
+from evaluation.behaviours import Behaviour, BehaviourCounts
+from evaluation.grounding import Passage, grounding_precision
 from evaluation.record import Answer, Outcome, ScoredAnswer
 from evaluation.statistics import PASS_AT, Estimate, bootstrap_macro, bootstrap_mean, mean_pass_at_k
 
@@ -18,13 +18,14 @@ LENGTH_BOUNDS = (4_000, 8_000, 16_000, 32_000, 64_000, 128_000)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """One answer with everything that was found out about it."""
+    """One answer with its score, reasoning behaviours and grounding."""
 
     answer: Answer
     score: ScoredAnswer
     behaviours: BehaviourCounts | None
-    """None where nobody could count them."""
-    grounding: Grounding
+    """None where they could not be counted."""
+    passages: tuple[Passage, ...]
+    """What the thinking takes from the document."""
 
     @property
     def is_right(self) -> bool:
@@ -33,9 +34,19 @@ class Result:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Failures:
-    """Answers that stay in the denominator although something went wrong; one answer may be in two counts."""
+class AccuracySummary:
+    """Accuracy over some items; every sample of every item is in the denominator.
 
+    The last three counts are of answers that stay in the denominator although something went wrong; one answer may
+    be in two of them.
+    """
+
+    num_items: int
+    num_answers: int
+    accuracy: Estimate
+    """avg@n: mean over items of the share of right samples."""
+    pass_at: Mapping[int, float]
+    """pass@k by k."""
     num_failed: int
     """No answer was generated."""
     num_truncated: int
@@ -45,26 +56,13 @@ class Failures:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AccuracySummary:
-    """Accuracy over some items; every sample of every item is in the denominator."""
-
-    num_items: int
-    num_answers: int
-    accuracy: Estimate
-    """avg@n: mean over items of the share of right samples."""
-    pass_at: Mapping[int, float]
-    """pass@k by k."""
-    failures: Failures
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ReasoningSummary:
     """How the answers reason, per answer."""
 
-    behaviours: Mapping[str, float | None]
+    behaviours: Mapping[Behaviour, float | None]
     """Mean number of instances of each behaviour in one answer; None where nothing was counted."""
     num_uncounted: int
-    """Answers whose behaviours nobody could count."""
+    """Answers whose behaviours could not be counted."""
     grounding_precision: float | None
     """Share of all quoted or paraphrased passages that their documents have; None without passages."""
     num_passages: int
@@ -83,12 +81,12 @@ class Summary:
     """By range of prompt tokens; ranges without items are left out."""
     reasoning: Mapping[str, ReasoningSummary]
     """By benchmark, and over all under "all"."""
-    rejects: Mapping[str, int] = field(default_factory=dict)
+    rejects: Mapping[str, int]
     """Refused rows by source."""
 
 
 def summarise(results: Sequence[Result], *, seed: int, rejects: Mapping[str, int]) -> Summary:
-    """All numbers of an evaluation.
+    """Compute all numbers of an evaluation.
 
     Raises:
         ValueError: there is no result.
@@ -110,12 +108,12 @@ def summarise(results: Sequence[Result], *, seed: int, rejects: Mapping[str, int
 
 
 def length_ranges() -> list[str]:
-    """Names of all length ranges, in order."""
+    """Return the names of all length ranges, in order."""
     return ["no prompt", *(length_range(bound) for bound in LENGTH_BOUNDS), length_range(LENGTH_BOUNDS[-1] + 1)]
 
 
 def length_range(prompt_tokens: int) -> str:
-    """Name of the range that a prompt belongs to."""
+    """Return the name of the range that a prompt belongs to."""
     if prompt_tokens == 0:
         return "no prompt"
     below = 0
@@ -149,26 +147,23 @@ def _accuracy(results: Sequence[Result], seed: int) -> AccuracySummary:
         num_answers=len(results),
         accuracy=bootstrap_mean(_item_means(results), seed=seed),
         pass_at=pass_at,
-        failures=Failures(
-            num_failed=sum(result.answer.outcome is Outcome.FAILED for result in results),
-            num_truncated=sum(result.answer.outcome is Outcome.TRUNCATED for result in results),
-            num_unknown=sum(result.score.accuracy is None for result in results),
-        ),
+        num_failed=sum(result.answer.outcome is Outcome.FAILED for result in results),
+        num_truncated=sum(result.answer.outcome is Outcome.TRUNCATED for result in results),
+        num_unknown=sum(result.score.accuracy is None for result in results),
     )
 
 
 def _reasoning(results: Sequence[Result]) -> ReasoningSummary:
     answered = [result for result in results if result.answer.outcome is not Outcome.FAILED]
     counted = [result.behaviours for result in answered if result.behaviours is not None]
-    num_passages = sum(len(result.grounding.passages) for result in answered)
-    num_found = sum(result.grounding.num_found for result in answered)
+    passages = [passage for result in answered for passage in result.passages]
     return ReasoningSummary(
         behaviours={
-            name: float(np.mean([getattr(counts, name) for counts in counted])) if counted else None
-            for name in BEHAVIOURS
+            behaviour: float(np.mean([counts[behaviour] for counts in counted])) if counted else None
+            for behaviour in Behaviour
         },
         num_uncounted=len(answered) - len(counted),
-        grounding_precision=num_found / num_passages if num_passages else None,
-        num_passages=num_passages,
+        grounding_precision=grounding_precision(passages),
+        num_passages=len(passages),
         mean_response_tokens=float(np.mean([result.answer.response_tokens for result in answered])) if answered else 0,
     )

@@ -1,15 +1,15 @@
-"""A task group whose first error leaves it as itself, so that callers can name what they catch."""
+"""A task group that raises its first error itself instead of an exception group, so that callers can catch it."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 
 @asynccontextmanager
-async def task_group() -> AsyncIterator[asyncio.TaskGroup]:
-    """Waits for all tasks; the first one that fails ends the others and raises its error."""
+async def task_group() -> AsyncGenerator[asyncio.TaskGroup]:
+    """Wait for all tasks; the first one that fails ends the others, and its error is raised."""
     try:
         async with asyncio.TaskGroup() as group:
             yield group

@@ -12,18 +12,15 @@ Schedule = Literal["constant", "linear", "cosine"]
 """Shape of the learning rate after its warm-up."""
 
 
-class OptimizerConfig(StrictModel):
-    """AdamW and its learning rate over one stage."""
+class LearningRateConfig(StrictModel):
+    """The learning rate over one stage."""
 
     learning_rate: float = Field(gt=0)
     """Peak, reached at the end of the warm-up."""
     warmup_steps: int = Field(default=0, ge=0)
     """Steps of linear growth from zero to the peak."""
     schedule: Schedule = "constant"
-    learning_rate_floor: float = Field(default=0.0, ge=0, le=1)
-    """Lowest learning rate of `linear` and `cosine`, as a share of the peak."""
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
-    weight_decay: float = Field(default=0.01, ge=0)
+    """Shape of the learning rate after its warm-up."""
 
 
 class GrpoConfig(StrictModel):
@@ -35,14 +32,14 @@ class GrpoConfig(StrictModel):
 
 
 class DapoConfig(StrictModel):
-    """Mean over groups of the mean over all tokens of the group (paper Eq. 6), with an asymmetric clip."""
+    """Mean over groups of the mean over all tokens of the group (paper Eq. 6), with an asymmetric clip and dynamic
+    sampling: groups whose accuracies are all equal are replaced."""
 
     type: Literal["dapo"] = "dapo"
     clip_low: float = Field(default=0.2, gt=0, lt=1)
+    """The ratio is clipped to [1 - clip_low, 1 + clip_high]."""
     clip_high: float = Field(default=0.28, gt=0)
     """The ratio is clipped to [1 - clip_low, 1 + clip_high]."""
-    dynamic_sampling: bool = True
-    """Replace groups whose accuracies are all equal; off, they are trained on with zero advantage."""
 
 
 class DrGrpoConfig(StrictModel):
@@ -86,7 +83,7 @@ class EntropyControlConfig(StrictModel):
         return self
 
 
-class LearnerConfig(OptimizerConfig):
+class LearnerConfig(LearningRateConfig):
     """The ZeRO-3 learner; the optimizer settings on top are those of the reinforcement learning."""
 
     num_ranks: int = Field(default=1, gt=0)
@@ -94,15 +91,21 @@ class LearnerConfig(OptimizerConfig):
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Of weights and activations; the optimizer always keeps fp32 master weights."""
     learning_rate: float = Field(default=2e-6, gt=0)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    """Of AdamW, in the warm-up as well."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """Of AdamW in the reinforcement learning; the warm-up has 0.01."""
     grad_clip: float = Field(default=1.0, gt=0)
     """Largest L2 norm of the gradient."""
     algorithm: Algorithm = DapoConfig()
+    """Loss and its aggregation over tokens, answers and groups."""
     advantage_scale: Literal["group", "task", "none"] = "group"
     """Standard deviation that advantages are divided by: of the group, of all answers in the batch to questions of the
     same data source (QwenLong-L1.5), or none (Dr. GRPO)."""
     kl_coefficient: float = Field(default=0.0, ge=0)
     """Weight of the KL estimate against the frozen reference policy in the loss."""
-    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    kl_estimator: Literal["k2", "k3"] = "k3"
+    """Estimate of the KL from the log-ratio of each token (Schulman, 2020)."""
     kl_every: int = Field(default=0, ge=0)
     """Report the KL every so many training steps though it is not in the loss, from a reference in host memory;
     0 never. Without this and `kl_coefficient` there is no reference."""
@@ -111,6 +114,7 @@ class LearnerConfig(OptimizerConfig):
     importance: ImportanceConfig | None = None
     """Correction for the difference between sampler and learner; none by default."""
     entropy_control: EntropyControlConfig | None = None
+    """Leave answers with negative advantage out while the entropy is too high; None never does."""
     mini_batches: int = Field(default=1, gt=0)
     """Optimizer updates per batch; the paper's run has 4. More than 1 costs a pass for the old log-probabilities."""
     slices: int = Field(default=1, gt=0)
@@ -122,14 +126,10 @@ class LearnerConfig(OptimizerConfig):
     sequence_parallel: int = Field(default=1, gt=0)
     """Ranks that share one row, each with a stretch of its tokens; divides `num_ranks` and the model's heads."""
     gradient_checkpointing: bool = False
-    offload_activations: bool = False
-    """Keep the checkpointed layer inputs in host memory; needs `gradient_checkpointing`."""
-    offload_optimizer: bool = False
-    """Keep the optimizer state and the master weights in host memory."""
-    offload_parameters: bool = False
-    """Keep the partitioned weights in host memory."""
-    max_nonfinite_updates: int = Field(default=3, ge=0)
-    """Updates with a non-finite loss or gradient that are skipped before the run stops."""
+    """Recompute the activations of a layer in the backward pass instead of keeping them."""
+    offload: tuple[Literal["optimizer", "parameters", "activations"], ...] = ()
+    """What lies in host memory: `optimizer`, its state and the master weights; `parameters`, the partitioned weights;
+    `activations`, the checkpointed layer inputs, which needs `gradient_checkpointing`."""
 
     @property
     def num_data_ranks(self) -> int:
@@ -153,14 +153,14 @@ class LearnerConfig(OptimizerConfig):
                 f"learner.slices={self.slices} with advantage_scale=task: its deviations need the whole batch; "
                 "set slices=1"
             )
-        if self.offload_activations and not self.gradient_checkpointing:
+        if "activations" in self.offload and not self.gradient_checkpointing:
             raise ValueError(
-                "learner.offload_activations moves checkpointed layer inputs; set gradient_checkpointing=true"
+                "learner.offload=[activations] moves checkpointed layer inputs; set learner.gradient_checkpointing=true"
             )
         return self
 
 
-class SftConfig(OptimizerConfig):
+class SftConfig(LearningRateConfig):
     """The warm-up SFT (paper section 3.2: 3 epochs, batches of 128, learning rate 5e-6)."""
 
     epochs: int = Field(default=3, ge=0)
@@ -168,3 +168,5 @@ class SftConfig(OptimizerConfig):
     batch_size: int = Field(default=128, gt=0)
     """Demonstrations per update."""
     learning_rate: float = Field(default=5e-6, gt=0)
+    learning_rate_floor: float = Field(default=0.0, ge=0, le=1)
+    """Lowest learning rate of `linear` and `cosine`, as a share of the peak."""

@@ -7,10 +7,7 @@ Unblocked by: all ranks making the same call.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-import shutil
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from enum import StrEnum
@@ -22,24 +19,26 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from curriculum.errors import RunFailed
+from curriculum.files import begin_folder, file_errors, finish_folder
 from curriculum.task import Demonstration
 from learner.batch.aggregation import Aggregation
-from learner.batch.microbatch import ScoredGroup, SftReport, StepReport
+from learner.batch.microbatch import TrainingGroup
 from learner.batch.packing import PLACEHOLDER, SlicePlan, plan_slice, unshare
 from learner.batch.rows import build_microbatch, demonstration_group, single_row
-from learner.config import LearnerConfig, OptimizerConfig, SftConfig
+from learner.config import LearnerConfig
 from learner.forward import sharing_check
 from learner.forward.activations import offloaded_layer_inputs
 from learner.forward.logprobs import TokenLoss, TokenScores
 from learner.forward.row_tensors import PhasedTensors, Row, RowTensors, responses_of, to_device
 from learner.forward.running_batch import Run, RunningBatch
 from learner.forward.three_phase import backward_in_phases, score_in_phases
-from learner.objective.entropy_control import EntropySwitch
 from learner.objective.loss import kept_answers
 from learner.objective.objective import PolicyLoss, SftLoss
-from learner.objective.settings import aggregation_of, entropy_switch, objective_of, torch_dtype
-from learner.objective.step_sums import StepAccumulator, StepSums
-from learner.weights.source import WeightSource
+from learner.objective.settings import aggregation_of, objective_of, torch_dtype
+from learner.objective.step_sums import StepAccumulator
+from learner.reports import SftReport, StepReport
+from learner.weights.sender import WeightSource
 from learner.zero3 import checkpoint
 from learner.zero3.building import frozen_engine, join_process_group, place, supports_sharing, trained_engine
 from learner.zero3.policy import Policy, copy_tokenizer, load_policy
@@ -49,7 +48,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+SFT_WEIGHT_DECAY = 0.01
+"""Weight decay of AdamW in the warm-up."""
+MAX_NONFINITE_UPDATES = 3
+"""Updates in a row with a non-finite loss or gradient that are skipped before the run stops."""
+
 _Item = TypeVar("_Item")
+_Report = TypeVar("_Report", SftReport, StepReport)
 
 
 class Stage(StrEnum):
@@ -57,10 +62,6 @@ class Stage(StrEnum):
 
     SFT = "sft"
     RL = "rl"
-
-
-class NonFiniteUpdateError(RuntimeError):
-    """Too many updates in a row had a non-finite gradient."""
 
 
 class LearnerEngine:
@@ -71,7 +72,6 @@ class LearnerEngine:
         config: LearnerConfig,
         model_path: str,
         *,
-        sft: SftConfig | None,
         rank: int,
         world_size: int,
         seed: int,
@@ -83,7 +83,6 @@ class LearnerEngine:
         Args:
             config: the learner's configuration.
             model_path: Hugging Face folder or hub id of the model to start from.
-            sft: the warm-up's configuration; None if there is none.
             rank: this rank, 0 to world_size - 1.
             world_size: must equal `config.num_ranks`.
             seed: of the run; each rank derives its own.
@@ -95,7 +94,6 @@ class LearnerEngine:
         if world_size != config.num_ranks:
             raise ValueError(f"learner.num_ranks={config.num_ranks} but world_size={world_size}; start as many ranks")
         self._config = config
-        self._sft = sft
         self._model_path = model_path
         self._on_gpu = on_gpu
         self._trust_remote_code = trust_remote_code
@@ -104,7 +102,6 @@ class LearnerEngine:
         self._stage: Stage | None = None
         self._skipped_in_a_row = 0
         self._num_steps = 0
-        self._entropy_switch = entropy_switch(config)
         self._device = join_process_group(rank, world_size, on_gpu)
         torch.manual_seed(seed + rank)
         self._policy = self._load(model_path)
@@ -114,14 +111,13 @@ class LearnerEngine:
         self._reference: DeepSpeedEngine | None = None
         self._batch = RunningBatch()
         self._sums = StepAccumulator(self._device)
-        self._busy_s = 0.0
 
     # stages ------------------------------------------------------------------------------------------------------
 
     def start_stage(self, stage: Stage, *, reference_path: str | None = None) -> None:
         """Begin the warm-up or the reinforcement learning with a fresh optimizer.
 
-        Moments and step count restart, betas and weight decay become those of the stage. Phases of the curriculum
+        Moments and step count restart, the weight decay becomes that of the stage. Phases of the curriculum
         belong to one stage: between them the optimizer keeps its state.
 
         Args:
@@ -129,15 +125,11 @@ class LearnerEngine:
             reference_path: model that the KL is measured against, if `kl_coefficient` or `kl_every` is set; None for
                 the model that the engine was started with.
         """
-        optimizer: OptimizerConfig = self._config
-        if stage is Stage.SFT:
-            if self._sft is None:
-                raise ValueError("the run has no sft section; add one or skip the warm-up")
-            optimizer = self._sft
+        weight_decay = SFT_WEIGHT_DECAY if stage is Stage.SFT else self._config.weight_decay
         base: torch.optim.Optimizer = self._zero_optimizer.optimizer
         base.state.clear()
         for group in base.param_groups:
-            group.update(betas=optimizer.betas, weight_decay=optimizer.weight_decay)
+            group.update(betas=self._config.betas, weight_decay=weight_decay)
         self._stage = stage
         if stage is Stage.RL and self._config.needs_reference:
             reference = self._load(reference_path or self._model_path)
@@ -151,32 +143,22 @@ class LearnerEngine:
             learning_rate: of this update.
 
         Raises:
-            NonFiniteUpdateError: more than `learner.max_nonfinite_updates` updates in a row were skipped.
+            RunFailed: more than `learner.max_nonfinite_updates` updates in a row were skipped.
             ValueError: no demonstrations, or one beyond `learner.max_tokens_per_microbatch`.
         """
-        started = time.perf_counter()
         self._expect(Stage.SFT)
         groups = {index: demonstration_group(item) for index, item in enumerate(demonstrations)}
         plan = plan_slice(
-            [group.shape for group in groups.values()],
+            list(groups.values()),
             num_ranks=self._config.num_data_ranks,
             max_tokens=self._config.max_tokens_per_microbatch,
         )
         for row, is_last in _with_last(self._rows(plan, groups, num_groups=len(groups))):
             self._row_backward(row, None, is_last=is_last)
         self._step(learning_rate)
-        sums = self._close_sums()
-        return SftReport(
-            num_demonstrations=len(demonstrations),
-            num_response_tokens=sums.num_tokens,
-            learning_rate=learning_rate,
-            loss=sums.loss,
-            token_accuracy=sums.token_accuracy,
-            grad_norm=sums.grad_norm,
-            seconds=time.perf_counter() - started,
-        )
+        return self._report(SftReport, learning_rate=learning_rate)
 
-    def accumulate(self, plan: SlicePlan, groups: Mapping[int, ScoredGroup], run: Run) -> None:
+    def accumulate(self, plan: SlicePlan, groups: Mapping[int, TrainingGroup], run: Run) -> None:
         """Take the next groups of the running batch in.
 
         Those of the first mini-batch are forwarded and back-propagated now: the policy that they are compared with is
@@ -184,11 +166,10 @@ class LearnerEngine:
         now, the rest waits for `update`.
 
         Args:
-            plan: `plan_slice` over the shapes of the groups, the same on every rank.
-            groups: at least the groups `plan.groups_of(rank)`, by index in the plan.
+            plan: `plan_slice` over the lengths of the groups, the same on every rank.
+            groups: at least the groups `groups_of(plan, rank)`, by index in the plan.
             run: the place of the groups in the batch.
         """
-        started = time.perf_counter()
         self._expect(Stage.RL)
         if not self._batch.num_groups and self._sharing and self._num_steps < sharing_check.CHECKED_STEPS:
             self._check_sharing(plan, groups)
@@ -200,7 +181,6 @@ class LearnerEngine:
             for row, is_last in _with_last(rows):
                 old = self._old_scores(row) if self._needs_old_scores else None
                 self._row_backward(row, old, is_last=is_last and run.closes)
-        self._busy_s += time.perf_counter() - started
 
     def update(self, *, learning_rate: float) -> StepReport:
         """End the running batch: one optimizer update per mini-batch.
@@ -212,9 +192,8 @@ class LearnerEngine:
 
         Raises:
             RuntimeError: no groups have come.
-            NonFiniteUpdateError: more than `learner.max_nonfinite_updates` updates in a row were skipped.
+            RunFailed: more than `learner.max_nonfinite_updates` updates in a row were skipped.
         """
-        started = time.perf_counter()
         self._expect(Stage.RL)
         batch, self._batch = self._batch, RunningBatch()
         if not batch.updates:
@@ -225,33 +204,9 @@ class LearnerEngine:
             if not update.rows and update.share < 1:
                 self._end_accumulation()
             self._step(learning_rate, share=update.share)
-        sums = self._close_sums()
-        kl_measured, negatives_masked = self._reference_due(), self._negatives_masked
+        report = self._report(StepReport, learning_rate=learning_rate, prompt_sharing=self._sharing)
         self._num_steps += 1
-        if self._entropy_switch is not None:
-            self._entropy_switch.observe(sums.entropy)
-        seconds, self._busy_s = self._busy_s + time.perf_counter() - started, 0.0
-        return StepReport(
-            num_groups=batch.num_groups,
-            num_response_tokens=sums.num_tokens,
-            num_updates=sums.num_updates,
-            num_skipped_updates=sums.num_skipped_updates,
-            learning_rate=learning_rate,
-            loss=sums.loss,
-            grad_norm=sums.grad_norm,
-            entropy=sums.entropy,
-            clip_fraction=sums.clip_fraction,
-            mean_ratio=sums.mean_ratio,
-            rollout_logprob_gap_mean=sums.rollout_logprob_gap_mean,
-            rollout_logprob_gap_max=sums.rollout_logprob_gap_max,
-            kl_to_reference=sums.kl_to_reference if kl_measured else None,
-            masked_fraction=sums.masked_fraction,
-            importance_weight=sums.importance_weight,
-            log_nucleus=sums.log_nucleus,
-            negatives_masked=negatives_masked,
-            prompt_sharing=self._sharing,
-            seconds=seconds,
-        )
+        return report
 
     @property
     def num_accumulated(self) -> int:
@@ -294,12 +249,11 @@ class LearnerEngine:
 
         weights = dict(self.gather_weights())
         if self._rank == 0:
-            partial = directory.with_name(f".{directory.name}.partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            self._policy.causal_lm.save_pretrained(partial, state_dict=weights)
-            copy_tokenizer(self._model_path, partial)
-            shutil.rmtree(directory, ignore_errors=True)
-            partial.rename(directory)
+            partial = begin_folder(directory)
+            with file_errors(directory, "written"):
+                self._policy.causal_lm.save_pretrained(partial, state_dict=weights)
+                copy_tokenizer(self._model_path, partial)
+            finish_folder(directory)
         dist.barrier()
 
     # checkpoints -------------------------------------------------------------------------------------------------
@@ -312,13 +266,10 @@ class LearnerEngine:
         """Restore weights, optimizer and random state; call `start_stage` with the checkpoint's stage first.
 
         Raises:
-            FileNotFoundError: the checkpoint is missing or incomplete.
-            ValueError: it belongs to another stage, dtype or model.
+            UserError: the checkpoint is missing or incomplete, or belongs to another stage, dtype or model.
         """
         state = checkpoint.load(self._engine, directory, manifest=self._manifest())
         self._num_steps = int(state["num_steps"])
-        if self._entropy_switch is not None:
-            self._entropy_switch.masking = bool(state["negatives_masked"])
 
     def close(self) -> None:
         """Leave the process group; the engine is of no use afterwards."""
@@ -349,9 +300,10 @@ class LearnerEngine:
         row = build_microbatch(PLACEHOLDER, {}, num_groups=1, aggregation=self._aggregation())
         self._row_backward(to_device(row, self._placement, dense=not self._sharing), None, is_last=True)
 
-    def _close_sums(self) -> StepSums:
-        tally, self._sums = self._sums, StepAccumulator(self._device)
-        return tally.reduce()
+    def _report(self, kind: type[_Report], **known: Any) -> _Report:
+        """Close the sums of the step; `known` as for `StepAccumulator.report`."""
+        sums, self._sums = self._sums, StepAccumulator(self._device)
+        return sums.report(kind, **known)
 
     def _row_backward(self, row: Row, old: list[TokenScores] | None, *, is_last: bool) -> None:
         """Gradients of the row's share of the loss of the mini-batch."""
@@ -372,7 +324,7 @@ class LearnerEngine:
 
     def _forward(self, *inputs: Any) -> tuple[Tensor, ...]:
         """Forward pass with gradients; what it saves may go to host memory, what is recomputed later does not."""
-        with offloaded_layer_inputs() if self._config.offload_activations else nullcontext():
+        with offloaded_layer_inputs() if "activations" in self._config.offload else nullcontext():
             return self._engine(*inputs)
 
     def _backward(self, scalar: Tensor, *, is_last: bool) -> None:
@@ -438,9 +390,9 @@ class LearnerEngine:
             self._sums.add_gap(batch, batch_scores)
         return scores
 
-    def _check_sharing(self, plan: SlicePlan, groups: Mapping[int, ScoredGroup]) -> None:
+    def _check_sharing(self, plan: SlicePlan, groups: Mapping[int, TrainingGroup]) -> None:
         """Compare the shared prompt with the dense path on one group per rank; all ranks fall back if any differs."""
-        pair = sharing_check.check_rows(plan.ranks[self._data_rank][0], groups)
+        pair = sharing_check.check_rows(plan[self._data_rank][0], groups)
         shared, dense = to_device(pair.shared, self._placement), to_device(pair.dense, self._placement, dense=True)
         gap = sharing_check.mean_gap(
             zip(responses_of(shared), self._scores(self._engine, shared), strict=True),
@@ -460,18 +412,15 @@ class LearnerEngine:
 
     def _count_skipped(self, applied: bool) -> None:
         self._skipped_in_a_row = 0 if applied else self._skipped_in_a_row + 1
-        if self._skipped_in_a_row > self._config.max_nonfinite_updates:
-            raise NonFiniteUpdateError(
+        if self._skipped_in_a_row > MAX_NONFINITE_UPDATES:
+            raise RunFailed(
                 f"{self._skipped_in_a_row} updates in a row had a non-finite gradient, more than "
-                f"learner.max_nonfinite_updates={self._config.max_nonfinite_updates}; lower the learning rate and "
-                "resume from the last checkpoint"
+                f"{MAX_NONFINITE_UPDATES}; lower the learning rate and resume from the last checkpoint"
             )
 
-    def _rows(self, plan: SlicePlan, groups: Mapping[int, ScoredGroup], *, num_groups: int) -> list[Row]:
+    def _rows(self, plan: SlicePlan, groups: Mapping[int, TrainingGroup], *, num_groups: int) -> list[Row]:
         """This rank's rows; `num_groups` is the normaliser of the loss."""
-        rows = (plan if self._sharing else unshare(plan)).ranks[self._data_rank]
-        if self._entropy_switch is not None and self._stage is Stage.RL:
-            groups = {index: _with_advantages(group, self._entropy_switch) for index, group in groups.items()}
+        rows = (plan if self._sharing else unshare(plan))[self._data_rank]
         return [
             to_device(
                 build_microbatch(row, groups, num_groups=num_groups, aggregation=self._aggregation()),
@@ -488,10 +437,6 @@ class LearnerEngine:
     def _needs_old_scores(self) -> bool:
         """Whether even the first mini-batch needs a pass ahead of its backward pass."""
         return self._config.importance is not None and self._config.importance.max_answer_ratio is not None
-
-    @property
-    def _negatives_masked(self) -> bool:
-        return self._entropy_switch is not None and self._entropy_switch.masking
 
     @property
     def _data_rank(self) -> int:
@@ -519,13 +464,9 @@ class LearnerEngine:
         return {"stage": str(self._stage), "dtype": self._config.dtype}
 
     def _state(self) -> dict[str, Any]:
-        return {"num_steps": self._num_steps, "negatives_masked": self._negatives_masked}
+        return {"num_steps": self._num_steps}
 
 
 def _with_last(items: Sequence[_Item]) -> Iterator[tuple[_Item, bool]]:
     """Every item, and whether it is the last one."""
     return ((item, index == len(items) - 1) for index, item in enumerate(items))
-
-
-def _with_advantages(group: ScoredGroup, switch: EntropySwitch) -> ScoredGroup:
-    return dataclasses.replace(group, advantages=switch.apply(group.advantages))

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,42 +12,15 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from actors.trajectory import Group
-from actors.weights.delta import WeightPayload
-from actors.weights.update import WeightGroup
+from actors.weights.update import WeightUpdate
 from curriculum.task import Demonstration
-from learner.advantages import batch_advantages
-from learner.batch.microbatch import GroupShape, ScoredGroup, SftReport, StepReport
-from learner.batch.packing import plan_slice
-from learner.config import LearnerConfig, SftConfig
+from learner.batch.microbatch import TrainingGroup, TrainingItem
+from learner.batch.packing import groups_of, plan_slice
+from learner.config import LearnerConfig
 from learner.engine import LearnerEngine, Stage
 from learner.forward.running_batch import Run, runs
-from learner.weights.published import PublishedWeights
+from learner.reports import SftReport, StepReport
 from learner.weights.sender import WeightSender
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class TrainingItem:
-    """One group of a batch, by reference."""
-
-    group: Any
-    """`ray.ObjectRef` of a `Group`; only the rank that trains on it fetches it."""
-    rewards: tuple[float | None, ...]
-    """[G] reward of each answer; None where unknown: the answer is left out."""
-    response_tokens: tuple[int, ...]
-    """[G] tokens of each answer."""
-    prompt_tokens: int
-    data_source: str = ""
-    """Kind of task, for advantages that are scaled by task."""
-
-    @property
-    def shape(self) -> GroupShape:
-        """Lengths of what is trained on."""
-        pairs = zip(self.response_tokens, self.rewards, strict=True)
-        return GroupShape(
-            prompt_tokens=self.prompt_tokens,
-            response_tokens=tuple(tokens for tokens, reward in pairs if reward is not None),
-        )
 
 
 class LearnerActor:
@@ -76,64 +47,59 @@ class LearnerActor:
         *,
         master: tuple[str, int],
         config: LearnerConfig,
-        sft: SftConfig | None,
         model_path: str,
         seed: int,
         on_gpu: bool,
         trust_remote_code: bool,
         delta: bool,
     ) -> int:
-        """Joins the other ranks and loads the model; returns the process id."""
+        """Join the other ranks and load the model; return the process id."""
         os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = master[0], str(master[1])
         self._config = config
         self._engine = LearnerEngine(
             config,
             model_path,
-            sft=sft,
             rank=self._rank,
             world_size=self._num_ranks,
             seed=seed,
             on_gpu=on_gpu,
             trust_remote_code=trust_remote_code,
         )
-        self._delta = delta
         self._sender = WeightSender(self._engine.weights, is_root=self._rank == 0, every_byte=delta)
         return os.getpid()
 
     def start_stage(self, stage: str, reference_path: str | None) -> None:
-        """A fresh optimizer for the warm-up or the reinforcement learning."""
+        """Set up a fresh optimizer for the warm-up or the reinforcement learning."""
         self._engine.start_stage(Stage(stage), reference_path=reference_path)
 
     def sft_step(self, demonstrations: Sequence[Demonstration], learning_rate: float) -> SftReport:
-        """One update of the warm-up."""
+        """Make one update of the warm-up."""
         return self._engine.sft_step(demonstrations, learning_rate=learning_rate)
 
     def accumulate(self, items: Sequence[TrainingItem], batch_groups: int) -> None:
-        """Takes the next groups of a batch in; fetches those of this rank and no others.
+        """Take the next groups of a batch in; fetch those of this rank and no others.
 
         Args:
             items: consecutive groups of the batch.
             batch_groups: groups of the whole batch.
         """
-        scale = self._config.advantage_scale
-        advantages = batch_advantages([item.rewards for item in items], [item.data_source for item in items], scale)
         start = self._engine.num_accumulated
         cut = runs(start, len(items), batch_groups=batch_groups, num_mini_batches=self._config.mini_batches)
         for run in cut:
-            own = slice(run.groups.start - start, run.groups.stop - start)
-            self._accumulate_run(items[own], advantages[own], run)
+            self._accumulate_run(items[run.groups.start - start : run.groups.stop - start], run)
 
     def update(self, learning_rate: float) -> StepReport:
-        """The optimizer updates of the batch that has been taken in."""
+        """Make the optimizer updates of the batch that has been taken in."""
         return self._engine.update(learning_rate=learning_rate)
 
     def node_id(self) -> str:
         """Of the host, as Ray calls it."""
         return ray.get_runtime_context().get_node_id()
 
-    def open_weight_group(self, *, num_receivers: int, epoch: int, timeout_s: float) -> WeightGroup:
-        """A new group, to which every version is broadcast from now on (asked of rank 0); see `WeightSender`."""
+    def open_weight_group(self, version: int, *, num_receivers: int, epoch: int, timeout_s: float) -> WeightUpdate:
+        """Broadcast every version from this one on to a new group (asked of rank 0); see `WeightSender.open_group`."""
         return self._sender.open_group(
+            version,
             host=ray.util.get_node_ip_address(),
             num_receivers=num_receivers,
             epoch=epoch,
@@ -141,78 +107,52 @@ class LearnerActor:
             device=self._engine.device,
         )
 
-    def publish_weights(
-        self, version: int, *, probe_ids: NDArray[np.int32] | None, elsewhere: bool
-    ) -> PublishedWeights | None:
-        """Gathers the weights into memory that engines map, broadcasts them to the group if there is one, and scores
-        the probe under them.
-
-        Args:
-            version: policy version that the weights make.
-            probe_ids: [T] tokens to score; None to leave it.
-            elsewhere: whether engines on other hosts need a copy in the object store.
+    def publish_weights(self, version: int) -> WeightUpdate | None:
+        """Gather the weights into memory that engines map, and broadcast them to the group if there is one.
 
         Returns:
-            on rank 0 what to deliver, None on the others.
+            on rank 0 what was sent and where it lies, None on the others.
 
         Raises:
             WeightGroupError: the group did not take the weights.
         """
-        started = time.perf_counter()
-        update = self._sender.publish(version)
-        probe_logprobs = None if probe_ids is None else self._engine.score(probe_ids)
-        if update is None:
-            return None
-        payload = self._sender.payload(version, delta=self._delta) if elsewhere else None
-        return PublishedWeights(
-            update=update,
-            payload=None if payload is None else ray.put(payload),
-            probe_logprobs=probe_logprobs,
-            gather_s=time.perf_counter() - started,
-            write_s=self._sender.write_s,
-            num_travelling_bytes=0 if payload is None else payload.num_bytes,
-        )
+        return self._sender.publish(version)
 
-    def whole_weights(self, version: int) -> WeightPayload:
-        """All values of a published version, for an engine elsewhere that holds no earlier one (asked of rank 0)."""
-        return self._sender.payload(version, delta=False)
+    def put_weights(self, version: int, *, delta: bool) -> Any:
+        """Put a published version into the object store, for engines on other hosts (asked of rank 0).
 
-    def _accumulate_run(self, items: Sequence[TrainingItem], advantages: Sequence[Any], run: Run) -> None:
+        Args:
+            version: one of the last two.
+            delta: as changes against the version before, if there is one, for engines that hold it.
+
+        Returns:
+            `ray.ObjectRef` of a `WeightUpdate` that carries its values.
+        """
+        return ray.put(self._sender.with_values(version, delta=delta))
+
+    def score(self, token_ids: NDArray[np.int32]) -> tuple[float, ...]:
+        """[T - 1] log-probability (nats, temperature 1) of each of the T tokens after the first; on every rank."""
+        return self._engine.score(token_ids)
+
+    def _accumulate_run(self, items: Sequence[TrainingItem], run: Run) -> None:
         plan = plan_slice(
-            [item.shape for item in items],
+            items,
             num_ranks=self._config.num_data_ranks,
             max_tokens=self._config.max_tokens_per_microbatch,
         )
-        mine = plan.groups_of(self._rank // self._config.sequence_parallel)
-        groups = ray.get([items[index].group for index in mine])
-        scored: Mapping[int, ScoredGroup] = {
-            index: _scored_group(group, advantages[index]) for index, group in zip(mine, groups, strict=True)
-        }
-        self._engine.accumulate(plan, scored, run)
+        mine = groups_of(plan, self._rank // self._config.sequence_parallel)
+        groups = ray.get([items[i].group for i in mine])
+        own = {i: TrainingGroup.of(group, items[i].advantages) for i, group in zip(mine, groups, strict=True)}
+        self._engine.accumulate(plan, own, run)
 
     def save(self, directory: Path) -> None:
-        """Writes this rank's share of a checkpoint."""
+        """Write this rank's share of a checkpoint."""
         self._engine.save(directory)
 
     def load(self, directory: Path) -> None:
-        """Restores a checkpoint."""
+        """Restore a checkpoint."""
         self._engine.load(directory)
 
     def export(self, directory: Path) -> None:
-        """Writes a Hugging Face folder."""
+        """Write a Hugging Face folder."""
         self._engine.export(directory)
-
-
-def _scored_group(group: Group, advantages: Sequence[float | None] | None) -> ScoredGroup:
-    """The answers with a known reward, with their advantages."""
-    if advantages is None:
-        raise ValueError(f"group of task {group.task_id}: fewer than two known rewards; it must not reach the learner")
-    known = [(t, a) for t, a in zip(group.trajectories, advantages, strict=True) if a is not None]
-    return ScoredGroup(
-        prompt_ids=group.prompt_ids,
-        response_ids=tuple(trajectory.response_ids for trajectory, _ in known),
-        rollout_logprobs=tuple(trajectory.rollout_logprobs for trajectory, _ in known),
-        advantages=tuple(advantage for _, advantage in known),
-        temperature=group.temperature,
-        top_p=group.top_p,
-    )

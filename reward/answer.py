@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Real
+from typing import cast
 
 from reward.judge_prompt import imitates_judge_format
 from reward.thinking import text_after_thinking
@@ -84,9 +85,9 @@ class Announcement:
 def extract_answer(
     response: str, *, thinking_required: bool = False, tags: tuple[str, str] | None = None
 ) -> str | None:
-    """Return the answer that a response gives, folded and without what only wraps it; None where it gives none.
+    r"""Return the answer that a response gives, folded and without what only wraps it; None where it gives none.
 
-    Only the text behind the thinking is read (`thinking.py`). The last `\\boxed{}` is the answer; without a box it is
+    Only the text behind the thinking is read (`thinking.py`). The last `\boxed{}` is the answer; without a box it is
     what the last "Therefore, the answer is" announces, else what the last other announcement does ("the answer is",
     "the answer would be", "the answers are", "Final answer:", 答案是). What is only said about an answer ("the answer
     is supported by paragraph 3") announces none where another one does. An answer ends with its line.
@@ -106,7 +107,7 @@ def extract_answer(
 
 
 def last_boxed(text: str) -> str | None:
-    """Return the content of the last `\\boxed{…}` or `\\fbox{…}` with balanced braces; None where there is none."""
+    r"""Return the content of the last `\boxed{…}` or `\fbox{…}` with balanced braces; None where there is none."""
     boxes = list(_BOX.finditer(text))
     if not boxes:
         return None
@@ -128,7 +129,7 @@ def accepted_answers(ground_truth: object) -> tuple[str, ...]:
         ground_truth = (ground_truth,)
     if not isinstance(ground_truth, Iterable) or isinstance(ground_truth, bytes | dict):
         raise ValueError(f"ground_truth={ground_truth!r:.80} is no answer; give a string or a list of strings")
-    answers = tuple(dict.fromkeys(_bare_truth(item) for item in ground_truth))
+    answers = tuple(dict.fromkeys(_bare_truth(item) for item in cast("Iterable[object]", ground_truth)))
     if not answers or not all(answers):
         raise ValueError("ground_truth holds an empty answer or none; give at least one non-empty string")
     return answers

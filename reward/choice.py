@@ -1,4 +1,4 @@
-"""Multiple choice: one letter, with or without brackets or its text; a word that begins with the letter is not it."""
+"""Multiple choice: one letter, with or without brackets or the text of the option; a longer word is no letter."""
 
 from __future__ import annotations
 

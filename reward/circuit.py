@@ -1,4 +1,4 @@
-"""The circuit breaker in front of a remote judge: after some failures in a row nobody waits for it any more."""
+"""The circuit breaker in front of a remote judge: after some failures in a row, no question waits for it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 MAX_KEPT_EVENTS = 1_000
-"""Events that wait for a reader; the oldest are forgotten first."""
+"""Events that wait for a reader; the oldest are dropped first."""
 
 
 class CircuitState(StrEnum):
@@ -38,11 +38,11 @@ class JudgeEvent:
     num_refused: int
     """Attempts refused since the circuit was last closed."""
     reason: str
-    """One short line for people."""
+    """One short line that a person reads."""
 
 
 class CircuitBreaker:
-    """Counts failures in a row and decides whether the next attempt is made.
+    """A counter of failures in a row that decides whether the next attempt is made.
 
     closed → open after `max_failures` in a row; open → half-open with the first attempt after `cooldown_s`;
     half-open → closed when that attempt succeeds, → open when it fails. A trial that never reports back is replaced
@@ -64,11 +64,11 @@ class CircuitBreaker:
 
     @property
     def state(self) -> CircuitState:
-        """The present state."""
+        """Current state."""
         return self._state
 
     def admits(self) -> bool:
-        """Whether an attempt may be made now; the caller that is told so must make it and report its outcome."""
+        """Return whether an attempt may be made now; if so, the caller must make it and report its outcome."""
         if self._state is CircuitState.CLOSED:
             return True
         if self._clock() < self._next_trial_s:
@@ -79,13 +79,13 @@ class CircuitBreaker:
         return True
 
     def succeeded(self) -> None:
-        """An attempt was answered."""
+        """Record an attempt that was answered."""
         self._num_failures = 0
         self._enter(CircuitState.CLOSED, "the judge answers")
         self._num_refused = 0
 
     def failed(self, reason: str) -> None:
-        """An attempt failed."""
+        """Record an attempt that failed."""
         self._num_failures += 1
         is_down = self._state is CircuitState.HALF_OPEN or self._num_failures >= self._max_failures
         if is_down and self._state is not CircuitState.OPEN:
@@ -93,7 +93,7 @@ class CircuitBreaker:
             self._enter(CircuitState.OPEN, reason)
 
     def drain_events(self) -> list[JudgeEvent]:
-        """The changes since the last call, oldest first."""
+        """Return the changes since the last call, oldest first."""
         events = list(self._events)
         self._events.clear()
         return events

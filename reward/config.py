@@ -11,6 +11,13 @@ from actors.config import EngineConfig
 from curriculum.config import StrictModel
 from reward.kind import AnswerKind
 
+MAX_RETRIES = 3
+"""Further attempts at an endpoint after a failed one, with exponential back-off."""
+MAX_BACKOFF_S = 8.0
+"""Longest pause between two attempts, whatever the endpoint asks for."""
+MAX_FAILURES = 5
+"""Failed attempts in a row that open the circuit: from then on every question is unknown at once."""
+
 
 class RuleSet(StrEnum):
     """Named sets of rules."""
@@ -18,7 +25,7 @@ class RuleSet(StrEnum):
     STRICT = "strict"
     """Exact match after normalisation, as the paper describes it."""
     RELEASED = "released"
-    """The released code's scores, to compare with published numbers; they pay for junk, so no run trains on them."""
+    """The released code's scores, to compare with published numbers; they reward junk, so no run trains on them."""
 
 
 class NoJudge(StrictModel):
@@ -32,27 +39,26 @@ class NoJudge(StrictModel):
         return "none"
 
 
-class JudgeEngineConfig(EngineConfig):
-    """Resources of a judge's engine; by default it leaves half of a GPU to others."""
-
-    gpu_memory_utilization: float = Field(default=0.5, gt=0, le=1)
-    """Share of the GPU's memory for weights and KV cache; ignored on a CPU."""
-
-
 class VllmJudge(StrictModel):
     """A judge model served by vLLM inside Ray actors."""
 
     type: Literal["vllm"] = "vllm"
     model: str = "Qwen/Qwen2.5-1.5B-Instruct"
     """Hugging Face id or folder; the default is the paper's judge (section 2.4)."""
-    engine: JudgeEngineConfig = JudgeEngineConfig()
+    gpu_memory_utilization: float = Field(default=0.5, gt=0, le=1)
+    """Share of the GPU's memory for weights and KV cache; ignored on a CPU."""
+    cpu_kv_cache_bytes: int = Field(default=256 << 20, gt=0)
+    """KV cache of an engine that runs on a CPU."""
+    max_concurrency: int = Field(default=256, gt=0)
+    """Questions in one engine step."""
     max_tokens: int = Field(default=512, gt=0)
     """Longest judgement, in tokens; one that is cut short before its verdict counts as unknown."""
     max_model_len: int = Field(default=8192, gt=0)
     """Prompt and judgement together, in tokens."""
     num_gpus: float = Field(default=1.0, ge=0)
-    """GPUs of one replica; a fraction shares the device."""
+    """GPUs of one replica; a fraction shares the device, a whole number above 1 is its tensor-parallel size."""
     num_replicas: int = Field(default=1, gt=0)
+    """Judge actors, one engine each."""
     timeout_s: float = Field(default=300.0, gt=0)
     """Longest wait for one question; after it the question counts as unknown."""
 
@@ -63,12 +69,20 @@ class VllmJudge(StrictModel):
                 f"reward.judge.max_tokens={self.max_tokens} leaves no room for the prompt in "
                 f"max_model_len={self.max_model_len}; lower max_tokens or raise max_model_len"
             )
-        if 1 < self.engine.tensor_parallel_size != self.num_gpus:
-            raise ValueError(
-                f"reward.judge.num_gpus={self.num_gpus:g} but engine.tensor_parallel_size="
-                f"{self.engine.tensor_parallel_size}; set num_gpus to the same number"
-            )
+        if self.num_gpus > 1 and not self.num_gpus.is_integer():
+            raise ValueError(f"reward.judge.num_gpus={self.num_gpus:g}: above 1 it must be a whole number; round it")
         return self
+
+    def engine_config(self, *, on_gpu: bool) -> EngineConfig:
+        """Return the settings of the engine: bf16 with captured graphs on GPUs, fp32 without compilation on a CPU."""
+        return EngineConfig(
+            tensor_parallel_size=max(1, int(self.num_gpus)) if on_gpu else 1,
+            dtype="bf16" if on_gpu else "fp32",
+            gpu_memory_utilization=self.gpu_memory_utilization,
+            cpu_kv_cache_bytes=self.cpu_kv_cache_bytes,
+            max_num_seqs=self.max_concurrency,
+            enforce_eager=not on_gpu,
+        )
 
     @property
     def name(self) -> str:
@@ -88,22 +102,15 @@ class OpenAIJudge(StrictModel):
     base_url: str = Field(pattern=r"^https?://[^\s/]+")
     """Root of the API, for example http://127.0.0.1:8000/v1."""
     model: str = Field(min_length=1)
+    """Name of the model, as the endpoint knows it."""
     api_key_env: str = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key; the key itself is never part of a recipe."""
     max_tokens: int = Field(default=512, gt=0)
     """Longest judgement, in tokens."""
     timeout_s: float = Field(default=60.0, gt=0)
     """Longest wait for one reply."""
-    max_retries: int = Field(default=3, ge=0)
-    """Further attempts after a failed one, with exponential back-off."""
-    max_backoff_s: float = Field(default=8.0, gt=0)
-    """Longest pause between two attempts, whatever the endpoint asks for."""
     max_concurrency: int = Field(default=64, gt=0)
     """Requests in flight at once."""
-    max_failures: int = Field(default=5, gt=0)
-    """Failed attempts in a row that open the circuit: from then on every question is unknown at once."""
-    cooldown_s: float = Field(default=30.0, ge=0)
-    """How long an open circuit lets the endpoint rest before one question tries it again."""
 
     @property
     def name(self) -> str:
@@ -113,14 +120,19 @@ class OpenAIJudge(StrictModel):
     @property
     def deadline_s(self) -> float:
         """Longest wait for one question, in seconds: all its attempts and pauses, and as long again for a free slot."""
-        return 2 * ((self.max_retries + 1) * self.timeout_s + self.max_retries * self.max_backoff_s)
+        return 2 * ((MAX_RETRIES + 1) * self.timeout_s + MAX_RETRIES * MAX_BACKOFF_S)
+
+    @property
+    def cooldown_s(self) -> float:
+        """How long an open circuit lets the endpoint rest before one question tries it again, in seconds."""
+        return self.timeout_s / 2
 
 
 JudgeConfig = Annotated[NoJudge | VllmJudge | OpenAIJudge, Field(discriminator="type")]
 
 
 class OverlongConfig(StrictModel):
-    """Soft punishment of long responses (paper Eq. 7)."""
+    """Soft penalty on long responses (paper Eq. 7)."""
 
     max_tokens: int = Field(gt=0)
     """L_max: the response length, in tokens, at which the penalty reaches -1."""
@@ -141,6 +153,7 @@ class RewardConfig(StrictModel):
     """How responses are scored."""
 
     rules: RuleSet = RuleSet.STRICT
+    """`strict`: exact match after normalisation. `released`: the released code's scores, which no run trains on."""
     kinds: dict[str, AnswerKind] = Field(default_factory=dict)
     """Kind of the answers per data source (exact name), where the name alone would decide otherwise."""
     thinking: Literal["optional", "required"] = "optional"
@@ -148,6 +161,7 @@ class RewardConfig(StrictModel):
     in the prompt (DeepSeek-R1 distillations), so that an unfinished thought is never searched for an answer.
     `optional`: a response without any thinking tags is all answer."""
     judge: JudgeConfig = NoJudge()
+    """Who decides about answers that the rule rejects."""
     max_outage_s: float = Field(default=1800.0, ge=0)
     """How long a step that cannot be scored without the judge waits for it before the run is saved and stops."""
     overlong: OverlongConfig | None = None

@@ -29,8 +29,8 @@ _DASHES = dict.fromkeys(
 )
 """Dashes of all scripts (Unicode category Pd)."""
 _SIGNS = {"−": "-", "⁄": "/", "∕": "/"}
-_TABLE = {ord(old): new for old, new in (_QUOTES | _DASHES | _SIGNS).items()}
-_TABLE |= dict.fromkeys((c for c in range(32) if chr(c) not in "\t\n\r"), " ") | {127: " "}
+_CONTROLS = {chr(code): " " for code in (*range(32), 127) if chr(code) not in "\t\n\r"}
+_TABLE = {ord(old): new for old, new in (_QUOTES | _DASHES | _SIGNS | _CONTROLS).items()}
 
 _INVISIBLE = re.compile(
     "[\u00ad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff\U000e0000-\U000e007f]"
@@ -61,11 +61,11 @@ _LATEX_RULES = tuple(
 
 
 def fold(text: str) -> str:
-    """The text with characters of one meaning in one spelling; case, words and ASCII punctuation stay.
+    """Write characters of one meaning in one spelling; case, words and ASCII punctuation stay.
 
     Full-width and compatibility forms follow NFKC, except that a superscript stays a power (10² is `10^2`, not 102)
     and a vulgar fraction stays apart from the integer before it. Typographic quotes, dashes and minus signs become
-    ASCII, invisible characters vanish, control characters become spaces and lone surrogates U+FFFD.
+    ASCII, invisible characters are removed, control characters become spaces and lone surrogates U+FFFD.
     """
     if not text.isascii():
         text = _fold_unicode(text)
@@ -82,7 +82,7 @@ def _fold_unicode(text: str) -> str:
 
 
 def _plain_latex(text: str) -> str:
-    """Return LaTeX as plain text. What was apart stays apart: `3\\frac{1}{2}` is `3 1/2`."""
+    r"""Return LaTeX as plain text. What was apart stays apart: `3\frac{1}{2}` is `3 1/2`."""
     dollars = _MATH_DOLLAR.findall(text)
     if dollars and len(dollars) % 2 == 0:
         text = _MATH_DOLLAR.sub("", text)

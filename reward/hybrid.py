@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 
 from reward.config import NoJudge, OverlongConfig, RewardConfig
-from reward.judge import CachingJudge, Judge, JudgeCounts, combined_verdict
+from reward.judge import CachingJudge, Judge, combined_verdict
 from reward.judge_prompt import JudgeQuestion, imitates_judge_format
 from reward.kind import kind_of
 from reward.overlong import overlong_penalty
@@ -14,43 +14,31 @@ from reward.rules import RuleOutcome, apply_rules
 from reward.score import Score, Verdict
 from reward.text_rule import text_key
 
-__all__ = ["HybridScorer", "Judge", "JudgeQuestion", "ScoringReport", "judge_questions"]
-
 MAX_JUDGED_TRUTHS = 8
-"""Accepted answers that one rejected answer is compared with by the judge; those that read alike count once."""
-DESK_GRACE_S = 5.0
-"""A judge keeps its deadline itself, question by question; the desk ends a whole batch only this much later."""
+"""Accepted answers that the judge compares with one rejected answer; those with the same normal form count once."""
+BATCH_GRACE_S = 5.0
+"""A judge keeps its deadline itself, question by question; a whole batch is ended only this much later."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoringReport:
-    """What the scorer did since the start."""
+    """Counts of the scorer since the start."""
 
     num_responses: int = 0
-    num_without_answer: int = 0
-    """Responses that give no answer; they score 0 and no judge is asked."""
     num_rule_accepted: int = 0
-    num_judged: int = 0
-    """Responses that went to the judge."""
     num_judge_accepted: int = 0
     """Rejected by the rule, accepted by the judge."""
     num_unknown: int = 0
     """Responses whose accuracy is unknown because the judge abstained."""
-    judge: JudgeCounts = field(default_factory=JudgeCounts)
-
-    def since(self, earlier: ScoringReport) -> ScoringReport:
-        """The report of what happened between an earlier report and this one."""
-        numbers = {f.name: getattr(self, f.name) - getattr(earlier, f.name) for f in fields(self) if f.name != "judge"}
-        return ScoringReport(**numbers, judge=self.judge.since(earlier.judge))
 
 
 class HybridScorer:
-    """Scores groups of responses: max(rule, judge), or unknown where the judge abstains."""
+    """A scorer of groups of responses: max(rule, judge), or unknown where the judge abstains."""
 
     def __init__(self, config: RewardConfig, judge: Judge | None = None) -> None:
-        """`judge` is None exactly where `config.judge.type` is "none" or a rule-only score is wanted."""
+        """Take the judge; it is None where `config.judge.type` is "none" or only the rule is to score."""
         self._config = config
-        self._batcher = None if judge is None else _desk(config, judge)
+        self._judge = None if judge is None else _caching(config, judge)
         self._report = ScoringReport()
 
     async def score_group(
@@ -62,7 +50,7 @@ class HybridScorer:
         responses: Sequence[str],
         num_tokens: Sequence[int],
     ) -> list[Score]:
-        """One score per response, in their order; all questions for the judge travel in one batch.
+        """Return one score per response, in their order; all questions go to the judge in one batch.
 
         `answers` are the accepted answers, bare or as sentences "Therefore, the answer is X"; `num_tokens` are the
         lengths of the responses in tokens.
@@ -88,7 +76,7 @@ class HybridScorer:
 
     @property
     def report(self) -> ScoringReport:
-        """Counters since the start, the judge's included."""
+        """Counts since the start, the judge's included."""
         return self._report
 
     def _apply_rules(self, data_source: str, response: str, answers: Sequence[str]) -> RuleOutcome:
@@ -97,35 +85,32 @@ class HybridScorer:
         return apply_rules(self._config.rules, kind, response, answers, thinking_required=required)
 
     def _questions(self, question: str, outcome: RuleOutcome) -> list[JudgeQuestion]:
-        if self._batcher is None or not outcome.answer or _is_forged(outcome):
+        if self._judge is None or not outcome.answer or _is_forged(outcome):
             return []
         return judge_questions(question, outcome.answer, outcome.truths)
 
     async def _ask(self, questions: list[JudgeQuestion]) -> dict[JudgeQuestion, Verdict]:
-        return await self._batcher.ask(questions) if self._batcher is not None and questions else {}
+        return await self._judge.ask(questions) if self._judge is not None and questions else {}
 
     def _count(self, scores: Sequence[Score]) -> None:
         before = self._report
         self._report = ScoringReport(
             num_responses=before.num_responses + len(scores),
-            num_without_answer=before.num_without_answer + sum(score.answer is None for score in scores),
             num_rule_accepted=before.num_rule_accepted + sum(score.rule == 1.0 for score in scores),
-            num_judged=before.num_judged + sum(score.judge is not None for score in scores),
             num_judge_accepted=before.num_judge_accepted + sum(score.judge is Verdict.YES for score in scores),
             num_unknown=before.num_unknown + sum(score.accuracy is None for score in scores),
-            judge=self._batcher.counts if self._batcher else JudgeCounts(),
         )
 
 
 def judge_questions(question: str, answer: str, truths: Sequence[str]) -> list[JudgeQuestion]:
-    """One question per accepted answer that reads differently, at most `MAX_JUDGED_TRUTHS`."""
+    """Return one question per accepted answer of a different normal form, at most `MAX_JUDGED_TRUTHS`."""
     distinct = {text_key(truth).words or truth: truth for truth in reversed(truths)}
     chosen = list(reversed(distinct.values()))[:MAX_JUDGED_TRUTHS]
     return [JudgeQuestion(question=question, answer=answer, truth=truth) for truth in chosen]
 
 
-def _desk(config: RewardConfig, judge: Judge) -> CachingJudge:
-    timeout_s = None if isinstance(config.judge, NoJudge) else config.judge.deadline_s + DESK_GRACE_S
+def _caching(config: RewardConfig, judge: Judge) -> CachingJudge:
+    timeout_s = None if isinstance(config.judge, NoJudge) else config.judge.deadline_s + BATCH_GRACE_S
     return CachingJudge(judge, name=config.judge.name, timeout_s=timeout_s)
 
 
@@ -149,7 +134,7 @@ def _score(outcome: RuleOutcome, verdict: Verdict | None, num_tokens: int, overl
 
 
 def _accuracy(outcome: RuleOutcome, verdict: Verdict | None) -> float | None:
-    """max(rule, judge); unknown only where the rule rejects and the judge was asked in vain."""
+    """Return max(rule, judge); None only where the rule rejects and the judge was asked and abstained."""
     if outcome.accepted or verdict is Verdict.YES:
         return 1.0
     return None if verdict is Verdict.UNKNOWN else 0.0

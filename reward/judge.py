@@ -1,4 +1,4 @@
-"""The judge as the scorer sees it: one interface for all back ends, and a cache in front that caches and abstains."""
+"""The judge for the scorer: one interface for all back ends, and a cache that abstains where the judge fails."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
 from typing import Protocol
 
 from reward.judge_prompt import JudgeQuestion
@@ -21,37 +20,19 @@ class Judge(Protocol):
     """Any back end that compares answers."""
 
     async def judge(self, questions: Sequence[JudgeQuestion]) -> list[Verdict]:
-        """One verdict per question, in their order; `unknown` where there is none. May raise: the cache abstains."""
+        """Return one verdict per question, in their order; `unknown` where there is none.
+
+        It may raise any exception; the cache then abstains.
+        """
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JudgeCounts:
-    """What happened to the questions for the judge since the start."""
-
-    num_questions: int = 0
-    """Questions that came to the cache."""
-    num_cache_hits: int = 0
-    """Questions answered by an earlier or a simultaneous identical question."""
-    num_calls: int = 0
-    """Questions that the judge itself was asked."""
-    num_batches: int = 0
-    num_unknown: int = 0
-    """Questions asked of the judge that came back without a verdict."""
-    num_failed_batches: int = 0
-    """Batches in which the judge raised, timed out or broke its interface; all their questions are unknown."""
-
-    def since(self, earlier: JudgeCounts) -> JudgeCounts:
-        """The counts between an earlier report and this one."""
-        return JudgeCounts(**{f.name: getattr(self, f.name) - getattr(earlier, f.name) for f in fields(self)})
-
-
 class CachingJudge:
-    """Asks the judge each different question once.
+    """A judge behind a cache, which is asked each different question once.
 
-    Verdicts are kept by (judge, question, answer, truth), the least recently used are forgotten first. Identical
+    Verdicts are kept by (judge, question, answer, truth), the least recently used are dropped first. Identical
     questions that wait at the same time share one call. A judge that fails yields `unknown`, which is never kept, so
-    that the question is asked again when it returns.
+    the question is asked again the next time.
 
     Consumes questions of any number of concurrent groups; waits for the judge, at most `timeout_s`; unblocked by the
     batch that owns the question.
@@ -66,23 +47,16 @@ class CachingJudge:
         self._max_cached = max_cached
         self._verdicts: OrderedDict[tuple[str, JudgeQuestion], Verdict] = OrderedDict()
         self._in_flight: dict[JudgeQuestion, asyncio.Future[Verdict]] = {}
-        self._counts = JudgeCounts()
 
     async def ask(self, questions: Sequence[JudgeQuestion]) -> dict[JudgeQuestion, Verdict]:
-        """The verdict of every different question; new ones go to the judge in one batch."""
+        """Return the verdict of every different question; new ones go to the judge in one batch."""
         known = {question: verdict for question in questions if (verdict := self._recall(question)) is not None}
         waiting = {q: self._in_flight[q] for q in questions if q not in known and q in self._in_flight}
         new = [q for q in dict.fromkeys(questions) if q not in known and q not in waiting]
-        self._count(num_questions=len(questions), num_cache_hits=len(questions) - len(new), num_calls=len(new))
         known |= await self._ask_new(new)
         for question, verdict in waiting.items():
             known[question] = await asyncio.shield(verdict)
         return known
-
-    @property
-    def counts(self) -> JudgeCounts:
-        """The counts since the start."""
-        return self._counts
 
     async def _ask_new(self, questions: list[JudgeQuestion]) -> dict[JudgeQuestion, Verdict]:
         if not questions:
@@ -101,17 +75,13 @@ class CachingJudge:
         return dict(zip(questions, verdicts, strict=True))
 
     async def _call_judge(self, questions: list[JudgeQuestion]) -> list[Verdict]:
-        """The one place that tolerates a failing judge; it logs, counts and abstains."""
-        self._count(num_batches=1)
+        """Ask the judge; the one place that tolerates a failing judge: it logs and abstains."""
         try:
             async with asyncio.timeout(self._timeout_s):
-                verdicts = _checked(await self._judge.judge(questions), len(questions))
+                return _checked(await self._judge.judge(questions), len(questions))
         except Exception as error:
             logger.warning("judge %s failed on %d questions: %r", self._name, len(questions), error)
-            self._count(num_failed_batches=1, num_unknown=len(questions))
             return [Verdict.UNKNOWN] * len(questions)
-        self._count(num_unknown=verdicts.count(Verdict.UNKNOWN))
-        return verdicts
 
     def _recall(self, question: JudgeQuestion) -> Verdict | None:
         verdict = self._verdicts.get((self._name, question))
@@ -126,13 +96,9 @@ class CachingJudge:
         while len(self._verdicts) > self._max_cached:
             self._verdicts.popitem(last=False)
 
-    def _count(self, **increments: int) -> None:
-        total = {f.name: getattr(self._counts, f.name) + increments.get(f.name, 0) for f in fields(JudgeCounts)}
-        self._counts = JudgeCounts(**total)
-
 
 def combined_verdict(verdicts: Sequence[Verdict]) -> Verdict:
-    """The verdict over several accepted answers: yes if one is equivalent, no only if every one is known not to be."""
+    """Combine the verdicts over several accepted answers: yes if any is yes, no only if every one is no."""
     if Verdict.YES in verdicts:
         return Verdict.YES
     return Verdict.UNKNOWN if Verdict.UNKNOWN in verdicts or not verdicts else Verdict.NO

@@ -1,4 +1,4 @@
-"""Ray shell around the scorer: fetches a group, decodes it, applies the rules, asks the judge, returns the scores."""
+"""Ray shell around the scorer: it decodes a group, applies the rules, asks the judge, and returns the scores."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from actors.prompt import ChatPrompt, load_tokenizer
 from actors.trajectory import FinishReason, Group
 from reward.circuit import JudgeEvent
 from reward.config import RewardConfig
-from reward.hybrid import HybridScorer, ScoringReport
+from reward.hybrid import HybridScorer
 from reward.judge_back_end import open_judge
 from reward.judge_endpoint import OpenAIJudgeClient
-from reward.junk_check import JunkCheckReport, check_for_junk
+from reward.junk_check import check_for_junk
 from reward.score import Score
 
 
 class JudgeActor:
-    """Scores groups; the judge's engine, if it has one, lives in this process.
+    """The scorer of groups in a process of its own, with the judge's engine if it has one.
 
     Consumes: groups, by reference.  Waits for: the judge, at most its timeout.  Unblocked by: its verdicts.
 
@@ -40,21 +40,24 @@ class JudgeActor:
         return getattr(self, "_name", "judge")
 
     async def ready(self) -> int:
-        """Process id, once the judge can answer."""
+        """Return the process id, once the judge can answer."""
         return os.getpid()
 
-    async def check_for_junk(self) -> JunkCheckReport:
-        """Refuses rewards that pay for junk (`JunkRewardError`)."""
-        return await check_for_junk(self._scorer)
+    async def check_for_junk(self) -> None:
+        """Raise a `UserError` where the rewards pay for junk."""
+        await check_for_junk(self._scorer)
 
     async def score_group(self, group: Group) -> tuple[Score, ...]:
-        """[G] scores of the answers, in their order; those that were cut are unknown, and nobody is asked about them:
-        how busy a machine was must not change a reward."""
+        """Return the [G] scores of the answers, in their order.
+
+        An answer that was cut by the engine is unknown and no judge is asked: how busy a machine was must not change
+        a reward.
+        """
         whole = [trajectory for trajectory in group.trajectories if not trajectory.finish_reason.is_cut]
         scores = await self._scorer.score_group(
-            data_source=group.data_source,
-            question=group.question,
-            answers=group.answers,
+            data_source=group.task.data_source,
+            question=group.task.question,
+            answers=group.task.answers,
             responses=[self._prompt.decode(trajectory.response_ids.tolist()) for trajectory in whole],
             num_tokens=[len(trajectory.response_ids) for trajectory in whole],
         )
@@ -64,12 +67,8 @@ class JudgeActor:
             for trajectory in group.trajectories
         )
 
-    async def report(self) -> ScoringReport:
-        """Counters since this process started."""
-        return self._scorer.report
-
     async def drain_events(self) -> list[JudgeEvent]:
-        """Changes of the judge's circuit breaker since the last call; an engine in this process has none."""
+        """Return the changes of the judge's circuit breaker since the last call; an engine in this process has none."""
         return self._judge.drain_events() if isinstance(self._judge, OpenAIJudgeClient) else []
 
 

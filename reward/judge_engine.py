@@ -14,20 +14,20 @@ from reward.score import Verdict
 
 
 class VllmJudgeEngine:
-    """A judge model in vLLM, greedy, so that equal questions get equal verdicts.
+    """A judge model in vLLM with greedy decoding, so that equal questions get equal verdicts.
 
     If the engine process dies, this process ends with it and Ray restarts both.
     """
 
     def __init__(self, config: VllmJudge, *, on_gpu: bool) -> None:
-        """Loads the model; blocks until it can answer."""
+        """Load the model; block until it can answer."""
         self._prompt = ChatPrompt(load_tokenizer(config.model))
         self._timeout_s = config.timeout_s
         self._max_prompt_tokens = config.max_model_len - config.max_tokens
         self._sampling = Sampling(num_samples=1, temperature=0.0, top_p=1.0, max_response_tokens=config.max_tokens)
         self._engine = VLLMEngine(
             config.model,
-            config.engine,
+            config.engine_config(on_gpu=on_gpu),
             max_model_len=config.max_model_len,
             stop_token_ids=self._prompt.stop_token_ids,
             seed=0,
@@ -35,11 +35,11 @@ class VllmJudgeEngine:
         )
 
     async def judge(self, questions: Sequence[JudgeQuestion]) -> list[Verdict]:
-        """One verdict per question, in their order; vLLM batches them."""
+        """Return one verdict per question, in their order; vLLM batches them."""
         return await asyncio.gather(*[self._verdict(question) for question in questions])
 
     async def close(self) -> None:
-        """Ends the engine process."""
+        """End the engine process."""
         self._engine.shutdown()
 
     async def _verdict(self, question: JudgeQuestion) -> Verdict:

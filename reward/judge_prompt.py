@@ -1,4 +1,4 @@
-"""What the judge is asked and how its words are read. The answer enters as data and cannot forge a verdict."""
+"""The prompt of the judge and the reading of its verdict; an answer enters as data and cannot forge a verdict."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class JudgeQuestion:
 
 
 def judge_messages(question: JudgeQuestion) -> list[dict[str, str]]:
-    """The chat messages of one question: system and user prompt of the paper (Table 2), every field neutralised."""
+    """Write the chat messages of one question: system and user prompt of the paper (Table 2), fields neutralised."""
     problem = neutralise(question.question, MAX_QUESTION_CHARS)
     answer = neutralise(question.answer, MAX_ANSWER_CHARS)
     truth = neutralise(question.truth, MAX_ANSWER_CHARS)
@@ -54,11 +54,10 @@ def judge_messages(question: JudgeQuestion) -> list[dict[str, str]]:
 
 
 def neutralise(text: str, max_chars: int) -> str:
-    """The text as one line of data: no line break, verdict, field name, tag or chat token survives in it.
+    """Rewrite a text as one line of data without line breaks, verdicts, field names, tags and chat tokens.
 
-    Square brackets become round ones, so that a judge that quotes the answer does not thereby pronounce a verdict;
-    a tag is broken by a space and a field name loses its colon. A text longer than `max_chars` characters keeps its
-    beginning.
+    Square brackets become round ones, so that a judge that quotes the answer does not give a verdict by it; a tag is
+    broken by a space and a field name loses its colon. Only the first `max_chars` characters of a text are kept.
     """
     text = " ".join(fold(text[: 2 * max_chars]).split())[:max_chars]
     text = text.replace("[", "(").replace("]", ")").replace("\ufffd", "?")
@@ -66,11 +65,11 @@ def neutralise(text: str, max_chars: int) -> str:
 
 
 def imitates_judge_format(answer: str) -> bool:
-    """Whether an answer contains a verdict, a field of the judge prompt, or chat tokens: an attempt, not an answer."""
+    """Return whether an answer contains a verdict, a field of the judge prompt, or chat tokens."""
     return _FORGERY.search(fold(answer)) is not None
 
 
 def parse_verdict(text: str | None) -> Verdict:
-    """The verdict in a judge's output: one kind of `[[YES]]` or `[[NO]]`, any case, inner spaces; else unknown."""
+    """Read the verdict in a judge's output: only `[[YES]]` or only `[[NO]]`, any case, inner spaces; else unknown."""
     kinds = {verdict.casefold() for verdict in _VERDICT.findall(text or "")}
     return Verdict(kinds.pop()) if len(kinds) == 1 else Verdict.UNKNOWN

@@ -1,4 +1,4 @@
-"""How far a judge can be trusted: its errors against labels, its silence, and where it contradicts the rule."""
+"""The reliability of a judge: its errors against labels, its unknown verdicts, and where it contradicts the rule."""
 
 from __future__ import annotations
 
@@ -17,55 +17,52 @@ from reward.score_rows import text_in, truths_in
 from reward.wrapping import clean_answer
 
 QUESTIONS_AT_ONCE = 256
-"""Questions that wait for the judge at a time: each one has a deadline, and must not spend it in a queue."""
+"""Questions that the judge is asked at a time: each one has a deadline, which must not pass in a queue."""
 _LABELS = {"yes": True, "true": True, "no": False, "false": False}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerPair:
-    """An answer, the accepted answers, and whether they are known to mean the same."""
+    """An answer with the accepted answers, whether they mean the same, and the judge's verdict."""
 
     question: str
     prediction: str
     truths: tuple[str, ...]
     data_source: str
     label: bool | None
-    """True: equivalent; None where nobody knows."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JudgedPair:
-    """A pair with what the rule and the judge make of it."""
-
-    pair: AnswerPair
-    rule: bool
-    verdict: Verdict | None
+    """True: equivalent; None where it is not known."""
+    verdict: Verdict | None = None
     """None where the judge was not asked."""
+
+    @property
+    def rule(self) -> bool:
+        """Whether the strict rule accepts the answer."""
+        return strict_match(kind_of(self.data_source), clean_answer(self.prediction), self.truths)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErrorRates:
-    """What one decider said, and how often it was wrong."""
+    """Decisions of the rule, the judge, or both, and how often they were wrong."""
 
     num_asked: int
     num_yes: int
     num_no: int
     num_unknown: int
     unknown_rate: float | None
-    """Share of unknown among what was asked; None where nothing was."""
+    """Share of unknown among the pairs asked about; None without any."""
     num_different: int
     """Pairs asked about that are labelled as different."""
     false_positive_rate: float | None
-    """Share of yes among them, an unknown counting as no error; None where there is none."""
+    """Share of yes among the different pairs, an unknown counting as no error; None without any."""
     num_equivalent: int
     """Pairs asked about that are labelled as equivalent."""
     false_negative_rate: float | None
-    """Share of no among them."""
+    """Share of no among the equivalent pairs; None without any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgeReport:
-    """The calibration of a judge."""
+    """The reliability of a judge."""
 
     judge: str
     num_pairs: int
@@ -73,17 +70,17 @@ class JudgeReport:
     rule_rates: ErrorRates
     judge_rates: ErrorRates
     hybrid_rates: ErrorRates
-    """Rule or judge, as the reward takes them."""
+    """Rule or judge, as the reward combines them."""
     num_judge_alone_accepts: int
-    """The judge says yes and the rule no: what the judge is there for, and where it may be fooled."""
+    """Pairs with yes from the judge and no from the rule: the gain of the judge, or its errors."""
     num_judge_alone_rejects: int
-    """The judge says no to an exact match; training never asks it there."""
-    disagreements: tuple[JudgedPair, ...]
+    """Exact matches with no from the judge; training does not ask the judge about these."""
+    disagreements: tuple[AnswerPair, ...]
     """Examples of both, those that contradict a label first."""
 
 
 def read_labelled_pair(values: Mapping[str, Any]) -> AnswerPair:
-    """A row `{question?, prediction, ground_truth or ground_truths, label, data_source?}`.
+    """Read a row `{question?, prediction, ground_truth or ground_truths, label, data_source?}`.
 
     Raises:
         ValueError: a key is missing or holds something else; the message names it.
@@ -98,37 +95,28 @@ def read_labelled_pair(values: Mapping[str, Any]) -> AnswerPair:
     )
 
 
-async def judge_pairs(pairs: Sequence[AnswerPair], judge: Judge | None, *, name: str) -> list[JudgedPair]:
-    """Asks the judge about every pair, also about those that the rule accepts; forgeries are never shown to it."""
+async def judge_pairs(pairs: Sequence[AnswerPair], judge: Judge | None, *, name: str) -> list[AnswerPair]:
+    """Ask the judge about every pair, also those that the rule accepts, except forged verdicts; return the verdicts."""
     asked = [[] if judge is None else _questions(pair) for pair in pairs]
     questions = [question for questions in asked for question in questions]
     verdicts: dict[JudgeQuestion, Verdict] = {}
     if judge is not None:
-        desk = CachingJudge(judge, name=name)
+        cached = CachingJudge(judge, name=name)
         for start in range(0, len(questions), QUESTIONS_AT_ONCE):
-            verdicts |= await desk.ask(questions[start : start + QUESTIONS_AT_ONCE])
+            verdicts |= await cached.ask(questions[start : start + QUESTIONS_AT_ONCE])
     return [
-        JudgedPair(
-            pair=pair,
-            rule=rule_accepts(pair),
-            verdict=combined_verdict([verdicts[question] for question in questions]) if questions else None,
-        )
+        replace(pair, verdict=combined_verdict([verdicts[question] for question in questions]) if questions else None)
         for pair, questions in zip(pairs, asked, strict=True)
     ]
 
 
-def rule_accepts(pair: AnswerPair) -> bool:
-    """What the strict rule says."""
-    return strict_match(kind_of(pair.data_source), clean_answer(pair.prediction), pair.truths)
-
-
 def exact_and_mismatched(pairs: Iterable[AnswerPair]) -> list[AnswerPair]:
-    """Labelled pairs out of unlabelled ones, for measuring a judge on the answers of a run.
+    """Make labelled pairs, without verdicts, out of the answers of a run, to measure a judge on them.
 
-    An exact match is equivalent. The same answer beside the truth of another question of its data source, where the
-    rule tells them apart, is different.
+    An exact match is equivalent. The same answer with the truth of another question of its data source, where the
+    rule rejects it, is different.
     """
-    exact = list(dict.fromkeys(pair for pair in pairs if rule_accepts(pair)))
+    exact = list(dict.fromkeys(replace(pair, verdict=None) for pair in pairs if pair.rule))
     sources: dict[str, dict[tuple[str, ...], None]] = {}
     for pair in exact:
         sources.setdefault(pair.data_source, {})[pair.truths] = None
@@ -137,20 +125,18 @@ def exact_and_mismatched(pairs: Iterable[AnswerPair]) -> list[AnswerPair]:
     return [*equivalent, *(pair for pair in different if pair is not None)]
 
 
-def judge_report(judged: Sequence[JudgedPair], *, judge: str, max_examples: int) -> JudgeReport:
-    """Counts and rates over judged pairs, with at most `max_examples` disagreements."""
-    disagreements = [item for item in judged if item.verdict in _DECIDED and item.rule is not _DECIDED[item.verdict]]
-    disagreements.sort(key=lambda item: item.pair.label in (None, _DECIDED.get(item.verdict)))
-    accepts = sum(item.verdict is Verdict.YES for item in disagreements)
-    labels = [item.pair.label for item in judged]
-    asked = [(item.verdict, item.pair.label) for item in judged if item.verdict is not None]
+def judge_report(judged: Sequence[AnswerPair], *, judge: str, max_examples: int) -> JudgeReport:
+    """Count judged pairs and compute rates over them, with at most `max_examples` disagreements."""
+    disagreements = [pair for pair in judged if pair.verdict in _DECIDED and pair.rule is not _DECIDED[pair.verdict]]
+    disagreements.sort(key=lambda pair: pair.label in (None, _DECIDED.get(pair.verdict)))
+    accepts = sum(pair.verdict is Verdict.YES for pair in disagreements)
     return JudgeReport(
         judge=judge,
         num_pairs=len(judged),
-        num_labelled=sum(label is not None for label in labels),
-        rule_rates=error_rates([(_verdict_of(item.rule), item.pair.label) for item in judged]),
-        judge_rates=error_rates(asked),
-        hybrid_rates=error_rates([(_hybrid(item), item.pair.label) for item in judged]),
+        num_labelled=sum(pair.label is not None for pair in judged),
+        rule_rates=error_rates([(Verdict.YES if pair.rule else Verdict.NO, pair.label) for pair in judged]),
+        judge_rates=error_rates([(pair.verdict, pair.label) for pair in judged if pair.verdict is not None]),
+        hybrid_rates=error_rates([(_hybrid(pair), pair.label) for pair in judged]),
         num_judge_alone_accepts=accepts,
         num_judge_alone_rejects=len(disagreements) - accepts,
         disagreements=tuple(disagreements[:max_examples]),
@@ -158,7 +144,7 @@ def judge_report(judged: Sequence[JudgedPair], *, judge: str, max_examples: int)
 
 
 def error_rates(decisions: Sequence[tuple[Verdict, bool | None]]) -> ErrorRates:
-    """Rates over (verdict, label) pairs."""
+    """Compute the rates over (verdict, label) pairs."""
     verdicts = [verdict for verdict, _ in decisions]
     on_different = [verdict for verdict, label in decisions if label is False]
     on_equivalent = [verdict for verdict, label in decisions if label is True]
@@ -183,12 +169,8 @@ def _questions(pair: AnswerPair) -> list[JudgeQuestion]:
     return judge_questions(pair.question, answer, pair.truths) if answer and not imitates_judge_format(answer) else []
 
 
-def _hybrid(item: JudgedPair) -> Verdict:
-    return Verdict.YES if item.rule else item.verdict or Verdict.NO
-
-
-def _verdict_of(accepted: bool) -> Verdict:
-    return Verdict.YES if accepted else Verdict.NO
+def _hybrid(pair: AnswerPair) -> Verdict:
+    return Verdict.YES if pair.rule else pair.verdict or Verdict.NO
 
 
 def _share(verdicts: Sequence[Verdict], verdict: Verdict) -> float | None:
@@ -196,9 +178,9 @@ def _share(verdicts: Sequence[Verdict], verdict: Verdict) -> float | None:
 
 
 def _mismatched(pair: AnswerPair, truths: Iterable[tuple[str, ...]]) -> AnswerPair | None:
-    """The pair beside the first truths that the rule tells apart from its answer."""
+    """Return the pair with the first other truths for which the rule rejects its answer; None without any."""
     pairs = (replace(pair, truths=other, label=False) for other in truths)
-    return next((other for other in pairs if not rule_accepts(other)), None)
+    return next((other for other in pairs if not other.rule), None)
 
 
 def _label(value: object) -> bool:
@@ -206,5 +188,5 @@ def _label(value: object) -> bool:
         return bool(value)
     known = _LABELS.get(value.strip().casefold()) if isinstance(value, str) else None
     if known is None:
-        raise ValueError(f"label={value!r:.80} is none; give true (equivalent) or false (different)")
+        raise ValueError(f"label={value!r:.80} is not a label; give true (equivalent) or false (different)")
     return known

@@ -1,8 +1,9 @@
-"""`qwenlong judge-report`: how far a judge can be trusted, on labelled pairs or on the answers of a run."""
+"""The command `qwenlong judge-report`: the reliability of a judge, on labelled pairs or on the answers of a run."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,18 +13,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from curriculum.errors import UserError
 from reward.config import JudgeConfig, NoJudge
 from reward.judge_back_end import gpu_is_there, judge_config, judge_session
 from reward.judge_report import (
     AnswerPair,
     ErrorRates,
-    JudgedPair,
     JudgeReport,
     exact_and_mismatched,
     judge_pairs,
     judge_report,
     read_labelled_pair,
-    rule_accepts,
 )
 from reward.row_files import RowReader, json_writer
 from reward.score import Verdict
@@ -33,7 +33,7 @@ SHOWN_CHARS = 60
 
 
 def report_judge(source: Path, *, judge: str, judge_model: str | None, out: Path | None, max_examples: int) -> int:
-    """Writes the report as JSON and shows it as a table; returns how many rows could not be read.
+    """Write the report as JSON and show it as a table; return how many rows could not be read.
 
     Args:
         source: JSONL of labelled pairs, or a run folder, or parquet files of its trajectories.
@@ -43,10 +43,10 @@ def report_judge(source: Path, *, judge: str, judge_model: str | None, out: Path
         max_examples: disagreements that are listed.
 
     Raises:
-        ValueError, FileNotFoundError: the source or the judge cannot be used.
+        UserError: the source or the judge cannot be used.
     """
     on_gpu = gpu_is_there()
-    config = judge_config(judge, model=judge_model, on_gpu=on_gpu)
+    config = judge_config(judge, model=judge_model)
     num_bad = 0
     if source.suffix.lower() == ".jsonl":
         reader = RowReader(source)
@@ -55,39 +55,43 @@ def report_judge(source: Path, *, judge: str, judge_model: str | None, out: Path
     else:
         judged = list(_recorded(_trajectory_files(source)))
         if not isinstance(config, NoJudge):
-            unlabelled = [item.pair for item in judged]
-            pairs = [*exact_and_mismatched(unlabelled), *(pair for pair in unlabelled if not rule_accepts(pair))]
+            pairs = [*exact_and_mismatched(judged), *(pair for pair in judged if not pair.rule)]
             judged = asyncio.run(_ask(config, pairs, on_gpu=on_gpu))
     name = "as recorded" if isinstance(config, NoJudge) else config.name
     report = judge_report(judged, judge=name, max_examples=max_examples)
     with json_writer(out, indent=2) as write:
-        write({"source": str(source), "num_bad_rows": num_bad, **asdict(report)})
+        write({"source": str(source), "num_bad_rows": num_bad, **_report_json(report)})
     _show(report, Console(stderr=True, highlight=False))
     return num_bad
 
 
-async def _ask(config: JudgeConfig, pairs: Sequence[AnswerPair], *, on_gpu: bool) -> list[JudgedPair]:
+def _report_json(report: JudgeReport) -> dict[str, Any]:
+    disagreements = [{**asdict(pair), "rule": pair.rule} for pair in report.disagreements]
+    return {**asdict(report), "disagreements": disagreements}
+
+
+async def _ask(config: JudgeConfig, pairs: Sequence[AnswerPair], *, on_gpu: bool) -> list[AnswerPair]:
     async with judge_session(config, on_gpu=on_gpu) as judge:
         return await judge_pairs(pairs, judge, name=config.name)
 
 
 def _trajectory_files(source: Path) -> list[Path]:
-    if not source.exists():
-        raise FileNotFoundError(f"{source}: no such file or folder; give labelled pairs (.jsonl) or a run folder")
+    if not os.path.exists(source):
+        raise UserError(f"{source}: no such file or folder; give labelled pairs (.jsonl) or a run folder")
     if source.is_file():
         if source.suffix.lower() != ".parquet":
-            raise ValueError(
+            raise UserError(
                 f"{source}: unknown extension; give labelled pairs (.jsonl), a .parquet file or a run folder"
             )
         return [source]
     files = sorted(source.glob("step-*.parquet")) or sorted((source / "trajectories").glob("step-*.parquet"))
     if not files:
-        raise FileNotFoundError(f"{source}: holds no trajectories (step-*.parquet); give the folder of a run")
+        raise UserError(f"{source}: holds no trajectories (step-*.parquet); give the folder of a run")
     return files
 
 
-def _recorded(files: Sequence[Path]) -> Iterator[JudgedPair]:
-    """Every answer of a run with the verdict it got there; responses without an answer are left out."""
+def _recorded(files: Sequence[Path]) -> Iterator[AnswerPair]:
+    """Yield every answer of a run with its recorded verdict; responses without an answer are left out."""
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 
@@ -95,24 +99,23 @@ def _recorded(files: Sequence[Path]) -> Iterator[JudgedPair]:
         try:
             file = ParquetFile(path)
         except (ArrowException, OSError) as error:
-            raise ValueError(f"{path}: not a parquet file; was it written by a run?") from error
+            raise UserError(f"{path}: not a parquet file; was it written by a run?") from error
         missing = [column for column in RUN_COLUMNS if column not in file.schema_arrow.names]
         if missing:
-            raise ValueError(f"{path}: the columns {', '.join(missing)} are missing; give the trajectories of a run")
+            raise UserError(f"{path}: the columns {', '.join(missing)} are missing; give the trajectories of a run")
         for batch in file.iter_batches(columns=list(RUN_COLUMNS)):
-            yield from (_judged(row) for row in batch.to_pylist() if row["answer"])
+            yield from (_recorded_pair(row) for row in batch.to_pylist() if row["answer"])
 
 
-def _judged(row: dict[str, Any]) -> JudgedPair:
-    pair = AnswerPair(
+def _recorded_pair(row: dict[str, Any]) -> AnswerPair:
+    return AnswerPair(
         question=row["question"],
         prediction=row["answer"],
         truths=tuple(row["truth"]),
         data_source=row["data_source"],
         label=None,
+        verdict=None if row["judge"] is None else Verdict(row["judge"]),
     )
-    verdict = None if row["judge"] is None else Verdict(row["judge"])
-    return JudgedPair(pair=pair, rule=rule_accepts(pair), verdict=verdict)
 
 
 def _show(report: JudgeReport, console: Console) -> None:
@@ -142,13 +145,13 @@ def _cells(rates: ErrorRates) -> list[str]:
     return [str(rates.num_asked), str(rates.num_yes), str(rates.num_no), *shares]
 
 
-def _examples(items: Sequence[JudgedPair]) -> Table:
-    """Model text is data: no mark-up of it is read, and control characters are shown as escapes."""
+def _examples(pairs: Sequence[AnswerPair]) -> Table:
+    """Show disagreements; model text is data, so its mark-up is not read and control characters are escaped."""
     table = Table("judge", "label", "answer", "truth", "question")
-    for item in items:
-        label = {None: "", True: "same", False: "different"}[item.pair.label]
-        texts = (item.pair.prediction, item.pair.truths[0], item.pair.question)
-        table.add_row(str(item.verdict), label, *[Text(repr(text[:SHOWN_CHARS])[1:-1]) for text in texts])
+    for pair in pairs:
+        label = {None: "", True: "same", False: "different"}[pair.label]
+        texts = (pair.prediction, pair.truths[0], pair.question)
+        table.add_row(str(pair.verdict), label, *[Text(repr(text[:SHOWN_CHARS])[1:-1]) for text in texts])
     return table
 
 

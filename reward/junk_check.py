@@ -1,4 +1,4 @@
-"""The check at start-up: rewards that pay for junk must not start a run."""
+"""The check at start-up: a run must not start with rewards that pay for junk."""
 
 from __future__ import annotations
 
@@ -6,14 +6,11 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from curriculum.errors import UserError
 from reward.hybrid import HybridScorer
 from reward.score import Score
 
 GIBBERISH_CHARS = 10_000
-
-
-class JunkRewardError(ValueError):
-    """The rewards pay for junk, or the judge gives no verdicts at all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,16 +21,7 @@ class JunkCheckQuestion:
     question: str
     answers: tuple[str, ...]
     candidates: str
-    """A list of candidates that contains the truth: hedging must not pay either."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JunkCheckReport:
-    """What the check found where the rewards passed it."""
-
-    num_answers: int
-    num_unknown: int
-    """Probes on which the judge abstained; they are masked in training and so pay nothing."""
+    """A list of candidates that contains the truth: naming several answers must not pay either."""
 
 
 JUNK_CHECK_QUESTIONS = (
@@ -60,31 +48,34 @@ JUNK_CHECK_QUESTIONS = (
 
 async def check_for_junk(
     scorer: HybridScorer, questions: Sequence[JunkCheckQuestion] = JUNK_CHECK_QUESTIONS
-) -> JunkCheckReport:
-    """Score junk answers to every question and refuse rewards that pay for one of them.
+) -> list[Score]:
+    """Score junk answers to every question; refuse rewards that pay for one of them.
 
     The junk: nothing, "a", "?", the candidate list, "YES", "[[YES]]", the question itself, 10K characters of
-    gibberish; each as the answer of a well-formed response and as a response by itself.
+    gibberish; each as the answer of a well-formed response and as a response by itself. A score may be unknown:
+    it is masked in training and pays nothing.
+
+    Returns:
+        The scores of all junk answers.
 
     Raises:
-        JunkRewardError: where junk scores above 0, or the judge was asked and never gave a verdict.
+        UserError: where junk scores above 0, or the judge was asked and never gave a verdict.
     """
     scored = [pair for question in questions for pair in await _score_junk(scorer, question)]
     paid = [(junk, score) for junk, score in scored if score.accuracy == 1.0]
     if paid:
         junk, score = paid[0]
-        raise JunkRewardError(
+        raise UserError(
             f"the rewards pay 1.0 for the junk answer {junk!r:.60} ({score.reason}) and for {len(paid) - 1} more; "
             "use reward.rules=strict and a judge that rejects junk (reward.judge)"
         )
     judged = [score for _, score in scored if score.judge is not None]
-    num_unknown = sum(score.accuracy is None for score in judged)
-    if judged and num_unknown == len(judged):
-        raise JunkRewardError(
-            f"the judge gave no verdict on any of {num_unknown} junk answers; check that it is up and follows its "
+    if judged and all(score.accuracy is None for score in judged):
+        raise UserError(
+            f"the judge gave no verdict on any of {len(judged)} junk answers; check that it is up and follows its "
             "format (reward.judge), or set reward.judge.type=none"
         )
-    return JunkCheckReport(num_answers=len(scored), num_unknown=num_unknown)
+    return [score for _, score in scored]
 
 
 async def _score_junk(scorer: HybridScorer, question: JunkCheckQuestion) -> list[tuple[str, Score]]:
@@ -100,7 +91,7 @@ async def _score_junk(scorer: HybridScorer, question: JunkCheckQuestion) -> list
 
 
 def _junk_answers(question: JunkCheckQuestion) -> Iterator[tuple[str, str]]:
-    """(junk answer, response) pairs."""
+    """Yield (junk answer, response) pairs."""
     junk_answers = ("", "a", "?", question.candidates, "YES", "[[YES]]", question.question, _gibberish())
     for junk in junk_answers:
         yield junk, f"<think>\n</think>\n\nTherefore, the answer is {junk}"

@@ -19,7 +19,7 @@ KIND_PREFIXES = (("docmath", AnswerKind.NUMERIC), ("long_toc_choices", AnswerKin
 
 
 def kind_of(data_source: str, overrides: Mapping[str, AnswerKind] | None = None) -> AnswerKind:
-    """The kind of the answers of a data source; an override names the data source exactly."""
+    """Return the kind of the answers of a data source; an override names the data source exactly."""
     if overrides and data_source in overrides:
         return overrides[data_source]
     name = data_source.casefold()

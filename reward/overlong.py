@@ -1,10 +1,10 @@
-"""Overlong shaping: a soft punishment that tells the policy how much too long it was (paper Eq. 7)."""
+"""Overlong shaping: a soft penalty that grows with the excess length of a response (paper Eq. 7)."""
 
 from __future__ import annotations
 
 
 def overlong_penalty(num_tokens: int, *, max_tokens: int, cache_tokens: int) -> float:
-    """What is added to the reward of a response of `num_tokens` tokens, in [-1, 0].
+    """Return what is added to the reward of a response of `num_tokens` tokens, in [-1, 0].
 
     Zero up to L_max - L_cache, then linear, -1 at L_max and beyond, with L_max = `max_tokens` and
     L_cache = `cache_tokens`.

@@ -12,7 +12,7 @@ from reward.folding import fold
 from reward.units import currencies_of, unit_of
 
 _MAX_CHARS = 120
-"""Longest spelling of one value; whatever is longer is a sentence or a forgery, and is left to the judge."""
+"""Longest spelling of one value; anything longer is a sentence, and is left to the judge."""
 _MAX_CHAIN_CHARS = 2_000
 _MAX_SUFFIXES = 6
 
@@ -24,7 +24,7 @@ _SCALES = {
 }  # fmt: skip
 """Powers of ten that a word stands for."""
 _CAPITAL_SCALES = {"M": 6, "MM": 6, "B": 9, "T": 12}
-"""Only as capitals, or behind a currency: "5 m" may be metres."""
+"""Scales only as capitals, or behind a currency: "5 m" may be metres."""
 _PERCENTS = frozenset({"%", "percent", "pct", "percentage"})
 _TIMES = frozenset({"x", "X", "×", "*", "·", "⋅"})
 _POWERS = frozenset({"^", "**"})
@@ -68,7 +68,7 @@ class Quantity:
 
 
 def parse_quantity(text: str) -> Quantity | None:
-    """The one value that a text states; None where it states none, several, or something that is not a number.
+    """Return the one value that a text states; None where it states none, several, or something else than a number.
 
     Of a chain (`3 + 2 = 5`, `x ≈ 5`) it is the last value, if all steps before it have that value; the first step may
     be a name instead. Understood are signs and accounting negatives, currency, thousands separators, scale words,
@@ -137,7 +137,7 @@ def is_close(answer: Decimal, truth: Decimal) -> bool:
 
 
 class _Reader:
-    """Reads `prefixes number suffixes` from one short text; whatever does not fit means that it states no value."""
+    """A parser of `prefixes number suffixes` in one short text; any other text states no value."""
 
     def __init__(self, text: str) -> None:
         self._tokens = list(_TOKEN.finditer(text))
@@ -150,7 +150,7 @@ class _Reader:
         self._is_year = bool(_YEAR.fullmatch(text.strip()))
 
     def read(self) -> Quantity | None:
-        """The quantity, or None where the text is not exactly one."""
+        """Return the quantity, or None where the text is not exactly one."""
         while self._accept_prefix(self._peek()):
             self._at += 1
         value = self._read_value()

@@ -2,7 +2,7 @@
 
 The reference (docqa.py, docmath.py and long.py of the released repository) reads an answer only behind `</think>`,
 accepts substrings in both directions, ignores signs and many scales, and evaluates what it takes for a number.
-Here the same decisions are reached without evaluation and in linear time. Where the reference raises, the score is 0.
+This module makes the same decisions without evaluation and in linear time. Where the reference raises, the score is 0.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import re
 import string
-from dataclasses import dataclass
 
 from reward.kind import AnswerKind
 
@@ -32,30 +31,19 @@ _MAX_INTEGER_DIGITS = 4300
 _TOLERANCE = 0.0015
 
 
-@dataclass(frozen=True, slots=True)
-class ReleasedOutcome:
-    """What the released code makes of one response."""
-
-    answer: str | None
-    """The answer it reads; None where it reads none."""
-    accepted: bool
-    judged: bool
-    """Whether it would ask the judge: never for a choice, and only with an answer that the rule rejects."""
-
-
-def released_outcome(kind: AnswerKind, response: str, ground_truth: str) -> ReleasedOutcome:
-    """The rule score of the released code for one ground truth; a bare truth is put into its sentence first."""
+def released_answer(kind: AnswerKind, response: str) -> str | None:
+    """Return the answer that the released code reads in a response; None where it reads none."""
     _, closed, text = response.rpartition("</think>")
-    read, accepts = _READERS[kind], _ACCEPTS[kind]
-    answer = read(text.strip()) if closed else None
-    if not answer:
-        return ReleasedOutcome(None, False, False)
-    accepted = accepts(answer, released_truth(kind, ground_truth))
-    return ReleasedOutcome(answer, accepted, not accepted and kind is not AnswerKind.CHOICE)
+    return _READERS[kind](text.strip()) or None if closed else None
+
+
+def released_match(kind: AnswerKind, answer: str, ground_truth: str) -> bool:
+    """Return whether the rule of the released code accepts an answer; a bare truth is put into its sentence first."""
+    return _ACCEPTS[kind](answer, released_truth(kind, ground_truth))
 
 
 def released_truth(kind: AnswerKind, ground_truth: str) -> str | None:
-    """The truth as the released code reads it; None where it would fail on it."""
+    """Return the truth as the released code reads it; None where it would fail on it."""
     read = _READERS[kind]
     return read(ground_truth) or read(_SENTENCES[kind].format(ground_truth.strip()))
 
@@ -102,7 +90,7 @@ def _number_accepted(answer: str, truth: str | None) -> bool:
 
 
 def _released_value(text: str) -> int | float:
-    """The number that the reference's evaluation yields for what its pattern captures; 0 where that fails."""
+    """Return the number that the reference's evaluation yields for what its pattern captures; 0 where that fails."""
     text = text.strip().rstrip(".").translate(str.maketrans("", "", "£€¥`%$°"))
     text = re.split(r"[=≈]", text)[-1].strip()
     points = _LEADING_POINTS.fullmatch(text)

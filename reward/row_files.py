@@ -1,15 +1,16 @@
-"""JSONL in and out for the commands that score: bad rows are told and counted, a written file appears whole."""
+"""JSONL files of the commands that score: bad rows are printed and counted, a written file appears whole."""
 
 from __future__ import annotations
 
 import json
-import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from curriculum.errors import UserError
+from curriculum.files import file_errors, whole_file
 from curriculum.rejects import Reject
 from curriculum.rows import open_table
 
@@ -17,22 +18,22 @@ Record = TypeVar("Record")
 
 
 class RowReader:
-    """The rows of a JSONL file that can be used; the others go to standard error with their line numbers."""
+    """A reader of the good rows of a JSONL file; the others go to standard error with their line numbers."""
 
     def __init__(self, path: Path) -> None:
-        """Opens the file.
+        """Open the file.
 
         Raises:
-            FileNotFoundError, ValueError: it is not there, or not a JSONL file.
+            UserError: it is not there, or not a JSONL file.
         """
         if path.suffix.lower() != ".jsonl":
-            raise ValueError(f"{path}: expected a .jsonl file with one JSON object per line")
+            raise UserError(f"{path}: expected a .jsonl file with one JSON object per line")
         self._path = path
         self._rows = open_table(str(path), key="FILE").rows
         self.num_bad = 0
 
     def records(self, read: Callable[[Mapping[str, Any]], Record]) -> Iterator[Record]:
-        """Every row through `read`, which raises a ValueError for a bad one."""
+        """Yield what `read` makes of every row; `read` raises ValueError for a bad one."""
         for row in self._rows:
             try:
                 if isinstance(row, Reject):
@@ -44,27 +45,37 @@ class RowReader:
 
 
 @contextmanager
-def json_writer(path: Path | None, *, indent: int | None = None) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """Writes JSON objects to a file that appears whole when the block ends, or to standard output where it is None.
+def json_writer(path: Path | None, *, indent: int | None = None) -> Generator[Callable[[Mapping[str, Any]], None]]:
+    """Write JSON objects to a file that appears whole when the block ends, or to standard output where it is None.
 
     Raises:
-        FileNotFoundError: the folder of the file does not exist.
+        UserError: the folder of the file does not exist, or the file cannot be written.
     """
     if path is None:
         yield lambda record: _write(sys.stdout.buffer, record, indent)
         sys.stdout.flush()
         return
-    if not path.absolute().parent.is_dir():
-        raise FileNotFoundError(f"--out {path}: the folder {path.parent} does not exist; make it first")
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            yield lambda record: _write(file, record, indent)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    name = f"--out {path}"
+    with file_errors(name, "written"):
+        if not path.absolute().parent.is_dir():
+            raise UserError(f"{name}: the folder {path.parent} does not exist; make it first")
+        if path.is_dir():
+            raise UserError(f"{name}: is a folder; name a file in it")
+    with whole_file(path, name=name) as partial:
+        with file_errors(name, "written"):
+            file = partial.open("wb")
+
+        def write(record: Mapping[str, Any]) -> None:
+            with file_errors(name, "written"):
+                _write(file, record, indent)
+
+        try:
+            yield write
+        finally:
+            with file_errors(name, "written"):
+                file.close()
 
 
 def _write(file: Any, record: Mapping[str, Any], indent: int | None) -> None:
-    """One object; a lone surrogate, which UTF-8 cannot hold, becomes its JSON escape."""
+    """Write one object; a lone surrogate, which UTF-8 cannot hold, becomes its JSON escape."""
     file.write((json.dumps(record, ensure_ascii=False, indent=indent) + "\n").encode("utf-8", "backslashreplace"))

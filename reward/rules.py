@@ -1,4 +1,4 @@
-"""Rules: from a response and its accepted answers to a verdict that needs no model."""
+"""Rules: the verdict on a response that needs no model, from its accepted answers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from reward.choice import choices_match
 from reward.config import RuleSet
 from reward.kind import AnswerKind
 from reward.numeric import numbers_match
-from reward.released import released_outcome, released_truth
+from reward.released import released_answer, released_match, released_truth
 from reward.text_rule import texts_match
 from reward.wrapping import bare_value
 
@@ -30,13 +30,13 @@ _MATCHES: dict[AnswerKind, Callable[[str, str], bool]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuleOutcome:
-    """What the rule makes of one response."""
+    """Verdict of the rule on one response."""
 
     answer: str | None
     """The answer that was read; None where the response gives none."""
     accepted: bool
     truths: tuple[str, ...]
-    """What a judge is to compare a rejected answer with; empty where the judge must not be asked."""
+    """The truths with which a judge is to compare a rejected answer; empty where the judge must not be asked."""
     reason: str
 
 
@@ -70,12 +70,12 @@ def strict_match(kind: AnswerKind, answer: str, answers: Sequence[str]) -> bool:
 
 
 def _apply_released(kind: AnswerKind, response: str, answers: Sequence[str]) -> RuleOutcome:
-    outcomes = [released_outcome(kind, response, truth) for truth in answers]
-    accepted = any(outcome.accepted for outcome in outcomes)
-    answer = outcomes[0].answer
+    """Apply the released rules, which never ask a judge about a choice."""
+    answer = released_answer(kind, response)
     if answer is None:
         return RuleOutcome(answer=None, accepted=False, truths=(), reason="released: no answer found")
-    judged = not accepted and outcomes[0].judged
-    truths = tuple(filter(None, (released_truth(kind, truth) for truth in answers))) if judged else ()
+    accepted = any(released_match(kind, answer, truth) for truth in answers)
+    is_judged = not accepted and kind is not AnswerKind.CHOICE
+    truths = tuple(filter(None, (released_truth(kind, truth) for truth in answers))) if is_judged else ()
     reason = f"released: {kind} {'accepted' if accepted else 'rejected'}"
     return RuleOutcome(answer=answer, accepted=accepted, truths=truths, reason=reason)

@@ -1,4 +1,4 @@
-"""The record this stage hands on: what one response was worth, and why."""
+"""The record that this stage hands on: the score of one response, and its reason."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class Verdict(StrEnum):
-    """What a judge said about one pair of answers."""
+    """Verdict of a judge on one pair of answers."""
 
     YES = "yes"
     NO = "no"
@@ -17,7 +17,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """The worth of one response."""
+    """The score of one response."""
 
     answer: str | None
     """The final answer that was compared, markdown and quotes stripped; None where the response gives none."""
@@ -27,12 +27,12 @@ class Score:
     """Verdict of the judge; None where the judge was not asked."""
     accuracy: float | None
     """max(rule, judge) in {0.0, 1.0} (paper Eq. 14), before any shaping; None where it is unknown.
-    Dynamic sampling and difficulty use this one."""
+    Dynamic sampling and difficulty use it."""
     reward: float | None
     """Accuracy plus the overlong penalty (paper Eq. 7), in [-1, 1]; None where accuracy is unknown.
-    The advantage uses this one."""
+    The advantage uses it."""
     reason: str
-    """One short line for people: which rule or judge decided, or why the score is unknown."""
+    """One short line that a person reads: which rule or judge decided, or why the score is unknown."""
 
     def __post_init__(self) -> None:
         if self.rule not in (0.0, 1.0):

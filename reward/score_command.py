@@ -1,14 +1,16 @@
-"""`qwenlong score`: scores the responses of a JSONL file, without a run."""
+"""The command `qwenlong score`: it scores the responses of a JSONL file, without a run."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from curriculum.errors import UserError
 from reward.config import RewardConfig, RuleSet
 from reward.hybrid import HybridScorer, ScoringReport
 from reward.judge_back_end import gpu_is_there, judge_config, judge_session
@@ -20,7 +22,7 @@ ROWS_AT_ONCE = 256
 
 
 def score_file(source: Path, *, rules: str, judge: str, judge_model: str | None, out: Path | None) -> int:
-    """Scores every row, in order, and returns how many could not be read.
+    """Score every row, in order; return how many could not be read.
 
     Args:
         source: JSONL rows `{id, data_source, question?, response, ground_truth}`.
@@ -30,13 +32,13 @@ def score_file(source: Path, *, rules: str, judge: str, judge_model: str | None,
         out: JSONL file that is written; None is standard output.
 
     Raises:
-        ValueError, FileNotFoundError: the file, the rules or the judge cannot be used.
+        UserError: the file, the rules or the judge cannot be used.
     """
     reader = RowReader(source)
-    if out is not None and out.exists() and out.samefile(source):
-        raise ValueError(f"--out {out}: is the file that is read; name another one")
+    if out is not None and os.path.exists(out) and out.samefile(source):
+        raise UserError(f"--out {out}: this is the file that is read; choose another one")
     on_gpu = gpu_is_there()
-    config = RewardConfig(rules=RuleSet(rules), judge=judge_config(judge, model=judge_model, on_gpu=on_gpu))
+    config = RewardConfig(rules=RuleSet(rules), judge=judge_config(judge, model=judge_model))
     with json_writer(out) as write:
         report = asyncio.run(_score(config, reader.records(read_score_row), write, on_gpu=on_gpu))
     sys.stderr.write(_summary(report, reader.num_bad))

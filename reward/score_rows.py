@@ -1,11 +1,11 @@
-"""Rows of `qwenlong score`: what is read from a file, checked, and what is written for each."""
+"""Rows of `qwenlong score`: reading, checking, scoring, and the row that is written."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from reward.answer import accepted_answers
 from reward.hybrid import HybridScorer
@@ -14,7 +14,7 @@ from reward.score import Score
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreRow:
-    """One response and what it is compared with."""
+    """One response with its question and its accepted answers."""
 
     id: str | int
     data_source: str
@@ -27,14 +27,14 @@ class ScoreRow:
 
 
 def read_score_row(values: Mapping[str, Any]) -> ScoreRow:
-    """A row `{id, data_source, question?, response, ground_truth}`; other keys are ignored.
+    """Read a row `{id, data_source, question?, response, ground_truth}`; other keys are ignored.
 
     Raises:
         ValueError: a key is missing or holds something else; the message names it.
     """
     row_id = values.get("id")
     if not isinstance(row_id, str | int) or isinstance(row_id, bool):
-        raise ValueError(f"id={row_id!r:.80} is no id; give a string or an integer")
+        raise ValueError(f"id={row_id!r:.80} is not an id; give a string or an integer")
     return ScoreRow(
         id=row_id,
         data_source=text_in(values, "data_source"),
@@ -45,19 +45,19 @@ def read_score_row(values: Mapping[str, Any]) -> ScoreRow:
 
 
 def text_in(values: Mapping[str, Any], key: str) -> str:
-    """The text under a key.
+    """Return the text under a key.
 
     Raises:
         ValueError: there is none.
     """
     text = values.get(key)
     if not isinstance(text, str):
-        raise ValueError(f"{key} is missing" if text is None else f"{key}={text!r:.80} is no text; give a string")
+        raise ValueError(f"{key} is missing" if text is None else f"{key}={text!r:.80} is not text; give a string")
     return text
 
 
 def truths_in(values: Mapping[str, Any], key: str) -> tuple[str, ...]:
-    """The accepted answers under a key: one or a list, each a string or a number, as they were written.
+    """Return the accepted answers under a key: one or a list, each a string or a number, as they were written.
 
     Raises:
         ValueError: there is none.
@@ -66,11 +66,12 @@ def truths_in(values: Mapping[str, Any], key: str) -> tuple[str, ...]:
     if truth is None:
         raise ValueError(f"{key} is missing")
     accepted_answers(truth)  # refuses what holds no answer
-    return tuple(map(str, truth)) if isinstance(truth, list) else (str(truth),)
+    truths = cast("list[Any]", truth) if isinstance(truth, list) else [truth]
+    return tuple(str(each) for each in truths)
 
 
 async def score_rows(scorer: HybridScorer, rows: Sequence[ScoreRow]) -> list[Score]:
-    """One score per row, in their order; the judge is asked about all rows at once."""
+    """Return one score per row, in their order; the judge is asked about all rows at once."""
     groups = await asyncio.gather(
         *[
             scorer.score_group(
@@ -87,7 +88,7 @@ async def score_rows(scorer: HybridScorer, rows: Sequence[ScoreRow]) -> list[Sco
 
 
 def scored_row(row: ScoreRow, score: Score) -> dict[str, Any]:
-    """What is written for a row; `judge` is null where it was not asked, `score` where it is unknown."""
+    """Return what is written for a row; `judge` is null where it was not asked, `score` where it is unknown."""
     return {
         "id": row.id,
         "answer": score.answer,

@@ -35,7 +35,7 @@ _RESERVED = dict.fromkeys(map(ord, _KEPT.values()), "\ufffd")
 
 @dataclass(frozen=True, slots=True)
 class TextKey:
-    """What remains of a text once case, articles and meaningless punctuation are gone."""
+    """A text without case, articles and meaningless punctuation."""
 
     words: tuple[str, ...]
     num_inner_a: int
@@ -71,8 +71,10 @@ def text_key(text: str) -> TextKey:
 
 
 def _begins_with_article(text: str) -> bool:
-    """Whether a first "a" or "an" is an article, not a letter or a name: "A Tale of Two Cities", but not "A. Smith",
-    "A-10", "An Wang" or "A Smith"."""
+    """Return whether a first "a" or "an" is an article and no letter or name.
+
+    It is in "A Tale of Two Cities", but not in "A. Smith", "A-10", "An Wang" or "A Smith".
+    """
     first = _FIRST_ARTICLE.match(text)
     if first is None:
         return False

@@ -142,5 +142,5 @@ def _has_partner(text: str) -> bool:
 
 
 def _depth(text: str) -> int:
-    """Opened less closed brackets of any kind."""
+    """Return the number of opened less that of closed brackets, of any kind."""
     return sum(text.count(opening) - text.count(closing) for closing, opening in _CLOSERS.items())

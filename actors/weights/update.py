@@ -1,11 +1,22 @@
-"""Records of a weight update: what the learner announces, and the receipt that an engine gives for it."""
+"""A weight update: the records that describe it, and the memory of a host in which it lies.
+
+A segment is an anonymous file (`memfd_create`): it has no name in /dev/shm, is not bounded by the size of /dev/shm,
+and nothing is left of it when the process that made it is killed. Others of the same user open it through /proc.
+Engines on another host than the learner get whole tensors, or only the values that changed, bit for bit.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import mmap
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from math import prod
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
 
 ALIGNMENT = 64
 """Every tensor of a segment starts at a multiple of it, in bytes."""
@@ -29,7 +40,7 @@ class WeightLoadError(RuntimeError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorRecord:
-    """A full tensor, as whoever sent or loaded it saw it."""
+    """A full tensor, as whoever sends or loads it sees it."""
 
     name: str
     """In Hugging Face form; tied weights appear once."""
@@ -37,58 +48,23 @@ class TensorRecord:
     """As torch calls it, `bfloat16`."""
     shape: tuple[int, ...]
     num_bytes: int
-    checksum: int
-    """CRC-32 of the sampled blocks."""
+    checksum: int | None = None
+    """CRC-32 of the sampled blocks; None before the values are known."""
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> Self:
+        """Rebuild a record from its `asdict` after serialization has made lists of tuples."""
+        return cls(**{**fields, "shape": tuple(fields["shape"])})
 
     @property
-    def item_size(self) -> int:
-        """Bytes of one value."""
+    def item_bytes(self) -> int:
+        """Size of one value."""
         return self.num_bytes // max(1, prod(self.shape))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WeightUpdate:
-    """New weights, ready to be mapped by the engines of one host."""
-
-    version: int
-    """Policy version that the weights make."""
-    path: str
-    """Of the segment, on the host where the update is read."""
-    tensors: tuple[TensorRecord, ...]
-    """In the order of the segment."""
-    stride: int = SAMPLED_STRIDE
-    """One of so many blocks is in the checksums; 1: all of them."""
-
-    @property
-    def offsets(self) -> tuple[int, ...]:
-        """[tensors] first byte of each tensor in the segment."""
-        return segment_offsets(tensor.num_bytes for tensor in self.tensors)[:-1]
-
-    @property
-    def segment_bytes(self) -> int:
-        """Size of the segment, padding included."""
-        return segment_offsets(tensor.num_bytes for tensor in self.tensors)[-1]
-
-    @property
-    def num_bytes(self) -> int:
-        """Of all tensors."""
-        return sum(tensor.num_bytes for tensor in self.tensors)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TensorLayout:
-    """A full tensor before its values are known."""
-
-    name: str
-    """In Hugging Face form; tied weights appear once."""
-    dtype: str
-    """As torch calls it, `bfloat16`."""
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class WeightGroup:
-    """What the members of a process group for weights agree on; rank 0 is the learner's."""
+    """A process group that carries weights from device to device; rank 0 is the learner's."""
 
     host: str
     """Address of learner rank 0."""
@@ -100,47 +76,210 @@ class WeightGroup:
     """Groups before this one, plus one."""
     timeout_s: float
     """Longest wait of a member for the others."""
-    stride: int
-    """One of so many blocks is in the checksums; 1: all of them."""
-    tensors: tuple[TensorLayout, ...]
-    """In the order in which they are sent."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WeightBroadcast:
-    """New weights that are about to be sent to a group; the checksums follow when all of them were."""
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class WeightUpdate:
+    """New weights for an engine: what they are, and where their values come from."""
 
     version: int
     """Policy version that the weights make."""
-    group: WeightGroup
-    first_rank: int
-    """Rank in the group of the first worker of the engine that gets this; its other workers follow."""
+    tensors: tuple[TensorRecord, ...]
+    """In the order in which they lie in memory or are sent; without checksums if they are still to be gathered."""
+    source: str | WeightGroup | tuple[NDArray, ...]
+    """Path of a segment on the host that reads it; a group in which the values are about to be broadcast; or, for
+    another host, the values: of each tensor all its bytes, or its changes (see `changes`) where they are smaller."""
+    base_version: int | None = None
+    """Version that changes are against; None without changes."""
+    first_rank: int = 0
+    """Rank in the group of the first worker of the engine that is told; its other workers follow. 0 without a group."""
+    stride: int = SAMPLED_STRIDE
+    """One of so many blocks is in the checksums; 1: all of them."""
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> Self:
+        """Rebuild an update from its `asdict` after serialization has made lists of tuples."""
+        tensors = tuple(TensorRecord.of(tensor) for tensor in fields["tensors"])
+        source = fields["source"] if isinstance(fields["source"], str) else WeightGroup(**fields["source"])
+        return cls(**{**fields, "tensors": tensors, "source": source})
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """[tensors] first byte of each tensor in a segment."""
+        return segment_offsets(self.tensors)[:-1]
+
+    @property
+    def segment_bytes(self) -> int:
+        """Size of a segment that holds all tensors, padding included."""
+        return segment_offsets(self.tensors)[-1]
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all tensors."""
+        return sum(tensor.num_bytes for tensor in self.tensors)
+
+    @property
+    def num_travelling_bytes(self) -> int:
+        """Size of the values that the update carries to another host; 0 if it says where they lie."""
+        return sum(part.nbytes for part in self.source) if isinstance(self.source, tuple) else 0
+
+    def pieces(self, data: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], ...]:
+        """[tensors] the bytes of each tensor in the memory of a segment, without a copy."""
+        return tuple(
+            data[offset : offset + tensor.num_bytes] for offset, tensor in zip(self.offsets, self.tensors, strict=True)
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightReceipt:
-    """What an engine handed to its model, in the order of the segment; equals what was announced or the run stops."""
+    """What an engine handed to its model; equals what the learner sent, or the run stops."""
 
     version: int
     tensors: tuple[TensorRecord, ...]
     pause_s: float
     """Generation stood still."""
-    apply_s: float
-    """Of the pause, reading and loading the tensors."""
+    num_travelling_bytes: int = 0
+    """What came from another host for it."""
 
 
-def segment_offsets(sizes: Iterable[int]) -> tuple[int, ...]:
-    """[tensors + 1] where tensors of these sizes (bytes) start when laid out one after the other, and the end."""
-    return tuple(accumulate((-(-size // ALIGNMENT) * ALIGNMENT for size in sizes), initial=0))
+def segment_offsets(tensors: Iterable[TensorRecord]) -> tuple[int, ...]:
+    """[tensors + 1] where tensors start when laid out one after the other, and the end."""
+    sizes = (-(-tensor.num_bytes // ALIGNMENT) * ALIGNMENT for tensor in tensors)
+    return tuple(accumulate(sizes, initial=0))
 
 
-def bucket_slices(sizes: Sequence[int]) -> Iterator[slice]:
-    """Cuts tensors of these sizes (bytes) into runs of at most `BUCKET_BYTES`; a larger tensor is a run of its own."""
+def bucket_slices(tensors: Sequence[TensorRecord]) -> Iterator[slice]:
+    """Cut tensors into runs of at most `BUCKET_BYTES`; a larger tensor is a run of its own."""
     start, filled = 0, 0
-    for index, size in enumerate(sizes):
-        if index > start and filled + size > BUCKET_BYTES:
+    for index, tensor in enumerate(tensors):
+        if index > start and filled + tensor.num_bytes > BUCKET_BYTES:
             yield slice(start, index)
             start, filled = index, 0
-        filled += size
-    if sizes:
-        yield slice(start, len(sizes))
+        filled += tensor.num_bytes
+    if tensors:
+        yield slice(start, len(tensors))
+
+
+# memory that processes of one host share by path -----------------------------------------------------------------
+
+
+class Segment:
+    """A block of memory of this process that others on this host may map."""
+
+    def __init__(self, num_bytes: int) -> None:
+        """Allocate at least one byte; pages are taken from the host as they are first written."""
+        self._handle = os.memfd_create("qwenlong-weights")
+        os.ftruncate(self._handle, max(1, num_bytes))
+        self._map = mmap.mmap(self._handle, max(1, num_bytes))
+
+    def __del__(self) -> None:
+        """Let go of the memory; it stays with those who have mapped it."""
+        os.close(self._handle)
+
+    @property
+    def path(self) -> str:
+        """Where processes of this host find the segment as long as this one lives."""
+        return f"/proc/{os.getpid()}/fd/{self._handle}"
+
+    @property
+    def num_bytes(self) -> int:
+        """Size."""
+        return len(self._map)
+
+    @property
+    def data(self) -> NDArray[np.uint8]:
+        """[num_bytes] the memory itself, writable."""
+        return np.frombuffer(self._map, np.uint8)
+
+
+class SegmentReader:
+    """Maps segments of other processes, read-only, and keeps the latest mappings.
+
+    Segments are written again and again; a mapping that is kept has its pages ready the next time.
+    """
+
+    def __init__(self) -> None:
+        self._maps: dict[int, mmap.mmap] = {}
+
+    def map(self, path: str, num_bytes: int) -> mmap.mmap:
+        """Return the memory behind a path, [num_bytes or more].
+
+        Raises:
+            FileNotFoundError: its process is gone, or runs on another host.
+            ValueError: it has fewer bytes.
+        """
+        with open(path, "rb") as file:
+            status = os.fstat(file.fileno())
+            if status.st_size < num_bytes:
+                raise ValueError(
+                    f"segment {path} has {status.st_size} bytes, fewer than the {num_bytes} that were announced"
+                )
+            if status.st_ino not in self._maps:  # a path may come to mean other memory, the inode does not
+                self._maps = dict([*self._maps.items()][-1:])
+                self._maps[status.st_ino] = mmap.mmap(
+                    file.fileno(), status.st_size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE, prot=mmap.PROT_READ
+                )
+            return self._maps[status.st_ino]
+
+
+# values that travel to another host ------------------------------------------------------------------------------
+
+
+def changes(new: NDArray[np.uint8], old: NDArray[np.uint8], item_bytes: int) -> NDArray:
+    """Return the changes of a tensor, [C] with fields `index` (in the flattened tensor) and `value`, where they are
+    smaller than `new`, [bytes]; otherwise `new` itself.
+
+    Values are compared as unsigned integers of their size, so that -0.0 and NaN are values like any other.
+    """
+    word = np.dtype(f"u{item_bytes}")
+    words = new.view(word)
+    (indices,) = np.nonzero(words != old.view(word))
+    change = np.dtype([("index", np.uint32), ("value", word)])
+    if words.size > np.iinfo(np.uint32).max or indices.size * change.itemsize >= new.nbytes:
+        return new
+    found = np.empty(indices.size, change)
+    found["index"], found["value"] = indices, words[indices]
+    return found
+
+
+class HostCopy:
+    """The weights that an engine holds, on a host where the learner's segment cannot be mapped."""
+
+    def __init__(self) -> None:
+        self._segment = Segment(0)
+        self._version: int | None = None
+
+    def write(self, update: WeightUpdate) -> WeightUpdate:
+        """Bring the copy to the version of an update that carries its values; return it with the path of the copy. An
+        update that lies in a segment or comes through a group is returned as it is.
+
+        Raises:
+            WeightVersionError: the changes are against a version that is not here.
+        """
+        if not isinstance(update.source, tuple):
+            return update
+        if self._version != update.version:
+            self._check_base(update)
+            if self._segment.num_bytes < update.segment_bytes:
+                self._segment = Segment(update.segment_bytes)
+            self._version = None  # half written from here on
+            for piece, part in zip(update.pieces(self._segment.data), update.source, strict=True):
+                _write(piece, part)
+            self._version = update.version
+        return replace(update, source=self._segment.path, base_version=None)
+
+    def _check_base(self, update: WeightUpdate) -> None:
+        if update.base_version is not None and update.base_version != self._version:
+            raise WeightVersionError(
+                f"weights of version {update.version} came as changes against version {update.base_version}, "
+                f"but this host holds version {self._version}; send them whole"
+            )
+
+
+def _write(piece: NDArray[np.uint8], part: NDArray) -> None:
+    """Write all bytes of a tensor, or its changes."""
+    if part.dtype.names is None:
+        piece[:] = part
+    else:
+        values = part["value"]
+        piece.view(values.dtype)[part["index"]] = values

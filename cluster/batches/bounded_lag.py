@@ -8,7 +8,7 @@ from cluster.batches.in_flight import Arrival, GroupsInFlight
 from cluster.batches.lag_buffer import LagBuffer
 from cluster.batches.ledger import GroupOutcome, OutcomeCounts
 from cluster.batches.source import BatchOrder, Collected
-from cluster.group import BatchGroup
+from cluster.group import ScoredGroup
 from cluster.roles import Curriculum, GroupLost, Rollouts
 from curriculum.task import TaskOutcome
 from curriculum.transition import CurriculumReport, StepSummary
@@ -80,7 +80,7 @@ class BoundedLagSource:
         """What they take in the object store."""
         return self._buffer.waiting_bytes
 
-    async def next_slice(self, order: BatchOrder) -> list[BatchGroup]:
+    async def next_slice(self, order: BatchOrder) -> list[ScoredGroup]:
         """Return the oldest groups as soon as they may leave; if too many were dropped for the batch, those there are.
 
         Raises:
@@ -175,13 +175,13 @@ class BoundedLagSource:
 
     async def _arrive(self, arrival: Arrival) -> None:
         """Record one arrival and admit the next groups; a second answer to the same lease does not count."""
-        if arrival is not None and await self._curriculum.keep([(arrival.lease_id, arrival.task_id)]):
+        if arrival is not None and await self._curriculum.keep((arrival.lease_id, arrival.task_id)):
             async with self._opening:  # its own admission may not be booked yet
                 self._book(arrival)
         self._in_flight.wake()
         await self._admit()
 
-    def _book(self, arrival: BatchGroup | GroupLost) -> None:
+    def _book(self, arrival: ScoredGroup | GroupLost) -> None:
         if isinstance(arrival, GroupLost):
             self._buffer.lose(arrival.lease_id)
             self._collected.lose(arrival, at_most=self._batch_size)

@@ -6,13 +6,13 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from actors.rollout import Sampling
-from cluster.group import BatchGroup
+from cluster.group import ScoredGroup
 from cluster.roles import GroupLost, Rollouts
 
 IDLE_S = 5.0
 """After so long without an arrival one more call is started: it takes over a lease whose holder lost it."""
 
-Arrival = BatchGroup | GroupLost | None
+Arrival = ScoredGroup | GroupLost | None
 """Result of a call: a scored group, the error that one was lost, or None because there was no lease to take."""
 
 

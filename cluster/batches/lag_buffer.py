@@ -28,7 +28,8 @@ from collections.abc import Iterable
 from math import ceil
 
 from cluster.batches.ledger import GroupOutcome
-from cluster.group import BatchGroup
+from cluster.group import ScoredGroup
+from curriculum.errors import RunFailed
 
 BATCHES_AHEAD = 2
 """Batches' worth of good groups to have in flight or waiting: the one that leaves next and the one behind it. A larger
@@ -37,16 +38,16 @@ WINDOW_BATCHES = 4
 """The acceptance rate is that of so many batches' worth of the latest groups."""
 
 
-class LagBoundError(RuntimeError):
+class LagBoundError(RunFailed):
     """A group would be trained on although its weights are older, or newer, than the bound allows."""
 
 
-def policy_lag(group: BatchGroup, version: int) -> int:
+def policy_lag(group: ScoredGroup, version: int) -> int:
     """Weight updates between the oldest weights that sampled a group and version `version`."""
     return version - group.meta.policy_version
 
 
-def without_signal(group: BatchGroup) -> GroupOutcome:
+def without_signal(group: ScoredGroup) -> GroupOutcome:
     """Return the outcome of a group whose rewards give nothing to train on."""
     return GroupOutcome.UNKNOWN if len(group.known_accuracies) < 2 else GroupOutcome.NO_VARIANCE
 
@@ -82,7 +83,7 @@ class LagBuffer:
         self._engine_version = 0
         self._admitted: dict[int, int] = {}
         """Lease id -> version of the engines at admission, of the groups in flight."""
-        self._waiting: dict[int, BatchGroup] = {}
+        self._waiting: dict[int, ScoredGroup] = {}
         self._num_taken = 0
         """T: groups of the running batch that have left."""
         self.acceptance = AcceptanceRate(WINDOW_BATCHES * batch_size)
@@ -121,19 +122,19 @@ class LagBuffer:
         """Record groups that are sampled from now on."""
         self._admitted.update(dict.fromkeys(lease_ids, self._engine_version))
 
-    def arrive(self, group: BatchGroup, *, trainable: bool) -> GroupOutcome | None:
+    def arrive(self, group: ScoredGroup, *, trainable: bool) -> GroupOutcome | None:
         """Take a scored group; return its outcome if it is not to be trained on, else None.
 
         A group of weights that were replaced before it was admitted comes from an engine that missed an update (it
         restarted, say); it counts as too old, because the schedule did not count on its age.
         """
-        admitted = self._admitted.pop(group.meta.lease_id)
+        admitted = self._admitted.pop(group.lease_id)
         self.acceptance.observe(trainable)
         if not trainable:
             return without_signal(group)
         if group.meta.policy_version < admitted:
             return GroupOutcome.TOO_OLD
-        self._waiting[group.meta.lease_id] = group
+        self._waiting[group.lease_id] = group
         return None
 
     def lose(self, lease_id: int) -> None:
@@ -149,7 +150,7 @@ class LagBuffer:
         """Return whether a slice of that size may leave."""
         return len(self._waiting) >= num_groups and self._may_leave(self._oldest(num_groups))
 
-    def take(self, num_groups: int) -> list[BatchGroup]:
+    def take(self, num_groups: int) -> list[ScoredGroup]:
         """Remove and return the oldest groups, at most `num_groups`, in the order of their leases, for the learner.
 
         Raises:
@@ -193,13 +194,13 @@ class LagBuffer:
         self._admitted, self._waiting = {}, {}
         return sorted(left)
 
-    def _oldest(self, num_groups: int) -> list[BatchGroup]:
-        def age(group: BatchGroup) -> tuple[int, int]:
+    def _oldest(self, num_groups: int) -> list[ScoredGroup]:
+        def age(group: ScoredGroup) -> tuple[int, int]:
             return group.meta.policy_version, group.lease_id
 
         return sorted(self._waiting.values(), key=age)[:num_groups]
 
-    def _may_leave(self, leaving: list[BatchGroup]) -> bool:
+    def _may_leave(self, leaving: list[ScoredGroup]) -> bool:
         """Return the condition of departure: of those that stay, at most R + j B are as old as v - k + j."""
         leases = {group.lease_id for group in leaving}
         waiting = [group.meta.policy_version for lease, group in self._waiting.items() if lease not in leases]

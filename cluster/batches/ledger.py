@@ -6,25 +6,21 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
+from typing import Annotated
 
 from curriculum.leases import LeaseCounts
+from curriculum.metric import Metric
 
 
 class GroupOutcome(StrEnum):
-    """How a lease ends; every lease ends in exactly one way."""
+    """How a lease ends; every lease ends in exactly one way. `Ledger` explains each."""
 
     TRAINED = "trained"
-    """Its group was in a batch that the learner took."""
     NO_VARIANCE = "no_variance"
-    """All known answers of its group are worth the same; dynamic sampling replaced it."""
     UNKNOWN = "unknown"
-    """Fewer than two answers of its group have a known reward."""
     TOO_OLD = "too_old"
-    """Its group was sampled by weights older than the bound allows."""
     FAILED = "failed"
-    """Its group was lost before it was scored."""
     RETURNED = "returned"
-    """Its phase ended before its group was used."""
 
 
 OutcomeCounts = Counter[GroupOutcome]
@@ -35,12 +31,28 @@ OutcomeCounts = Counter[GroupOutcome]
 class Ledger:
     """Leases that ended, over the run and its resumes. It moves when a step ends, so it is part of every checkpoint."""
 
-    trained: int = 0
-    no_variance: int = 0
-    unknown: int = 0
-    too_old: int = 0
-    failed: int = 0
-    returned: int = 0
+    trained: Annotated[int, Metric("ledger/trained", "count")] = 0
+    """The group was in a batch that the learner took."""
+    no_variance: Annotated[int, Metric("ledger/no_variance", "count")] = 0
+    """All known answers of the group are worth the same; another group took its place.
+
+    Grows fast at the end of a phase whose tasks are learned."""
+    unknown: Annotated[int, Metric("ledger/unknown", "count")] = 0
+    """Fewer than two answers of the group have a known reward.
+
+    Look at the judge."""
+    too_old: Annotated[int, Metric("ledger/too_old", "count")] = 0
+    """The group was sampled by weights that are older than the bound allows.
+
+    0. An engine missed an update: it restarted and answered before it was up to date."""
+    failed: Annotated[int, Metric("ledger/failed", "count")] = 0
+    """The group was lost before it was scored.
+
+    0 unless a node died."""
+    returned: Annotated[int, Metric("ledger/returned", "count")] = 0
+    """The phase ended before the group was used.
+
+    Small: only phases that end unforeseen leave groups over."""
 
     def add(self, outcome_counts: Mapping[GroupOutcome, int]) -> None:
         """Count leases that ended."""
@@ -53,8 +65,11 @@ class Ledger:
         return sum(getattr(self, field.name) for field in fields(self))
 
     @property
-    def trained_share(self) -> float | None:
-        """Trained groups / leases that ended; None before the first."""
+    def trained_share(self) -> Annotated[float | None, Metric("rollout/trained_share", "share")]:
+        """Trained groups among all whose lease has ended, over the whole run.
+
+        Tokens that were not wasted. Equals the long-run acceptance rate unless groups were lost or given back.
+        """
         return self.trained / self.ended if self.ended else None
 
     def imbalance(self, leases: LeaseCounts, *, num_open: int) -> str | None:

@@ -13,7 +13,7 @@ from cluster.batches.in_flight import Arrival, GroupsInFlight
 from cluster.batches.lag_buffer import AcceptanceRate, LagBoundError, policy_lag, without_signal
 from cluster.batches.ledger import GroupOutcome, OutcomeCounts
 from cluster.batches.source import BatchOrder, Collected
-from cluster.group import BatchGroup
+from cluster.group import ScoredGroup
 from cluster.roles import Curriculum, GroupLost, Rollouts
 from curriculum.transition import CurriculumReport, StepSummary
 
@@ -52,10 +52,10 @@ class OnPolicySource:
         self._dynamic_sampling = dynamic_sampling
         self._acceptance = self._fresh_acceptance()
         self._in_flight = GroupsInFlight(rollouts, self._arrive)
-        self._arrived: dict[int, BatchGroup | GroupLost] = {}
+        self._arrived: dict[int, ScoredGroup | GroupLost] = {}
         """Arrivals by lease, until it is their turn."""
         self._collected = Collected()
-        self._accepted: asyncio.Queue[BatchGroup | None] = asyncio.Queue()
+        self._accepted: asyncio.Queue[ScoredGroup | None] = asyncio.Queue()
         """Groups for the learner, in order; None behind the last one."""
         self._collecting: asyncio.Task[None] | None = None
 
@@ -74,7 +74,7 @@ class OnPolicySource:
         """Bytes of the groups kept between batches: none."""
         return 0
 
-    async def next_slice(self, order: BatchOrder) -> list[BatchGroup]:
+    async def next_slice(self, order: BatchOrder) -> list[ScoredGroup]:
         """Return the next groups in the order of their leases, as soon as all before them are scored.
 
         Raises:
@@ -83,7 +83,7 @@ class OnPolicySource:
         """
         if self._collecting is None:
             self._collecting = asyncio.create_task(self._collect(order))
-        groups: list[BatchGroup] = []
+        groups: list[ScoredGroup] = []
         while len(groups) < self._slice_size and (group := await self._next_accepted()) is not None:
             groups.append(group)
         return groups
@@ -138,10 +138,10 @@ class OnPolicySource:
 
     async def _arrive(self, arrival: Arrival) -> None:
         """Keep the first result of every lease."""
-        if arrival is not None and await self._curriculum.keep([(arrival.lease_id, arrival.task_id)]):
+        if arrival is not None and await self._curriculum.keep((arrival.lease_id, arrival.task_id)):
             self._arrived[arrival.lease_id] = arrival
 
-    def _book(self, arrival: BatchGroup | GroupLost, version: int) -> None:
+    def _book(self, arrival: ScoredGroup | GroupLost, version: int) -> None:
         if isinstance(arrival, GroupLost):
             self._collected.lose(arrival, at_most=self._batch_size)
             return
@@ -150,7 +150,7 @@ class OnPolicySource:
         if outcome is GroupOutcome.TRAINED:
             self._accepted.put_nowait(arrival)
 
-    async def _next_accepted(self) -> BatchGroup | None:
+    async def _next_accepted(self) -> ScoredGroup | None:
         """Return the next group, None behind the last one; raise what ended the collection."""
         assert self._collecting is not None, "no batch was ordered"
         group = await self._accepted.get()
@@ -162,7 +162,7 @@ class OnPolicySource:
     def _fresh_acceptance(self) -> AcceptanceRate:
         return AcceptanceRate(self._max_rounds * self._batch_size)
 
-    def _outcome_of(self, group: BatchGroup, version: int) -> GroupOutcome:
+    def _outcome_of(self, group: ScoredGroup, version: int) -> GroupOutcome:
         trainable = group.trainable(dynamic_sampling=self._dynamic_sampling)
         self._acceptance.observe(trainable)
         if not trainable:
@@ -170,7 +170,7 @@ class OnPolicySource:
         lag = policy_lag(group, version)
         if lag < 0:
             raise LagBoundError(
-                f"group of task {group.meta.task_id}: policy_version={group.meta.policy_version}, but the learner is "
+                f"group of task {group.task_id}: policy_version={group.meta.policy_version}, but the learner is "
                 f"at {version}; resume from the last checkpoint"
             )
         return GroupOutcome.TRAINED if lag == 0 else GroupOutcome.TOO_OLD

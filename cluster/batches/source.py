@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Protocol, Self
+from typing import Annotated, Protocol, Self
 
 from actors.rollout import Sampling
 from cluster.batches.ledger import GroupOutcome, OutcomeCounts
-from cluster.group import BatchGroup
+from cluster.group import ScoredGroup
 from cluster.roles import GroupLost
+from curriculum.metric import Metric
 from curriculum.task import TaskOutcome
 from curriculum.transition import CurriculumReport, StepSummary
 
@@ -33,22 +34,22 @@ class BatchOrder:
 class Collected:
     """The groups of one step."""
 
-    sampled: list[BatchGroup] = field(default_factory=list)
+    sampled: list[ScoredGroup] = field(default_factory=list)
     """Every group whose lease ends with the step, whether it is trained on or not."""
-    batch: list[BatchGroup] = field(default_factory=list)
+    batch: list[ScoredGroup] = field(default_factory=list)
     """Those to train on."""
     outcome_counts: OutcomeCounts = field(default_factory=OutcomeCounts)
     """How the leases end."""
     outcomes: list[TaskOutcome] = field(default_factory=list)
     """What is reported to the curriculum."""
 
-    def add(self, group: BatchGroup, outcome: GroupOutcome) -> None:
+    def add(self, group: ScoredGroup, outcome: GroupOutcome) -> None:
         """Add a scored group."""
         self.sampled.append(group)
         if outcome is GroupOutcome.TRAINED:
             self.batch.append(group)
         self.outcome_counts[outcome] += 1
-        self.outcomes.append(group.outcome(trained=outcome is GroupOutcome.TRAINED))
+        self.outcomes.append(group.outcome)
 
     def lose(self, lost: GroupLost, *, at_most: int) -> None:
         """Count a group that was lost before it was scored.
@@ -59,9 +60,7 @@ class Collected:
         self.outcome_counts[GroupOutcome.FAILED] += 1
         if self.outcome_counts[GroupOutcome.FAILED] > at_most:
             raise lost
-        self.outcomes.append(
-            TaskOutcome(lease_id=lost.lease_id, task_id=lost.task_id, accuracies=(), num_unknown=0, trained=False)
-        )
+        self.outcomes.append(TaskOutcome(lease_id=lost.lease_id, task_id=lost.task_id, accuracies=()))
 
     def extend(self, other: Collected) -> None:
         """Take over the groups of `other`."""
@@ -78,21 +77,33 @@ class BatchSource(Protocol):
     """
 
     @property
-    def acceptance_rate(self) -> float:
-        """Share of the latest scored groups that had a signal."""
+    def acceptance_rate(self) -> Annotated[float, Metric("rollout/acceptance_rate", "share")]:
+        """Groups with a signal among those scored for the batch (lag 0) or the latest `4 × groups_per_batch` (lag above
+        0), one optimistic group added.
+
+        Low: the tasks are too easy or too hard for the policy. Sampling ahead grows with its inverse, as far as the
+        bound allows.
+        """
         ...
 
     @property
-    def num_waiting(self) -> int:
-        """Scored groups that wait for a later batch."""
+    def num_waiting(self) -> Annotated[int, Metric("rollout/buffer_groups", "count")]:
+        """Scored groups that wait for a later batch when the step ends.
+
+        0: the learner waits for the engines. About `groups_per_batch`: the engines wait for the learner.
+        """
         ...
 
     @property
-    def waiting_bytes(self) -> int:
-        """What they take in the object store."""
+    def waiting_bytes(self) -> Annotated[int, Metric("rollout/buffer_bytes", "bytes")]:
+        """What the groups that wait take in the object store.
+
+        Bounded by `(rollout.max_policy_lag + 1) × groups_per_batch` groups; a group of 8 takes 4 bytes per prompt token
+        and 8 per response token.
+        """
         ...
 
-    async def next_slice(self, order: BatchOrder) -> list[BatchGroup]:
+    async def next_slice(self, order: BatchOrder) -> list[ScoredGroup]:
         """Return the next groups of the running batch; none if the batch is whole, or ends short because too many
         groups had no signal."""
         ...

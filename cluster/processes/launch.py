@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, RayTaskError
+from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
+from actors.model_folder import folder_or_hub_id
 from actors.rollout_actor import RolloutActor
-from cluster.processes.curriculum import RayCurriculum
+from cluster.processes.curriculum import ray_curriculum
 from cluster.processes.learner import RayLearner
 from cluster.processes.placement import judge_options, learner_options, rollout_options
-from cluster.processes.ray_session import LaunchError
 from cluster.processes.rollouts import RayRollouts
 from cluster.processes.supervision import SupervisedActor
 from cluster.recipe.config import RunConfig
-from cluster.recipe.preparation import Prepared, local_or_hub
+from cluster.recipe.preparation import Prepared
+from cluster.roles import Curriculum
 from cluster.run.folder import RunFolder
-from cluster.weights.collective import CollectiveDelivery
-from cluster.weights.contract import MAX_PROBE_GAP
-from cluster.weights.delivery import WeightDelivery
+from cluster.weights.sync import MAX_PROBE_GAP, Probe, WeightSync
+from cluster.weights.transports import Collective, HostMemory
 from curriculum.coordinator_actor import CoordinatorActor
+from curriculum.errors import RunFailed, one_line
 from curriculum.task import TaskEntry
 from curriculum.task_table import TaskColumns
 from learner.learner_actor import LearnerActor
@@ -41,9 +42,10 @@ COORDINATOR = "coordinator"
 class Processes:
     """The roles of a running cluster."""
 
-    curriculum: RayCurriculum | None
+    curriculum: Curriculum | None
     rollouts: RayRollouts
     learner: RayLearner
+    weights: WeightSync
     pids: dict[str, int]
     """Process id of every actor with a model, by name."""
 
@@ -55,12 +57,17 @@ async def launch(
     """Starts all actors and yields their roles; ends them on the way out.
 
     Raises:
-        LaunchError: an actor did not come up; the message holds its own error.
-        JunkRewardError: the rewards pay for junk answers.
+        RunFailed: an actor did not come up (the message holds its own error), or Ray lost a process or a value that
+            nobody can do without.
+        UserError: the rewards pay for junk answers.
     """
     actors: list[Any] = []
     try:
         yield await _start_actors(config, prepared, folder, on_fault, actors)
+    except RayTaskError:
+        raise  # an actor raised it, and it is told as if it had been raised here
+    except RayError as error:
+        raise RunFailed(f"{one_line(error)}; read the logs of the actors in logs/, then go on with --resume") from error
     finally:
         for actor in actors:
             ray.kill(actor)
@@ -89,7 +96,7 @@ async def _start_actors(
             seed=config.seed,
             columns=[ray.put(TaskColumns.of(prepared.tasks))],
         )
-        curriculum = RayCurriculum(coordinator)
+        curriculum = ray_curriculum(coordinator)
     rollout_handles = {} if coordinator is None else _create_rollouts(config, prepared, create)
     judge_handles = {} if coordinator is None else _create_judges(config, prepared, create)
     ranks = [
@@ -101,8 +108,8 @@ async def _start_actors(
             supervised(
                 name,
                 handle,
-                before_restart=curriculum.release if curriculum else None,
-                after_restart=lambda restarted, name=name: learner.bring_up_to_date(name, restarted),
+                before_restart=coordinator.release.remote if coordinator else None,
+                after_restart=lambda restarted, name=name: weights.bring_up_to_date(name, restarted),
             )
             for name, handle in rollout_handles.items()
         ],
@@ -110,32 +117,36 @@ async def _start_actors(
         on_fault=on_fault,
     )
     reference = folder.reference if config.learner.needs_reference else None
-    learner = RayLearner(ranks, _delivery(config, prepared, rollouts, ranks[0]), reference=reference)
-    waiting = [
-        *_named_ready(rollout_handles),
-        *_named_ready(judge_handles),
-        *await _start_ranks(config, prepared, ranks),
-    ]
-    pids = await _wait(waiting, config.cluster.startup_timeout_s)
+    learner = RayLearner(ranks, reference=reference)
+    weights = _weight_sync(config, prepared, rollouts, learner)
+    timeout_s = config.cluster.startup_timeout_s
+    ranks_ready = await _start_ranks(config, prepared, ranks)
+    pids = await _wait(_named_ready(judge_handles), timeout_s)
+    await asyncio.gather(*[judge.check_for_junk.remote() for judge in judge_handles.values()])  # while engines start
+    pids |= await _wait([*_named_ready(rollout_handles), *ranks_ready], timeout_s)
     if rollout_handles:
         await rollouts.learn_slots()
-    await _check_for_junk(judge_handles.values())
-    return Processes(curriculum=curriculum, rollouts=rollouts, learner=learner, pids=pids)
+    return Processes(curriculum=curriculum, rollouts=rollouts, learner=learner, weights=weights, pids=pids)
 
 
-def _delivery(config: RunConfig, prepared: Prepared, rollouts: RayRollouts, learner: Any) -> WeightDelivery:
+def _weight_sync(config: RunConfig, prepared: Prepared, rollouts: RayRollouts, learner: RayLearner) -> WeightSync:
     """The probe is the beginning of a prompt: text in the tokens of this very model."""
+    sync = config.rollout.sync
     dtypes = {config.learner.dtype, config.rollout.engine.dtype}
-    arguments: dict[str, Any] = {
-        "learner": learner,
-        "config": config.rollout.sync,
-        "probe_ids": prepared.tasks[0].prompt_ids[:PROBE_TOKENS].tolist() if prepared.tasks else (),
-        "max_probe_gap": max(MAX_PROBE_GAP[dtype] for dtype in dtypes),
-    }
+    probe = Probe(
+        learner,
+        rollouts,
+        token_ids=prepared.tasks[0].prompt_ids[:PROBE_TOKENS].tolist() if prepared.tasks else (),
+        every=sync.probe_every,
+        max_gap=max(MAX_PROBE_GAP[dtype] for dtype in dtypes),
+        timeout_s=sync.timeout_s,
+    )
     if config.weight_transport == "host_memory":
-        return WeightDelivery(rollouts, **arguments)
-    workers = config.rollout.engine.tensor_parallel_size
-    return CollectiveDelivery(rollouts, **arguments, workers_per_engine=workers)
+        transport = HostMemory(rollouts, learner, sync)
+    else:
+        workers = config.rollout.engine.tensor_parallel_size
+        transport = Collective(rollouts, learner, sync, workers_per_engine=workers)
+    return WeightSync(transport, probe, overlaps=config.rollout.max_policy_lag > 0)
 
 
 def _create_rollouts(config: RunConfig, prepared: Prepared, create: Any) -> dict[str, Any]:
@@ -162,7 +173,8 @@ def _create_judges(config: RunConfig, prepared: Prepared, create: Any) -> dict[s
     judge = config.reward.judge
     reward = config.reward
     if isinstance(judge, VllmJudge):
-        reward = reward.model_copy(update={"judge": judge.model_copy(update={"model": local_or_hub(judge.model)})})
+        model = folder_or_hub_id(judge.model, key="reward.judge.model")
+        reward = reward.model_copy(update={"judge": judge.model_copy(update={"model": model})})
     replicas = judge.num_replicas if isinstance(judge, VllmJudge) else 1
     return {
         name: create(
@@ -188,7 +200,6 @@ async def _start_ranks(config: RunConfig, prepared: Prepared, ranks: Sequence[An
             rank.start.remote(
                 master=master,
                 config=config.learner,
-                sft=config.sft if config.sft.epochs else None,
                 model_path=prepared.model_path,
                 seed=config.seed,
                 on_gpu=config.device == "cuda",
@@ -198,14 +209,6 @@ async def _start_ranks(config: RunConfig, prepared: Prepared, ranks: Sequence[An
         )
         for index, rank in enumerate(ranks)
     ]
-
-
-async def _check_for_junk(judges: Iterable[Any]) -> None:
-    """Lets every judge refuse rewards that pay for junk; its error arrives without the remote traceback."""
-    try:
-        await asyncio.gather(*[judge.check_for_junk.remote() for judge in judges])
-    except RayTaskError as error:
-        raise error.cause from None
 
 
 def _named_ready(handles: dict[str, Any]) -> list[tuple[str, Any]]:
@@ -220,7 +223,7 @@ async def _wait(waiting: Sequence[tuple[str, Any]], timeout_s: float) -> dict[st
             return {name: pid for (name, _), pid in zip(waiting, pids, strict=True)}
     except TimeoutError as error:
         names = ", ".join(name for name, _ in waiting)
-        raise LaunchError(
+        raise RunFailed(
             f"not all of {names} were ready within cluster.startup_timeout_s={timeout_s:.0f}; "
             "raise it or read their logs under the run's logs folder"
         ) from error
@@ -230,10 +233,4 @@ async def _named(name: str, ref: Any) -> Any:
     try:
         return await ref
     except (ActorDiedError, RayTaskError) as error:
-        raise LaunchError(f"{name} did not start: {_root_cause(error)}") from error
-
-
-def _root_cause(error: BaseException) -> str:
-    """The last line of a remote traceback, which holds the error itself."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else type(error).__name__)
+        raise RunFailed(f"{name} did not start: {one_line(error)}") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,23 +11,19 @@ import numpy as np
 import ray
 from ray.exceptions import RayActorError
 
-from cluster.group import BatchGroup
+from actors.weights.update import WeightUpdate
+from cluster.group import ScoredGroup
 from cluster.processes.supervision import ActorLost
-from cluster.roles import SyncReport
-from cluster.weights.delivery import WeightDelivery
 from curriculum.task import Demonstration
-from learner.batch.microbatch import SftReport, StepReport
-from learner.learner_actor import TrainingItem
-from learner.weights.published import PublishedWeights
+from learner.reports import SftReport, StepReport
 
 
 class RayLearner:
-    """All ranks of the learner, called together; their weights go to the rollout actors."""
+    """All ranks of the learner, called together."""
 
-    def __init__(self, ranks: Sequence[Any], delivery: WeightDelivery, *, reference: Path | None) -> None:
-        """Takes the rank actors in order; `reference` is where the frozen reference policy is kept, if there is one."""
+    def __init__(self, ranks: Sequence[Any], *, reference: Path | None) -> None:
+        """Take the rank actors in order; `reference` is where the frozen reference policy is kept, if there is one."""
         self._ranks = ranks
-        self._delivery = delivery
         self._reference = reference
 
     async def start_stage(self, stage: str) -> None:
@@ -42,72 +37,42 @@ class RayLearner:
         """One update of the warm-up."""
         return (await self._all("sft_step", ray.put(list(demonstrations)), learning_rate))[0]
 
-    async def accumulate(self, groups: Sequence[BatchGroup], *, batch_groups: int) -> None:
-        """Hands the next groups of a batch to the ranks; returns when they are forwarded and back-propagated."""
-        items = [
-            TrainingItem(
-                group=group.group,
-                rewards=group.rewards,
-                response_tokens=group.meta.response_tokens,
-                prompt_tokens=group.meta.prompt_tokens,
-                data_source=group.meta.data_source,
-            )
-            for group in groups
-        ]
-        await self._all("accumulate", items, batch_groups)
+    async def accumulate(self, groups: Sequence[ScoredGroup], *, batch_groups: int) -> None:
+        """Hand the next groups of a batch to the ranks; returns when they are forwarded and back-propagated."""
+        await self._all("accumulate", [group.training_item() for group in groups], batch_groups)
 
     async def update(self, learning_rate: float) -> StepReport:
         """The optimizer updates of the batch that was accumulated."""
         return (await self._all("update", learning_rate))[0]
 
-    async def publish_weights(self, version: int) -> PublishedWeights:
-        """Gathers the weights to where engines can read them, or while they receive them; when it returns the ranks
-        are free.
+    async def node_id(self) -> str:
+        """Return the host of rank 0, as Ray calls it."""
+        return await self._first("node_id")
+
+    async def publish_weights(self, version: int) -> WeightUpdate:
+        """Gather the weights to where engines of rank 0's host can read them, and broadcast them to the group if there
+        is one; when it returns the ranks are free.
 
         Raises:
-            WeightSyncError: an engine does not receive what is broadcast.
+            WeightGroupError: the group did not take them.
         """
-        probe, elsewhere = await self._delivery.prepare()
-        probe_ids = None if probe is None else np.array(probe, np.int32)
-        publishing = self._all("publish_weights", version, probe_ids=probe_ids, elsewhere=elsewhere)
-        weights, *_ = await self._delivery.accompany(version, publishing)
-        self._delivery.published(weights)
-        return weights
+        return (await self._all("publish_weights", version))[0]
 
-    async def deliver(self, weights: PublishedWeights) -> SyncReport:
-        """Waits until every engine has loaded published weights and checks its receipt; the ranks have no part in it.
+    async def put_weights(self, version: int, *, delta: bool) -> Any:
+        """Return a reference to an update that carries its values, or what changed against the version before."""
+        return await self._first("put_weights", version, delta=delta)
 
-        Raises:
-            WeightSyncError: an engine reports something else than was sent, or nothing in time.
-        """
-        start = time.monotonic()
-        delivered = (await self._delivery.deliver(weights)).values()
-        deliver_s = time.monotonic() - start
-        gaps = [delivery.probe_gap for delivery in delivered if delivery.probe_gap is not None]
-        return SyncReport(
-            version=weights.update.version,
-            num_tensors=len(weights.update.tensors),
-            num_bytes=weights.update.num_bytes,
-            num_engines=len(delivered),
-            seconds=weights.gather_s + deliver_s,
-            gather_s=weights.gather_s,
-            deliver_s=deliver_s,
-            pause_s=max(delivery.receipt.pause_s for delivery in delivered),
-            probe_gap_max=max(gaps, default=None),
-            num_travelling_bytes=weights.num_travelling_bytes,
+    async def open_weight_group(
+        self, version: int, *, num_receivers: int, epoch: int, timeout_s: float
+    ) -> WeightUpdate:
+        """Broadcast every version from this one on to a new group; return the announcement for the first engine."""
+        return await self._first(
+            "open_weight_group", version, num_receivers=num_receivers, epoch=epoch, timeout_s=timeout_s
         )
 
-    async def sync_weights(self, version: int) -> SyncReport:
-        """Publishes the weights and delivers them.
-
-        Raises:
-            WeightSyncError: an engine reports something else than was sent, or nothing in time.
-        """
-        return await self.deliver(await self.publish_weights(version))
-
-    async def bring_up_to_date(self, name: str, handle: Any) -> None:
-        """Sends the current weights to an engine that restarted with those of the base model."""
-        await self._delivery.bring_up_to_date(name, handle)
+    async def score(self, token_ids: Sequence[int]) -> tuple[float, ...]:
+        """Return [T - 1] log-probabilities (nats) of the T tokens after the first."""
+        return (await self._all("score", np.array(token_ids, np.int32)))[0]
 
     async def save(self, directory: Path) -> None:
         """Writes a checkpoint."""
@@ -122,8 +87,14 @@ class RayLearner:
         await self._all("export", directory)
 
     async def _all(self, method: str, *arguments: Any, **options: Any) -> list[Any]:
-        """Calls every rank; a rank that dies ends the run, since the others wait for it in a collective."""
-        calls = [getattr(rank, method).remote(*arguments, **options) for rank in self._ranks]
+        return await self._call(self._ranks, method, *arguments, **options)
+
+    async def _first(self, method: str, *arguments: Any, **options: Any) -> Any:
+        return (await self._call(self._ranks[:1], method, *arguments, **options))[0]
+
+    async def _call(self, ranks: Sequence[Any], method: str, *arguments: Any, **options: Any) -> list[Any]:
+        """Call these ranks; one that dies ends the run, since the others wait for it in a collective."""
+        calls = [getattr(rank, method).remote(*arguments, **options) for rank in ranks]
         try:
             return await asyncio.gather(*calls)
         except RayActorError as error:

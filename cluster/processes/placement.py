@@ -5,18 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import ray
+from ray.exceptions import GetTimeoutError
 from ray.util.placement_group import placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.recipe.config import RunConfig
+from curriculum.errors import RunFailed
 from reward.config import VllmJudge
 
 CPU_ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 """One thread per process: on a small machine the processes share the cores."""
-
-
-class PlacementError(RuntimeError):
-    """The cluster cannot hold the run."""
 
 
 def required_gpus(config: RunConfig) -> float:
@@ -33,11 +31,11 @@ def check_capacity(config: RunConfig) -> None:
     """Compares the recipe with the cluster before any actor starts.
 
     Raises:
-        PlacementError: there are too few GPUs.
+        RunFailed: there are too few GPUs.
     """
     needed, found = required_gpus(config), ray.cluster_resources().get("GPU", 0)
     if needed > found:
-        raise PlacementError(
+        raise RunFailed(
             f"device=cuda: the recipe needs {needed:g} GPUs ({config.learner.num_ranks} learner ranks, "
             f"{config.rollout.num_actors} rollout actors x {config.rollout.engine.tensor_parallel_size}, judges), "
             f"the cluster has {found:g}; add nodes, lower the counts, or set device=cpu"
@@ -57,12 +55,22 @@ def judge_options(config: RunConfig) -> dict[str, Any]:
 
 
 def learner_options(config: RunConfig) -> list[dict[str, Any]]:
-    """Ray options of each learner rank, packed onto as few nodes as possible; a rank never restarts alone."""
+    """Ray options of each learner rank, packed onto as few nodes as possible; a rank never restarts alone.
+
+    Raises:
+        RunFailed: others hold the GPUs.
+    """
     options = _options(config, gpus=1, restarts=0)
     if config.device == "cpu":
         return [options] * config.learner.num_ranks
     group = placement_group([{"GPU": 1, "CPU": 1}] * config.learner.num_ranks, strategy="PACK")
-    ray.get(group.ready(), timeout=config.cluster.startup_timeout_s)
+    try:
+        ray.get(group.ready(), timeout=config.cluster.startup_timeout_s)
+    except GetTimeoutError as error:
+        raise RunFailed(
+            f"learner.num_ranks={config.learner.num_ranks}: the cluster has not given them their GPUs within "
+            f"cluster.startup_timeout_s={config.cluster.startup_timeout_s:.0f}; end what holds them, or raise it"
+        ) from error
     return [
         {**options, "scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)}
         for rank in range(config.learner.num_ranks)

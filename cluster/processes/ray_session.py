@@ -15,27 +15,27 @@ import ray
 from cluster.processes.placement import check_capacity
 from cluster.recipe.config import RunConfig
 from cluster.run.folder import RunFolder
+from curriculum.errors import RunFailed, first_line
+from curriculum.files import file_errors
 
 FIRST_DASHBOARD_PORT = 8265
-
-
-class LaunchError(RuntimeError):
-    """Ray or an actor could not be started."""
+NUM_CPUS = 8
+"""Logical CPUs of a Ray that is started for a run; on a CPU the actors reserve none of them."""
 
 
 def check_ray(config: RunConfig) -> None:
     """Looks at the address to join, or at the port to open, before anything is written.
 
     Raises:
-        LaunchError: nothing listens at RAY_ADDRESS, or this run would start a Ray whose dashboard port is taken.
+        RunFailed: nothing listens at RAY_ADDRESS, or this run would start a Ray whose dashboard port is taken.
     """
     address, port = _address_to_join(config), config.cluster.dashboard_port
     if address and not _listens(address):
-        raise LaunchError(
+        raise RunFailed(
             f"RAY_ADDRESS={address}: nothing listens there; start that Ray, or unset RAY_ADDRESS to start one here"
         )
     if not address and port is not None and not _port_is_free(port):
-        raise LaunchError(f"cluster.dashboard_port={port}: already in use; choose another or remove the key")
+        raise RunFailed(f"cluster.dashboard_port={port}: already in use; choose another or remove the key")
 
 
 @contextlib.contextmanager
@@ -43,8 +43,7 @@ def ray_session(config: RunConfig, folder: RunFolder, say: Callable[[str], None]
     """Joins the Ray of RAY_ADDRESS (as in a submitted job) or a running local one, else starts one for this run.
 
     Raises:
-        LaunchError: the Ray to join does not answer, or none can be started.
-        PlacementError: the cluster is too small.
+        RunFailed: the Ray to join does not answer, none can be started, or the cluster is too small.
     """
     address = _address_to_join(config)
     common: dict[str, Any] = {"log_to_driver": False, "namespace": folder.path.name, "logging_level": "ERROR"}
@@ -67,7 +66,7 @@ def _start_local(config: RunConfig, common: dict[str, Any]) -> Any:
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     return _init(
         address="local",
-        num_cpus=config.cluster.num_cpus,
+        num_cpus=NUM_CPUS,
         include_dashboard=True,
         dashboard_host="127.0.0.1",
         dashboard_port=config.cluster.dashboard_port or _free_port(FIRST_DASHBOARD_PORT),
@@ -82,9 +81,9 @@ def _init(**arguments: Any) -> Any:
     try:
         return ray.init(**arguments)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise LaunchError(
-            f"Ray at {arguments['address']}: {reason}; unset RAY_ADDRESS or set cluster.address=local to start one here"
+        raise RunFailed(
+            f"Ray at {arguments['address']}: {first_line(error)}; unset RAY_ADDRESS or set "
+            "cluster.address=local to start one here"
         ) from error
 
 
@@ -134,6 +133,7 @@ def _link_logs(folder: RunFolder) -> None:
     """A link in the run folder to the logs of this Ray session, where every actor writes."""
     session = Path(_global_node().get_logs_dir_path())
     link = folder.logs / f"ray-{session.parent.name}"
-    folder.logs.mkdir(exist_ok=True)
-    if not link.is_symlink():
-        link.symlink_to(session)
+    with file_errors(link, "written"):
+        folder.logs.mkdir(exist_ok=True)
+        if not link.is_symlink():
+            link.symlink_to(session)

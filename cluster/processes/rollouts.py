@@ -16,9 +16,9 @@ from ray.exceptions import ObjectLostError, RayActorError
 from actors.faults import DeadlineMissed, FaultyGroup
 from actors.rollout import Sampling
 from actors.trajectory import Group, GroupMeta
-from cluster.group import BatchGroup
+from cluster.group import ScoredGroup
 from cluster.processes.supervision import ActorLost, SupervisedActor
-from cluster.roles import GroupLost, RolloutCounts
+from cluster.roles import GroupLost
 from curriculum.task import Task, TaskLease
 from reward.circuit import JudgeEvent
 
@@ -36,7 +36,7 @@ class RayRollouts:
         *,
         on_fault: Callable[..., None],
     ) -> None:
-        """Takes the actors, and who is told of groups that have to be sampled again."""
+        """Take the actors, and who is told of groups that have to be sampled again."""
         self._rollouts = rollouts
         self._judges = judges
         self._next_judge = itertools.cycle(judges)
@@ -45,13 +45,13 @@ class RayRollouts:
         """Calls of `next_group` that each actor works on."""
         self._slots: dict[str, int] = {}
         """Groups that each engine holds, as it said last; one until it has said something."""
-        self.counts = RolloutCounts()
+        self.num_late = self.num_faulty = 0
 
     async def learn_slots(self) -> None:
-        """Asks every engine how much it holds; from then on each group says it."""
+        """Ask every engine how much it holds; from then on each group says it."""
         alive = self._alive()
-        loads = await asyncio.gather(*[actor.call(lambda handle: handle.load.remote()) for actor in alive])
-        self._slots = {actor.name: load.num_slots for actor, load in zip(alive, loads, strict=True)}
+        slots = await asyncio.gather(*[actor.call(lambda handle: handle.num_slots.remote()) for actor in alive])
+        self._slots = {actor.name: num_slots for actor, num_slots in zip(alive, slots, strict=True)}
 
     @property
     def num_slots(self) -> int:
@@ -59,7 +59,7 @@ class RayRollouts:
         return sum(self._slots.get(actor.name, 1) for actor in self._alive())
 
     async def abort(self) -> None:
-        """Ends every answer in every engine; calls of `next_group` return None, and their leases stay held."""
+        """End every answer in every engine; calls of `next_group` return None, and their leases stay held."""
         calls = [actor.handle.abort.remote() for actor in self._rollouts if not actor.lost]
         await asyncio.gather(*calls, return_exceptions=True)  # an engine that is down has nothing to end
 
@@ -69,8 +69,8 @@ class RayRollouts:
         key = "object_store_memory"
         return int(ray.cluster_resources().get(key, 0) - ray.available_resources().get(key, 0))
 
-    async def next_group(self, sampling: Sampling) -> BatchGroup | None:
-        """Lets the actor with most room answer its next lease, and has the group scored; None without a lease.
+    async def next_group(self, sampling: Sampling) -> ScoredGroup | None:
+        """Let the actor with most room answer its next lease, and have the group scored; None without a lease.
 
         A group that missed its deadline or came back faulty has been requeued; the call goes on with the next lease.
 
@@ -86,7 +86,8 @@ class RayRollouts:
             incarnation = actor.incarnation
             self._in_flight[actor.name] += 1
             try:
-                meta, group = await _sampled(actor.handle.next_group, sampling)
+                meta, num_slots, group = actor.handle.next_group.options(num_returns=3).remote(sampling)
+                meta, self._slots[actor.name] = await meta, await num_slots
             except RayActorError as error:
                 await self._repair(actor, incarnation, error)
                 continue
@@ -97,11 +98,10 @@ class RayRollouts:
                 self._in_flight[actor.name] -= 1
             if meta is None:
                 return None
-            self._slots[actor.name] = meta.num_slots
             return await self._score(meta, group)
 
-    async def answer(self, tasks: Sequence[Task], sampling: Sampling) -> list[BatchGroup]:
-        """Answers given tasks outside the curriculum, in their order; the engines take them in as they have room.
+    async def answer(self, tasks: Sequence[Task], sampling: Sampling) -> list[ScoredGroup]:
+        """Answer given tasks outside the curriculum, in their order; the engines take them in as they have room.
 
         Raises:
             ActorLost: no rollout actor, or no judge actor, is left.
@@ -120,7 +120,7 @@ class RayRollouts:
         )
 
     async def on_every_engine(self, call: Callable[[str, Any], Awaitable[Any]]) -> dict[str, Any]:
-        """Runs `call(name, handle)` on all living engines at once, again on those that restart meanwhile.
+        """Run `call(name, handle)` on all living engines at once, again on those that restart meanwhile.
 
         Raises:
             ActorLost: no rollout actor is left.
@@ -138,7 +138,7 @@ class RayRollouts:
         return sorted((event for events in drained for event in events), key=lambda event: event.unix_s)
 
     def fetch(self, groups: Sequence[Any]) -> Sequence[Group]:
-        """The groups behind references; blocks."""
+        """Fetch the groups behind references; blocks."""
         return ray.get(list(groups))
 
     async def _on_engine(
@@ -154,7 +154,9 @@ class RayRollouts:
     def _alive(self) -> list[SupervisedActor]:
         alive = [actor for actor in self._rollouts if not actor.lost]
         if not alive:
-            raise ActorLost("no rollout actor is left; resume the run with --resume when the cause is mended")
+            raise ActorLost(
+                "no rollout actor is left; read their logs in logs/, put the cause right, then go on with --resume"
+            )
         return alive
 
     def _least_busy(self) -> SupervisedActor:
@@ -166,10 +168,10 @@ class RayRollouts:
 
         return min(self._alive(), key=fullness)
 
-    async def _answer(self, task: Task, lease: TaskLease, sampling: Sampling, actor: SupervisedActor) -> BatchGroup:
+    async def _answer(self, task: Task, lease: TaskLease, sampling: Sampling, actor: SupervisedActor) -> ScoredGroup:
         while True:
             try:
-                meta, group = await actor.call(partial(_answered, task=task, lease=lease, sampling=sampling))
+                meta, group = await actor.call(partial(_answer, task=task, lease=lease, sampling=sampling))
             except FaultyGroup as fault:
                 self._note(fault)
                 lease = replace(lease, num_requeues=lease.num_requeues + 1)
@@ -179,12 +181,15 @@ class RayRollouts:
             return await self._score(meta, group)
 
     def _note(self, error: FaultyGroup | DeadlineMissed) -> None:
-        """Counts and tells of a group that is sampled again.
+        """Count and tell of a group that is sampled again.
 
         Raises:
             GroupLost: it has been sampled again too often.
         """
-        self.counts = self.counts.plus(faulty=isinstance(error, FaultyGroup))
+        if isinstance(error, FaultyGroup):
+            self.num_faulty += 1
+        else:
+            self.num_late += 1
         self._on_fault(
             engine=error.engine,
             kind=str(error.kind),
@@ -203,20 +208,16 @@ class RayRollouts:
         except ActorLost:
             self._alive()
 
-    async def _score(self, meta: GroupMeta, group: Any) -> BatchGroup:
+    async def _score(self, meta: GroupMeta, group: Any) -> ScoredGroup:
         judge = next(self._next_judge)
         try:
             scores = await judge.call(lambda handle: handle.score_group.remote(group))
         except ObjectLostError as error:
-            raise GroupLost(meta.lease_id, meta.task_id, type(error).__name__) from error
-        return BatchGroup(meta=meta, scores=scores, group=group)
+            raise GroupLost(meta.lease.lease_id, meta.lease.task_id, type(error).__name__) from error
+        return ScoredGroup(meta=meta, scores=scores, group=group)
 
 
-async def _sampled(method: Any, *arguments: Any) -> tuple[GroupMeta | None, Any]:
-    """Calls an actor method that returns (meta, group): the meta comes here, the group stays in the object store."""
-    meta, group = method.options(num_returns=2).remote(*arguments)
+async def _answer(handle: Any, *, task: Task, lease: TaskLease, sampling: Sampling) -> tuple[GroupMeta | None, Any]:
+    """Ask one actor; the meta comes here, the group stays in the object store."""
+    meta, group = handle.answer.options(num_returns=2).remote(task, lease, sampling)
     return await meta, group
-
-
-async def _answered(handle: Any, *, task: Task, lease: TaskLease, sampling: Sampling) -> tuple[GroupMeta | None, Any]:
-    return await _sampled(handle.answer, task, lease, sampling)

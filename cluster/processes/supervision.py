@@ -9,10 +9,12 @@ from typing import Any
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError
 from ray.util.metrics import Gauge
 
+from curriculum.errors import RunFailed
+
 POLL_S = 1.0
 
 
-class ActorLost(RuntimeError):
+class ActorLost(RunFailed):
     """An actor is gone for good: its failure budget is used up, or it did not come back in time."""
 
 
@@ -29,7 +31,7 @@ class SupervisedActor:
         *,
         startup_timeout_s: float,
         on_fault: Callable[..., None],
-        before_restart: Callable[[str], Awaitable[None]] | None = None,
+        before_restart: Callable[[str], Awaitable[Any]] | None = None,
         after_restart: Callable[[Any], Awaitable[None]] | None = None,
     ) -> None:
         """Takes an actor that has a method `ready`.

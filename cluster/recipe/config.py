@@ -25,16 +25,9 @@ class CheckpointConfig(StrictModel):
     """When the run is saved; every end of a stage is saved as well."""
 
     every_steps: int = Field(default=5, gt=0)
+    """Training steps from one checkpoint to the next, counted over all stages."""
     keep_last: int = Field(default=2, gt=0)
-
-
-class EvaluationConfig(StrictModel):
-    """Held-out accuracy between the stages."""
-
-    temperature: float | None = Field(default=None, ge=0)
-    """None: the temperature of the rollout."""
-    max_items_per_phase: int | None = Field(default=None, gt=0)
-    """Upper bound on the questions of each length; None asks all."""
+    """Checkpoints that are kept; older ones are removed."""
 
 
 class ClusterConfig(StrictModel):
@@ -43,8 +36,6 @@ class ClusterConfig(StrictModel):
     address: Literal["auto", "local"] = "auto"
     """`auto` joins the Ray of RAY_ADDRESS or of `ray start` on this machine and starts one where there is none;
     `local` always starts one, unless RAY_ADDRESS is set."""
-    num_cpus: int = Field(default=8, gt=0)
-    """Logical CPUs of a Ray that this command starts itself; ignored when it joins a running one."""
     dashboard_port: int | None = Field(default=None, gt=0, lt=65536)
     """Port of the dashboard of a Ray that this command starts; None takes the first free one from 8265 on."""
     object_store_bytes: int | None = Field(default=None, gt=0)
@@ -59,13 +50,14 @@ class TrackingConfig(StrictModel):
     """Weights & Biases; offline unless WANDB_API_KEY is set."""
 
     wandb: bool = True
-    project: str = "qwenlong-l1"
+    """Whether metrics go to Weights & Biases."""
 
 
 class RunConfig(StrictModel):
     """A run from the base model to the trained one."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the run; the run folder is called after it."""
     seed: int = Field(default=0, ge=0)
     """Every random number of the run derives from it."""
     device: Literal["cpu", "cuda"] = "cuda"
@@ -79,7 +71,6 @@ class RunConfig(StrictModel):
     rollout: RolloutConfig = RolloutConfig()
     reward: RewardConfig = RewardConfig()
     learner: LearnerConfig = LearnerConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()

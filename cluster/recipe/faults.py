@@ -51,6 +51,8 @@ def _locate(location: Sequence[str | int], values: Any) -> tuple[list[str], bool
     models: list[type[BaseModel]] = [RunConfig]
     is_chosen, is_branch, node = True, False, values
     for part in location:
+        if is_branch and str(part).startswith("tagged-union["):
+            continue  # a union inside a union; the branch comes next
         if is_branch:
             models = [model for model in models if part in (model.__name__, _tag(model))]
             is_chosen = is_chosen and _chooses(node, models)

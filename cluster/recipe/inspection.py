@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from actors.model_folder import folder_or_hub_id
 from actors.prompt import ChatPrompt, load_tokenizer
 from cluster.recipe.load import load_recipe
-from cluster.recipe.preparation import local_or_hub
-from curriculum.dataset import load_tasks
-from curriculum.rejects import write_rejects
-from curriculum.summary import DatasetSummary, PhaseLengths, summarise
+from curriculum.dataset import Loaded, load_tasks
+from curriculum.errors import UserError
+from curriculum.phase_lengths import PhaseLengths, phase_lengths
+from curriculum.rejects import count_reasons, write_rejects
+from curriculum.task import Task
 
 BAR_WIDTH = 40
 
@@ -22,14 +25,15 @@ def inspect_data(source: str, recipe: Path, overrides: Sequence[str], rejects: P
     """Prints counts, lengths per phase with a histogram, and rejects by reason.
 
     Raises:
-        ValueError, FileNotFoundError: the recipe or the data cannot be read.
+        UserError: the recipe or the data cannot be read, or the rejects cannot be written.
     """
     config = load_recipe(recipe, overrides)
     limits = [phase.max_prompt_tokens for phase in config.curriculum.phases]
     if not limits:
-        raise ValueError(f"recipe {recipe}: it has no curriculum.phases to measure the data by; use another recipe")
-    tokenizer = load_tokenizer(local_or_hub(config.model.path), trust_remote_code=config.model.trust_remote_code)
-    task_set = load_tasks(
+        raise UserError(f"recipe {recipe}: it has no curriculum.phases to measure the data by; use another recipe")
+    model_path = folder_or_hub_id(config.model.path, key="model.path")
+    tokenizer = load_tokenizer(model_path, trust_remote_code=config.model.trust_remote_code)
+    found = load_tasks(
         source,
         encoder=ChatPrompt(tokenizer),
         phase_limits=limits,
@@ -37,23 +41,24 @@ def inspect_data(source: str, recipe: Path, overrides: Sequence[str], rejects: P
         key="FILE",
         every_phase=False,
     )
-    _print(summarise(task_set, limits), [phase.name for phase in config.curriculum.phases])
+    names = [phase.name for phase in config.curriculum.phases]
+    _print(found, dict(zip(names, phase_lengths(found.records, limits), strict=True)))
     if rejects is not None:
-        write_rejects(task_set.rejects, rejects)
+        write_rejects(found.rejects, rejects)
 
 
-def _print(summary: DatasetSummary, names: Sequence[str]) -> None:
+def _print(found: Loaded[Task], phases: Mapping[str, PhaseLengths]) -> None:
     console = Console(highlight=False, soft_wrap=True)
-    console.print(f"{summary.num_tasks} tasks, {summary.num_rejects} rows refused")
-    _print_counts(console, "data source", summary.data_sources)
-    console.print(_length_table(summary, names))
-    for phase, name in zip(summary.phases, names, strict=True):
+    console.print(f"{len(found.records)} tasks, {len(found.rejects)} rows refused")
+    _print_counts(console, "data source", dict(Counter(task.data_source for task in found.records).most_common()))
+    console.print(_length_table(phases))
+    for name, phase in phases.items():
         _print_histogram(console, phase, name)
-    if summary.rejects:
-        _print_counts(console, "refused because", summary.rejects)
+    if found.rejects:
+        _print_counts(console, "refused because", count_reasons(found.rejects))
 
 
-def _print_counts(console: Console, title: str, counts: dict[str, int]) -> None:
+def _print_counts(console: Console, title: str, counts: Mapping[str, int]) -> None:
     table = Table(title, "rows")
     table.columns[1].justify = "right"
     for name, count in counts.items():
@@ -61,11 +66,11 @@ def _print_counts(console: Console, title: str, counts: dict[str, int]) -> None:
     console.print(table)
 
 
-def _length_table(summary: DatasetSummary, names: Sequence[str]) -> Table:
+def _length_table(phases: Mapping[str, PhaseLengths]) -> Table:
     table = Table("phase", "prompt tokens", "tasks", "min", "median", "mean", "max")
     for column in table.columns[2:]:
         column.justify = "right"
-    for phase, name in zip(summary.phases, names, strict=True):
+    for name, phase in phases.items():
         numbers = [phase.min, phase.median, phase.mean, phase.max]
         shown = ["-" if number is None else f"{number:.0f}" for number in numbers]
         table.add_row(name, f"{phase.above_tokens + 1} to {phase.max_tokens}", str(phase.num_tasks), *shown)

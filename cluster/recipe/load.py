@@ -12,17 +12,16 @@ from pydantic import ValidationError
 
 from cluster.recipe.config import RunConfig
 from cluster.recipe.faults import explain_faults
-
-
-class RecipeError(ValueError):
-    """A recipe that cannot be used; the message is one line per fault."""
+from curriculum.config import dotted
+from curriculum.errors import UserError
+from curriculum.files import file_errors
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Reads a recipe, the recipes it extends, and the overrides, in rising precedence.
 
     Raises:
-        RecipeError: with key, value and way out.
+        UserError: one line for each fault, with key, value and way out.
     """
     values = _read(Path(path), seen=())
     for override in overrides:
@@ -30,7 +29,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        raise RecipeError("\n".join(explain_faults(error, values))) from error
+        raise UserError("\n".join(explain_faults(error, values))) from error
 
 
 def dump_recipe(config: RunConfig) -> str:
@@ -39,21 +38,28 @@ def dump_recipe(config: RunConfig) -> str:
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    with file_errors(f"recipe {path}", "read"):
+        return _read_file(path, seen)
+
+
+def _read_file(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path.is_dir():
+        raise UserError(f"recipe {path}: is a folder; name a YAML file in it")
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
         hint = f"; did you mean {path.parent / near[0]}?" if near else "; give the path of a YAML recipe"
-        raise RecipeError(f"recipe {path}: no such file{hint}")
+        raise UserError(f"recipe {path}: no such file{hint}")
     path = path.resolve()
     if path in seen:
-        raise RecipeError(f"recipe {path}: extends itself through {' -> '.join(p.name for p in (*seen, path))}")
+        raise UserError(f"recipe {path}: extends itself through {' -> '.join(p.name for p in (*seen, path))}")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
-        raise RecipeError(f"recipe {path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from error
+        raise UserError(f"recipe {path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from error
     except yaml.YAMLError as error:
-        raise RecipeError(f"recipe {path}: not valid YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"recipe {path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
-        raise RecipeError(f"recipe {path}: expected a mapping of keys, found {type(values).__name__}")
+        raise UserError(f"recipe {path}: expected a mapping of keys, found {type(values).__name__}")
     parent = values.pop("extends", None)
     if parent is None:
         return values
@@ -74,11 +80,11 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 def _apply_override(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise RecipeError(f"override {override!r}: expected key=value, for example learner.learning_rate=1e-6")
+        raise UserError(f"override {override!r}: expected key=value, for example learner.learning_rate=1e-6")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise RecipeError(f"override {override!r}: the value is not valid YAML; quote it") from error
+        raise UserError(f"override {override!r}: the value is not valid YAML; quote it") from error
     node: Any = values
     *parents, last = key.split(".")
     for parent in parents:
@@ -99,17 +105,11 @@ def _descend(node: Any, key: str, override: str) -> Any:
 
 def _list_index(node: list[Any], key: str, override: str) -> int:
     if not key.isdigit() or int(key) >= len(node):
-        raise RecipeError(f"override {override!r}: {key!r} must be an index from 0 to {len(node) - 1}")
+        raise UserError(f"override {override!r}: {key!r} must be an index from 0 to {len(node) - 1}")
     return int(key)
 
 
 def differing_keys(a: RunConfig, b: RunConfig) -> list[str]:
     """Dotted keys at which two recipes differ, sorted."""
-    left, right = dict(_flat(a.model_dump(mode="json"))), dict(_flat(b.model_dump(mode="json")))
+    left, right = dotted(a.model_dump(mode="json")), dotted(b.model_dump(mode="json"))
     return sorted(key for key in left.keys() | right.keys() if left.get(key) != right.get(key))
-
-
-def _flat(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    if isinstance(node, dict):
-        return [pair for key, value in node.items() for pair in _flat(value, f"{prefix}{key}.")]
-    return [(prefix.rstrip("."), node)]

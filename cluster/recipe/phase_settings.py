@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from actors.rollout import Sampling
 from cluster.recipe.config import RunConfig
 from curriculum.config import FixedSteps, PhaseConfig, Plateau
@@ -21,10 +23,10 @@ def learning_rate(config: RunConfig, phase: PhaseConfig, phase_step: int) -> flo
     return learning_rate_at(
         phase_step,
         expected_steps(phase),
-        peak=phase.learning_rate or learner.learning_rate,
+        peak=learner.learning_rate,
         warmup_steps=learner.warmup_steps,
         schedule=learner.schedule,
-        floor=learner.learning_rate_floor,
+        floor=0.0,
     )
 
 
@@ -33,7 +35,7 @@ def sampling(config: RunConfig, phase: PhaseConfig) -> Sampling:
     rollout = config.rollout
     return Sampling(
         num_samples=rollout.group_size,
-        temperature=phase.temperature or rollout.temperature,
+        temperature=rollout.temperature,
         top_p=rollout.top_p,
         max_response_tokens=phase.max_response_tokens or rollout.max_response_tokens,
     )
@@ -41,11 +43,4 @@ def sampling(config: RunConfig, phase: PhaseConfig) -> Sampling:
 
 def heldout_sampling(config: RunConfig, phase: PhaseConfig) -> Sampling:
     """How the one answer to a held-out question of the phase's length is drawn."""
-    temperature = config.evaluation.temperature
-    base = sampling(config, phase)
-    return Sampling(
-        num_samples=1,
-        temperature=base.temperature if temperature is None else temperature,
-        top_p=base.top_p,
-        max_response_tokens=base.max_response_tokens,
-    )
+    return replace(sampling(config, phase), num_samples=1)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from actors.model_folder import context_length, folder_or_hub_id
 from actors.prompt import ChatPrompt, load_tokenizer
 from cluster.recipe.config import RunConfig
 from curriculum.dataset import load_demonstrations, load_tasks
+from curriculum.errors import UserError
 from curriculum.rejects import Reject
 from curriculum.task import Task
 from learner.sft import DemonstrationBatches
@@ -37,27 +38,26 @@ def prepare(config: RunConfig) -> Prepared:
     """Reads the data of a recipe and checks it against the model.
 
     Raises:
-        ValueError: with key, value and way out.
-        FileNotFoundError: a file is missing.
+        UserError: model, data or lengths cannot be used; with key, value and way out.
     """
-    model_path = local_or_hub(config.model.path)
+    model_path = folder_or_hub_id(config.model.path, key="model.path")
     check_model(config, model_path)
     prompt = ChatPrompt(load_tokenizer(model_path, trust_remote_code=config.model.trust_remote_code))
     limits = [phase.max_prompt_tokens for phase in config.curriculum.phases]
     rejects: dict[str, tuple[Reject, ...]] = {}
     tasks: tuple[Task, ...] = ()
     if limits and config.data.train is not None:
-        task_set = load_tasks(
+        found = load_tasks(
             config.data.train, encoder=prompt, phase_limits=limits, over_long=config.data.over_long, key="data.train"
         )
-        tasks, rejects["data.train"] = task_set.tasks, task_set.rejects
+        tasks, rejects["data.train"] = found.records, found.rejects
     demonstrations = None
     if config.sft.epochs and config.data.sft is not None:
         room = min(config.learner.max_tokens_per_microbatch, _max_positions(config, model_path))
         found = load_demonstrations(config.data.sft, encoder=prompt, max_tokens=room, judge_prompt=_judge_prompt)
         rejects["data.sft"] = found.rejects
         demonstrations = DemonstrationBatches(
-            found.demonstrations, batch_size=config.sft.batch_size, epochs=config.sft.epochs, seed=config.seed
+            found.records, batch_size=config.sft.batch_size, epochs=config.sft.epochs, seed=config.seed
         )
     return Prepared(
         model_path=model_path,
@@ -69,41 +69,28 @@ def prepare(config: RunConfig) -> Prepared:
     )
 
 
-def local_or_hub(path: str, key: str = "model.path") -> str:
-    """An existing folder as an absolute path, so that actors find it from any directory; a hub id as it is.
-
-    Raises:
-        ValueError: it looks like a path and nothing is there; names the recipe key.
-    """
-    local = Path(path).expanduser()
-    if local.exists():
-        return str(local.resolve())
-    if path.startswith((".", "/", "~")) or path.count("/") != 1:
-        raise ValueError(f"{key}={path!r}: no such folder; give a Hugging Face folder or a hub id (owner/name)")
-    return path
-
-
 def check_model(config: RunConfig, model_path: str) -> None:
     """Compares the lengths of the recipe with what the model and the learner can hold, and looks for the judge.
 
     Raises:
-        ValueError: prompt and response do not fit, or the weights of a local model cannot be read.
+        UserError: prompt and response do not fit, or the weights of a local model cannot be read.
     """
     longest, positions = config.max_model_len, _max_positions(config, model_path)
     lengths = f"{config.max_prompt_tokens} prompt + {config.max_response_tokens} response tokens = {longest}"
     if longest > positions:
-        raise ValueError(
+        raise UserError(
             f"model.path={config.model.path!r}: {lengths} exceed its max_position_embeddings={positions}; lower "
             "curriculum.phases or rollout.max_response_tokens, or extend the model's rope scaling"
         )
     budget = config.learner.max_tokens_per_microbatch
     if longest > budget:
-        raise ValueError(
+        raise UserError(
             f"learner.max_tokens_per_microbatch={budget}: {lengths} exceed it; raise it to at least {longest}"
         )
     _check_weights(model_path, "model.path")
     if isinstance(config.reward.judge, VllmJudge):
-        _check_weights(local_or_hub(config.reward.judge.model, "reward.judge.model"), "reward.judge.model")
+        key = "reward.judge.model"
+        _check_weights(folder_or_hub_id(config.reward.judge.model, key=key), key)
 
 
 def _check_weights(model_path: str, key: str) -> None:
@@ -115,13 +102,13 @@ def _check_weights(model_path: str, key: str) -> None:
         return
     files = sorted(folder.glob("*.safetensors"))
     if not files and not any(folder.glob("*.bin")):
-        raise ValueError(f"{key}={model_path!r}: no weights (*.safetensors) in the folder; download the whole model")
+        raise UserError(f"{key}={model_path!r}: no weights (*.safetensors) in the folder; download the whole model")
     for file in files:
         try:
             with safe_open(file, framework="numpy"):
                 pass
         except (SafetensorError, OSError) as error:
-            raise ValueError(
+            raise UserError(
                 f"{key}={model_path!r}: {file.name} cannot be read ({error}); download the model again"
             ) from error
 
@@ -133,23 +120,10 @@ def _judge_prompt(*, question: str, answer: str, truth: str) -> list[dict[str, s
 
 def _max_positions(config: RunConfig, model_path: str) -> int:
     """Longest sequence of the model, rope scaling included."""
-    model = _model_config(model_path, trust_remote_code=config.model.trust_remote_code)
-    positions = getattr(model, "max_position_embeddings", None)
+    positions = context_length(model_path, key="model.path", trust_remote_code=config.model.trust_remote_code)
     if positions is None:
-        raise ValueError(f"model.path={config.model.path!r}: config.json has no max_position_embeddings; add it")
-    rope = getattr(model, "rope_parameters", None) or {}
-    original = rope.get("original_max_position_embeddings")
-    return max(positions, int(original * rope.get("factor", 1))) if original else positions
-
-
-def _model_config(model_path: str, *, trust_remote_code: bool) -> Any:
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"model.path={model_path!r}: no model configuration can be read there ({reason})") from error
+        raise UserError(f"model.path={config.model.path!r}: config.json has no max_position_embeddings; add it")
+    return positions
 
 
 def _heldout(
@@ -167,7 +141,7 @@ def _heldout(
     )
     rejects["data.evaluation"] = found.rejects
     by_phase = {
-        phase.name: [task for task in found.tasks if task.phase == index]
+        phase.name: tuple(task for task in found.records if task.phase == index)
         for index, phase in enumerate(config.curriculum.phases)
     }
-    return {name: tuple(tasks[: config.evaluation.max_items_per_phase]) for name, tasks in by_phase.items() if tasks}
+    return {name: tasks for name, tasks in by_phase.items() if tasks}

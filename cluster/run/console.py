@@ -6,9 +6,9 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from cluster.run.metrics import Metrics
 from cluster.run.progress import Accuracy
 from cluster.run.progress import Progress as RunProgress
+from curriculum.metric import Metrics
 
 LINE = (
     ("loss", "sft/loss", ".3f"),
@@ -60,7 +60,7 @@ class Console:
         values = [f"{label} {metrics[key]:{form}}" for label, key, form in LINE if key in metrics]
         self.say(f"{stage} {step + 1}{f'/{total}' if total else ''}  " + "  ".join(values))
 
-    def close_stage(self, name: str) -> None:
+    def close_stage(self) -> None:
         """Ends the bar of a stage."""
         self._bars.stop()
         if self._bar is not None:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
-import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from curriculum.errors import UserError
+from curriculum.files import begin_folder, file_errors, finish_folder, lock_file, write_text
 
 COMPLETE = "COMPLETE"
 """Marker written last into a checkpoint; without it the checkpoint does not exist."""
@@ -28,16 +28,17 @@ class RunFolder:
         """Makes a new folder.
 
         Raises:
-            FileExistsError: something is there already.
+            UserError: something is there already, or it cannot be made.
         """
-        if path.exists() and not path.is_dir():
-            raise FileExistsError(f"run folder {path}: is a file; choose a folder with --run-dir")
-        if path.is_dir() and any(path.iterdir()):
-            raise FileExistsError(
-                f"run folder {path}: exists and is not empty; continue it with --resume {path}, "
-                "or choose another with --run-dir"
-            )
-        path.mkdir(parents=True, exist_ok=True)
+        with file_errors(f"run folder {path}", "written"):
+            if path.exists() and not path.is_dir():
+                raise UserError(f"run folder {path}: is a file; choose a folder with --run-dir")
+            if path.is_dir() and any(path.iterdir()):
+                raise UserError(
+                    f"run folder {path}: exists and is not empty; continue it with --resume {path}, "
+                    "or choose another with --run-dir"
+                )
+            path.mkdir(parents=True, exist_ok=True)
         return cls(path.resolve())
 
     @classmethod
@@ -45,27 +46,22 @@ class RunFolder:
         """Opens an existing folder for a resume.
 
         Raises:
-            FileNotFoundError: it is not a run folder.
+            UserError: it is not a run folder.
         """
-        if not (path / "recipe.yaml").is_file():
-            raise FileNotFoundError(f"--resume {path}: no recipe.yaml there; give the folder of an earlier run")
+        with file_errors(f"--resume {path}", "read"):
+            is_run = (path / "recipe.yaml").is_file()
+        if not is_run:
+            raise UserError(f"--resume {path}: no recipe.yaml there; give the folder of an earlier run")
         return cls(path.resolve())
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keeps every other process out for the length of a block; the lock of a process that died is free.
+    def locked(self) -> IO[bytes]:
+        """Keep every other process out until the file that is returned is closed, or this process dies.
 
         Raises:
-            FileExistsError: another process is writing this run.
+            UserError: another process is writing this run.
         """
-        with (self.path / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise FileExistsError(
-                    f"run folder {self.path}: another process is training in it; wait for it or choose another folder"
-                ) from None
-            yield
+        busy = f"run folder {self.path}: another process is training in it; wait for it or choose another folder"
+        return lock_file(self.path / ".lock", busy=busy)
 
     @property
     def recipe(self) -> Path:
@@ -107,9 +103,7 @@ class RunFolder:
 
     def write_json(self, path: Path, value: Any) -> None:
         """Replaces a JSON file atomically."""
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
     # checkpoints
 
@@ -120,34 +114,29 @@ class RunFolder:
 
     def begin_checkpoint(self, step: int) -> Path:
         """An empty folder to write a checkpoint into; it counts only after `finish_checkpoint`."""
-        partial = self.checkpoints / f".step-{step:06d}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        return partial
+        return begin_folder(self._checkpoint(step))
 
     def finish_checkpoint(self, partial: Path, step: int, keep_last: int) -> Path:
         """Marks a checkpoint as complete, gives it its name, and removes the oldest beyond `keep_last`."""
-        (partial / COMPLETE).touch()
-        final = self.checkpoints / f"step-{step:06d}"
-        replaced = self.checkpoints / f".step-{step:06d}.replaced"
-        shutil.rmtree(replaced, ignore_errors=True)
-        if final.exists():
-            final.rename(replaced)
-        partial.rename(final)
-        shutil.rmtree(replaced, ignore_errors=True)
+        with file_errors(partial, "written"):
+            (partial / COMPLETE).touch()
+        finish_folder(self._checkpoint(step))
         for old in self._complete_checkpoints()[:-keep_last]:
             (old / COMPLETE).unlink()
             shutil.rmtree(old)
-        return final
+        return self._checkpoint(step)
 
     def latest_checkpoint(self) -> Path | None:
         """The newest complete checkpoint, or None."""
         return next(reversed(self._complete_checkpoints()), None)
+
+    def _checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"step-{step:06d}"
 
     def _complete_checkpoints(self) -> list[Path]:
         return sorted(path.parent for path in self.checkpoints.glob(f"step-*/{COMPLETE}"))
 
 
 def _append(path: Path, record: Mapping[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
+    with file_errors(path, "written"), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record, ensure_ascii=False) + "\n")

@@ -8,14 +8,15 @@ from dataclasses import asdict
 from typing import Any, Protocol
 
 from actors.trajectory import Group
-from cluster.group import BatchGroup
+from cluster.group import ScoredGroup
 from cluster.recipe.config import CheckpointConfig
 from cluster.roles import Learner, SyncReport
 from cluster.run.console import Console
 from cluster.run.folder import RunFolder
-from cluster.run.metrics import METRICS, Metrics
+from cluster.run.metrics import METRICS
 from cluster.run.progress import Accuracy, Progress, StageProgress
 from cluster.run.trajectory_log import write_trajectories
+from curriculum.metric import Metrics
 from curriculum.transition import Transition
 from reward.circuit import CircuitState, JudgeEvent
 
@@ -59,20 +60,20 @@ class Journal:
         """One step, told before it is counted in `progress`.
 
         Raises:
-            KeyError: a metric that `METRICS` does not define.
+            KeyError: a metric that nobody declares.
         """
-        undefined = metrics.keys() - METRICS.keys()
-        if undefined:
-            raise KeyError(f"metrics {sorted(undefined)} are not defined in cluster/run/metrics.py")
+        undeclared = metrics.keys() - METRICS.keys()
+        if undeclared:
+            raise KeyError(f"metrics {sorted(undeclared)} are not declared by any class of cluster/run/metrics.py")
         self._folder.append_metrics({"step": progress.step, "stage": stage.name, **metrics})
         self._console.step(stage.name, stage.steps, total_steps, metrics)
         for tracker in self._trackers:
             tracker.log(progress.step, metrics)
 
-    async def trajectories(self, step: int, sampled: Sequence[BatchGroup], trained: Sequence[BatchGroup]) -> None:
-        """Every answer of a step; fetched and written off the event loop."""
+    async def trajectories(self, step: int, sampled: Sequence[ScoredGroup]) -> None:
+        """Write every answer of a step; fetched and written off the event loop."""
         if sampled:
-            await asyncio.to_thread(self._write_trajectories, step, sampled, trained)
+            await asyncio.to_thread(self._write_trajectories, step, sampled)
 
     def evaluation(self, after: str, accuracy: Accuracy) -> None:
         """Held-out accuracy by length."""
@@ -89,7 +90,7 @@ class Journal:
         self._folder.append_event(
             "stage_closed", stage=stage.name, steps=stage.steps, reason=stage.end_reason, accuracy=stage.accuracy_after
         )
-        self._console.close_stage(stage.name)
+        self._console.close_stage()
 
     def transition(self, transition: Transition) -> None:
         """The audit log of the curriculum."""
@@ -128,15 +129,9 @@ class Journal:
         path = self._folder.finish_checkpoint(partial, progress.step, self._checkpoint.keep_last)
         self._folder.append_event("checkpoint", step=progress.step, path=str(path.relative_to(self._folder.path)))
 
-    def _write_trajectories(self, step: int, sampled: Sequence[BatchGroup], trained: Sequence[BatchGroup]) -> None:
+    def _write_trajectories(self, step: int, sampled: Sequence[ScoredGroup]) -> None:
         groups = self._fetch([group.group for group in sampled])
-        write_trajectories(
-            self._folder.trajectories,
-            step,
-            list(zip(sampled, groups, strict=True)),
-            frozenset(group.meta.lease_id for group in trained),
-            self._decode,
-        )
+        write_trajectories(self._folder.trajectories, step, list(zip(sampled, groups, strict=True)), self._decode)
 
 
 def _accuracy_text(accuracy: Accuracy) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields
+from typing import Annotated, Any
 
 from cluster.batches.ledger import Ledger
-from cluster.group import BatchGroup
-from cluster.run.metrics import num_judge_calls, num_judge_saves, num_unknown
+from cluster.group import ScoredGroup
+from cluster.run.group_statistics import GroupStatistics
+from curriculum.metric import Metric
 
 Accuracy = dict[str, float]
 """Held-out accuracy by the name of the phase whose lengths were asked."""
@@ -45,15 +46,16 @@ class StageProgress:
         """Replayed groups / sampled groups."""
         return self.groups_replayed / self.groups_sampled if self.groups_sampled else 0.0
 
-    def count(self, sampled: Sequence[BatchGroup], num_trained: int) -> None:
+    def count(self, sampled: Sequence[ScoredGroup], num_trained: int) -> None:
         """Adds the groups of one step."""
         self.fruitless_steps += num_trained == 0
         self.groups_sampled += len(sampled)
         self.groups_trained += num_trained
-        self.groups_replayed += sum(group.meta.replayed for group in sampled)
-        self.judge_calls += num_judge_calls(sampled)
-        self.judge_saves += num_judge_saves(sampled)
-        self.unknown_rewards += num_unknown(sampled)
+        self.groups_replayed += sum(group.meta.lease.replayed for group in sampled)
+        found = GroupStatistics(sampled)
+        self.judge_calls += found.num_judge_calls
+        self.judge_saves += found.num_judge_saves
+        self.unknown_rewards += found.num_unknown
 
 
 @dataclass(slots=True, kw_only=True)
@@ -62,8 +64,10 @@ class Progress:
 
     step: int = 0
     """Steps finished over all stages."""
-    policy_version: int = 0
-    """Weight updates sent to the engines."""
+    policy_version: Annotated[int, Metric("sync/version", "count")] = 0
+    """Weight updates sent to the engines since the base model.
+
+    Grows by 1 in every step that trained; the answers of a step carry the version before it."""
     finished_stages: list[StageProgress] = field(default_factory=list)
     stage: StageProgress | None = None
     """The running stage; None between stages."""
@@ -71,6 +75,10 @@ class Progress:
     """Held-out accuracy of the base model."""
     ledger: Ledger = field(default_factory=Ledger)
     """How the leases of the finished steps ended."""
+    negatives_masked: Annotated[bool, Metric("learner/negatives_masked")] = False
+    """1 while `learner.entropy_control` leaves answers with negative advantage out.
+
+    0 mostly."""
 
     def state_dict(self) -> dict[str, Any]:
         """Plain JSON."""
@@ -78,7 +86,17 @@ class Progress:
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> Progress:
-        """Restores what `state_dict` gave."""
+        """Restore what `state_dict` gave.
+
+        Raises:
+            ValueError: another version of the program wrote it.
+        """
+        missing = [entry.name for entry in fields(cls) if entry.name not in state]
+        if missing:
+            raise ValueError(
+                f"the checkpoint has no {', '.join(missing)}: another version of the program wrote it; go on with that "
+                "one, or start a new run"
+            )
         stage = state["stage"]
         return cls(
             step=state["step"],
@@ -87,6 +105,7 @@ class Progress:
             stage=None if stage is None else StageProgress(**stage),
             base_accuracy=state["base_accuracy"],
             ledger=Ledger(**state["ledger"]),
+            negatives_masked=state["negatives_masked"],
         )
 
     @property

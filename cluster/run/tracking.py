@@ -6,18 +6,20 @@ import os
 from pathlib import Path
 from typing import Any
 
-from cluster.run.metrics import Metrics
+from curriculum.metric import Metrics
+
+WANDB_PROJECT = "qwenlong-l1"
 
 
 class WandbTracker:
     """One wandb run per run folder; a resumed run goes on in the same one."""
 
-    def __init__(self, *, project: str, name: str, directory: Path, recipe: dict[str, Any]) -> None:
+    def __init__(self, *, name: str, directory: Path, recipe: dict[str, Any]) -> None:
         import wandb
 
         mode = "online" if os.environ.get("WANDB_API_KEY") else "offline"
         self._run = wandb.init(
-            project=project,
+            project=WANDB_PROJECT,
             name=name,
             id=directory.name.replace("/", "-"),
             resume="allow",

@@ -2,65 +2,61 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from actors.trajectory import Group
-from cluster.group import BatchGroup
+from cluster.group import ScoredGroup
+from curriculum.files import file_errors, whole_file
 
 COLUMNS = (
     "step", "lease_id", "prompt_id", "sample", "data_source", "phase", "replayed", "question", "truth", "response",
     "answer", "rule", "judge", "accuracy", "reward", "reason", "advantage", "trained", "policy_version",
     "newest_policy_version", "engine", "finish_reason", "prompt_tokens", "response_tokens",
 )  # fmt: skip
-"""`prompt_id` is the task's id; `judge` is null where it was not asked, `accuracy` and `reward` where unknown.
-The policy versions are those of the oldest and of the newest token."""
+"""`prompt_id` is the task's id; `judge` is null where it was not asked, `accuracy` and `reward` where unknown,
+`advantage` where the learner did not train on the answer; otherwise it is what the learner trained with. The policy
+versions are those of the oldest and of the newest token."""
 
 
 def write_trajectories(
     directory: Path,
     step: int,
-    sampled: Sequence[tuple[BatchGroup, Group]],
-    trained_leases: frozenset[int],
+    sampled: Sequence[tuple[ScoredGroup, Group]],
     decode: Callable[[Sequence[int]], str],
 ) -> Path:
-    """Writes every answer of a step, trained on or not; the file appears whole or not at all."""
+    """Write every answer of a step, trained on or not; the file appears whole or not at all."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    rows = [row for scored, group in sampled for row in _rows(step, scored, group, trained_leases, decode)]
+    rows = [row for scored, group in sampled for row in _rows(step, scored, group, decode)]
     table = pa.table({column: [row[column] for row in rows] for column in COLUMNS})
-    directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"step-{step:06d}.parquet"
-    partial = path.with_name(f".{path.name}.partial")
-    pq.write_table(table, partial)
-    os.replace(partial, path)
+    with file_errors(directory, "written"):
+        directory.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as partial, file_errors(path, "written"):
+        pq.write_table(table, partial)
     return path
 
 
-def _rows(
-    step: int,
-    scored: BatchGroup,
-    group: Group,
-    trained_leases: frozenset[int],
-    decode: Callable[[Sequence[int]], str],
-) -> list[dict[str, Any]]:
+def _rows(step: int, scored: ScoredGroup, group: Group, decode: Callable[[Sequence[int]], str]) -> list[dict[str, Any]]:
+    task, lease = group.task, group.lease
     shared = {
         "step": step,
-        "lease_id": group.lease_id,
-        "prompt_id": group.task_id,
-        "data_source": group.data_source,
-        "phase": group.phase,
-        "replayed": group.replayed,
-        "question": group.question,
-        "truth": list(group.answers),
-        "trained": group.lease_id in trained_leases,
+        "lease_id": lease.lease_id,
+        "prompt_id": task.task_id,
+        "data_source": task.data_source,
+        "phase": lease.phase,
+        "replayed": lease.replayed,
+        "question": task.question,
+        "truth": list(task.answers),
+        "trained": scored.advantages is not None,
         "engine": group.engine,
-        "prompt_tokens": len(group.prompt_ids),
+        "prompt_tokens": len(task.prompt_ids),
     }
-    answers = zip(group.trajectories, scored.scores, scored.advantages, strict=True)
+    advantages = scored.advantages or (None,) * len(scored.scores)
+    answers = zip(group.trajectories, scored.scores, advantages, strict=True)
     return [
         {
             **shared,

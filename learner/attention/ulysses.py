@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from curriculum.errors import UserError
+
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
@@ -22,13 +24,13 @@ def check_heads(num_heads: int, num_kv_heads: int, num_ranks: int) -> None:
     """Every rank must get equally many heads, and key-value heads must be whole or evenly repeated.
 
     Raises:
-        ValueError: they do not divide.
+        UserError: they do not divide.
     """
     if num_heads % num_ranks or (num_kv_heads % num_ranks and num_ranks % num_kv_heads):
         fitting = [
             n for n in range(1, num_heads + 1) if not num_heads % n and (not num_kv_heads % n or not n % num_kv_heads)
         ]
-        raise ValueError(
+        raise UserError(
             f"learner.sequence_parallel={num_ranks} does not divide the model's {num_heads} heads and {num_kv_heads} "
             f"key-value heads; use one of {fitting}"
         )

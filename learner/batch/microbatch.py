@@ -1,31 +1,34 @@
-"""Records of the learner: scored groups, the packed rows they become, and the reports of an update."""
+"""Records of the learner: groups to train on, and the packed rows they become."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GroupShape:
-    """Lengths of one group: all that planning needs, so that the tokens stay in the object store."""
-
-    prompt_tokens: int
-    """P, tokens of the shared prompt."""
-    response_tokens: tuple[int, ...]
-    """[G] tokens of each response."""
-
-    @property
-    def total_tokens(self) -> int:
-        """Tokens of the group when its prompt is stored once."""
-        return self.prompt_tokens + sum(self.response_tokens)
+from actors.trajectory import Group
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class ScoredGroup:
-    """A group with its advantages, as the loss sees it."""
+class TrainingItem:
+    """One group of a batch as the driver hands it to every rank: by reference, with all that planning needs."""
+
+    group: Any
+    """`ray.ObjectRef` of a `Group`; only the rank that trains on it fetches it."""
+    advantages: tuple[float | None, ...]
+    """[G] advantage of each answer; None where its reward is unknown: the answer is left out."""
+    prompt_tokens: int
+    """P, tokens of the shared prompt."""
+    response_tokens: tuple[int, ...]
+    """Tokens of each answer that is not left out, in their order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TrainingGroup:
+    """The tokens of a group with their advantages, as the loss sees it."""
 
     prompt_ids: NDArray[np.int32]
     """[P] token ids of the shared prompt."""
@@ -55,12 +58,33 @@ class ScoredGroup:
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p} is not a share of the distribution; it must be in (0, 1]")
 
-    @property
-    def shape(self) -> GroupShape:
-        """Lengths of the group."""
-        return GroupShape(
-            prompt_tokens=len(self.prompt_ids), response_tokens=tuple(len(ids) for ids in self.response_ids)
+    @classmethod
+    def of(cls, group: Group, advantages: Sequence[float | None]) -> Self:
+        """Take the answers of a group that have an advantage; its arrays are not copied.
+
+        Args:
+            group: the group.
+            advantages: [G] of its answers; None for those to leave out.
+        """
+        kept = [(t, a) for t, a in zip(group.trajectories, advantages, strict=True) if a is not None]
+        return cls(
+            prompt_ids=group.task.prompt_ids,
+            response_ids=tuple(trajectory.response_ids for trajectory, _ in kept),
+            rollout_logprobs=tuple(trajectory.rollout_logprobs for trajectory, _ in kept),
+            advantages=tuple(advantage for _, advantage in kept),
+            temperature=group.temperature,
+            top_p=group.top_p,
         )
+
+    @property
+    def prompt_tokens(self) -> int:
+        """P, tokens of the shared prompt."""
+        return len(self.prompt_ids)
+
+    @property
+    def response_tokens(self) -> tuple[int, ...]:
+        """[G] tokens of each response."""
+        return tuple(len(ids) for ids in self.response_ids)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,78 +143,10 @@ class MicroBatch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class PromptRow:
-    """The prompts of a row that is too large to be forwarded at once."""
-
-    input_ids: NDArray[np.int64]
-    """[T] token ids of all prompts."""
-    position_ids: NDArray[np.int64]
-    """[T] positions."""
-    prompt_tokens: tuple[int, ...]
-    """[S] tokens of each prompt."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PhasedMicroBatch:
     """A row in three phases: its prompts, then its responses in batches, then the prompts' backward pass."""
 
-    prompts: PromptRow
+    prompts: tuple[NDArray[np.int32], ...]
+    """[S] arrays of [P_i] token ids."""
     batches: tuple[MicroBatch, ...]
     """Rows of responses alone, `prompts_ahead` set."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepReport:
-    """One training step on one batch of groups (all its mini-batches), equal on every rank."""
-
-    num_groups: int
-    num_response_tokens: int
-    num_updates: int
-    """Optimizer updates made; lower than the number of mini-batches if some were skipped as non-finite."""
-    num_skipped_updates: int
-    """Updates skipped because the gradient norm was not finite."""
-    learning_rate: float
-    loss: float
-    """Mean over the updates that were made, like everything below but the gap; NaN if none was."""
-    grad_norm: float
-    """L2 norm before clipping, mean over the updates."""
-    entropy: float
-    """Mean entropy (nats) of the policy over the response tokens, after temperature."""
-    clip_fraction: float
-    """Share of response tokens where the clipped term was the smaller one."""
-    mean_ratio: float
-    """Mean of pi / pi_old over the response tokens."""
-    rollout_logprob_gap_mean: float
-    """Mean |learner log-prob - engine log-prob| (nats) before the first update: the mismatch of the two back ends.
-    Tokens whose rollout log-probability is not finite are left out."""
-    rollout_logprob_gap_max: float
-    kl_to_reference: float | None
-    """Mean KL estimate (nats) per response token; None where it was not measured in this step."""
-    seconds: float
-    masked_fraction: float = 0.0
-    """Share of response tokens left out of the loss: the engine reported no finite log-probability, or the token lies
-    outside the learner's nucleus."""
-    importance_weight: float = 1.0
-    """Mean weight of the truncated importance sampling; 1 where it is off."""
-    log_nucleus: float = 0.0
-    """Mean log mass (nats) of the learner's nucleus at the sampler's top-p: how far log-probabilities of the whole
-    distribution, which are trained, lie below those of the distribution that was sampled. 0 at top-p 1."""
-    negatives_masked: bool = False
-    """True if answers with negative advantage were left out by the entropy control."""
-    prompt_sharing: bool = True
-    """False once the learner has fallen back to forwarding every response behind its own prompt."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SftReport:
-    """One update of the warm-up, equal on every rank."""
-
-    num_demonstrations: int
-    num_response_tokens: int
-    learning_rate: float
-    loss: float
-    """Mean over demonstrations of the length-normalised NLL (nats), paper Eq. 11."""
-    token_accuracy: float
-    """Share of response tokens that are the argmax of the model."""
-    grad_norm: float
-    seconds: float

@@ -12,11 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-
-from learner.batch.microbatch import GroupShape
 
 PAIR_COST = 1 / 30_000
 """Cost of one query-key pair in units of one token through the linear layers. A layer of width h spends about 24 h^2
@@ -25,48 +24,50 @@ MAX_TRADES = 100
 """Bound on the trades after which the balance is taken as it is."""
 
 
+class Lengths(Protocol):
+    """What planning asks of a group, whether its tokens are there or not."""
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the shared prompt."""
+        ...
+
+    @property
+    def response_tokens(self) -> tuple[int, ...]:
+        """[G] tokens of each response."""
+        ...
+
+
+Responses = Mapping[int, tuple[int, ...]]
+"""Group -> its responses that go through together behind one copy of the prompt: the index of the group in what was
+planned, and those of the responses within the group, ascending."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GroupPart:
-    """Responses of one group that go through one micro-batch behind one copy of the prompt."""
+class RowPlan:
+    """One row; without responses it is a placeholder that keeps the ranks in step."""
 
-    group: int
-    """Index of the group in the batch that was planned."""
-    responses: tuple[int, ...]
-    """Indices of the responses within the group, ascending."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MicroBatchPlan:
-    """One row; without parts it is a placeholder that keeps the ranks in step."""
-
-    parts: tuple[GroupPart, ...]
-    num_tokens: int
-    cost: float
-    """In tokens through the linear layers, see `PAIR_COST`."""
-    batches: tuple[tuple[GroupPart, ...], ...] = ()
-    """The responses of the parts in batches, where they do not fit at once or another rank's do not: the row then goes
-    through in three phases. Empty where the row is forwarded whole."""
+    responses: Responses
+    batches: tuple[Responses, ...] = ()
+    """The same responses in batches, where they do not fit at once or another rank's do not: the row then goes through
+    in three phases. Empty where the row is forwarded whole."""
 
 
-PLACEHOLDER = MicroBatchPlan(parts=(), num_tokens=0, cost=0.0)
+PLACEHOLDER = RowPlan(responses={})
 """A row that weighs nothing; it is forwarded like any other."""
 
+SlicePlan = tuple[tuple[RowPlan, ...], ...]
+"""[num_ranks] rows of each rank, heaviest first, equally many on every rank: groups that go through the learner
+together."""
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SlicePlan:
-    """Groups that go through the learner together."""
 
-    num_groups: int
-    ranks: tuple[tuple[MicroBatchPlan, ...], ...]
-    """[num_ranks] micro-batches of each rank, heaviest first; equally many on every rank."""
-
-    def groups_of(self, rank: int) -> tuple[int, ...]:
-        """Indices of the groups that the rank must hold, ascending; the others need not be fetched."""
-        return tuple(sorted({part.group for micro in self.ranks[rank] for part in micro.parts}))
+def groups_of(plan: SlicePlan, rank: int) -> tuple[int, ...]:
+    """Return the indices of the groups that the rank must hold, ascending; the others need not be fetched."""
+    return tuple(sorted({group for row in plan[rank] for group in row.responses}))
 
 
 def plan_slice(
-    shapes: Sequence[GroupShape], *, num_ranks: int, max_tokens: int, pair_cost: float = PAIR_COST
+    groups: Sequence[Lengths], *, num_ranks: int, max_tokens: int, pair_cost: float = PAIR_COST
 ) -> SlicePlan:
     """Plan the micro-batches of some groups; equal input gives an equal plan.
 
@@ -74,7 +75,7 @@ def plan_slice(
     the others as long as that helps.
 
     Args:
-        shapes: [N] lengths of the groups.
+        groups: [N] the groups.
         num_ranks: data-parallel ranks.
         max_tokens: tokens of a micro-batch, prompts counted once; the responses of a larger group go in batches.
         pair_cost: cost of a query-key pair relative to a token.
@@ -82,54 +83,52 @@ def plan_slice(
     Raises:
         ValueError: no groups; an empty prompt or response; a prompt with one response beyond `max_tokens`.
     """
-    if not shapes:
+    if not groups:
         raise ValueError("no groups to train on; skip the step")
-    for index, shape in enumerate(shapes):
-        _check_shape(index, shape, max_tokens)
-    costs = {i: part_cost(shape, range(len(shape.response_tokens)), pair_cost) for i, shape in enumerate(shapes)}
-    ranks = [_pack_rank(groups, shapes, costs, max_tokens) for groups in balance(costs, num_ranks)]
-    return SlicePlan(num_groups=len(shapes), ranks=_in_step(ranks))
+    for index, group in enumerate(groups):
+        _check_lengths(index, group, max_tokens)
+    costs = {i: part_cost(group, range(len(group.response_tokens)), pair_cost) for i, group in enumerate(groups)}
+    return _in_step([_pack_rank(own, groups, costs, max_tokens) for own in balance(costs, num_ranks)])
 
 
 def unshare(plan: SlicePlan) -> SlicePlan:
-    """The same responses on the same ranks, each in a row of its own behind its own copy of the prompt.
+    """Plan the same responses on the same ranks, each in a row of its own behind its own copy of the prompt.
 
-    For the dense path; `num_tokens` and `cost` stay those of the row that a response came from, an upper bound.
+    For the dense path.
     """
-    ranks = [
-        [_single(row, part, i) for row in rank for part in row.parts for i in part.responses] for rank in plan.ranks
-    ]
-    steps = max(len(rank) for rank in ranks)
-    return SlicePlan(
-        num_groups=plan.num_groups, ranks=tuple((*rank, *[PLACEHOLDER] * (steps - len(rank))) for rank in ranks)
+    return _in_step(
+        [
+            [RowPlan(responses={group: (i,)}) for row in rank for group, own in row.responses.items() for i in own]
+            for rank in plan
+        ]
     )
 
 
-def part_tokens(shape: GroupShape, responses: Iterable[int]) -> int:
-    """Tokens of a row that holds the prompt once and these responses."""
-    return shape.prompt_tokens + sum(shape.response_tokens[i] for i in responses)
+def part_tokens(group: Lengths, responses: Iterable[int]) -> int:
+    """Return the tokens of a row that holds the prompt once and these responses."""
+    return group.prompt_tokens + sum(group.response_tokens[i] for i in responses)
 
 
-def part_cost(shape: GroupShape, responses: Sequence[int], pair_cost: float) -> float:
-    """Cost of the prompt once and these responses: linear layers plus the query-key pairs of causal attention."""
-    prompt = shape.prompt_tokens
+def part_cost(group: Lengths, responses: Sequence[int], pair_cost: float) -> float:
+    """Return the cost of the prompt once and these responses: linear layers plus the query-key pairs of attention."""
+    prompt = group.prompt_tokens
     pairs = prompt * (prompt + 1) / 2
     for i in responses:
-        length = shape.response_tokens[i]
+        length = group.response_tokens[i]
         pairs += length * prompt + length * (length + 1) / 2
-    return part_tokens(shape, responses) + pair_cost * pairs
+    return part_tokens(group, responses) + pair_cost * pairs
 
 
-def _check_shape(index: int, shape: GroupShape, max_tokens: int) -> None:
-    if shape.prompt_tokens < 1 or not shape.response_tokens or min(shape.response_tokens) < 1:
+def _check_lengths(index: int, group: Lengths, max_tokens: int) -> None:
+    if group.prompt_tokens < 1 or not group.response_tokens or min(group.response_tokens) < 1:
         raise ValueError(
-            f"group {index}: {shape.prompt_tokens} prompt tokens and responses of {shape.response_tokens} tokens; "
+            f"group {index}: {group.prompt_tokens} prompt tokens and responses of {group.response_tokens} tokens; "
             "every prompt and response needs at least one token, leave the group out"
         )
-    needed = shape.prompt_tokens + max(shape.response_tokens)
+    needed = group.prompt_tokens + max(group.response_tokens)
     if needed > max_tokens:
         raise ValueError(
-            f"group {index}: a prompt of {shape.prompt_tokens} tokens with its longest response makes {needed} tokens, "
+            f"group {index}: a prompt of {group.prompt_tokens} tokens with its longest response makes {needed} tokens, "
             f"more than learner.max_tokens_per_microbatch={max_tokens}; raise it or shorten prompt and response limits"
         )
 
@@ -192,34 +191,31 @@ def _trade(cost_N: NDArray, owner_N: NDArray, load_R: NDArray) -> None:
 
 
 def _pack_rank(
-    groups: Sequence[int], shapes: Sequence[GroupShape], costs: Mapping[int, float], max_tokens: int
-) -> list[MicroBatchPlan]:
-    """Micro-batches of one rank, those in batches first, then heaviest first, so that the ranks wait little."""
-    order = sorted(groups, key=lambda i: (-shapes[i].total_tokens, i))
-    large = [_phased(i, shapes[i], costs[i], max_tokens) for i in order if shapes[i].total_tokens > max_tokens]
-    fitting = [(i, shapes[i].total_tokens) for i in order if shapes[i].total_tokens <= max_tokens]
-    rows = [
-        MicroBatchPlan(
-            parts=tuple(_whole(i, shapes[i]) for i in row),
-            num_tokens=sum(shapes[i].total_tokens for i in row),
-            cost=sum(costs[i] for i in row),
-        )
-        for row in _first_fit(fitting, max_tokens)
+    own: Sequence[int], groups: Sequence[Lengths], costs: Mapping[int, float], max_tokens: int
+) -> list[RowPlan]:
+    """Rows of one rank, those in batches first, then heaviest first, so that the ranks wait little."""
+    tokens = {i: groups[i].prompt_tokens + sum(groups[i].response_tokens) for i in own}
+    order = sorted(own, key=lambda i: (-tokens[i], i))
+    large = {i: _phased(i, groups[i], max_tokens) for i in order if tokens[i] > max_tokens}
+    bins = _first_fit([(i, tokens[i]) for i in order if tokens[i] <= max_tokens], max_tokens)
+    return [
+        *[large[i] for i in sorted(large, key=lambda i: (-len(large[i].batches), -costs[i]))],
+        *[
+            RowPlan(responses={i: _all_responses(groups[i]) for i in members})
+            for members in sorted(bins, key=lambda members: -sum(costs[i] for i in members))
+        ],
     ]
-    large.sort(key=lambda row: (-len(row.batches), -row.cost))
-    return large + sorted(rows, key=lambda row: -row.cost)
 
 
-def _phased(index: int, shape: GroupShape, cost: float, max_tokens: int) -> MicroBatchPlan:
+def _phased(index: int, group: Lengths, max_tokens: int) -> RowPlan:
     """A group beyond the budget: its responses in as few batches as first-fit-decreasing finds."""
-    order = sorted(range(len(shape.response_tokens)), key=lambda i: (-shape.response_tokens[i], i))
-    bins = _first_fit([(i, shape.response_tokens[i]) for i in order], max_tokens - shape.prompt_tokens)
-    batches = tuple((GroupPart(group=index, responses=tuple(sorted(responses))),) for responses in bins)
-    largest = max(part_tokens(shape, batch[0].responses) for batch in batches)
-    return MicroBatchPlan(parts=(_whole(index, shape),), num_tokens=largest, cost=cost, batches=batches)
+    order = sorted(range(len(group.response_tokens)), key=lambda i: (-group.response_tokens[i], i))
+    bins = _first_fit([(i, group.response_tokens[i]) for i in order], max_tokens - group.prompt_tokens)
+    batches = tuple({index: tuple(sorted(responses))} for responses in bins)
+    return RowPlan(responses={index: _all_responses(group)}, batches=batches)
 
 
-def _in_step(ranks: list[list[MicroBatchPlan]]) -> tuple[tuple[MicroBatchPlan, ...], ...]:
+def _in_step(ranks: list[list[RowPlan]]) -> SlicePlan:
     """Equally many rows on every rank, and in every step equally many batches."""
     steps = max(len(rank) for rank in ranks)
     padded = [[*rank, *[PLACEHOLDER] * (steps - len(rank))] for rank in ranks]
@@ -227,17 +223,12 @@ def _in_step(ranks: list[list[MicroBatchPlan]]) -> tuple[tuple[MicroBatchPlan, .
     return tuple(tuple(_with_batches(row, n) for row, n in zip(rank, num_batches, strict=True)) for rank in padded)
 
 
-def _with_batches(row: MicroBatchPlan, num_batches: int) -> MicroBatchPlan:
+def _with_batches(row: RowPlan, num_batches: int) -> RowPlan:
     if not num_batches:
         return row
-    batches = row.batches or (row.parts,)
-    return replace(row, batches=(*batches, *[()] * (num_batches - len(batches))))
+    batches = row.batches or (row.responses,)
+    return replace(row, batches=(*batches, *[{}] * (num_batches - len(batches))))
 
 
-def _whole(index: int, shape: GroupShape) -> GroupPart:
-    return GroupPart(group=index, responses=tuple(range(len(shape.response_tokens))))
-
-
-def _single(row: MicroBatchPlan, part: GroupPart, response: int) -> MicroBatchPlan:
-    single = GroupPart(group=part.group, responses=(response,))
-    return MicroBatchPlan(parts=(single,), num_tokens=row.num_tokens, cost=row.cost)
+def _all_responses(group: Lengths) -> tuple[int, ...]:
+    return tuple(range(len(group.response_tokens)))

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from curriculum.task import Demonstration
 from learner.batch.aggregation import TOKEN_MEAN, Aggregation, token_weights
-from learner.batch.microbatch import MicroBatch, PhasedMicroBatch, PrefixSegment, PromptRow, ScoredGroup
-from learner.batch.packing import GroupPart, MicroBatchPlan
+from learner.batch.microbatch import MicroBatch, PhasedMicroBatch, PrefixSegment, TrainingGroup
+from learner.batch.packing import RowPlan
 
-_PLACEHOLDER = ScoredGroup(
+_PLACEHOLDER = TrainingGroup(
     prompt_ids=np.zeros(1, np.int32),
     response_ids=(np.zeros(1, np.int32),),
     rollout_logprobs=(np.zeros(1, np.float32),),
@@ -26,10 +26,10 @@ _PLACEHOLDER = ScoredGroup(
 )
 
 
-def demonstration_group(demonstration: Demonstration) -> ScoredGroup:
+def demonstration_group(demonstration: Demonstration) -> TrainingGroup:
     """A demonstration as a group of one, so that the warm-up is packed and forwarded like everything else."""
     response = demonstration.response_ids
-    return ScoredGroup(
+    return TrainingGroup(
         prompt_ids=demonstration.prompt_ids,
         response_ids=(response,),
         rollout_logprobs=(np.zeros(len(response), np.float32),),
@@ -39,24 +39,24 @@ def demonstration_group(demonstration: Demonstration) -> ScoredGroup:
 
 
 def build_microbatch(
-    plan: MicroBatchPlan, groups: Mapping[int, ScoredGroup], *, num_groups: int, aggregation: Aggregation
+    plan: RowPlan, groups: Mapping[int, TrainingGroup], *, num_groups: int, aggregation: Aggregation
 ) -> MicroBatch | PhasedMicroBatch:
-    """Lay the planned parts out as one row, or as prompts and batches of responses where the plan has batches.
+    """Lay the planned responses out as one row, or as prompts and batches of responses where the plan has batches.
 
     Args:
-        plan: the parts of the row; without parts the row is a placeholder of two tokens that weigh nothing.
-        groups: the groups the parts belong to, by index in the batch.
+        plan: the responses of the row; without any the row is a placeholder of two tokens that weigh nothing.
+        groups: the groups they belong to, by index in the batch.
         num_groups: groups of the whole mini-batch over all ranks, the normaliser of the loss.
         aggregation: how the tokens of a group share its weight.
     """
     if plan.batches:
         return _phased(plan, groups, num_groups, aggregation)
     row = _Row()
-    for part in plan.parts:
-        group = groups[part.group]
-        segment = row.add_prompt(group, part.responses)
-        row.add_responses(group, part.responses, segment, _weights(group, num_groups, aggregation))
-    if not plan.parts:
+    for index, responses in plan.responses.items():
+        group = groups[index]
+        segment = row.add_prompt(group, responses)
+        row.add_responses(group, responses, segment, _weights(group, num_groups, aggregation))
+    if not plan.responses:
         segment = row.add_prompt(_PLACEHOLDER, (0,))
         row.add_responses(_PLACEHOLDER, (0,), segment, [0.0])
     return row.finish()
@@ -67,45 +67,34 @@ def single_row(token_ids: NDArray[np.int32]) -> MicroBatch | PhasedMicroBatch:
     group = demonstration_group(
         Demonstration(demonstration_id="row", prompt_ids=token_ids[:1], response_ids=token_ids[1:])
     )
-    plan = MicroBatchPlan(parts=(GroupPart(group=0, responses=(0,)),), num_tokens=len(token_ids), cost=0.0)
-    return build_microbatch(plan, {0: group}, num_groups=1, aggregation=TOKEN_MEAN)
+    return build_microbatch(RowPlan(responses={0: (0,)}), {0: group}, num_groups=1, aggregation=TOKEN_MEAN)
 
 
 def _phased(
-    plan: MicroBatchPlan, groups: Mapping[int, ScoredGroup], num_groups: int, aggregation: Aggregation
+    plan: RowPlan, groups: Mapping[int, TrainingGroup], num_groups: int, aggregation: Aggregation
 ) -> PhasedMicroBatch:
-    members = [groups[part.group] for part in plan.parts] or [_PLACEHOLDER]
-    prompts = [group.prompt_ids for group in members]
-    position = {part.group: index for index, part in enumerate(plan.parts)}
+    members = {index: groups[index] for index in plan.responses} or {0: _PLACEHOLDER}
     batches = []
-    for parts in plan.batches:
+    for batch in plan.batches:
         row = _Row(num_prompts=len(members))
-        chosen = {position[part.group]: part.responses for part in parts}
-        for index, group in enumerate(members):
-            responses = chosen.get(index, ())
+        for index, group in members.items():
+            responses = batch.get(index, ())
             weights_G = _weights(group, num_groups, aggregation)
-            if not chosen and index == 0:  # nothing left of this row, but the other ranks are still at it
+            if not batch and not row.segments:  # nothing left of this row, but the other ranks are still at it
                 group, responses, weights_G = _one_weightless_token(group), (0,), [0.0]
             segment = row.add_cached_prompt(group, responses)
             row.add_responses(group, responses, segment, weights_G)
         batches.append(row.finish())
-    return PhasedMicroBatch(
-        prompts=PromptRow(
-            input_ids=_join(prompts, np.int64),
-            position_ids=_join([np.arange(len(ids)) for ids in prompts], np.int64),
-            prompt_tokens=tuple(len(ids) for ids in prompts),
-        ),
-        batches=tuple(batches),
-    )
+    return PhasedMicroBatch(prompts=tuple(group.prompt_ids for group in members.values()), batches=tuple(batches))
 
 
-def _weights(group: ScoredGroup, num_groups: int, aggregation: Aggregation) -> list[float]:
+def _weights(group: TrainingGroup, num_groups: int, aggregation: Aggregation) -> list[float]:
     """[G] share of each token of each response in the loss of the mini-batch."""
-    return [weight / num_groups for weight in token_weights(group.shape.response_tokens, aggregation)]
+    return [weight / num_groups for weight in token_weights(group.response_tokens, aggregation)]
 
 
-def _one_weightless_token(group: ScoredGroup) -> ScoredGroup:
-    return ScoredGroup(
+def _one_weightless_token(group: TrainingGroup) -> TrainingGroup:
+    return TrainingGroup(
         prompt_ids=group.prompt_ids,
         response_ids=_PLACEHOLDER.response_ids,
         rollout_logprobs=_PLACEHOLDER.rollout_logprobs,
@@ -134,7 +123,7 @@ class _Row:
     top_p: list[NDArray] = field(default_factory=list)
     answers: list[NDArray] = field(default_factory=list)
 
-    def add_prompt(self, group: ScoredGroup, responses: Sequence[int]) -> int:
+    def add_prompt(self, group: TrainingGroup, responses: Sequence[int]) -> int:
         """Append the prompt; returns the index of its last token."""
         self.segments.append(_segment(self.length, group, responses))
         self.input_ids.append(group.prompt_ids)
@@ -142,14 +131,14 @@ class _Row:
         self.length += len(group.prompt_ids)
         return self.length - 1
 
-    def add_cached_prompt(self, group: ScoredGroup, responses: Sequence[int]) -> int:
+    def add_cached_prompt(self, group: TrainingGroup, responses: Sequence[int]) -> int:
         """Note a prompt that went ahead; returns the index of its last state."""
         self.segments.append(_segment(self.prompts_length, group, responses))
         self.prompts_length += len(group.prompt_ids)
         return len(self.segments) - 1
 
     def add_responses(
-        self, group: ScoredGroup, responses: Sequence[int], last_prompt: int, weights_G: Sequence[float]
+        self, group: TrainingGroup, responses: Sequence[int], last_prompt: int, weights_G: Sequence[float]
     ) -> None:
         """Append the responses; the state with index `last_prompt` predicts the first token of each."""
         for i in responses:
@@ -188,7 +177,7 @@ class _Row:
         )
 
 
-def _segment(start: int, group: ScoredGroup, responses: Sequence[int]) -> PrefixSegment:
+def _segment(start: int, group: TrainingGroup, responses: Sequence[int]) -> PrefixSegment:
     return PrefixSegment(
         start=start,
         prompt_tokens=len(group.prompt_ids),

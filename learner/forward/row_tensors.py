@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -22,7 +23,7 @@ from learner.attention.shared_prefix import (
     whole_layout,
 )
 from learner.attention.ulysses import HeadExchange
-from learner.batch.microbatch import MicroBatch, PhasedMicroBatch, PromptRow
+from learner.batch.microbatch import MicroBatch, PhasedMicroBatch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,21 +144,25 @@ class PromptTensors:
     """[S] int64 index of the last token of every prompt that ends in this rank's stretch."""
 
     @classmethod
-    def of(cls, row: PromptRow, placement: Placement) -> Self:
-        """Copy the prompts to the device."""
-        own, padding = placement.stretch(len(row.input_ids))
-        layout = prompt_layout(row.prompt_tokens, placement.device)
+    def of(cls, prompts: Sequence[NDArray[np.int32]], placement: Placement) -> Self:
+        """Copy S prompts, end to end, to the device; positions begin anew with every prompt."""
+        lengths = [len(prompt) for prompt in prompts]
+        own, padding = placement.stretch(sum(lengths))
+        layout = prompt_layout(lengths, placement.device)
         if placement.exchange is not None:
             layout = layout.with_exchange(placement.exchange, padding, placement.device)
-        last = np.cumsum(row.prompt_tokens) - 1
+        last = np.cumsum(lengths) - 1
         last = last[(last >= own.start) & (last < own.stop)] - own.start
 
         def move(array: NDArray) -> Tensor:
             return torch.as_tensor(array).to(placement.device, non_blocking=True)
 
+        def stretch(parts: Sequence[NDArray]) -> Tensor:
+            return move(np.pad(np.concatenate(parts, dtype=np.int64), (0, padding))[own])[None]
+
         return cls(
-            input_ids=move(np.pad(row.input_ids, (0, padding))[own])[None],
-            position_ids=move(np.pad(row.position_ids, (0, padding))[own])[None],
+            input_ids=stretch(prompts),
+            position_ids=stretch([np.arange(length) for length in lengths]),
             layout=layout,
             last_S=move(last),
         )

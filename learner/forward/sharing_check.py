@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from learner.batch.aggregation import TOKEN_MEAN
-from learner.batch.microbatch import MicroBatch, PhasedMicroBatch, ScoredGroup
-from learner.batch.packing import GroupPart, MicroBatchPlan
+from learner.batch.microbatch import MicroBatch, PhasedMicroBatch, TrainingGroup
+from learner.batch.packing import PLACEHOLDER, RowPlan
 from learner.batch.rows import build_microbatch
 from learner.forward.logprobs import TokenScores
 from learner.forward.row_tensors import Placement, RowTensors
@@ -39,26 +39,26 @@ class CheckRows:
     """Labels that both rows hold."""
 
 
-def check_rows(plan: MicroBatchPlan, groups: Mapping[int, ScoredGroup]) -> CheckRows:
+def check_rows(plan: RowPlan, groups: Mapping[int, TrainingGroup]) -> CheckRows:
     """First and last response of the first group of a row; in batches if the row is."""
-    if not plan.parts:
+    if not plan.responses:
         empty = build_microbatch(plan, groups, num_groups=1, aggregation=TOKEN_MEAN)
-        alone = build_microbatch(_row(()), groups, num_groups=1, aggregation=TOKEN_MEAN)
+        alone = build_microbatch(PLACEHOLDER, groups, num_groups=1, aggregation=TOKEN_MEAN)
         assert isinstance(alone, MicroBatch)
         return CheckRows(shared=empty, dense=alone, num_first=0, num_common=0)
-    part = plan.parts[0]
-    chosen = sorted({part.responses[0], part.responses[-1]})
-    first, last = (GroupPart(group=part.group, responses=(i,)) for i in (chosen[0], chosen[-1]))
-    both = GroupPart(group=part.group, responses=tuple(chosen))
+    group, responses = next(iter(plan.responses.items()))
+    chosen = sorted({responses[0], responses[-1]})
+    both = {group: tuple(chosen)}
     # every rank needs the same number of batches
-    batches = ((first,), (last,)) if len(chosen) > 1 else ((first,),)
-    batches = (*batches, *[()] * len(plan.batches))[: len(plan.batches)] if plan.batches else ()
-    if plan.batches and len(plan.batches) < len(chosen):
-        batches = ((both,),)
-    shared = build_microbatch(_row((both,), batches), groups, num_groups=1, aggregation=TOKEN_MEAN)
-    dense = build_microbatch(_row((last,)), groups, num_groups=1, aggregation=TOKEN_MEAN)
+    num_batches = len(plan.batches)
+    batches = (*[{group: (i,)} for i in chosen], *[{}] * num_batches)[:num_batches]
+    if 0 < num_batches < len(chosen):
+        batches = (both,)
+    shared = build_microbatch(RowPlan(responses=both, batches=batches), groups, num_groups=1, aggregation=TOKEN_MEAN)
+    alone = RowPlan(responses={group: (chosen[-1],)})
+    dense = build_microbatch(alone, groups, num_groups=1, aggregation=TOKEN_MEAN)
     assert isinstance(dense, MicroBatch)
-    lengths = groups[part.group].shape.response_tokens
+    lengths = groups[group].response_tokens
     return CheckRows(
         shared=shared,
         dense=dense,
@@ -99,7 +99,3 @@ def gathered_logprobs(rows_and_scores: Iterable[tuple[RowTensors, TokenScores]],
             dist.all_reduce(column, group=placement.exchange.group)
         columns.append(column)
     return torch.cat(columns)
-
-
-def _row(parts: tuple[GroupPart, ...], batches: tuple[tuple[GroupPart, ...], ...] = ()) -> MicroBatchPlan:
-    return MicroBatchPlan(parts=parts, num_tokens=0, cost=0.0, batches=batches)

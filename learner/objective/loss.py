@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-KlEstimator = Literal["k1", "k2", "k3"]
+KlEstimator = Literal["k2", "k3"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,12 +55,10 @@ def clipped_policy_loss(
 def kl_estimate(logprobs_N: Tensor, reference_logprobs_N: Tensor, estimator: KlEstimator) -> Tensor:
     """[N] estimate of KL(policy || reference) from the sampled tokens (J. Schulman, "Approximating KL divergence").
 
-    With d = log(reference / policy): k1 = -d (unbiased, may be negative), k2 = d^2 / 2 (biased, low variance),
-    k3 = exp(d) - d - 1 (unbiased and non-negative).
+    With d = log(reference / policy): k2 = d^2 / 2 (biased, low variance), k3 = exp(d) - d - 1 (unbiased and
+    non-negative). k1 = -d is left out: the expectation of its gradient is zero.
     """
     delta_N = reference_logprobs_N - logprobs_N
-    if estimator == "k1":
-        return -delta_N
     if estimator == "k2":
         return delta_N.square() / 2
     return torch.expm1(delta_N) - delta_N

@@ -15,8 +15,15 @@ from learner.forward.logprobs import TokenScores
 from learner.forward.row_tensors import RowTensors
 from learner.objective.loss import KlEstimator, clipped_policy_loss, importance_weights, kl_estimate
 
-DIAGNOSTICS = ("clipped", "ratio", "kl", "masked", "importance", "nucleus")
-"""Sums over the tokens of a row that a `PolicyLoss` collects, in the order of its `sums`."""
+TOKEN_SUMS = (
+    "clip_fraction",
+    "mean_ratio",
+    "kl_to_reference",
+    "masked_fraction",
+    "importance_weight",
+    "log_nucleus",
+)
+"""Fields of `StepReport` whose sums over the tokens of a row a `PolicyLoss` collects, in the order of its `sums`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +83,8 @@ class PolicyLoss:
         self._old = old
         self._reference_N = reference_N
         self._kept_N = kept_N
-        self.sums = torch.zeros(len(DIAGNOSTICS), dtype=torch.float64, device=row.labels_N.device)
-        """Of `DIAGNOSTICS`, complete after the last tile."""
+        self.sums = torch.zeros(len(TOKEN_SUMS), dtype=torch.float64, device=row.labels_N.device)
+        """Of `TOKEN_SUMS`, complete after the last tile."""
 
     def __call__(self, tokens: slice, scores: TokenScores) -> Tensor:
         """See `learner.forward.logprobs.TokenLoss`."""
@@ -104,7 +111,7 @@ class PolicyLoss:
             )
         correction_n = correction_n.where(used_n, 0.0)  # before the product: 0 * nan would survive in the gradient
         loss_n = correction_n * terms.loss_N
-        kl_n = torch.zeros_like(rollout_n)
+        kl_n = torch.full_like(rollout_n, torch.nan)  # not measured
         if self._reference_N is not None:
             kl_n = kl_estimate(scores.logprobs_N, self._reference_N[tokens], objective.kl_estimator)
         if objective.kl_coefficient:

@@ -6,7 +6,6 @@ import torch
 
 from learner.batch.aggregation import RESPONSE_MEAN, TOKEN_MEAN, Aggregation
 from learner.config import LearnerConfig
-from learner.objective.entropy_control import EntropySwitch
 from learner.objective.objective import Objective
 
 
@@ -40,9 +39,3 @@ def objective_of(config: LearnerConfig) -> Objective:
         importance_cap=None if importance is None else importance.cap,
         importance_beyond="truncate" if importance is None else importance.beyond,
     )
-
-
-def entropy_switch(config: LearnerConfig) -> EntropySwitch | None:
-    """The switch that leaves negative answers out, if the run has one."""
-    control = config.entropy_control
-    return None if control is None else EntropySwitch(high=control.high, low=control.low)

@@ -1,50 +1,27 @@
-"""Sums over the rows of a step, and the means they become once all ranks have added theirs."""
+"""Sums over the rows of a step, and the report they become once all ranks have added theirs."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import fields
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from curriculum.metric import declared_metrics
 from learner.forward.logprobs import TokenScores
 from learner.forward.row_tensors import RowTensors
-from learner.objective.objective import DIAGNOSTICS, usable_tokens
+from learner.objective.objective import TOKEN_SUMS, usable_tokens
+from learner.reports import SftReport, StepReport
 
-_COLUMNS = ("loss", "tokens", "entropy", "hits", *DIAGNOSTICS)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepSums:
-    """Means over a step, equal on every rank; those over updates count the updates that were made, NaN if none was."""
-
-    num_tokens: int
-    num_updates: int
-    num_skipped_updates: int
-    loss: float
-    """Mean over the updates."""
-    grad_norm: float
-    """Mean over the updates."""
-    entropy: float
-    """Mean over the tokens (nats)."""
-    token_accuracy: float
-    clip_fraction: float
-    mean_ratio: float
-    kl_to_reference: float
-    masked_fraction: float
-    """Share of the tokens left out of the loss."""
-    importance_weight: float
-    """Mean over the tokens; 1 without correction, less by what is masked."""
-    log_nucleus: float
-    """Mean over the tokens (nats)."""
-    rollout_logprob_gap_mean: float
-    """Over the tokens that take part."""
-    rollout_logprob_gap_max: float
+_COLUMNS = ("loss", "tokens", "entropy", "token_accuracy", *TOKEN_SUMS)
+"""Sums of a row, under the name of the field that they become in a report; `tokens` is their number."""
+_Report = TypeVar("_Report", SftReport, StepReport)
 
 
 class StepAccumulator:
-    """Collects sums on the device without waiting for it; `reduce` is the only synchronisation."""
+    """Collects sums on the device without waiting for it; `report` is the only synchronisation."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -55,7 +32,7 @@ class StepAccumulator:
         self._gap_sum = torch.zeros(2, dtype=torch.float64, device=device)
         self._gap_max = torch.zeros((), dtype=torch.float64, device=device)
 
-    def add_row(self, row: RowTensors, scores: TokenScores, loss: Tensor, diagnostics: Tensor | None = None) -> None:
+    def add_row(self, row: RowTensors, scores: TokenScores, loss: Tensor, token_sums: Tensor | None = None) -> None:
         """Count a row: of demonstrations, or of groups with the sums of its `PolicyLoss`."""
         if row.is_placeholder:
             return
@@ -67,9 +44,9 @@ class StepAccumulator:
                 scores.hits_N.double().sum(),
             ]
         )
-        if diagnostics is None:
-            diagnostics = torch.zeros(len(DIAGNOSTICS), dtype=torch.float64, device=self._device)
-        self._rows.append(torch.cat((general, diagnostics)))
+        if token_sums is None:
+            token_sums = torch.zeros(len(TOKEN_SUMS), dtype=torch.float64, device=self._device)
+        self._rows.append(torch.cat((general, token_sums)))
 
     def add_gap(self, row: RowTensors, scores: TokenScores) -> None:
         """Compare with the engine's log-probabilities, before the first update; tokens that are left out do not count.
@@ -99,8 +76,31 @@ class StepAccumulator:
             self._grad_norms.append(grad_norm)
         del self._rows[1:]
 
-    def reduce(self) -> StepSums:
-        """Add up over the ranks. Collective."""
+    def report(self, kind: type[_Report], **known: Any) -> _Report:
+        """Add up over the ranks and fill a report in. Collective.
+
+        Args:
+            kind: What to report.
+            known: The fields that do not come of rows and updates.
+        """
+        sums = self._reduced()
+        counts = {"tokens": sums["tokens"], "updates": len(self._updates), "compared_tokens": sums["compared_tokens"]}
+        means = {
+            name: _ratio(sums[name], counts[metric.mean_over])
+            for name, metric in declared_metrics(kind).items()
+            if metric.mean_over
+        }
+        totals = {
+            "num_response_tokens": int(sums["tokens"]),
+            "num_updates": len(self._updates),
+            "num_skipped_updates": self._num_skipped,
+            "rollout_logprob_gap_max": float(self._gap_max),
+        }
+        wanted = {field.name for field in fields(kind)}
+        return kind(**means, **{name: total for name, total in totals.items() if name in wanted}, **known)
+
+    def _reduced(self) -> dict[str, float]:
+        """Sums over the rows of all ranks, by column, the norms of the updates, and the gap with its tokens."""
         import torch.distributed as dist
 
         sums = torch.stack(self._updates).sum(dim=0) if self._updates else self._rows[0]
@@ -108,28 +108,8 @@ class StepAccumulator:
         if dist.get_world_size() > 1:
             dist.all_reduce(sums)
             dist.all_reduce(self._gap_max, op=dist.ReduceOp.MAX)
-        *values, gap, num_gaps = sums.tolist()
-        return self._means(dict(zip(_COLUMNS, values, strict=True)), gap, num_gaps)
-
-    def _means(self, sums: dict[str, float], gap: float, num_gaps: float) -> StepSums:
-        tokens, updates = sums["tokens"], len(self._updates)
-        return StepSums(
-            num_tokens=int(tokens),
-            num_updates=updates,
-            num_skipped_updates=self._num_skipped,
-            loss=_ratio(sums["loss"], updates),
-            grad_norm=_ratio(sum(self._grad_norms), updates),
-            entropy=_ratio(sums["entropy"], tokens),
-            token_accuracy=_ratio(sums["hits"], tokens),
-            clip_fraction=_ratio(sums["clipped"], tokens),
-            mean_ratio=_ratio(sums["ratio"], tokens),
-            kl_to_reference=_ratio(sums["kl"], tokens),
-            masked_fraction=_ratio(sums["masked"], tokens),
-            importance_weight=_ratio(sums["importance"], tokens),
-            log_nucleus=_ratio(sums["nucleus"], tokens),
-            rollout_logprob_gap_mean=_ratio(gap, num_gaps),
-            rollout_logprob_gap_max=float(self._gap_max),
-        )
+        columns = (*_COLUMNS, "rollout_logprob_gap_mean", "compared_tokens")
+        return {"grad_norm": sum(self._grad_norms), **dict(zip(columns, sums.tolist(), strict=True))}
 
 
 def _ratio(total: float, count: float) -> float:

@@ -1,22 +1,63 @@
-"""The sending side of a weight update: full weights in memory that engines map, and on their way to a group of them."""
+"""The sending side of a weight update: full weights out of ZeRO-3 into memory that engines map, and to a group of them.
+
+Weights are gathered bucket by bucket, always in the same order, tied ones once.
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from actors.weights.delta import WeightPayload, changed_payload, whole_payload
-from actors.weights.loading import record_of
-from actors.weights.member import GroupMember, host_store
-from actors.weights.segment import Segment
-from actors.weights.update import SAMPLED_STRIDE, TensorRecord, WeightGroup, WeightUpdate, segment_offsets
-from learner.weights.broadcast import broadcast
-from learner.weights.source import WeightSource
+from actors.weights.tensors import IN_FLIGHT, GroupMember, described, dtype_name, host_store
+from actors.weights.update import (
+    SAMPLED_STRIDE,
+    Segment,
+    TensorRecord,
+    WeightGroup,
+    WeightUpdate,
+    bucket_slices,
+    changes,
+    segment_offsets,
+)
+
+
+class WeightSource:
+    """The parameters of a module, gathered while they are iterated over.
+
+    Waits for: the other ranks, in every bucket.  Unblocked by: all ranks iterating to the end, in step.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        """Take a module whose parameters ZeRO-3 has partitioned, or a plain one."""
+        self._parameters = list(module.named_parameters())
+
+    def records(self) -> tuple[TensorRecord, ...]:
+        """Describe what iteration will yield, without checksums; gathers nothing."""
+        return tuple(_record(name, weight) for name, weight in self._parameters)
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield every parameter as (name, full tensor), on every rank; it is gone when the next one is asked for."""
+        for bucket in self.buckets():
+            yield from bucket
+
+    def buckets(self) -> Iterator[list[tuple[str, Tensor]]]:
+        """Yield as many parameters at a time as are gathered at once, as `bucket_slices` cuts them."""
+        import deepspeed
+
+        for bucket in self._buckets():
+            with deepspeed.zero.GatheredParameters([weight for _, weight in bucket]):
+                yield [(name, weight.detach()) for name, weight in bucket]
+
+    def _buckets(self) -> Iterator[list[tuple[str, nn.Parameter]]]:
+        for cut in bucket_slices(self.records()):
+            yield self._parameters[cut]
 
 
 class WeightSender:
@@ -34,40 +75,42 @@ class WeightSender:
         self._stride = 1 if every_byte else SAMPLED_STRIDE
         self._member: GroupMember | None = None
         self._written: list[tuple[WeightUpdate, Segment]] = []
-        self.write_s = 0.0
-        """Seconds of the last update that went into copying gathered tensors."""
 
     def open_group(
-        self, *, host: str, num_receivers: int, epoch: int, timeout_s: float, device: torch.device
-    ) -> WeightGroup:
-        """From now on rank 0 sends every version to this group, instead of the one before; see `WeightGroup`.
+        self, version: int, *, host: str, num_receivers: int, epoch: int, timeout_s: float, device: torch.device
+    ) -> WeightUpdate:
+        """Send every version from this one on to a new group, instead of the one before, on rank 0.
 
         Args:
+            version: that is published next.
             host: address of this host for the receivers.
             num_receivers: workers of all engines.
             epoch: number of the group.
             timeout_s: longest wait for a member.
             device: of the gathered weights.
+
+        Returns:
+            the announcement of the version for the first engine; those of later versions and for other engines differ
+            in `version` and `first_rank`.
         """
         if self._member is not None:
             self._member.close()
         store = host_store(host, timeout_s)
-        world_size = 1 + num_receivers
-        self._member = GroupMember(
-            store, rank=0, world_size=world_size, epoch=epoch, timeout_s=timeout_s, device=device
-        )
-        return WeightGroup(
+        group = WeightGroup(
             host=host,
             port=store.port,
-            world_size=world_size,
+            world_size=1 + num_receivers,
             epoch=epoch,
             timeout_s=timeout_s,
-            stride=self._stride,
-            tensors=tuple(meta.layout for meta in self._source.metadata()),
+        )
+        self._member = GroupMember(store, group, rank=0, device=device)
+        return WeightUpdate(
+            version=version, tensors=self._source.records(), source=group, first_rank=1, stride=self._stride
         )
 
     def publish(self, version: int) -> WeightUpdate | None:
-        """Gather the weights; collective. Rank 0 writes them and returns the announcement, the others return None.
+        """Gather the weights; collective. Rank 0 writes them, broadcasts them if there is a group, and returns where
+        they lie; the others return None.
 
         Raises:
             WeightGroupError: the group did not take them.
@@ -78,17 +121,13 @@ class WeightSender:
             return None
         segment = self._free_segment()
         records = self._write(segment, version)
-        update = WeightUpdate(version=version, path=segment.path, tensors=tuple(records), stride=self._stride)
+        update = WeightUpdate(version=version, tensors=records, source=segment.path, stride=self._stride)
         self._written = [*self._written[-1:], (update, segment)]
         return update
 
-    @property
-    def latest(self) -> WeightUpdate:
-        """The version that was published last, on rank 0."""
-        return self._written[-1][0]
-
-    def payload(self, version: int, *, delta: bool) -> WeightPayload:
-        """One of the last two versions for another host; with `delta` as changes against the one before, if there is.
+    def with_values(self, version: int, *, delta: bool) -> WeightUpdate:
+        """Return one of the last two versions for another host, on rank 0; with `delta` as changes against the one
+        before, if there is one.
 
         Raises:
             ValueError: the version is not there any more.
@@ -97,38 +136,87 @@ class WeightSender:
         if version not in versions:
             raise ValueError(f"weights of version {version} are gone; the learner holds {versions}")
         index = versions.index(version)
-        update, segment = self._written[index]
-        if not delta or index == 0:
-            return whole_payload(update, segment.data)
-        base, base_segment = self._written[index - 1]
-        return changed_payload(update, segment.data, base, base_segment.data)
+        base = self._written[index - 1] if delta and index > 0 else None
+        return carrying_values(*self._written[index], base=base)
 
     def _free_segment(self) -> Segment:
         if len(self._written) == 2:
             return self._written[0][1]
-        return Segment(segment_offsets(meta.num_bytes for meta in self._source.metadata())[-1])
+        return Segment(segment_offsets(self._source.records())[-1])
 
-    def _write(self, segment: Segment, version: int) -> list[TensorRecord]:
-        """One copy: from the gathered tensor to where the engines read it. The checksum is that of the source."""
-        self.write_s = 0.0
-        offsets = segment_offsets(meta.num_bytes for meta in self._source.metadata())
+    def _write(self, segment: Segment, version: int) -> tuple[TensorRecord, ...]:
+        """Make one copy: from the gathered tensor to where the engines read it. The checksum is that of the source."""
+        offsets = segment_offsets(self._source.records())
         records = []
         for (name, tensor), offset in zip(self._tensors(), offsets, strict=False):
-            record = record_of(name, tensor, version=version, stride=self._stride)
-            started = time.perf_counter()
-            _copy(tensor, segment.data[offset : offset + record.num_bytes])
-            self.write_s += time.perf_counter() - started
+            record = described(name, tensor, version=version, stride=self._stride)
+            self._copy(tensor, segment.data[offset : offset + record.num_bytes])
             records.append(record)
-        return records
+        return tuple(records)
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         return iter(self._source) if self._member is None else broadcast(self._source, self._member)
 
+    def _copy(self, tensor: Tensor, place: NDArray[np.uint8]) -> None:
+        """Copy a tensor; NumPy copies host memory with memcpy, which is what the transport is measured against."""
+        data = tensor.reshape(-1).view(torch.uint8)
+        if data.device.type == "cpu":
+            np.copyto(place, data.numpy())
+        else:
+            torch.from_numpy(place).copy_(data)
 
-def _copy(tensor: Tensor, place: NDArray[np.uint8]) -> None:
-    """NumPy copies host memory with memcpy, which is also what the transport is measured against."""
-    data = tensor.reshape(-1).view(torch.uint8)
-    if data.device.type == "cpu":
-        np.copyto(place, data.numpy())
-    else:
-        torch.from_numpy(place).copy_(data)
+
+def carrying_values(
+    update: WeightUpdate, segment: Segment, *, base: tuple[WeightUpdate, Segment] | None
+) -> WeightUpdate:
+    """Return an update that carries what lies in its segment: all of it, or with an earlier version of the same layout
+    as `base` the changes against that, of each tensor for which they are smaller."""
+    values = update.pieces(segment.data)
+    if base is None:
+        return replace(update, source=values)
+    earlier, earlier_segment = base
+    pieces = zip(update.tensors, values, earlier.pieces(earlier_segment.data), strict=True)
+    return replace(
+        update,
+        source=tuple(changes(new, old, tensor.item_bytes) for tensor, new, old in pieces),
+        base_version=earlier.version,
+    )
+
+
+def broadcast(source: WeightSource, member: GroupMember) -> Iterator[tuple[str, Tensor]]:
+    """Pass the tensors of a source on and send them to the group; all are there when the iteration has ended.
+
+    While a bucket is on its way to the engines, the next one is gathered.
+    Consumes: the source, so the other ranks of the learner iterate over theirs.  Waits for: the members of the group,
+    when two buckets are on their way.  Unblocked by: their receiving.
+
+    Raises:
+        WeightGroupError: a member is gone or stands still.
+    """
+    member.connect()
+    under_way: deque[tuple[Tensor, Any]] = deque()
+    for bucket in source.buckets():
+        if len(under_way) == IN_FLIGHT:
+            member.finish(under_way.popleft()[1])
+        buffer = packed(bucket, member.device)
+        under_way.append((buffer, member.start(buffer)))
+        yield from bucket
+    for _, work in under_way:
+        member.finish(work)
+
+
+def packed(bucket: Sequence[tuple[str, Tensor]], device: torch.device) -> Tensor:
+    """Return [bytes] with the tensors one after the other, as `segment_offsets` places them; on this device."""
+    records = [_record(name, tensor) for name, tensor in bucket]
+    offsets = segment_offsets(records)
+    buffer = torch.empty(offsets[-1], dtype=torch.uint8, device=device)
+    for (_, tensor), record, offset in zip(bucket, records, offsets, strict=False):
+        buffer[offset : offset + record.num_bytes].copy_(tensor.reshape(-1).view(torch.uint8))
+    return buffer
+
+
+def _record(name: str, weight: Tensor) -> TensorRecord:
+    """Describe a full tensor, or one that ZeRO-3 has partitioned, without its values."""
+    shape = tuple(getattr(weight, "ds_shape", weight.shape))
+    num_bytes = torch.Size(shape).numel() * weight.dtype.itemsize
+    return TensorRecord(name=name, dtype=dtype_name(weight.dtype), shape=shape, num_bytes=num_bytes)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from curriculum.errors import UserError
+from curriculum.files import begin_folder, file_errors, finish_folder, partial_of, write_text
 from learner.zero3.shard import Shard, shard_name
 
 if TYPE_CHECKING:
@@ -26,30 +27,6 @@ _MANIFEST = "manifest.json"
 _INDEX = "index.json"
 _STEP = "optimizer_step"
 _STATE = "state.json"
-
-
-def is_complete(directory: Path) -> bool:
-    """True if the checkpoint was written to its end."""
-    return (directory / COMPLETE).is_file()
-
-
-def latest_complete(parent: Path) -> Path | None:
-    """The last complete checkpoint in `parent` by name, or None; number the names with leading zeros."""
-    return max((path for path in _checkpoints(parent) if is_complete(path)), key=lambda path: path.name, default=None)
-
-
-def prune(parent: Path, keep: int) -> None:
-    """Delete all but the last `keep` complete checkpoints in `parent`; incomplete and temporary ones are left alone.
-
-    Raises:
-        ValueError: `keep` is below 1, which would delete the only way back.
-    """
-    if keep < 1:
-        raise ValueError(f"keep={keep} would delete every checkpoint; keep at least 1")
-    complete = sorted((path for path in _checkpoints(parent) if is_complete(path)), key=lambda path: path.name)
-    for path in complete[:-keep]:
-        (path / COMPLETE).unlink()
-        shutil.rmtree(path)
 
 
 def save(engine: DeepSpeedEngine, directory: Path, *, manifest: dict[str, Any], state: dict[str, Any]) -> None:
@@ -64,22 +41,19 @@ def save(engine: DeepSpeedEngine, directory: Path, *, manifest: dict[str, Any], 
     import torch.distributed as dist
 
     rank = dist.get_rank()
-    partial = directory.with_name(f".{directory.name}.partial")
-    if rank == 0:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+    partial = begin_folder(directory) if rank == 0 else partial_of(directory)
     dist.barrier()
     shard = Shard.of(engine)
-    shard.save(partial / shard_name(rank))
-    torch.save(_random_state(), partial / f"rng_{rank}.pt")
+    with file_errors(directory, "written"):
+        shard.save(partial / shard_name(rank))
+        torch.save(_random_state(), partial / f"rng_{rank}.pt")
     dist.barrier()
     if rank == 0:
-        (partial / _MANIFEST).write_text(json.dumps({**manifest, "world_size": dist.get_world_size()}) + "\n")
-        (partial / _INDEX).write_text(json.dumps(shard.index) + "\n")
-        (partial / _STATE).write_text(json.dumps({**state, _STEP: shard.step}) + "\n")
-        (partial / COMPLETE).touch()
-        shutil.rmtree(directory, ignore_errors=True)
-        partial.rename(directory)
+        write_text(partial / _MANIFEST, json.dumps({**manifest, "world_size": dist.get_world_size()}) + "\n")
+        write_text(partial / _INDEX, json.dumps(shard.index) + "\n")
+        write_text(partial / _STATE, json.dumps({**state, _STEP: shard.step}) + "\n")
+        write_text(partial / COMPLETE, "")
+        finish_folder(directory)
     dist.barrier()
 
 
@@ -90,13 +64,13 @@ def load(engine: DeepSpeedEngine, directory: Path, *, manifest: dict[str, Any]) 
     those of the old ranks, over and over, since there is one per rank.
 
     Raises:
-        FileNotFoundError: no complete checkpoint of that name.
-        ValueError: the checkpoint was written with another manifest, or belongs to another model.
+        UserError: there is no complete checkpoint of that name, it was written with another manifest, or it belongs to
+            another model.
     """
     import torch.distributed as dist
 
-    if not is_complete(directory):
-        raise FileNotFoundError(f"{directory} is not a complete checkpoint (no {COMPLETE}); resume from an earlier one")
+    if not (directory / COMPLETE).is_file():
+        raise UserError(f"{directory} is not a complete checkpoint (no {COMPLETE}); resume from an earlier one")
     found = json.loads((directory / _MANIFEST).read_text())
     _check_manifest(directory, found, manifest)
     state = json.loads((directory / _STATE).read_text())
@@ -109,17 +83,11 @@ def load(engine: DeepSpeedEngine, directory: Path, *, manifest: dict[str, Any]) 
     return state
 
 
-def _checkpoints(parent: Path) -> list[Path]:
-    if not parent.is_dir():
-        return []
-    return [path for path in parent.iterdir() if path.is_dir() and not path.name.startswith(".")]
-
-
 def _check_manifest(directory: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
     different = {key: (found.get(key), value) for key, value in expected.items() if found.get(key) != value}
     if different:
         text = ", ".join(f"{key}={old!r} in the checkpoint but {new!r} now" for key, (old, new) in different.items())
-        raise ValueError(f"{directory}: {text}; resume with the settings the checkpoint was written with")
+        raise UserError(f"{directory}: {text}; resume with the settings the checkpoint was written with")
 
 
 def _random_state() -> dict[str, Any]:

@@ -46,8 +46,8 @@ def _zero_optimization(config: LearnerConfig, on_gpu: bool) -> dict[str, Any]:
         "stage3_param_persistence_threshold": PERSISTENT_PARAMETER_ELEMENTS,
     }
     host = {"device": "cpu", "pin_memory": on_gpu}
-    if config.offload_optimizer:
+    if "optimizer" in config.offload:
         settings["offload_optimizer"] = host
-    if config.offload_parameters:
+    if "parameters" in config.offload:
         settings["offload_param"] = host
     return settings

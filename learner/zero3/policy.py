@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
+from curriculum.errors import UserError
 from learner.attention.shared_prefix import ATTENTION_KEY, register
 from learner.forward.logprobs import ResponseHead, TokenLoss
 from learner.forward.row_tensors import PromptTensors, RowTensors
@@ -34,12 +35,12 @@ class Policy(nn.Module):
         """Take over a model loaded with `attn_implementation="shared_prefix"`; its head becomes a `ResponseHead`.
 
         Raises:
-            ValueError: the LM head has a bias, or the model scales or caps its logits, which `ResponseHead` cannot.
+            UserError: the LM head has a bias, or the model scales or caps its logits, which `ResponseHead` cannot.
         """
         super().__init__()
         head = causal_lm.get_output_embeddings()
         if not isinstance(head, nn.Linear) or head.bias is not None or _changes_logits(causal_lm.config):
-            raise ValueError(
+            raise UserError(
                 f"{type(causal_lm).__name__}: the LM head is not a plain matrix; use a Qwen2, Qwen3 or Llama model"
             )
         self.causal_lm = causal_lm

@@ -19,6 +19,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from curriculum.errors import UserError
+
 WEIGHTS = "weights"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """Columns of AdamW; absent before its first step."""
@@ -140,6 +142,4 @@ def _check_same_parameters(directory: Path, saved: Index, own: Index) -> None:
     sizes, own_sizes = ({name: entry[3] for name, entry in index.items()} for index in (saved, own))
     if sizes != own_sizes:
         names = sorted(name for name in sizes.keys() | own_sizes.keys() if sizes.get(name) != own_sizes.get(name))
-        raise ValueError(
-            f"{directory} belongs to another model: {names[0]} differs; resume with the model it came from"
-        )
+        raise UserError(f"{directory} belongs to another model: {names[0]} differs; resume with the model it came from")

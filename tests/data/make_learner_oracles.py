@@ -87,7 +87,7 @@ def verl_results(batch: dict) -> dict:
             }
     found["kl"] = {
         kind: (core_algos.kl_penalty(padded(batch["policy"]), padded(batch["reference"]), kind)[mask.bool()]).tolist()
-        for kind in ("k1", "k2", "k3")
+        for kind in ("k2", "k3")
     }
     return found
 

@@ -1,16 +1,15 @@
 """Weights from one CUDA card to a vLLM engine on another one, over NCCL."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from actors.config import EngineConfig
-from actors.weights.update import WeightBroadcast
-from cluster.weights.contract import MAX_PROBE_GAP, check_probe, check_receipt
-from learner.weights.sender import WeightSender
-from learner.weights.source import WeightSource
+from cluster.weights.sync import MAX_PROBE_GAP, check_probe, check_receipt
+from learner.weights.sender import WeightSender, WeightSource
 
 pytestmark = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices on this machine")
 
@@ -26,8 +25,8 @@ def test_an_engine_computes_with_what_another_card_broadcasts_again_and_again():
     torch.cuda.set_device(1)
     model = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.bfloat16).cuda()
     sender = WeightSender(WeightSource(model), is_root=True, every_byte=False)
-    group = sender.open_group(
-        host="127.0.0.1", num_receivers=1, epoch=1, timeout_s=60.0, device=torch.device("cuda", 1)
+    announcement = sender.open_group(
+        1, host="127.0.0.1", num_receivers=1, epoch=1, timeout_s=60.0, device=torch.device("cuda", 1)
     )
 
     def publish(version):
@@ -40,7 +39,7 @@ def test_an_engine_computes_with_what_another_card_broadcasts_again_and_again():
         try:
             for version in (1, 2):
                 ours = _disturbed_logprobs(model)
-                update = WeightBroadcast(version=version, group=group, first_rank=1)
+                update = replace(announcement, version=version)
                 sent, receipt = await asyncio.gather(asyncio.to_thread(publish, version), engine.load_weights(update))
                 yield version, sent, receipt, ours, await engine.score(PROBE)
         finally:

@@ -7,10 +7,9 @@ import pytest
 import torch
 
 from actors.config import EngineConfig
-from actors.weights.loading import record_of
-from cluster.weights.contract import MAX_PROBE_GAP, check_probe, check_receipt
-from learner.weights.sender import WeightSender
-from learner.weights.source import WeightSource
+from actors.weights.tensors import described
+from cluster.weights.sync import MAX_PROBE_GAP, check_probe, check_receipt
+from learner.weights.sender import WeightSender, WeightSource
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 
@@ -21,7 +20,7 @@ PROBE = list(range(20, 84))
 @pytest.mark.parametrize("stride", [1, 64])
 def test_a_tensor_has_the_same_checksum_on_either_device(stride):
     tensor = torch.randn(300, 1000).bfloat16()
-    records = [record_of("a", tensor.to(device), version=5, stride=stride) for device in ("cpu", "cuda")]
+    records = [described("a", tensor.to(device), version=5, stride=stride) for device in ("cpu", "cuda")]
     assert records[0] == records[1]
 
 

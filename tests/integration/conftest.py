@@ -26,14 +26,29 @@ from curriculum.synthetic import VALUES, generate_demonstrations, generate_items
 
 ROOT = Path(__file__).parents[2]
 MARKER = "QWENLONG_TEST_COMMAND"
+RAY = Path(sys.executable).with_name("ray")
+ROLLOUT = "rollout-0"
 RAY_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
-START_S, RUN_S = 180.0, 240.0
+SHARING_REFERENCE = ("test_faults.py", "test_training_run.py", "test_weight_sync.py")
+START_S, RUN_S = 300.0, 300.0
 """Longest waits, in seconds, for actors to be ready and for a run to end."""
 
 NUM_SFT_STEPS, NUM_SHORT_STEPS, NUM_LONG_STEPS = 24, 2, 6
 NUM_STEPS = NUM_SFT_STEPS + NUM_SHORT_STEPS + NUM_LONG_STEPS
 MEASURED = ("rollout/object_store_bytes", "sync/probe_gap_max")
 BATCH_SIZE, GROUPS_PER_BATCH, GROUP_SIZE, NUM_HELDOUT = 16, 4, 8, 4
+
+
+def pytest_xdist_make_scheduler(config, log):
+    """The tests of a file are one unit of work for the parallel workers, those of `SHARING_REFERENCE` together."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByRun(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "reference" if file.endswith(SHARING_REFERENCE) else file
+
+    return ByRun(config, log)
 
 
 class Command:
@@ -144,6 +159,13 @@ class Run:
         self.checkpoints.append(sorted(path.name for path in (self.folder / "checkpoints").glob("step-*")))
         self.output = command.output
 
+    def wait_for_steps(self, command: Command, num_steps: int) -> None:
+        command.wait_for(lambda: len(self.metrics) >= num_steps, f"step {num_steps}")
+
+    def kill(self, actor: str) -> None:
+        """Kills an actor by the process id that the run has told of it."""
+        kill(self.events("actors_ready")[-1]["pids"][actor])
+
     def lines(self, name: str) -> list[dict]:
         """Records of metrics.jsonl or events.jsonl, without a line that is still being written."""
         path = self.folder / name
@@ -190,6 +212,11 @@ class Workshop:
     def train(self, run: Run, **overrides: object) -> Command:
         """`qwenlong train` of the tiny recipe into a new folder."""
         return self.start("train", *self.recipe(**overrides), "--run-dir", run.folder)
+
+    def join(self, address: str, run: Run, **overrides: object) -> Command:
+        """The same in a running Ray."""
+        arguments = (*self.recipe(**overrides), "--run-dir", run.folder)
+        return self.run(sys.executable, "-m", "cluster.cli", "train", *arguments, RAY_ADDRESS=address)
 
     def resume(self, run: Run) -> Command:
         return self.start("train", "--resume", run.folder)
@@ -265,7 +292,6 @@ def _overrides(folder: Path) -> dict[str, object]:
         "learner.max_tokens_per_microbatch": 2000,
         "checkpoint.every_steps": 5,
         "cluster.address": "local",
-        "cluster.num_cpus": 4,
         "cluster.object_store_bytes": 200_000_000,
     }
 
@@ -291,73 +317,63 @@ def reference(workshop):
 
 
 @pytest.fixture(scope="session")
-def two_ranks(workshop):
-    """The warm-up and the first step of each phase with two learner ranks."""
-    phases = [{**phase, "end": {"type": "steps", "steps": 1}} for phase in workshop.overrides["curriculum.phases"]]
-    run = workshop.new_run("two-ranks")
-    command = workshop.train(run, learner__num_ranks=2, curriculum__phases=phases)
-    run.finish(command)
-    assert run.exit_statuses == [0], run.output[-4000:]
-    return run
-
-
-@pytest.fixture(scope="session")
 def disturbed(workshop):
-    """The same run in four sittings: a rollout actor killed, then Ctrl-C, SIGINT to the driver alone, SIGKILL."""
+    """The same run in three sittings: a rollout actor killed, then Ctrl-C; SIGKILL to the driver; the end."""
     run = workshop.new_run("disturbed")
-
-    def wait_for_steps(command: Command, num_steps: int) -> None:
-        command.wait_for(lambda: len(run.metrics) >= num_steps, f"step {num_steps}")
-
     command = workshop.train(run)
-    wait_for_steps(command, NUM_SFT_STEPS + 1)
-    kill(run.events("actors_ready")[0]["pids"]["rollout-0"])
-    wait_for_steps(command, NUM_SFT_STEPS + 2)
+    run.wait_for_steps(command, NUM_SFT_STEPS + 1)
+    run.kill(ROLLOUT)
+    run.wait_for_steps(command, NUM_SFT_STEPS + 2)
     os.killpg(command.process.pid, signal.SIGINT)
     run.finish(command)
 
     num_steps = len(run.metrics)
     command = workshop.resume(run)
-    wait_for_steps(command, num_steps + 1)
-    os.kill(command.process.pid, signal.SIGINT)
-    run.finish(command)
-
-    num_steps = len(run.metrics)
-    command = workshop.resume(run)
-    wait_for_steps(command, num_steps + 2)
+    run.wait_for_steps(command, num_steps + 2)
     os.kill(command.process.pid, signal.SIGKILL)
     run.finish(command)
 
-    command = workshop.resume(run)
-    run.finish(command)
+    run.finish(workshop.resume(run))
     return run
 
 
-@pytest.fixture(scope="session")
-def submitted(workshop):
-    """A run without a single right answer, submitted as a job to a cluster of `ray start`."""
-    ray = Path(sys.executable).with_name("ray")
-    dashboard = free_port()
-    ports = ("port", "ray-client-server-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port")
-    head = workshop.run(
-        ray, "start", "--head", "--block", "--num-cpus=4", "--object-store-memory=200000000", "--disable-usage-stats",
-        "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", *(f"--{name}={free_port()}" for name in ports),
-        f"--temp-dir={workshop.environment['RAY_TMPDIR']}/head",
+@pytest.fixture(scope="module")
+def head(workshop):
+    """A Ray of `ray start`; the addresses of its dashboard, which takes jobs, and of itself, which a run can join."""
+    port, dashboard = free_port(), free_port()
+    ports = ("ray-client-server-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port")
+    command = workshop.run(
+        RAY, "start", "--head", "--block", "--num-cpus=4", "--object-store-memory=200000000", "--disable-usage-stats",
+        "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--port={port}",
+        *(f"--{name}={free_port()}" for name in ports), f"--temp-dir={workshop.environment['RAY_TMPDIR']}/head",
     )  # fmt: skip
     url = f"http://127.0.0.1:{dashboard}"
-    head.wait_for(lambda: answers(f"{url}/api/jobs/"), "dashboard of the cluster")
-    impossible = [{**row, "answers": ["nowhere"]} for row in read_jsonl(workshop.overrides["data.train"])]
+    command.wait_for(lambda: answers(f"{url}/api/jobs/"), "dashboard of the cluster")
+    yield url, f"127.0.0.1:{port}"
+    command.end()
+
+
+@pytest.fixture(scope="module")
+def submitted(workshop, head):
+    """Two learner ranks, submitted as a job to a running cluster; in the second phase no answer can be right."""
+    url, _ = head
+    rows = read_jsonl(workshop.overrides["data.train"])
+    impossible = [{**row, "answers": ["nowhere"]} if "-long-" in row["id"] else row for row in rows]
+    short, long = workshop.overrides["curriculum.phases"]
     arguments = workshop.recipe(
-        data__train=write_jsonl(workshop.folder / "impossible.jsonl", impossible), curriculum__max_fruitless_steps=1
+        data__train=write_jsonl(workshop.folder / "impossible.jsonl", impossible),
+        curriculum__phases=[{**short, "end": {"type": "steps", "steps": 1}}, long],
+        curriculum__retrospective={"selection": "difficulty", "max_share": 0},
+        curriculum__max_fruitless_steps=1,
+        learner__num_ranks=2,
     )
     run = workshop.new_run("submitted")
     command = workshop.run(
-        ray, "job", "submit", "--address", url, "--working-dir", ".", "--",
+        RAY, "job", "submit", "--address", url, "--working-dir", ".", "--",
         Path(sys.executable).with_name("qwenlong"), "train", *arguments, "--run-dir", run.folder,
     )  # fmt: skip
     run.finish(command)
-    yield run, url
-    head.end()
+    return run
 
 
 def answers(url: str) -> bool:

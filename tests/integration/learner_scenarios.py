@@ -1,35 +1,40 @@
-"""What the ranks do in the tests of the learner; run as `learner_scenarios.py SCENARIO MODEL OUT RANK RANKS PORT`.
+"""What the ranks do in the tests of the learner, and the process that runs them.
 
-Every scenario writes its findings to OUT as `SCENARIO.RANKS.pt`, so that one start of DeepSpeed serves many checks.
+It reads `[SCENARIO, MODEL, OUT, RANKS, PORT]` from its standard input. Every rank is a fork of it, fresh except for the
+imports, which are made once. A scenario writes its findings to OUT as `SCENARIO.RANKS.pt`, for many checks.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import sys
+import traceback
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from curriculum.errors import UserError
 from curriculum.task import Demonstration
 from learner.advantages import group_advantages
-from learner.batch.microbatch import ScoredGroup
-from learner.batch.packing import plan_slice
-from learner.config import DapoConfig, GrpoConfig, ImportanceConfig, LearnerConfig, SftConfig
-from learner.engine import LearnerEngine, NonFiniteUpdateError, Stage
+from learner.batch.microbatch import TrainingGroup
+from learner.batch.packing import groups_of, plan_slice
+from learner.config import DapoConfig, GrpoConfig, ImportanceConfig, LearnerConfig
+from learner.engine import LearnerEngine, Stage
 from learner.forward.running_batch import runs
 
 VOCAB = 1700
 LEARNING_RATE = 1e-3
-SFT = SftConfig(betas=(0.9, 0.98), weight_decay=0.05)
 ROOMY, TIGHT = 4096, 70
 
 
 def config(num_ranks: int = 1, **settings) -> LearnerConfig:
-    """The learner of the scenarios; the gradient clip is low enough to act."""
-    return LearnerConfig(num_ranks=num_ranks, **{"max_tokens_per_microbatch": ROOMY, "grad_clip": 0.5, **settings})
+    """The learner of the scenarios; the gradient clip is low enough to act, the weight decay is not the warm-up's."""
+    base = {"max_tokens_per_microbatch": ROOMY, "grad_clip": 0.5, "betas": (0.9, 0.98), "weight_decay": 0.05}
+    return LearnerConfig(num_ranks=num_ranks, **{**base, **settings})
 
 
 def demonstrations() -> list[Demonstration]:
@@ -45,16 +50,15 @@ def demonstrations() -> list[Demonstration]:
     ]
 
 
-def groups(seed: int = 0) -> list[ScoredGroup]:
+def groups(seed: int = 0) -> list[TrainingGroup]:
     """Seven ragged groups, one of them with a single-token prompt."""
     rng = np.random.default_rng(seed)
     batch = []
     for i in range(7):
         lengths = rng.integers(1, 14, size=rng.integers(2, 6))
         advantages = group_advantages([float(r) for r in rng.permutation(len(lengths))])
-        assert advantages is not None
         batch.append(
-            ScoredGroup(
+            TrainingGroup(
                 prompt_ids=rng.integers(VOCAB, size=1 + 6 * i, dtype=np.int32),
                 response_ids=tuple(rng.integers(VOCAB, size=n, dtype=np.int32) for n in lengths),
                 rollout_logprobs=tuple(np.full(n, -2.0, np.float32) for n in lengths),
@@ -67,20 +71,20 @@ def groups(seed: int = 0) -> list[ScoredGroup]:
 
 def make_engine(learner: LearnerConfig, model: str, rank: int) -> LearnerEngine:
     """An engine at the start of the warm-up."""
-    return LearnerEngine(learner, model, sft=SFT, rank=rank, world_size=learner.num_ranks, seed=0)
+    return LearnerEngine(learner, model, rank=rank, world_size=learner.num_ranks, seed=0)
 
 
-def rl_step(engine: LearnerEngine, learner: LearnerConfig, batch: list[ScoredGroup], rank: int, *, size: int = 7):
+def rl_step(engine: LearnerEngine, learner: LearnerConfig, batch: list[TrainingGroup], rank: int, *, size: int = 7):
     """One training step in `learner.slices` slices; the rank is handed its own groups only."""
     for first, last in pairwise(len(batch) * i // learner.slices for i in range(learner.slices + 1)):
         for run in runs(first, last - first, batch_groups=size, num_mini_batches=learner.mini_batches):
             own = [batch[i] for i in run.groups]
             plan = plan_slice(
-                [group.shape for group in own],
+                own,
                 num_ranks=learner.num_data_ranks,
                 max_tokens=learner.max_tokens_per_microbatch,
             )
-            mine = plan.groups_of(rank // learner.sequence_parallel)
+            mine = groups_of(plan, rank // learner.sequence_parallel)
             engine.accumulate(plan, {index: own[index] for index in mine}, run)
     return engine.update(learning_rate=LEARNING_RATE)
 
@@ -108,7 +112,7 @@ def parity(model: str, out: Path, rank: int, num_ranks: int) -> dict:
         "tight_checkpointing": {**dapo, "max_tokens_per_microbatch": TIGHT, "gradient_checkpointing": True},
         "grpo_sliced": {**grpo, "slices": 3},
         "sliced": {**dapo, "slices": 7},
-        "sliced_offloaded": {**dapo, "slices": 2, "offload_optimizer": True},
+        "sliced_offloaded": {**dapo, "slices": 2, "offload": ("optimizer",)},
     }
     if num_ranks == 2:
         settings_of["sequence"] = {**dapo, "sequence_parallel": 2}
@@ -177,7 +181,7 @@ def guards(model: str, out: Path, rank: int, num_ranks: int) -> dict:
     engine.start_stage(Stage.RL)
     found["shared"] = (rl_step(engine, learner, groups(), rank), dict(engine.gather_weights()))
 
-    for name, settings in {"short": {}, "short_offloaded": {"offload_optimizer": True}}.items():
+    for name, settings in {"short": {}, "short_offloaded": {"offload": ("optimizer",)}}.items():
         learner = config(num_ranks, **settings)
         engine = make_engine(learner, model, rank)
         engine.start_stage(Stage.RL)
@@ -203,7 +207,7 @@ def guards(model: str, out: Path, rank: int, num_ranks: int) -> dict:
     engine.start_stage(Stage.RL, reference_path=model)
     found["kl"] = [rl_step(engine, learner, groups(), rank).kl_to_reference for _ in range(2)]
 
-    learner = config(num_ranks, dtype="bf16", offload_optimizer=True)
+    learner = config(num_ranks, dtype="bf16", offload=("optimizer",))
     engine = make_engine(learner, model, rank)
     engine.start_stage(Stage.RL)
     found["bf16"] = rl_step(engine, learner, groups(), rank)
@@ -211,8 +215,8 @@ def guards(model: str, out: Path, rank: int, num_ranks: int) -> dict:
     return found
 
 
-def _with_infinite_advantage(group: ScoredGroup) -> ScoredGroup:
-    return ScoredGroup(
+def _with_infinite_advantage(group: TrainingGroup) -> TrainingGroup:
+    return TrainingGroup(
         prompt_ids=group.prompt_ids,
         response_ids=group.response_ids,
         rollout_logprobs=group.rollout_logprobs,
@@ -224,21 +228,60 @@ def _with_infinite_advantage(group: ScoredGroup) -> ScoredGroup:
 def _error(call) -> str:
     try:
         call()
-    except (RuntimeError, ValueError, FileNotFoundError, NonFiniteUpdateError) as error:
+    except (RuntimeError, ValueError, UserError) as error:
         return f"{type(error).__name__}: {error}"
     return "no error"
 
 
-def main() -> None:
+def run_rank(scenario: str, model: str, out: Path, rank: int, num_ranks: int, port: str) -> None:
     """Run one scenario on one rank."""
-    scenario, model, out, rank, num_ranks, port = sys.argv[1:]
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     torch.set_num_threads(1)
     run = {"parity": parity, "resume": resume, "reshard": reshard, "guards": guards}[scenario]
-    found = run(model, Path(out), int(rank), int(num_ranks))
-    if rank == "0":
-        torch.save(found, Path(out) / f"{scenario}.{num_ranks}.pt")
+    found = run(model, out, rank, num_ranks)
+    if rank == 0:
+        torch.save(found, out / f"{scenario}.{num_ranks}.pt")
     torch.distributed.destroy_process_group()
+
+
+def main() -> None:
+    """Run the scenarios named on standard input, each rank in a fork of its own, and say how they end."""
+    import deepspeed  # noqa: F401
+    import transformers.models.qwen2.modeling_qwen2  # noqa: F401
+
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # the libraries print
+    for line in sys.stdin:
+        scenario, model, out, num_ranks, port = json.loads(line)
+        ranks = {_fork(scenario, model, Path(out), rank, num_ranks, port) for rank in range(num_ranks)}
+        print("failed" if _failed(ranks) else "done", file=answers, flush=True)
+
+
+def _failed(ranks: set[int]) -> bool:
+    """Whether any of them failed, once all have ended; as soon as one has failed, the others are killed."""
+    failed = False
+    while ranks:
+        pid, status = os.wait()
+        ranks.discard(pid)
+        if status and not failed:
+            failed = True
+            for other in ranks:
+                os.kill(other, signal.SIGKILL)
+    return failed
+
+
+def _fork(*arguments) -> int:
+    if pid := os.fork():
+        return pid
+    status = 1
+    try:
+        run_rank(*arguments)
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
 
 
 if __name__ == "__main__":

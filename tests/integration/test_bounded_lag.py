@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 
 import pyarrow.parquet as pq
@@ -17,12 +16,12 @@ MAX_POLICY_LAG = 2
 
 @pytest.fixture(scope="module")
 def lagging(workshop):
-    """A run with a lag of at most two updates: its rollout actor is killed, then it is interrupted and resumed."""
+    """A run with a lag of at most two updates: its rollout actor is killed, then its driver alone stopped."""
     run = workshop.new_run("lagging")
     command = workshop.train(run, rollout__max_policy_lag=MAX_POLICY_LAG, learner__importance={"cap": 2.0})
-    command.wait_for(lambda: len(run.metrics) >= NUM_SFT_STEPS + 1, "first step of the first phase")
-    os.kill(run.events("actors_ready")[0]["pids"]["rollout-0"], signal.SIGKILL)
-    command.wait_for(lambda: len(run.metrics) >= NUM_STEPS - 4, "fourth step from the end")
+    run.wait_for_steps(command, NUM_SFT_STEPS + 1)
+    run.kill("rollout-0")
+    run.wait_for_steps(command, NUM_STEPS - 4)
     command.process.send_signal(signal.SIGINT)
     run.finish(command)
     run.finish(workshop.resume(run))
@@ -38,6 +37,7 @@ def last_lines(lagging):
 def test_the_run_stops_resumes_and_leaves_no_process_behind(lagging):
     assert lagging.exit_statuses == [130, 0], lagging.output[-2000:]
     assert lagging.survivors == [[], []]
+    assert [event["checkpoint"] for event in lagging.events("resumed")] == [lagging.checkpoints[0][-1]]
 
 
 def test_a_killed_rollout_actor_comes_back_within_the_run(lagging):

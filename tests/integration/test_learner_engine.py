@@ -1,5 +1,7 @@
 """The ZeRO-3 engine against plain PyTorch, against itself on two ranks, and against itself after a restart."""
 
+import json
+import math
 import os
 import socket
 import subprocess
@@ -13,6 +15,8 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Con
 
 sys.path.insert(0, str(Path(__file__).parent))
 import learner_scenarios as scenarios
+
+from learner.engine import SFT_WEIGHT_DECAY
 
 pytestmark = pytest.mark.integration
 
@@ -52,23 +56,52 @@ def out(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def one_rank(model_path, out):
-    return _run("parity", model_path, out, num_ranks=1)
+def run(model_path, out):
+    """Runs all ranks of a scenario to the end and returns what rank 0 found."""
+    log = out / "ranks.log"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, scenarios.__file__],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=output,
+            text=True,
+        )
+    assert process.stdin is not None
+    assert process.stdout is not None
+
+    def run(scenario: str, *, num_ranks: int) -> dict:
+        order = [scenario, str(model_path), str(out), num_ranks, str(_free_port())]
+        process.stdin.write(json.dumps(order) + "\n")
+        process.stdin.flush()
+        assert process.stdout.readline().strip() == "done", log.read_text()[-4000:]
+        return torch.load(out / f"{scenario}.{num_ranks}.pt", weights_only=False)
+
+    yield run
+    process.stdin.close()
+    process.wait()
 
 
 @pytest.fixture(scope="module")
-def two_ranks(model_path, out):
-    return _run("parity", model_path, out, num_ranks=2)
+def one_rank(run):
+    return run("parity", num_ranks=1)
 
 
 @pytest.fixture(scope="module")
-def resumed(one_rank, two_ranks, model_path, out):
-    return _run("resume", model_path, out, num_ranks=2)
+def two_ranks(run):
+    return run("parity", num_ranks=2)
 
 
 @pytest.fixture(scope="module")
-def guards(model_path, out):
-    return _run("guards", model_path, out, num_ranks=1)
+def resumed(one_rank, two_ranks, run):
+    return run("resume", num_ranks=2)
+
+
+@pytest.fixture(scope="module")
+def guards(run):
+    return run("guards", num_ranks=1)
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "dapo"])
@@ -94,7 +127,7 @@ def test_a_batch_in_slices_makes_the_same_updates_as_a_whole_one(one_rank, two_r
     for found in (one_rank, two_ranks):
         _assert_same_weights(found[name]["after_rl"], one_rank[whole]["after_rl"])
         ours, theirs = found[name]["rl"], one_rank[whole]["rl"]
-        assert (ours.num_groups, ours.num_updates) == (theirs.num_groups, theirs.num_updates)
+        assert (ours.num_response_tokens, ours.num_updates) == (theirs.num_response_tokens, theirs.num_updates)
         for field in ("loss", "grad_norm", "entropy", "mean_ratio", "rollout_logprob_gap_mean"):
             assert getattr(ours, field) == pytest.approx(getattr(theirs, field), rel=1e-5, abs=1e-6), field
 
@@ -102,7 +135,7 @@ def test_a_batch_in_slices_makes_the_same_updates_as_a_whole_one(one_rank, two_r
 @pytest.mark.parametrize("name", ["short", "short_offloaded"])
 def test_a_batch_that_ends_short_is_normalised_by_the_groups_that_came(guards, name):
     (short, short_weights), (five, five_weights) = guards[name], guards["five"]
-    assert short.num_groups == five.num_groups == 5
+    assert short.num_response_tokens == five.num_response_tokens
     for field in ("loss", "grad_norm", "entropy"):
         assert getattr(short, field) == pytest.approx(getattr(five, field), rel=1e-5, abs=1e-6), field
     _assert_same_weights(short_weights, five_weights)
@@ -137,7 +170,7 @@ def test_the_dense_fall_back_equals_the_shared_prompt(guards):
 def test_the_kl_can_be_measured_now_and_then(guards):
     first, second, third = guards["kl_every"]
     assert first == pytest.approx(0.0, abs=1e-6)
-    assert second is None
+    assert math.isnan(second)
     assert third > 1e-5
 
 
@@ -145,7 +178,7 @@ def test_the_kl_can_be_measured_now_and_then(guards):
 def test_two_ranks_equal_one(one_rank, two_ranks, name):
     _assert_same_weights(two_ranks[name]["after_rl"], one_rank[name]["after_rl"])
     ours, theirs = two_ranks[name]["rl"], one_rank[name]["rl"]
-    for field in ("num_groups", "num_response_tokens", "num_updates"):
+    for field in ("num_response_tokens", "num_updates"):
         assert getattr(ours, field) == getattr(theirs, field)
     for field in ("loss", "grad_norm", "entropy", "mean_ratio", "rollout_logprob_gap_mean", "rollout_logprob_gap_max"):
         assert getattr(ours, field) == pytest.approx(getattr(theirs, field), rel=1e-5, abs=1e-6), field
@@ -166,8 +199,8 @@ def test_a_restarted_learner_goes_on_bit_for_bit(two_ranks, resumed):
 
 
 @pytest.mark.parametrize("num_ranks", [1, 3])
-def test_a_checkpoint_goes_on_with_another_number_of_ranks(two_ranks, model_path, out, num_ranks):
-    found = _run("reshard", model_path, out, num_ranks=num_ranks)
+def test_a_checkpoint_goes_on_with_another_number_of_ranks(two_ranks, run, num_ranks):
+    found = run("reshard", num_ranks=num_ranks)
     for name, weight in two_ranks["dapo"]["after_rl"].items():
         assert torch.equal(found["loaded"][name], weight), name
     _assert_same_weights(found["continued"], two_ranks["continued"])
@@ -203,7 +236,7 @@ def test_a_non_finite_update_is_skipped_and_a_second_one_in_a_row_stops_the_run(
     assert guards["skipped"].num_skipped_updates == 1
     assert guards["skipped"].num_updates == 0
     assert guards["unchanged"]
-    assert guards["over_budget"].startswith("NonFiniteUpdateError")
+    assert guards["over_budget"].startswith("RunFailed")
     assert "learner.max_nonfinite_updates=1" in guards["over_budget"]
     assert guards["recovered"].num_updates == 1
 
@@ -234,13 +267,13 @@ class _Plain:
 
     def sft_step(self):
         if not hasattr(self, "sft_optimizer"):
-            self.sft_optimizer = self._adamw(scenarios.SFT)
+            self.sft_optimizer = self._adamw(weight_decay=SFT_WEIGHT_DECAY)
         batch = scenarios.demonstrations()
         loss = sum(-self._logprobs(item.prompt_ids, item.response_ids, 1.0).mean() for item in batch) / len(batch)
         return self._update(loss, self.sft_optimizer)
 
     def rl_step(self, algorithm):
-        batch, optimizer = scenarios.groups(), self._adamw(scenarios.config())
+        batch, optimizer = scenarios.groups(), self._adamw(weight_decay=scenarios.config().weight_decay)
         with torch.no_grad():
             old = [self._group_logprobs(group) for group in batch]
         cuts = [(0, 7)] if algorithm == "grpo" else [(0, 2), (2, 4), (4, 7)]
@@ -269,12 +302,12 @@ class _Plain:
         logits = self.model(torch.cat((prompt, response))[None]).logits[0, len(prompt) - 1 : -1] / temperature
         return logits.log_softmax(-1).gather(1, response[:, None]).squeeze(1)
 
-    def _adamw(self, settings):
+    def _adamw(self, *, weight_decay):
         return torch.optim.AdamW(
             self.model.parameters(),
             lr=scenarios.LEARNING_RATE,
-            betas=settings.betas,
-            weight_decay=settings.weight_decay,
+            betas=scenarios.config().betas,
+            weight_decay=weight_decay,
         )
 
     def _update(self, loss, optimizer):
@@ -303,24 +336,6 @@ def _relative_error(ours, theirs):
 
 def _flat(weights):
     return torch.cat([weight.flatten() for weight in weights.values()])
-
-
-def _run(scenario, model_path, out, *, num_ranks):
-    """Run all ranks to the end and return what rank 0 found."""
-    port = _free_port()
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, scenarios.__file__, scenario, model_path, out, str(rank), str(num_ranks), str(port)],
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(num_ranks)
-    ]
-    outputs = [rank.communicate(timeout=300)[0] for rank in ranks]
-    assert all(rank.returncode == 0 for rank in ranks), "\n".join(outputs)[-4000:]
-    return torch.load(out / f"{scenario}.{num_ranks}.pt", weights_only=False)
 
 
 def _free_port():

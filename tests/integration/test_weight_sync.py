@@ -14,10 +14,9 @@ from actors.config import EngineConfig
 from actors.engine import VLLMEngine
 from actors.prompt import ChatPrompt, load_tokenizer
 from actors.rollout import Sampling
-from cluster.weights.contract import WeightSyncError, check_receipt
+from cluster.weights.sync import WeightSyncError, check_receipt
 from curriculum.synthetic import generate_items
-from learner.weights.sender import WeightSender
-from learner.weights.source import WeightSource
+from learner.weights.sender import WeightSender, WeightSource
 
 pytestmark = pytest.mark.integration
 

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from actors.admission import KVAdmission, RunningMean
+from curriculum.errors import UserError
 
 LIMIT = 20
 """Response limit of all groups here; the first expectation is half of it."""
@@ -160,7 +161,7 @@ def test_a_group_that_turns_out_longer_than_usual_waits_with_its_lease_and_nobod
 
 
 def test_an_answer_that_can_never_fit_is_an_error_that_names_the_keys():
-    with pytest.raises(ValueError, match=r"90 prompt \+ 20 .* 100 tokens.*cpu_kv_cache_bytes.*max_response_tokens"):
+    with pytest.raises(UserError, match=r"90 prompt \+ 20 .* 100 tokens.*cpu_kv_cache_bytes.*max_response_tokens"):
         asyncio.run(enter(admission(), prompt_tokens=90))
 
 
@@ -176,31 +177,3 @@ def test_a_turn_that_is_cancelled_lets_the_next_one_in():
         return next_one.done(), a.num_running
 
     assert asyncio.run(session()) == (True, 1)
-
-
-def test_an_update_waits_until_nothing_runs_and_nothing_enters_meanwhile():
-    async def session():
-        a = admission()
-        events = []
-        first = await enter(a)
-
-        async def update():
-            async with a.drained():
-                events.append(f"update with {a.num_running} running")
-                await settle()
-                events.append("updated")
-
-        async def group():
-            await enter(a)
-            events.append("group")
-
-        updating = asyncio.create_task(update())
-        await settle()
-        entering = asyncio.create_task(group())
-        await settle()
-        events.append("last answer")
-        a.release(first)
-        await asyncio.gather(updating, entering)
-        return events
-
-    assert asyncio.run(session()) == ["last answer", "update with 0 running", "updated", "group"]

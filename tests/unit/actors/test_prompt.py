@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from actors.prompt import ChatPrompt, load_tokenizer
+from curriculum.errors import UserError
 
 BASE = Path(__file__).parents[3] / "recipes" / "assets" / "local_base"
 
@@ -73,18 +74,18 @@ def test_answers_stop_at_the_end_of_sequence_and_at_the_padding_token(tokenizer)
 
 def test_a_tokenizer_without_chat_template_is_refused_with_the_way_out(tokenizer):
     tokenizer.chat_template = None
-    with pytest.raises(ValueError, match=r"model.path='words'.*no chat template; use an instruction-tuned model"):
+    with pytest.raises(UserError, match=r"model 'words'.*no chat template; use an instruction-tuned model"):
         ChatPrompt(tokenizer)
 
 
 def test_a_tokenizer_without_end_of_sequence_is_refused(tokenizer):
     tokenizer.eos_token_id = None
-    with pytest.raises(ValueError, match="no eos_token"):
+    with pytest.raises(UserError, match="no eos_token"):
         ChatPrompt(tokenizer)
 
 
 def test_a_folder_without_tokenizer_is_refused_in_one_line(tmp_path):
-    with pytest.raises(ValueError, match="no tokenizer can be loaded there") as error:
+    with pytest.raises(UserError, match="no tokenizer can be loaded there") as error:
         load_tokenizer(str(tmp_path))
     assert "\n" not in str(error.value)
 

@@ -28,8 +28,8 @@ def sampled(task):
 
 def test_a_group_carries_lease_task_and_samples_in_order(sampled, fake_engine, lease):
     group = sampled(fake_engine([STOPPED, CUT]), lease)
-    assert (group.lease_id, group.task_id, group.phase, group.replayed) == (9, "t1", 1, True)
-    assert (group.question, group.answers, group.engine) == ("who?", ("alice",), "rollout-0")
+    assert group.lease is lease
+    assert (group.task.question, group.task.answers, group.engine) == ("who?", ("alice",), "rollout-0")
     assert group.temperature == 0.7
     assert [t.response_ids.tolist() for t in group.trajectories] == [[7, 8, 2], [7, 9]]
     assert [t.rollout_logprobs.tolist() for t in group.trajectories] == [[-0.5, -0.25, -1.0], [-0.5, -2.0]]
@@ -101,7 +101,7 @@ def test_an_answer_that_was_cut_before_its_first_token_has_the_version_that_woul
 ):
     group = sampled(fake_engine([STOPPED, NOTHING]), lease)
     assert (group.trajectories[1].finish_reason, group.trajectories[1].policy_version) == ("deadline", 3)
-    assert GroupMeta.of(group, 1.0).num_cut == 1
+    assert GroupMeta.of(group).num_cut == 1
 
 
 def test_an_answer_that_repeats_itself_until_the_limit_is_marked(sampled, fake_engine, lease):
@@ -109,7 +109,7 @@ def test_an_answer_that_repeats_itself_until_the_limit_is_marked(sampled, fake_e
     endless = Sample(token_ids=ids, logprobs=(0.0,) * 41, finish_reason="length", versions=((0, "3"),))
     group = sampled(fake_engine([endless, replace(endless, finish_reason="stop")]), lease)
     assert [t.finish_reason for t in group.trajectories] == ["repetition", "stop"]
-    meta = GroupMeta.of(group, 1.0)
+    meta = GroupMeta.of(group)
     assert (meta.num_truncated, meta.num_repetitive) == (1, 1)
 
 

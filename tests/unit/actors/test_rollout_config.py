@@ -19,7 +19,6 @@ from actors.config import EngineConfig, RolloutConfig
         ("top_p", 0),
         ("max_response_tokens", 0),
         ("deadline_s", 0),
-        ("max_requeues", -1),
         ("max_groups_in_flight", 16),
         ("tempertaure", 1),
     ],

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 
 from actors.trajectory import FinishReason, Group, GroupMeta, Trajectory, VersionSpan
+from curriculum.task import Task, TaskLease
+
+TASK = Task(
+    task_id="t",
+    data_source="test",
+    question="who?",
+    answers=("a",),
+    prompt_ids=np.arange(7, dtype=np.int32),
+    phase=0,
+)
+LEASE = TaskLease(lease_id=4, task_id="t", attempt=0, replayed=True, phase=1)
 
 
 def trajectory(num_tokens=2, *, num_logprobs=None, reason=FinishReason.STOP, version=1, spans=None):
@@ -18,19 +31,7 @@ def trajectory(num_tokens=2, *, num_logprobs=None, reason=FinishReason.STOP, ver
 
 
 def group(*trajectories):
-    return Group(
-        lease_id=4,
-        task_id="t",
-        data_source="test",
-        question="who?",
-        answers=("a",),
-        prompt_ids=np.arange(7, dtype=np.int32),
-        trajectories=trajectories,
-        phase=1,
-        replayed=True,
-        temperature=1.0,
-        engine="rollout-1",
-    )
+    return Group(task=TASK, lease=LEASE, trajectories=trajectories, temperature=1.0, engine="rollout-1")
 
 
 def test_an_answer_needs_a_token():
@@ -45,7 +46,7 @@ def test_an_answer_needs_a_log_probability_for_every_token():
 
 def test_only_an_answer_that_was_cut_may_be_empty():
     assert trajectory(0, reason=FinishReason.DEADLINE).response_ids.size == 0
-    assert [reason for reason in FinishReason if reason.is_cut] == [FinishReason.DEADLINE, FinishReason.ABORT]
+    assert [reason for reason in FinishReason if reason.is_cut] == [FinishReason.DEADLINE]
 
 
 def test_an_answer_that_outlived_an_update_is_as_old_as_its_oldest_token():
@@ -71,20 +72,24 @@ def test_the_driver_sees_lengths_truncations_cuts_and_the_oldest_version():
         trajectory(1, version=5, reason=FinishReason.REPETITION),
         trajectory(3, spans=[(0, 5), (1, 6)], reason=FinishReason.DEADLINE),
     )
-    assert GroupMeta.of(g, 1.5, num_slots=7) == GroupMeta(
-        lease_id=4,
-        task_id="t",
-        phase=1,
-        replayed=True,
+    assert GroupMeta.of(g) == GroupMeta(
+        lease=LEASE,
+        data_source="test",
         prompt_tokens=7,
         response_tokens=(2, 4, 1, 3),
-        data_source="test",
         num_truncated=2,
         num_repetitive=1,
         num_cut=1,
-        num_slots=7,
         policy_version=4,
-        engine="rollout-1",
         num_bytes=4 * 7 + 8 * (2 + 4 + 1 + 3),
-        seconds=1.5,
     )
+
+
+def test_the_arrays_of_a_group_leave_the_process_out_of_band_and_its_prompt_once():
+    g = group(trajectory(2), trajectory(3))
+    buffers = []
+    head = pickle.dumps(g, protocol=5, buffer_callback=buffers.append)
+    assert sum(buffer.raw().nbytes for buffer in buffers) == g.num_bytes
+    copy = pickle.loads(head, buffers=buffers)
+    assert copy.task.prompt_ids.tolist() == TASK.prompt_ids.tolist()
+    assert np.shares_memory(copy.task.prompt_ids, TASK.prompt_ids)

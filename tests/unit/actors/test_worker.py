@@ -76,9 +76,10 @@ async def settle():
 
 
 def test_a_lease_becomes_a_group_and_the_engine_says_how_much_it_holds(fake_engine, lease):
-    meta, group = asyncio.run(worker(fake_engine([WHOLE, WHOLE]), FakeLeases(lease)).next_group(SAMPLING))
-    assert (meta.lease_id, group.lease_id, len(group.trajectories)) == (9, 9, 2)
-    assert meta.num_slots == 1000 // (3 + 2 * 8), "a prompt of 3 and two answers of 8, which the mean is after two of 2"
+    w = worker(fake_engine([WHOLE, WHOLE]), FakeLeases(lease))
+    group = asyncio.run(w.next_group(SAMPLING))
+    assert (group.task.task_id, group.lease.lease_id, len(group.trajectories)) == ("t1", 9, 2)
+    assert w.num_slots == 1000 // (3 + 2 * 8), "a prompt of 3 and two answers of 8, which the mean is after two of 2"
 
 
 def test_without_a_lease_there_is_no_group(fake_engine):
@@ -94,7 +95,7 @@ def test_no_lease_is_taken_before_there_is_room(fake_engine, lease):
         await settle()
         assert leases.num_leased == 1
         gate.set()
-        return [meta.lease_id for meta, _ in await asyncio.gather(*calls)]
+        return [group.lease.lease_id for group in await asyncio.gather(*calls)]
 
     assert asyncio.run(session()) == [9, 10]
 
@@ -107,10 +108,9 @@ def test_a_group_that_misses_its_deadline_is_requeued_once_and_then_cut(fake_eng
             await w.next_group(SAMPLING)
         return engine, leases, await w.next_group(SAMPLING)
 
-    engine, leases, (meta, group) = asyncio.run(session())
+    engine, leases, group = asyncio.run(session())
     assert leases.requeued == [9]
     assert [t.finish_reason for t in group.trajectories] == ["stop", "deadline"]
-    assert (meta.num_cut, meta.response_tokens) == (1, (2, 2))
     first, again = (seed for _, _, seed in engine.requests)
     assert first == again
     assert all(29.0 < timeout <= 30.0 for timeout in engine.timeouts_s)
@@ -124,8 +124,9 @@ def test_without_a_deadline_nothing_is_cut(fake_engine, lease):
 
 def test_a_question_outside_the_curriculum_is_cut_at_once(fake_engine, lease):
     leases = FakeLeases()
-    meta, _ = asyncio.run(worker(fake_engine([WHOLE, LATE]), leases, deadline_s=30.0).answer(TASK, lease, SAMPLING))
-    assert (meta.num_cut, leases.requeued) == (1, [])
+    group = asyncio.run(worker(fake_engine([WHOLE, LATE]), leases, deadline_s=30.0).answer(TASK, lease, SAMPLING))
+    assert [t.finish_reason for t in group.trajectories] == ["stop", "deadline"]
+    assert leases.requeued == []
 
 
 def test_a_faulty_group_goes_back_until_it_has_come_back_too_often(fake_engine, lease):
@@ -174,8 +175,8 @@ def test_after_an_abort_the_worker_works_on(fake_engine, lease):
         engine.gate.set()
         return await w.next_group(SAMPLING)
 
-    meta, _ = asyncio.run(session())
-    assert meta.lease_id == 10
+    group = asyncio.run(session())
+    assert group.lease.lease_id == 10
 
 
 def test_a_call_that_is_cancelled_leaves_nothing_in_the_engine(fake_engine, lease):
@@ -189,24 +190,3 @@ def test_a_call_that_is_cancelled_leaves_nothing_in_the_engine(fake_engine, leas
         return engine.num_running
 
     assert asyncio.run(session()) == 0
-
-
-@pytest.mark.parametrize(("in_flight_update", "num_running"), [(True, 2), (False, 0)])
-def test_an_update_waits_for_running_answers_only_if_it_is_told_to(fake_engine, lease, in_flight_update, num_running):
-    async def session():
-        engine = fake_engine([WHOLE, WHOLE], asyncio.Event())
-        w = worker(engine, FakeLeases(lease), in_flight_update=in_flight_update)
-
-        async def update():
-            async with w.updating():
-                return engine.num_running
-
-        group = asyncio.create_task(w.next_group(SAMPLING))
-        await settle()
-        updating = asyncio.create_task(update())
-        await settle()
-        engine.gate.set()
-        await group
-        return await updating
-
-    assert asyncio.run(session()) == num_running

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from pathlib import Path
 
 import numpy as np
@@ -10,20 +11,20 @@ import pytest
 
 from actors.rollout import Sampling
 from actors.trajectory import FinishReason, Group, GroupMeta, Trajectory, VersionSpan
-from actors.weights.update import WeightUpdate
-from cluster.group import BatchGroup
+from actors.weights.update import WeightReceipt, WeightUpdate
+from cluster.group import ScoredGroup
 from cluster.loop import TrainingLoop
 from cluster.recipe.config import RunConfig
-from cluster.roles import RolloutCounts, SyncReport
 from cluster.run.console import Console
 from cluster.run.folder import RunFolder
 from cluster.run.journal import Journal
 from cluster.run.progress import Progress
+from cluster.weights.sync import WeightSync
 from curriculum.coordinator import Coordinator
 from curriculum.task import Demonstration, Task, TaskEntry, TaskLease
-from learner.batch.microbatch import SftReport, StepReport
+from learner.batch.microbatch import TrainingItem
+from learner.reports import SftReport, StepReport
 from learner.sft import DemonstrationBatches
-from learner.weights.published import PublishedWeights
 from reward.score import Score, Verdict
 
 
@@ -46,32 +47,13 @@ def make_group(lease, num_samples: int, policy_version: int = 0) -> Group:
         finish_reason=FinishReason.STOP,
         versions=(VersionSpan(start=0, version=policy_version),),
     )
-    return Group(
-        lease_id=lease.lease_id,
-        task_id=task.task_id,
-        data_source=task.data_source,
-        question=task.question,
-        answers=task.answers,
-        prompt_ids=task.prompt_ids,
-        trajectories=(trajectory,) * num_samples,
-        phase=lease.phase,
-        replayed=lease.replayed,
-        temperature=1.0,
-        engine="fake",
-    )
+    return Group(task=task, lease=lease, trajectories=(trajectory,) * num_samples, temperature=1.0, engine="fake")
 
 
 def make_score(accuracy: float | None) -> Score:
     rule = accuracy or 0.0
     judge = Verdict.UNKNOWN if accuracy is None else None
     return Score(answer="yes", rule=rule, judge=judge, accuracy=accuracy, reward=accuracy, reason="test")
-
-
-def make_sync_report(version: int) -> SyncReport:
-    return SyncReport(
-        version=version, num_tensors=1, num_bytes=4, num_engines=1, seconds=0.0, gather_s=0.0, deliver_s=0.0,
-        pause_s=0.0, probe_gap_max=None, num_travelling_bytes=0,
-    )  # fmt: skip
 
 
 class AsyncCoordinator:
@@ -92,7 +74,8 @@ class AsyncCoordinator:
         return self.coordinator.open_leases()
 
     async def keep(self, answered):
-        return self.coordinator.keep(answered)
+        (kept,) = self.coordinator.keep_all([answered])
+        return kept
 
     async def withdraw(self, lease_ids):
         return self.coordinator.withdraw(lease_ids)
@@ -128,11 +111,11 @@ class FakeRollouts:
         self.block: asyncio.Event | None = None
         self.num_slots = 99
         self.object_store_bytes = 4096
-        self.counts = RolloutCounts()
+        self.num_late = self.num_faulty = 0
         self.policy_version = 0
         """Of the weights in the engines."""
 
-    async def next_group(self, sampling: Sampling) -> BatchGroup | None:
+    async def next_group(self, sampling: Sampling) -> ScoredGroup | None:
         version = self.policy_version
         lease = self.coordinator.lease("fake")
         if lease is None:
@@ -150,7 +133,7 @@ class FakeRollouts:
     async def abort(self):
         self.calls.append("abort")
 
-    async def answer(self, tasks, sampling: Sampling) -> list[BatchGroup]:
+    async def answer(self, tasks, sampling: Sampling) -> list[ScoredGroup]:
         self.calls.append(f"evaluate {len(tasks)}")
         assert sampling.num_samples == 1
         leases = [
@@ -161,17 +144,46 @@ class FakeRollouts:
     async def judge_events(self):
         return []
 
-    def _scored(self, lease, accuracies, policy_version=0) -> BatchGroup:
+    def _scored(self, lease, accuracies, policy_version=0) -> ScoredGroup:
         group = make_group(lease, len(accuracies), policy_version)
-        return BatchGroup(meta=GroupMeta.of(group, 0.1), scores=tuple(map(make_score, accuracies)), group=group)
+        return ScoredGroup(meta=GroupMeta.of(group), scores=tuple(map(make_score, accuracies)), group=group)
 
 
-class FakeLearner:
+class FakeTransport:
+    """Weights that are published at once and reach the engines after `travel`."""
+
     def __init__(self, calls: list[str], rollouts: FakeRollouts) -> None:
         self.calls = calls
         self.rollouts = rollouts
-        self.slices: list[list[BatchGroup]] = []
-        self.groups: list[list[BatchGroup]] = []
+
+    async def transfer(self, version):
+        self.calls.append(f"publish {version}")
+        return WeightUpdate(version=version, source="", tensors=()), asyncio.create_task(self._deliver(version))
+
+    async def _deliver(self, version):
+        await self.travel()
+        self.calls.append(f"deliver {version}")
+        self.rollouts.policy_version = version
+        return {"fake": WeightReceipt(version=version, tensors=(), pause_s=0.0)}
+
+    async def travel(self) -> None:
+        """How long weights take to the engines."""
+
+
+class NoProbe:
+    """No update is probed."""
+
+    async def score_by_learner(self):
+        return None
+
+
+class FakeLearner:
+    def __init__(self, calls: list[str]) -> None:
+        self.calls = calls
+        self.slices: list[list[ScoredGroup]] = []
+        self.groups: list[list[ScoredGroup]] = []
+        self.items: list[TrainingItem] = []
+        """What the ranks would be sent."""
         self.batches: list[list[str]] = []
         self.learning_rates: list[float] = []
 
@@ -182,47 +194,31 @@ class FakeLearner:
         self.calls.append(f"sft {len(demonstrations)}")
         self.learning_rates.append(learning_rate)
         return SftReport(
-            num_demonstrations=len(demonstrations), num_response_tokens=3, learning_rate=learning_rate, loss=1.0,
-            token_accuracy=0.5, grad_norm=1.0, seconds=0.1,
-        )  # fmt: skip
+            num_response_tokens=3, learning_rate=learning_rate, loss=1.0, token_accuracy=0.5, grad_norm=1.0
+        )
 
     async def accumulate(self, groups, *, batch_groups):
         self.calls.append(f"accumulate {len(groups)} of {batch_groups}")
         self.slices.append(list(groups))
+        self.items += [group.training_item() for group in groups]
         await self.train()
 
     async def update(self, learning_rate):
         batch = [group for groups in self.slices for group in groups]
         self.slices = []
         self.calls.append(f"train {len(batch)}")
-        self.batches.append([group.meta.task_id for group in batch])
+        self.batches.append([group.task_id for group in batch])
         self.groups.append(batch)
         self.learning_rates.append(learning_rate)
         return StepReport(
-            num_groups=len(batch), num_response_tokens=24, num_updates=1, num_skipped_updates=0,
-            learning_rate=learning_rate, loss=0.1, grad_norm=1.0, entropy=0.5, clip_fraction=0.0, mean_ratio=1.0,
-            rollout_logprob_gap_mean=0.0, rollout_logprob_gap_max=0.0, kl_to_reference=None, seconds=0.1,
+            num_response_tokens=24, num_updates=1, num_skipped_updates=0, learning_rate=learning_rate, loss=0.1,
+            grad_norm=1.0, entropy=0.5, clip_fraction=0.0, mean_ratio=1.0, rollout_logprob_gap_mean=0.0,
+            rollout_logprob_gap_max=0.0, kl_to_reference=math.nan, masked_fraction=0.0, importance_weight=1.0,
+            log_nucleus=0.0, prompt_sharing=True,
         )  # fmt: skip
 
     async def train(self) -> None:
         """How long a slice takes."""
-
-    async def publish_weights(self, version):
-        self.calls.append(f"publish {version}")
-        update = WeightUpdate(version=version, path="", tensors=())
-        return PublishedWeights(
-            update=update, payload=None, probe_logprobs=None, gather_s=0.0, write_s=0.0, num_travelling_bytes=0
-        )
-
-    async def deliver(self, weights):
-        await self.travel()
-        version = weights.update.version
-        self.calls.append(f"deliver {version}")
-        self.rollouts.policy_version = version
-        return make_sync_report(version)
-
-    async def travel(self) -> None:
-        """How long weights take to the engines."""
 
     async def save(self, directory: Path):
         self.calls.append("save")
@@ -267,7 +263,8 @@ class Bench:
             tasks=[TaskEntry.of(task) for task in tasks], config=self.config.curriculum, seed=0
         )
         self.rollouts = FakeRollouts(self.coordinator, accuracies, self.calls)
-        self.learner = FakeLearner(self.calls, self.rollouts)
+        self.learner = FakeLearner(self.calls)
+        self.transport = FakeTransport(self.calls, self.rollouts)
         self.folder = RunFolder.create(tmp_path / name)
         self.progress = Progress()
         self.stop = asyncio.Event()
@@ -294,6 +291,7 @@ class Bench:
             curriculum=None if warm_up_only else AsyncCoordinator(self.coordinator, self.calls),
             rollouts=self.rollouts,
             learner=self.learner,
+            weights=WeightSync(self.transport, NoProbe(), overlaps=self.config.rollout.max_policy_lag > 0),
             demonstrations=self.demonstrations,
             heldout=self.heldout,
             journal=journal,

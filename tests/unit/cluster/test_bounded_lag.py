@@ -17,10 +17,10 @@ from cluster.batches.bounded_lag import BoundedLagSource
 from cluster.batches.lag_buffer import policy_lag
 from cluster.batches.ledger import GroupOutcome, Ledger
 from cluster.batches.source import BatchOrder
-from cluster.group import BatchGroup
+from cluster.group import ScoredGroup
 from cluster.roles import GroupLost
 from curriculum.config import CurriculumConfig
-from curriculum.coordinator import Coordinator
+from curriculum.coordinator import LEASE_TIMEOUT_S, Coordinator
 from curriculum.task import TaskEntry
 from curriculum.transition import StepSummary
 
@@ -76,7 +76,7 @@ class Engines:
         if accuracies is None:
             raise GroupLost(lease.lease_id, lease.task_id, "its node died")
         group = self.make_group(lease, len(accuracies), version)
-        return BatchGroup(meta=GroupMeta.of(group, 0.0), scores=tuple(map(self.make_score, accuracies)), group=group)
+        return ScoredGroup(meta=GroupMeta.of(group), scores=tuple(map(self.make_score, accuracies)), group=group)
 
 
 def _end(steps):
@@ -103,7 +103,6 @@ class Simulation:
         overlaps=False,
         share=0.25,
         num_tasks=12,
-        lease_timeout_s=1e6,
     ):
         names = [f"phase-{i}" for i in range(len(steps))]
         config = CurriculumConfig.model_validate(
@@ -112,7 +111,6 @@ class Simulation:
                     {"name": name, "max_prompt_tokens": 15 + 10 * i, "end": _end(steps[i])}
                     for i, name in enumerate(names)
                 ],
-                "lease_timeout_s": lease_timeout_s,
                 "retrospective": {"max_share": share, "selection": "difficulty"},
             }
         )
@@ -212,7 +210,7 @@ class Simulation:
 
     @property
     def trained_leases(self):
-        return [group.meta.lease_id for batch in self.batches for group in batch]
+        return [group.lease_id for batch in self.batches for group in batch]
 
 
 @pytest.fixture(scope="module")
@@ -286,7 +284,7 @@ def test_whatever_the_order_of_completion_the_bound_holds_and_the_ledger_balance
     counts = simulation.coordinator.lease_counts()
     assert counts.duplicate == counts.unknown == 0, "every outcome is reported once"
     for phase, batch in zip(simulation.phases, simulation.batches, strict=True):
-        assert {group.meta.phase for group in batch} <= {phase}
+        assert {group.meta.lease.phase for group in batch} <= {phase}
 
 
 def test_the_learner_never_waits_for_engines_that_are_as_fast(simulate):
@@ -301,7 +299,7 @@ def test_a_straggler_holds_up_the_batch_that_it_is_due_in_and_none_before(simula
         max_policy_lag=2, seconds=lambda lease: 7.0 if lease.lease_id == 0 else 0.5, train_s=1.0, sync_s=0.0, steps=(6,)
     )
     simulation.run()
-    assert [0 in [group.meta.lease_id for group in batch] for batch in simulation.batches] == [
+    assert [0 in [group.lease_id for group in batch] for batch in simulation.batches] == [
         False, False, True, False, False, False,
     ]  # fmt: skip
     assert simulation.departures[2] == pytest.approx(7.0)
@@ -356,8 +354,8 @@ def test_a_lease_whose_engine_hangs_is_taken_over_when_it_expires(simulate):
         calls[lease.lease_id] += 1
         return 1e9 if lease.lease_id == 3 and calls[3] == 1 else 0.5
 
-    simulation = simulate(max_policy_lag=1, seconds=seconds, steps=(3, 3), lease_timeout_s=20.0)
-    assert simulation.run() < 60
+    simulation = simulate(max_policy_lag=1, seconds=seconds, steps=(3, 3))
+    assert LEASE_TIMEOUT_S < simulation.run() < LEASE_TIMEOUT_S + 60
     assert calls[3] == 2
     assert simulation.ledger == Ledger(trained=6 * 4)
 
@@ -394,7 +392,7 @@ def test_replayed_tasks_keep_their_share_of_what_is_sampled(simulate):
     simulation = simulate(max_policy_lag=2, steps=(4, 8), accuracies=lambda lease: [1.0, 0.0])
     simulation.run()
     later = [group for batch in simulation.batches[4:] for group in batch]
-    assert 0.15 <= sum(group.meta.replayed for group in later) / len(later) <= 0.25
+    assert 0.15 <= sum(group.meta.lease.replayed for group in later) / len(later) <= 0.25
 
 
 def test_lost_groups_are_sampled_anew_and_booked(simulate):

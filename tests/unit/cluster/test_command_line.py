@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -270,6 +271,10 @@ def test_an_inspection_counts_and_writes_the_rejects(run, tmp_path):
                                       f"model.path={BASE}"])  # fmt: skip
     assert result.exit_code == 0, result.output
     assert "3 tasks, 1 rows refused" in result.stdout
+    sources = Counter(row["data_source"] for row in rows)
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in result.stdout.splitlines() if "│" in line]
+    assert all([source, str(count)] in cells for source, count in sources.items())
+    assert ["duplicate", "1"] in cells
     (reject,) = [json.loads(line) for line in (run.folder / "bad.jsonl").read_text().splitlines()]
     assert (reject["number"], reject["reason"]) == (4, "duplicate")
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from actors.trajectory import GroupMeta
 from cluster.batches.lag_buffer import AcceptanceRate, LagBoundError, LagBuffer
 from cluster.batches.ledger import GroupOutcome
-from cluster.group import BatchGroup
+from cluster.group import ScoredGroup
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def scored(make_group, make_score):
     def build(lease_id, version, accuracies=(1.0, 0.0)):
         lease = TaskLease(lease_id=lease_id, task_id=f"t{lease_id}", attempt=0, replayed=False, phase=0)
         group = make_group(lease, len(accuracies), version)
-        return BatchGroup(meta=GroupMeta.of(group, 0.0), scores=tuple(map(make_score, accuracies)), group=group)
+        return ScoredGroup(meta=GroupMeta.of(group), scores=tuple(map(make_score, accuracies)), group=group)
 
     return build
 
@@ -41,7 +41,7 @@ def at(b, version):
 
 
 def leases(batch):
-    return [group.meta.lease_id for group in batch]
+    return [group.lease_id for group in batch]
 
 
 def test_two_batches_are_let_in_and_the_one_in_training_is_one_of_them(scored):

@@ -8,9 +8,10 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.loop import Interrupted, JudgeLost, PhaseFruitless
+from cluster.loop import JudgeLost, PhaseFruitless
 from cluster.roles import GroupLost
 from cluster.run.progress import Progress
+from cluster.run.stopping import Interrupted
 
 ONE_PHASE = [{"name": "short", "max_prompt_tokens": 25, "end": {"type": "steps", "steps": 1}}]
 
@@ -56,7 +57,7 @@ def test_each_slice_goes_to_the_learner_as_soon_as_its_groups_and_those_before_t
 
     asyncio.run(run())
     assert scored == [2, 0, 3, 1]
-    assert [group.meta.lease_id for group in b.learner.groups[0]] == [0, 1, 2, 3]
+    assert [group.lease_id for group in b.learner.groups[0]] == [0, 1, 2, 3]
 
 
 def test_the_recipe_runs_warm_up_then_the_phases_in_order(bench):
@@ -132,6 +133,36 @@ def test_every_answer_is_written_with_its_advantage(bench):
     assert all(row["trained"] for row in rows)
 
 
+ADVANTAGES_BY_SCALE = {
+    "group": [1.5, -0.5, -0.5, -0.5],
+    "none": [0.75, -0.25, -0.25, -0.25],
+    # four groups of 1 0 0 0: mean 0.25, squared deviations 4 * 0.75 = 3, unbiased variance 3 / 15
+    "task": [0.75 / 0.2**0.5, *[-0.25 / 0.2**0.5] * 3],
+}
+
+
+@pytest.mark.parametrize("scale", ADVANTAGES_BY_SCALE)
+@pytest.mark.parametrize("masked", [False, True])
+def test_what_is_logged_is_what_is_trained_for_every_scale_and_with_masked_negatives(bench, scale, masked):
+    control = {"entropy_control": {"high": 0.4, "low": 0.2}} if masked else {}  # steps report an entropy of 0.5
+    b = bench(
+        accuracies=lambda lease: [1.0, 0.0, 0.0, 0.0],
+        learner={"advantage_scale": scale, **control},
+        rollout={"group_size": 4},
+    )
+    b.run()
+    values = ADVANTAGES_BY_SCALE[scale]
+    for step in range(4):
+        rows = pq.read_table(b.folder.trajectories / f"step-{step:06d}.parquet").to_pylist()
+        logged = [row["advantage"] for row in rows]
+        trained = [advantage for item in b.learner.items[4 * step : 4 * step + 4] for advantage in item.advantages]
+        assert logged == trained
+        expected = [max(value, 0.0) for value in values] if masked and step > 0 else values
+        assert logged == pytest.approx(expected * 4, rel=1e-5)
+    lines = [json.loads(line) for line in (b.folder.path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["learner/negatives_masked"] for line in lines] == [0.0, *[float(masked)] * 3]
+
+
 def test_metrics_hold_one_line_per_step_and_the_events_hold_the_transition(bench):
     b = bench(accuracies=always_mixed)
     b.run()
@@ -176,6 +207,23 @@ def test_a_run_resumed_from_its_checkpoint_trains_on_the_same_batches(bench):
     resumed.run()
     assert resumed.learner.batches == whole.learner.batches[2:]
     assert metrics_without_times(resumed) == metrics_without_times(whole)[2:]
+
+
+def test_a_resumed_run_masks_negatives_as_the_run_did_that_it_continues(bench):
+    control = {"entropy_control": {"high": 0.4, "low": 0.2}}  # steps report an entropy of 0.5
+    whole = bench(name="whole", accuracies=always_mixed, learner=control)
+    whole.run()
+    half = bench(name="half", accuracies=always_mixed, learner=control, checkpoint={"every_steps": 1, "keep_last": 9})
+    half.run()
+    saved = json.loads((half.folder.checkpoints / "step-000001" / "state.json").read_text())
+    resumed = bench(name="resumed", accuracies=always_mixed, learner=control)
+    resumed.coordinator.load_state_dict(saved["curriculum"])
+    resumed.progress = Progress.from_state_dict(saved["progress"])
+    resumed.rollouts.policy_version = resumed.progress.policy_version
+    resumed.run()
+    trained = [item.advantages for item in resumed.learner.items]
+    assert trained == [item.advantages for item in whole.learner.items[4:]]
+    assert {advantages[1] for advantages in trained} == {0.0}, "the negative ones, from the first step on"
 
 
 def test_a_step_waits_for_a_judge_that_is_away_and_the_phase_does_not_notice(bench):

@@ -9,9 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.batches.ledger import Ledger
-from cluster.loop import Interrupted, JudgeLost
+from cluster.loop import JudgeLost
 from cluster.run.progress import Progress
-from cluster.weights.contract import WeightSyncError
+from cluster.run.stopping import Interrupted
+from cluster.weights.sync import WeightSyncError
 
 LAG = {"group_size": 2, "max_policy_lag": 2}
 LONGER = [
@@ -55,7 +56,7 @@ def imbalance(b):
 
 
 def trained_leases(b):
-    return [group.meta.lease_id for batch in b.learner.groups for group in batch]
+    return [group.lease_id for batch in b.learner.groups for group in batch]
 
 
 def test_every_step_trains_a_whole_batch_that_is_two_updates_old_at_most(lagging):
@@ -97,7 +98,7 @@ def test_each_answer_is_written_once_and_marked_as_trained_in_the_step_that_trai
     b.run()
     for step, batch in enumerate(b.learner.groups):
         rows = pq.read_table(b.folder.trajectories / f"step-{step:06d}.parquet").to_pylist()
-        assert {row["lease_id"] for row in rows if row["trained"]} == {group.meta.lease_id for group in batch}
+        assert {row["lease_id"] for row in rows if row["trained"]} == {group.lease_id for group in batch}
     written = [
         (row["lease_id"], row["sample"])
         for path in b.folder.trajectories.iterdir()
@@ -110,8 +111,8 @@ def test_each_phase_trains_on_its_own_lengths_and_on_what_it_replays(lagging):
     b = lagging(accuracies=always_mixed, phases=[*LONGER])
     b.run()
     for batch, phase in zip(b.learner.groups, [0] * 3 + [1] * 5, strict=True):
-        assert all(group.meta.phase == phase for group in batch)
-        assert all(group.meta.task_id.startswith("long") for group in batch if phase and not group.meta.replayed)
+        assert all(group.meta.lease.phase == phase for group in batch)
+        assert all(group.task_id.startswith("long") for group in batch if phase and not group.meta.lease.replayed)
 
 
 def test_a_run_where_nothing_has_variance_ends_after_a_bounded_number_of_tries(lagging):
@@ -152,7 +153,7 @@ def test_a_stop_and_a_resume_train_on_nothing_twice_and_lose_nothing(lagging):
     assert left, "the checkpoint has groups under way"
     second.run()
     done = saved["progress"]["step"]
-    before = [group.meta.lease_id for batch in first.learner.groups[:done] for group in batch]
+    before = [group.lease_id for batch in first.learner.groups[:done] for group in batch]
     assert not set(before) & set(trained_leases(second))
     assert [len(batch) for batch in second.learner.batches] == [4] * (8 - done)
     assert second.progress.ledger.trained == 8 * 4
@@ -167,7 +168,7 @@ def test_the_learner_begins_the_next_batch_while_new_weights_travel_to_the_engin
         while b.calls.count("train 4") == 1 and not b.calls[-1].startswith("accumulate"):
             await asyncio.sleep(0.001)
 
-    b.learner.travel = travel
+    b.transport.travel = travel
     b.run()
     begun = [call for call in b.calls if call.startswith(("publish", "deliver", "accumulate"))]
     first = begun.index("publish 1")
@@ -185,7 +186,7 @@ def test_weights_that_an_engine_refuses_end_the_run_while_it_waits_for_groups(la
         b.rollouts.block = asyncio.Event()
         raise WeightSyncError("rollout-0: tensor norm is missing")
 
-    b.learner.travel = travel
+    b.transport.travel = travel
     with pytest.raises(WeightSyncError, match="tensor norm is missing"):
         b.run()
 

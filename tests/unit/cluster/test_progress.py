@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from actors.trajectory import GroupMeta
-from cluster.group import BatchGroup
+from cluster.group import ScoredGroup
 from cluster.run.progress import Progress, StageProgress
+from curriculum.task import TaskLease
 from reward.score import Score, Verdict
 
 
@@ -16,19 +19,15 @@ def score(*, rule=0.0, judge=None, accuracy=None):
 
 def batch_group(*scores, replayed=False):
     meta = GroupMeta(
-        lease_id=0,
-        task_id="t",
-        phase=0,
-        replayed=replayed,
+        lease=TaskLease(lease_id=0, task_id="t", attempt=0, replayed=replayed, phase=0),
+        data_source="test",
         prompt_tokens=5,
         response_tokens=(3,) * len(scores),
         num_truncated=0,
         policy_version=0,
-        engine="e",
         num_bytes=0,
-        seconds=1.0,
     )
-    return BatchGroup(meta=meta, scores=scores, group=None)
+    return ScoredGroup(meta=meta, scores=scores, group=None)
 
 
 def test_progress_reads_back_from_json_as_it_was():
@@ -38,12 +37,20 @@ def test_progress_reads_back_from_json_as_it_was():
         finished_stages=[StageProgress(name="sft", kind="sft", steps=5, accuracy_after={"short": 0.5})],
         stage=StageProgress(name="short", kind="rl", steps=2, groups_sampled=8, groups_replayed=2),
         base_accuracy={"short": 0.1},
+        negatives_masked=True,
     )
     assert Progress.from_state_dict(json.loads(json.dumps(progress.state_dict()))) == progress
 
 
 def test_a_beginning_reads_back_as_well():
     assert Progress.from_state_dict(json.loads(json.dumps(Progress().state_dict()))) == Progress()
+
+
+def test_a_checkpoint_of_another_version_is_refused_by_name():
+    state = Progress().state_dict()
+    del state["negatives_masked"]
+    with pytest.raises(ValueError, match=r"checkpoint has no negatives_masked: another version .* start a new run"):
+        Progress.from_state_dict(state)
 
 
 def test_the_optimizer_belongs_to_the_reinforcement_learning_from_its_first_stage_on():

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.recipe.load import RecipeError, differing_keys, dump_recipe, load_recipe
+from cluster.recipe.load import differing_keys, dump_recipe, load_recipe
+from curriculum.errors import UserError
 
 RECIPES = Path(__file__).parents[3] / "recipes"
 MINIMAL = "name: tiny\nmodel: {path: owner/name}\ndata: {train: a.parquet, sft: b.parquet}\n"
@@ -23,7 +24,7 @@ def write(tmp_path):
 
 
 def fault_of(path, *overrides):
-    with pytest.raises(RecipeError) as error:
+    with pytest.raises(UserError) as error:
         load_recipe(path, overrides)
     return str(error.value)
 
@@ -135,17 +136,22 @@ def test_a_faulty_value_is_named_with_its_key_and_the_way_out(override, message)
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("data.train.sed=3", "data.train.sed=3: unknown key; did you mean data.train.seed?"),
+        ("data.train.lenghts=3", "data.train.lenghts=3: unknown key; did you mean data.train.lengths?"),
         ("learner.algorithm={type: dapo, clip_lo: 3}",
          "learner.algorithm.clip_lo=3: unknown key; did you mean learner.algorithm.clip_low?"),
         ("curriculum.phases.0.end.steps=0", "curriculum.phases.0.end.steps=0: input should be greater than 0"),
-        ("curriculum.phases.0.end={type: plateau, min_steps: 9, max_steps: 2}",
-         "curriculum.phases.0.end: min_steps=9 exceeds max_steps=2; lower min_steps"),
-        ("reward.judge={type: vllm, engine: {dtyp: fp32}}",
-         "reward.judge.engine.dtyp='fp32': unknown key; did you mean reward.judge.engine.dtype?"),
+        ("curriculum.phases.0.end={type: plateau, max_steps: 9, patience: 0}",
+         "curriculum.phases.0.end.patience=0: input should be greater than 0"),
+        ("reward.judge={type: vllm, max_token: 8}",
+         "reward.judge.max_token=8: unknown key; did you mean reward.judge.max_tokens?"),
         ("reward.judge={type: vlm}", "reward.judge.type='vlm': unknown; known: 'none', 'vllm', 'openai'"),
         ("reward.judge={model: x}", "reward.judge.type: missing; add it"),
         ("data.train=3", "data.train=3: input should be a valid string"),
+        ("data.train.quote_share=0.5", "data.train.quote_share=0.5: unknown key; known: "),
+        ("data.sft.word_share=0.5", "data.sft.word_share=0.5: unknown key; known: "),
+        ("learner.offload_optimizer=true",
+         "learner.offload_optimizer=True: unknown key; did you mean learner.offload?"),
+        ("learner.kl_estimator=k1", "learner.kl_estimator='k1': input should be 'k2' or 'k3'"),
     ],
 )  # fmt: skip
 def test_a_fault_within_alternatives_is_one_line_with_the_key_of_the_recipe(override, message):

@@ -8,11 +8,11 @@ import pytest
 from ray.exceptions import ActorUnavailableError, ObjectLostError, RayTaskError
 
 from actors.faults import DeadlineMissed, FaultKind, FaultyGroup
-from actors.rollout import EngineLoad, Sampling
+from actors.rollout import Sampling
 from actors.trajectory import GroupMeta
 from cluster.processes.rollouts import RayRollouts
 from cluster.processes.supervision import SupervisedActor
-from cluster.roles import GroupLost, RolloutCounts
+from cluster.roles import GroupLost
 from curriculum.task import TaskLease
 
 SAMPLING = Sampling(num_samples=2, temperature=1.0, top_p=1.0, max_response_tokens=8)
@@ -25,11 +25,22 @@ class FakeMethod:
         self._call = call
 
     def options(self, *, num_returns):
-        assert num_returns == 2
-        return FakeMethod(lambda *arguments: (self._call(*arguments), "reference"))
+        return FakeMethod(lambda *arguments: self._several(num_returns, *arguments))
 
     def remote(self, *arguments):
         return self._call(*arguments)
+
+    def _several(self, num_returns, *arguments):
+        """One reference per result; the last one, the group, is never awaited here."""
+        others = [asyncio.get_running_loop().create_future() for _ in range(num_returns - 2)]
+
+        async def first():
+            result, *rest = await self._call(*arguments)
+            for future, value in zip(others, rest, strict=False):
+                future.set_result(value)
+            return result
+
+        return first(), *others, "reference"
 
 
 class FakeRolloutHandle:
@@ -39,16 +50,19 @@ class FakeRolloutHandle:
         self.answers = list(answers)
         self.gate = gate
         self.num_calls = 0
-        self.num_slots = num_slots
+        self.slots = num_slots
         self.num_aborts = 0
         self.leases = []
         self.next_group = FakeMethod(self._next_group)
         self.answer = FakeMethod(self._answer)
-        self.load = FakeMethod(self._load)
+        self.num_slots = FakeMethod(self._say_slots)
         self.abort = FakeMethod(self._abort)
         self.ready = FakeMethod(self._ready)
 
     async def _next_group(self, sampling):
+        return await self._next_answer(), self.slots, "group"
+
+    async def _next_answer(self):
         self.num_calls += 1
         answer = self.answers.pop(0)
         if self.gate:
@@ -59,10 +73,10 @@ class FakeRolloutHandle:
 
     async def _answer(self, task, lease, sampling):
         self.leases.append(lease)
-        return await self._next_group(sampling)
+        return await self._next_answer(), "group"
 
-    async def _load(self):
-        return EngineLoad(num_slots=self.num_slots, num_running=0, num_prefilled_tokens=0)
+    async def _say_slots(self):
+        return self.slots
 
     async def _abort(self):
         self.num_aborts += 1
@@ -96,7 +110,7 @@ def supervised(name, handle, log=None):
 def meta(make_group):
     def build(lease_id):
         lease = TaskLease(lease_id=lease_id, task_id=f"t{lease_id}", attempt=0, replayed=False, phase=0)
-        return GroupMeta.of(make_group(lease, 2), 0.1, num_slots=5)
+        return GroupMeta.of(make_group(lease, 2))
 
     return build
 
@@ -108,10 +122,10 @@ def rollouts(actors, make_score, scores=(1.0, 0.0), faults=None):
 
 
 def test_a_group_arrives_with_its_scores_and_its_reference(meta, make_score):
-    r = rollouts([supervised("rollout-0", FakeRolloutHandle([meta(7)]))], make_score)
+    r = rollouts([supervised("rollout-0", FakeRolloutHandle([meta(7)], num_slots=5))], make_score)
     group = asyncio.run(r.next_group(SAMPLING))
     assert group is not None
-    assert (group.meta.lease_id, group.group, group.rewards) == (7, "reference", (1.0, 0.0))
+    assert (group.lease_id, group.group, group.rewards) == (7, "reference", (1.0, 0.0))
     assert r.num_slots == 5, "the engine said so with its group"
 
 
@@ -132,14 +146,14 @@ def test_the_least_busy_actor_is_asked(meta, make_score):
         assert r.num_slots == 2, "one each until they say more"
         return await asyncio.gather(*calls)
 
-    assert [group.meta.lease_id for group in asyncio.run(ask())] == [0, 2, 1, 3]
+    assert [group.lease_id for group in asyncio.run(ask())] == [0, 2, 1, 3]
 
 
 def test_a_pull_whose_actor_died_tries_again_after_the_repair(meta, make_score):
     log = []
     handle = FakeRolloutHandle([ActorUnavailableError("killed", actor_id=None), meta(4)])
     r = rollouts([supervised("rollout-0", handle, log)], make_score)
-    assert asyncio.run(r.next_group(SAMPLING)).meta.lease_id == 4
+    assert asyncio.run(r.next_group(SAMPLING)).lease_id == 4
     assert log == ["restarting", "back"]
 
 
@@ -185,8 +199,8 @@ def test_late_and_faulty_groups_are_counted_told_and_sampled_again(meta, make_sc
     faults = []
     handle = FakeRolloutHandle([fault(), remote(DeadlineMissed(3, "t3", "rollout-0")), meta(3)])
     r = rollouts([supervised("rollout-0", handle)], make_score, faults=faults)
-    assert asyncio.run(r.next_group(SAMPLING)).meta.lease_id == 3
-    assert r.counts == RolloutCounts(num_late=1, num_faulty=1)
+    assert asyncio.run(r.next_group(SAMPLING)).lease_id == 3
+    assert (r.num_late, r.num_faulty) == (1, 1)
     assert [(f["kind"], f["engine"], f["lease_id"], f["action"]) for f in faults] == [
         ("missing_samples", "rollout-0", 3, "requeued"),
         ("deadline", "rollout-0", 3, "requeued"),
@@ -205,7 +219,7 @@ def test_a_held_out_question_that_came_back_faulty_is_asked_again_and_given_up_i
     handle = FakeRolloutHandle([fault(), meta(0)])
     r = rollouts([supervised("rollout-0", handle)], make_score)
     (answered,) = asyncio.run(r.answer([task("t0", 0)], SAMPLING))
-    assert answered.meta.lease_id == 0
+    assert answered.lease_id == 0
     assert [lease.num_requeues for lease in handle.leases] == [0, 1]
     r = rollouts([supervised("rollout-0", FakeRolloutHandle([fault(i) for i in range(4)]))], make_score)
     with pytest.raises(GroupLost):

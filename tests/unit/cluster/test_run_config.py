@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from cluster.recipe.config import RunConfig
 
@@ -61,3 +63,15 @@ def test_weights_are_broadcast_on_gpus_unless_the_recipe_says_otherwise_or_wants
 def test_deltas_cannot_be_broadcast():
     with pytest.raises(ValidationError, match=r"rollout\.sync\.delta=true but rollout\.sync\.transport=collective"):
         config(rollout={"sync": {"transport": "collective", "delta": True}})
+
+
+def keys(annotation, prefix=""):
+    """Dotted keys below a type; members of a union are merged, indices of lists are left out."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        fields = annotation.model_fields.items()
+        return {key for name, field in fields for key in keys(field.annotation, f"{prefix}{name}.") or {prefix + name}}
+    return {key for argument in get_args(annotation) for key in keys(argument, prefix)}
+
+
+def test_a_recipe_has_at_most_110_keys():
+    assert len(keys(RunConfig)) <= 110

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from cluster.run.folder import COMPLETE, RunFolder
+from curriculum.errors import UserError
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def test_an_empty_folder_may_be_used(tmp_path):
 
 def test_a_folder_with_something_in_it_is_refused_and_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(FileExistsError, match=r"exists and is not empty; continue it with --resume .*--run-dir"):
+    with pytest.raises(UserError, match=r"exists and is not empty; continue it with --resume .*--run-dir"):
         RunFolder.create(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
@@ -42,13 +43,13 @@ def test_a_folder_with_something_in_it_is_refused_and_left_alone(tmp_path):
 def test_a_file_is_not_a_run_folder(tmp_path):
     path = tmp_path / "file"
     path.write_text("content")
-    with pytest.raises(FileExistsError, match="is a file; choose a folder with --run-dir"):
+    with pytest.raises(UserError, match="is a file; choose a folder with --run-dir"):
         RunFolder.create(path)
     assert path.read_text() == "content"
 
 
 def test_only_a_folder_with_a_recipe_can_be_resumed(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no recipe.yaml there; give the folder of an earlier run"):
+    with pytest.raises(UserError, match=r"no recipe.yaml there; give the folder of an earlier run"):
         RunFolder.open(tmp_path)
     (tmp_path / "recipe.yaml").touch()
     assert RunFolder.open(tmp_path).path == tmp_path
@@ -124,7 +125,7 @@ def test_a_checkpoint_of_the_same_step_replaces_the_older_one(folder):
 
 def test_a_second_process_is_kept_out_until_the_first_lets_go(tmp_path):
     folder = RunFolder.create(tmp_path / "run")
-    refused = pytest.raises(FileExistsError, match="another process is training in it")
+    refused = pytest.raises(UserError, match="another process is training in it")
     with folder.locked(), refused, folder.locked():
         pass
     with folder.locked():

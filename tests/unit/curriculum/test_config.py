@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from curriculum.config import CurriculumConfig, Plateau
+from curriculum.config import CurriculumConfig
 
 PHASE = {"name": "I", "max_prompt_tokens": 100, "end": {"type": "steps", "steps": 3}}
 
@@ -19,11 +19,6 @@ def test_phase_names_must_differ():
 def test_the_end_of_a_phase_is_chosen_by_its_type():
     with pytest.raises(ValidationError, match="epochs"):
         CurriculumConfig.model_validate({"phases": [{**PHASE, "end": {"type": "sometime"}}]})
-
-
-def test_a_plateau_needs_ordered_bounds():
-    with pytest.raises(ValidationError, match="min_steps=5 exceeds max_steps=4"):
-        Plateau(min_steps=5, max_steps=4)
 
 
 def test_unknown_keys_are_refused():

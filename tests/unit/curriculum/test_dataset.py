@@ -7,6 +7,7 @@ import pytest
 
 from curriculum.config import GeneratedData
 from curriculum.dataset import load_demonstrations, load_tasks
+from curriculum.errors import UserError
 from curriculum.rejects import RejectReason, write_rejects
 
 
@@ -43,7 +44,7 @@ def refused(task_set):
 
 def test_rows_become_tasks_with_the_phase_of_their_length(write, encoder):
     path = write(item("a", 5), item("b", 10), item("c", 11), item("d", 20))
-    tasks = load(path, encoder).tasks
+    tasks = load(path, encoder).records
     assert [(task.task_id, task.prompt_ids.size, task.phase) for task in tasks] == [
         ("a", 5, 0), ("b", 10, 0), ("c", 11, 1), ("d", 20, 1)
     ]  # fmt: skip
@@ -64,7 +65,7 @@ def test_bad_rows_are_collected_with_number_id_and_reason_and_the_rest_is_kept(w
         item("i", 11),
     )
     task_set = load(path, encoder)
-    assert [task.task_id for task in task_set.tasks] == ["a", "i"]
+    assert [task.task_id for task in task_set.records] == ["a", "i"]
     assert refused(task_set) == [
         (2, None, RejectReason.NOT_UTF8),
         (3, None, RejectReason.BAD_JSON),
@@ -80,7 +81,7 @@ def test_bad_rows_are_collected_with_number_id_and_reason_and_the_rest_is_kept(w
 
 def test_the_same_question_on_another_document_is_no_duplicate(write, encoder):
     path = write(item("a", 5), item("b", 5), item("c", 15))
-    assert len(load(path, encoder).tasks) == 3
+    assert len(load(path, encoder).records) == 3
 
 
 def test_a_repeated_row_without_id_is_a_duplicate(write, encoder):
@@ -92,7 +93,8 @@ def test_a_repeated_row_without_id_is_a_duplicate(write, encoder):
 def test_over_long_documents_are_cut_in_the_middle_to_fit_the_last_phase(write, encoder):
     path = write(item("a", 5), item("b", 35, start="first"))
     task_set = load(path, encoder, over_long="truncate_middle")
-    assert [(task.task_id, task.prompt_ids.size, task.phase) for task in task_set.tasks] == [("a", 5, 0), ("b", 20, 1)]
+    found = [(task.task_id, task.prompt_ids.size, task.phase) for task in task_set.records]
+    assert found == [("a", 5, 0), ("b", 20, 1)]
     assert task_set.rejects == ()
 
 
@@ -134,14 +136,14 @@ def test_a_parquet_file_in_the_published_layout_is_read(tmp_path, encoder):
         }
     ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
-    (task,) = load(str(tmp_path / "a.parquet"), encoder, limits=(10,)).tasks
+    (task,) = load(str(tmp_path / "a.parquet"), encoder, limits=(10,)).records
     assert (task.question, task.answers, task.prompt_ids.size) == ("who?", ("The answer is 7",), 5)
 
 
 def test_generated_data_becomes_tasks(encoder):
     source = GeneratedData(items_per_length=4, lengths=((40, 60), (100, 120)))
     task_set = load(source, encoder, limits=(75, 200))
-    assert [task.phase for task in task_set.tasks] == [0] * 4 + [1] * 4
+    assert [task.phase for task in task_set.records] == [0] * 4 + [1] * 4
     assert task_set.rejects == ()
 
 
@@ -150,24 +152,24 @@ def test_generated_data_becomes_tasks(encoder):
 
 def test_an_empty_file_is_an_empty_data_set(write, encoder, tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"^data\.train=.*a\.jsonl: the data set is empty; give it at least one row$"):
+    with pytest.raises(UserError, match=r"^data\.train=.*a\.jsonl: the data set is empty; give it at least one row$"):
         load(str(tmp_path / "a.jsonl"), encoder)
 
 
 def test_a_parquet_file_without_rows_is_an_empty_data_set(encoder, tmp_path):
     columns = {name: pa.array([], pa.string()) for name in ("id", "data_source", "context", "question", "answer")}
     pq.write_table(pa.table(columns), tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match="the data set is empty"):
+    with pytest.raises(UserError, match="the data set is empty"):
         load(str(tmp_path / "a.parquet"), encoder)
 
 
 def test_objects_without_keys_are_no_data_set(write, encoder):
-    with pytest.raises(ValueError, match="its 2 rows have no columns"):
+    with pytest.raises(UserError, match="its 2 rows have no columns"):
         load(write({}, {}), encoder)
 
 
 def test_a_file_without_a_usable_row_counts_the_reasons_and_shows_the_first(write, encoder):
-    with pytest.raises(ValueError, match="usable") as caught:
+    with pytest.raises(UserError, match="usable") as caught:
         load(write(item("a", 5, answers=[]), item("b", 50), item("c", 60)), encoder)
     message = str(caught.value)
     assert "none of 3 rows is usable (over_long 2, empty 1); row 1: answers has no entry" in message
@@ -176,22 +178,22 @@ def test_a_file_without_a_usable_row_counts_the_reasons_and_shows_the_first(writ
 
 def test_a_binary_file_named_jsonl_is_refused_without_a_crash(encoder, tmp_path):
     (tmp_path / "a.jsonl").write_bytes(bytes(range(256)) * 4)
-    with pytest.raises(ValueError, match=r"none of .* rows is usable"):
+    with pytest.raises(UserError, match=r"none of .* rows is usable"):
         load(str(tmp_path / "a.jsonl"), encoder)
 
 
 def test_wrong_columns_name_key_value_and_way_out(write, encoder):
-    with pytest.raises(ValueError, match=r"^data\.evaluation=.*no recognised columns.*contexts -> context"):
+    with pytest.raises(UserError, match=r"^data\.evaluation=.*no recognised columns.*contexts -> context"):
         load(write({"contexts": "x", "question": "y"}), encoder, key="data.evaluation")
 
 
 def test_a_phase_without_items_names_the_phase_and_the_lengths_of_the_data(write, encoder):
     path = write(item("a", 5), item("b", 8))
-    with pytest.raises(ValueError, match="no item in phase 1") as caught:
+    with pytest.raises(UserError, match="no item in phase 1") as caught:
         load(path, encoder)
     assert "(10 < prompt tokens <= 20; the data has 5 to 8)" in str(caught.value)
     assert "curriculum.phases[1].max_prompt_tokens" in str(caught.value)
-    assert len(load(path, encoder, every_phase=False).tasks) == 2
+    assert len(load(path, encoder, every_phase=False).records) == 2
 
 
 # ---- demonstrations
@@ -203,14 +205,14 @@ def demonstration(item_id, response="alice it is", **changes):
 
 def test_demonstrations_are_encoded_with_their_end_of_turn(write, encoder):
     path = write(demonstration("a"), demonstration("b", "bob"))
-    first, second = load_demonstrations(path, encoder=encoder, max_tokens=100).demonstrations
+    first, second = load_demonstrations(path, encoder=encoder, max_tokens=100).records
     assert (first.demonstration_id, first.prompt_ids.size, first.response_ids.size) == ("a", 5, 4)
     assert second.response_ids.size == 2
 
 
 def test_conversations_are_encoded_as_messages(write, encoder):
     messages = [{"role": "user", "content": "who is it"}, {"role": "assistant", "content": "alice"}]
-    (only,) = load_demonstrations(write({"messages": messages}), encoder=encoder, max_tokens=100).demonstrations
+    (only,) = load_demonstrations(write({"messages": messages}), encoder=encoder, max_tokens=100).records
     assert (only.prompt_ids.size, only.response_ids.size) == (5, 2)
     assert len(only.demonstration_id) == 16
 
@@ -222,14 +224,14 @@ def test_several_responses_to_one_prompt_are_kept_and_repetitions_refused(write,
         demonstration("a", "bob", id=None),
     ]
     loaded = load_demonstrations(write(*rows), encoder=encoder, max_tokens=100)
-    assert len(loaded.demonstrations) == 2
+    assert len(loaded.records) == 2
     assert [reject.reason for reject in loaded.rejects] == [RejectReason.DUPLICATE]
 
 
 def test_a_demonstration_is_over_long_by_prompt_and_response_together(write, encoder):
     path = write(demonstration("a", words(4)), demonstration("b", words(5)))
     loaded = load_demonstrations(path, encoder=encoder, max_tokens=10)
-    assert [entry.demonstration_id for entry in loaded.demonstrations] == ["a"]
+    assert [entry.demonstration_id for entry in loaded.records] == ["a"]
     assert refused(loaded) == [(2, "b", RejectReason.OVER_LONG)]
 
 
@@ -243,9 +245,9 @@ def test_a_row_that_the_chat_template_refuses_is_a_reject(write, encoder):
 
 def test_generated_demonstrations_are_loaded(encoder):
     source = GeneratedData(items_per_length=5, lengths=((40, 60),))
-    assert len(load_demonstrations(source, encoder=encoder, max_tokens=200).demonstrations) == 5
+    assert len(load_demonstrations(source, encoder=encoder, max_tokens=200).records) == 5
 
 
 def test_demonstrations_without_responses_name_the_missing_column(write, encoder):
-    with pytest.raises(ValueError, match=r"^data\.sft=.*need \{context, question, response\}"):
+    with pytest.raises(UserError, match=r"^data\.sft=.*need \{context, question, response\}"):
         load_demonstrations(write(item("a", 5)), encoder=encoder, max_tokens=100)

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from curriculum.errors import UserError
 from curriculum.layout import (
     DEMONSTRATION_LAYOUTS,
     QUESTION_LAYOUTS,
@@ -60,7 +61,7 @@ def test_layouts_are_recognised_by_their_columns():
 
 
 def test_unrecognised_columns_name_the_needed_and_the_nearest():
-    with pytest.raises(ValueError, match="no recognised columns") as caught:
+    with pytest.raises(UserError, match="no recognised columns") as caught:
         choose_layout(QUESTION_LAYOUTS, ["Context", "questions", "answer", "text"], name="data.train=a.jsonl")
     assert str(caught.value) == (
         "data.train=a.jsonl: no recognised columns; found Context, questions, answer, text; "

@@ -50,35 +50,37 @@ def test_epochs_end_the_phase_when_they_are_reached():
     assert run(FixedEpochs(epochs=1.5), [0.5] * 9, epochs_per_step=0.4) == (4, EndReason.EPOCHS)
 
 
-PLATEAU = Plateau(min_steps=2, max_steps=100, window=2, min_improvement=0.1, patience=2)
+PLATEAU = Plateau(max_steps=100, patience=2)
+TEN = [0.2] * 10
+"""The steps that the first moving average, the mark of the others, is taken over."""
 
 
 def test_a_plateau_ends_the_phase_after_patience_steps_without_progress():
-    # means of two: .2, .4, .5, .5 -> the first sets the mark, .4 is progress, .5 is not more than .1 above it
-    assert run(PLATEAU, [0.1, 0.3, 0.5, 0.5, 0.5, 0.5]) == (5, EndReason.PLATEAU)
+    # means of ten: .2, .23, .235, .24 -> the first sets the mark, .23 is progress, .24 is not more than .01 above it
+    assert run(PLATEAU, [*TEN, 0.5, 0.25, 0.25, 0.25]) == (13, EndReason.PLATEAU)
 
 
 def test_slow_progress_adds_up_to_progress():
-    # means of two grow by .06: every second one is more than .1 above the mark, so patience is never used up
-    assert run(PLATEAU, [0.06 * step for step in range(14)]) is None
+    # means of ten grow by .006: every second one is more than .01 above the mark, so patience is never used up
+    assert run(PLATEAU, [0.006 * step for step in range(60)]) is None
 
 
 def test_one_step_of_progress_resets_the_patience():
-    assert run(PLATEAU, [0.2, 0.2, 0.2, 0.8, 0.8, 0.8, 0.8]) == (7, EndReason.PLATEAU)
+    # .2, .2 (stale), .23 (progress), .23 and .23 (stale)
+    assert run(PLATEAU, [*TEN, 0.2, 0.5, 0.2, 0.2, 0.2]) == (14, EndReason.PLATEAU)
 
 
-def test_a_plateau_waits_for_its_window_and_for_min_steps():
-    rule = Plateau(min_steps=6, max_steps=100, window=2, min_improvement=0.1, patience=1)
-    assert run(rule, [0.5] * 9) == (6, EndReason.PLATEAU)
+def test_a_plateau_waits_for_its_window():
+    assert run(Plateau(max_steps=100, patience=1), [0.5] * 20) == (11, EndReason.PLATEAU)
 
 
 def test_a_plateau_rule_ends_at_max_steps_while_accuracy_grows():
-    rule = Plateau(min_steps=1, max_steps=4, window=1, min_improvement=0.0, patience=3)
-    assert run(rule, [0.1, 0.2, 0.3, 0.4, 0.5]) == (4, EndReason.MAX_STEPS)
+    rule = Plateau(max_steps=14, patience=3)
+    assert run(rule, [0.05 * step for step in range(20)]) == (14, EndReason.MAX_STEPS)
 
 
 def test_a_step_without_accuracy_makes_no_progress_and_leaves_the_mean_alone():
-    assert run(PLATEAU, [0.2, 0.2, None, None, 0.9]) == (4, EndReason.PLATEAU)
+    assert run(PLATEAU, [*TEN, None, None, 0.9]) == (12, EndReason.PLATEAU)
 
 
 def test_fruitless_steps_in_a_row_end_any_phase():
@@ -113,8 +115,7 @@ def test_a_clock_restored_from_json_goes_on_as_if_never_stopped(accuracies, stop
 
 
 @given(accuracies_of_a_run)
-def test_a_plateau_phase_never_ends_before_min_steps_nor_after_max_steps(accuracies):
-    rule = Plateau(min_steps=5, max_steps=12, window=2, min_improvement=0.05, patience=2)
-    stop = run(rule, (accuracies * 12)[:12])
+def test_a_plateau_phase_never_ends_before_window_and_patience_nor_after_max_steps(accuracies):
+    stop = run(Plateau(max_steps=20, patience=2), (accuracies * 20)[:20], trained=1)
     assert stop is not None
-    assert 5 <= stop[0] <= 12
+    assert 12 <= stop[0] <= 20

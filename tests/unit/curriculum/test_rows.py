@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from curriculum.config import GeneratedData
+from curriculum.errors import UserError
 from curriculum.rejects import Reject, RejectReason
 from curriculum.rows import Row, open_table
 
@@ -81,30 +82,30 @@ def test_a_parquet_text_that_is_not_utf8_is_a_reject(tmp_path):
 def test_a_file_that_only_looks_like_parquet_is_an_error_of_one_line(tmp_path):
     path = tmp_path / "a.parquet"
     path.write_text("PAR1 not really")
-    with pytest.raises(ValueError, match=r"^data\.train=.*a\.parquet: not a parquet file .*write it anew$"):
+    with pytest.raises(UserError, match=r"^data\.train=.*a\.parquet: not a parquet file .*write it again$"):
         read(path)
 
 
 def test_a_missing_file_names_the_nearest_one(tmp_path):
     (tmp_path / "train.jsonl").write_text("{}")
-    with pytest.raises(FileNotFoundError, match=r"trian\.jsonl: no such file \(did you mean .*train\.jsonl\?\)"):
+    with pytest.raises(UserError, match=r"trian\.jsonl: no such file \(did you mean .*train\.jsonl\?\)"):
         open_table(str(tmp_path / "trian.jsonl"), key=KEY)
 
 
 def test_a_missing_folder_is_named():
-    with pytest.raises(FileNotFoundError, match="the folder nowhere does not exist"):
+    with pytest.raises(UserError, match="the folder nowhere does not exist"):
         open_table("nowhere/train.jsonl", key=KEY)
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a"])
 def test_an_unknown_extension_names_the_known_ones(tmp_path, name):
     (tmp_path / name).write_text("{}")
-    with pytest.raises(ValueError, match=r"unknown extension .*; give a \.parquet or \.jsonl file"):
+    with pytest.raises(UserError, match=r"unknown extension .*; give a \.parquet or \.jsonl file"):
         open_table(str(tmp_path / name), key=KEY)
 
 
 def test_a_folder_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="is a folder"):
+    with pytest.raises(UserError, match="is a folder"):
         open_table(str(tmp_path), key=KEY)
 
 
@@ -128,13 +129,13 @@ def test_a_hub_id_that_cannot_be_loaded_is_an_error_of_one_line(monkeypatch):
         raise ConnectionError("no route\nto host")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(ValueError, match=r"^data\.train=owner/name: neither a file .*\(no route\); check") as caught:
+    with pytest.raises(UserError, match=r"^data\.train=owner/name: neither a file .*\(no route\); check") as caught:
         open_table("owner/name", key=KEY)
     assert "\n" not in str(caught.value)
 
 
 def test_generated_rows_cover_every_length_and_are_held_out_by_role():
-    source = GeneratedData(items_per_length=3, lengths=((40, 60), (80, 100)), seed=1)
+    source = GeneratedData(items_per_length=3, lengths=((40, 60), (80, 100)))
     train = [row.values for row in open_table(source, key="data.train").rows]
     held_out = [row.values for row in open_table(source, key="data.evaluation").rows]
     assert len(train) == 6

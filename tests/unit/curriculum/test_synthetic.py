@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from curriculum.errors import UserError
 from curriculum.synthetic import (
     NUMBERS,
     VALUES,
@@ -133,9 +134,9 @@ def test_value_classes_are_disjoint_so_that_an_answer_tells_its_relation():
 
 
 def test_too_short_a_document_is_refused_with_the_way_out():
-    with pytest.raises(ValueError, match=r"min_words=8.*change the length range"):
+    with pytest.raises(UserError, match=r"min_words=8.*change the length range"):
         _items(min_words=8)
-    with pytest.raises(ValueError, match="min_words=90, max_words=80"):
+    with pytest.raises(UserError, match="min_words=90, max_words=80"):
         _items(min_words=90, max_words=80)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from curriculum.config import GeneratedJudgePairs
 from curriculum.dataset import load_demonstrations
+from curriculum.errors import UserError
 from curriculum.rows import open_table
 from curriculum.synthetic import NUMBER_WORDS, NUMBERS, same_answer
 from curriculum.synthetic_judge import ANSWERS, draw_candidates, draw_junk, draw_pair, generate_judge_pairs
@@ -97,12 +98,12 @@ def test_candidates_and_junk_are_several_values_or_none(truth):
 
 
 def test_judge_pairs_are_a_source_of_demonstrations(encoder):
-    source = GeneratedJudgePairs(num_items=20, seed=4)
+    source = GeneratedJudgePairs(num_items=20)
     found = load_demonstrations(source, encoder=encoder, max_tokens=1000, judge_prompt=_prompt)
-    assert len(found.demonstrations) == 20
+    assert len(found.records) == 20
     assert not found.rejects
 
 
 def test_judge_pairs_without_the_words_of_a_judge_are_refused():
-    with pytest.raises(ValueError, match=r"data\.sft\.type=generated_judge_pairs: no judge prompt"):
+    with pytest.raises(UserError, match=r"data\.sft\.type=generated_judge_pairs: there is no judge prompt"):
         open_table(GeneratedJudgePairs(num_items=2), key="data.sft")

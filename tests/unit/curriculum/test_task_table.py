@@ -64,8 +64,8 @@ def test_ids_must_be_unique():
 
 
 def test_an_empty_column_and_empty_texts_are_texts_like_any_other():
-    assert len(TextColumn.of([])) == 0
-    column = TextColumn.of(["", "x", ""])
+    assert len(TextColumn([])) == 0
+    column = TextColumn(["", "x", ""])
     assert [column[row] for row in range(3)] == ["", "x", ""]
 
 

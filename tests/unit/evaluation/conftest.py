@@ -5,9 +5,10 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import pytest
 
-from evaluation.generator import Completion, GenerationError, GeneratorDown
+from evaluation.generator import Completion, GeneratorDown
 from evaluation.prompts import Prompt
 from evaluation.record import Answer, Item, Outcome
+from reward.chat_endpoint import NoReplyError
 
 
 class WordEncoder:
@@ -56,8 +57,8 @@ def table_generator() -> Callable[[Mapping[str, str | Exception]], TableGenerato
 
 
 @pytest.fixture
-def refusal() -> GenerationError:
-    return GenerationError("HTTP 400")
+def refusal() -> NoReplyError:
+    return NoReplyError("HTTP 400")
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from evaluation.answering import answer_all, missing_work
+from evaluation.answering import answer_all, missing_samples
 from evaluation.config import SamplingConfig
 from evaluation.generator import GeneratorDown
 from evaluation.record import Outcome
@@ -18,10 +18,10 @@ def log(tmp_path):
 
 
 def run(items, generator, encoder, log, sampling=SAMPLING, **options):
-    work = missing_work(items, log, num_samples=sampling.num_samples)
+    missing = missing_samples(items, log, num_samples=sampling.num_samples)
     seen = []
     settings = {"max_in_flight": 4, "on_answer": seen.append, **options}
-    asyncio.run(answer_all(work, generator, encoder, log, sampling, **settings))
+    asyncio.run(answer_all(missing, generator, encoder, log, sampling, **settings))
     return seen
 
 

@@ -1,16 +1,23 @@
 import asyncio
+import json
 
 import pytest
 
-from evaluation.behaviour_judge import BehaviourJudge, count_all, counted, judge_generator, parse_counts
-from evaluation.behaviours import BehaviourCounts
+from curriculum.errors import UserError
+from evaluation.behaviour_judge import BehaviourJudge, count_all, judge_generator, parse_counts, stored_counts
+from evaluation.behaviours import Behaviour
 from evaluation.config import EndpointGenerator, VllmGenerator
 from evaluation.generator import GeneratorDown
 from evaluation.store import EvaluationFolder
 from reward.config import NoJudge, OpenAIJudge, VllmJudge
 
 GOOD = '{"grounding": 3, "subgoal_setting": 2, "backtracking": 0, "verification": 1}'
-COUNTS = BehaviourCounts(grounding=3, subgoal_setting=2, backtracking=0, verification=1)
+COUNTS = {
+    Behaviour.GROUNDING: 3,
+    Behaviour.SUBGOAL_SETTING: 2,
+    Behaviour.BACKTRACKING: 0,
+    Behaviour.VERIFICATION: 1,
+}
 
 
 @pytest.mark.parametrize("text", [GOOD, f"Here it is:\n```json\n{GOOD}\n```", '{"a": 1} ' + GOOD])
@@ -49,9 +56,18 @@ def test_a_judge_that_fails_counts_nothing_and_is_asked_again(tmp_path, table_ge
     with EvaluationFolder(tmp_path / "e", {}) as folder:
         judge = BehaviourJudge(table_generator({"alpha": GOOD, "omega": refusal}), None)
         asyncio.run(count_all(answers, judge, folder.counts, counter="j", on_count=lambda: None))
-        assert counted(answers[0], folder.counts, "j") == COUNTS
-        assert counted(answers[1], folder.counts, "j") is None
-        assert counted(answers[0], folder.counts, "another judge") is None
+        assert stored_counts(answers[0], folder.counts, "j") == COUNTS
+        assert stored_counts(answers[1], folder.counts, "j") is None
+        assert stored_counts(answers[0], folder.counts, "another judge") is None
+
+
+def test_stored_counts_survive_the_process(tmp_path, table_generator, make_answer):
+    with EvaluationFolder(tmp_path / "e", {}) as folder:
+        judge = BehaviourJudge(table_generator({"": GOOD}), None)
+        asyncio.run(count_all([make_answer()], judge, folder.counts, counter="j", on_count=lambda: None))
+    assert json.loads((tmp_path / "e" / "behaviours.jsonl").read_text())["counts"] == json.loads(GOOD)
+    with EvaluationFolder(tmp_path / "e", {}) as folder:
+        assert stored_counts(make_answer(), folder.counts, "j") == COUNTS
 
 
 def test_an_outage_while_counting_leaves_as_itself(tmp_path, table_generator, make_answer, outage):
@@ -69,5 +85,5 @@ def test_the_model_of_the_judge_does_the_counting():
     engine = judge_generator(VllmJudge(model="owner/judge"))
     assert isinstance(engine, VllmGenerator)
     assert engine.model == "owner/judge"
-    with pytest.raises(ValueError, match="needs a judge"):
+    with pytest.raises(UserError, match="needs a judge"):
         judge_generator(NoJudge())

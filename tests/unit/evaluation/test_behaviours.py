@@ -1,13 +1,13 @@
-import time
-
 import pytest
 
-from evaluation.behaviours import BehaviourCounts, count_behaviours, thinking_of
+from benchmarks.hostile import SENTENCES, megabyte_of
+from evaluation.behaviours import Behaviour, count_behaviours, thinking_of
 
 
 def counts(text):
     found = count_behaviours(text)
-    return (found.grounding, found.subgoal_setting, found.backtracking, found.verification)
+    order = (Behaviour.GROUNDING, Behaviour.SUBGOAL_SETTING, Behaviour.BACKTRACKING, Behaviour.VERIFICATION)
+    return tuple(found[behaviour] for behaviour in order)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_languages_may_change_between_sentences():
 
 
 def test_an_empty_text_shows_nothing():
-    assert count_behaviours("") == BehaviourCounts(grounding=0, subgoal_setting=0, backtracking=0, verification=0)
+    assert count_behaviours("") == dict.fromkeys(Behaviour, 0)
 
 
 @pytest.mark.parametrize(
@@ -69,8 +69,7 @@ def test_the_thinking_is_what_stands_before_the_last_closing_tag(response, think
     assert thinking_of(response) == thinking
 
 
-@pytest.mark.parametrize("word", ["wait ", "the text ", "according to the ", "let me ", "等", "a", "i need to "])
-def test_a_megabyte_is_counted_in_less_than_a_second(word):
-    start = time.process_time()
-    count_behaviours(word * (1_000_000 // len(word)))
-    assert time.process_time() - start < 1.0
+@pytest.mark.timeout(60)  # time that grows with the square of the text would be hours
+@pytest.mark.parametrize("word", SENTENCES)
+def test_a_megabyte_is_counted_to_its_end(word):
+    assert count_behaviours(megabyte_of(word)).keys() == set(Behaviour)

@@ -5,9 +5,9 @@ import pytest
 from curriculum.dataset import load_demonstrations
 from evaluation.config import DistillConfig, SamplingConfig, VllmGenerator
 from evaluation.data_card import card_json, card_markdown, make_card
-from evaluation.distill import Verified, select, write_demonstrations
+from evaluation.distill import select, write_demonstrations
 from evaluation.filters import RejectedAs
-from evaluation.record import Outcome, ScoredAnswer
+from evaluation.record import Outcome
 
 GOOD = "<think>The text names Vienna.</think>\n\nTherefore, the answer is Vienna."
 
@@ -18,39 +18,30 @@ def config(**values):
 
 
 @pytest.fixture
-def verified(make_answer):
-    def make(accuracy=1.0, item_id="a", sample=0, text=GOOD, **values):
-        answer = make_answer(item_id, sample, text=text, **values)
-        score = ScoredAnswer(
-            benchmark="musique",
-            item_id=item_id,
-            sample=sample,
-            scorer="s",
-            response="r",
-            accuracy=accuracy,
-            answer="x",
-            rule=0.0,
-            judge=None,
-            reason="",
-        )
-        return Verified(answer=answer, score=score)
+def good_answer(make_answer):
+    def make(sample=0, text=GOOD, **values):
+        return make_answer("a", sample, text=text, **values)
 
     return make
 
 
-def reasons(make_item, answers, **settings):
-    selection = select([make_item("a")], answers, config(**settings))
+def reasons(make_item, answers, *, accuracy=1.0, **settings):
+    accuracies = {answer.key: accuracy for answer in answers}
+    selection = select([make_item("a")], answers, accuracies, config(**settings))
     assert len(selection.kept) + selection.rejects.total() == len(answers)
     return [answer.sample for _, answer in selection.kept], dict(selection.rejects)
+
+
+@pytest.mark.parametrize(("accuracy", "reason"), [(0.0, RejectedAs.WRONG), (None, RejectedAs.UNKNOWN)])
+def test_what_is_not_known_to_be_right_is_refused(make_item, good_answer, accuracy, reason):
+    assert reasons(make_item, [good_answer()], accuracy=accuracy) == ([], {reason: 1})
 
 
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
-        ({"accuracy": 0.0}, RejectedAs.WRONG),
-        ({"accuracy": None}, RejectedAs.UNKNOWN),
         ({"outcome": Outcome.TRUNCATED}, RejectedAs.TRUNCATED),
-        ({"outcome": Outcome.FAILED, "error": "x", "accuracy": 0.0}, RejectedAs.FAILED),
+        ({"outcome": Outcome.FAILED, "error": "x"}, RejectedAs.FAILED),
         ({"text": "the answer is Vienna"}, RejectedAs.NO_FORMAT),
         ({"response_tokens": 1}, RejectedAs.TOO_SHORT),
         ({"response_tokens": 11}, RejectedAs.TOO_LONG),
@@ -59,27 +50,27 @@ def reasons(make_item, answers, **settings):
         ({"text": GOOD.replace("The", '"a b c d e" "f g h i j" "k l m n o" The')}, RejectedAs.UNGROUNDED),
     ],
 )
-def test_each_fault_has_its_reason(make_item, verified, values, reason):
-    assert reasons(make_item, [verified(**values)]) == ([], {reason: 1})
+def test_each_fault_has_its_reason(make_item, good_answer, values, reason):
+    assert reasons(make_item, [good_answer(**values)]) == ([], {reason: 1})
 
 
-def test_the_shortest_good_answer_of_a_question_is_kept(make_item, verified):
-    answers = [verified(sample=i, response_tokens=tokens) for i, tokens in enumerate([6, 4, 5])]
+def test_the_shortest_good_answer_of_a_question_is_kept(make_item, good_answer):
+    answers = [good_answer(sample=i, response_tokens=tokens) for i, tokens in enumerate([6, 4, 5])]
     assert reasons(make_item, answers) == ([1], {RejectedAs.SURPLUS: 2})
 
 
-def test_near_duplicates_are_left_out_where_several_are_kept(make_item, verified):
+def test_near_duplicates_are_left_out_where_several_are_kept(make_item, good_answer):
     other = "<think>Austria is ruled from its biggest city on the Danube.</think>The answer is Vienna"
-    answers = [verified(sample=0), verified(sample=1), verified(sample=2, text=other)]
+    answers = [good_answer(sample=0), good_answer(sample=1), good_answer(sample=2, text=other)]
     assert reasons(make_item, answers, max_kept=3) == ([0, 2], {RejectedAs.DUPLICATE: 1})
 
 
-def test_the_demonstrations_are_read_by_the_warm_up(tmp_path, make_item, verified, encoder):
+def test_the_demonstrations_are_read_by_the_warm_up(tmp_path, make_item, good_answer, encoder):
     item = make_item("a")
-    write_demonstrations([(item, verified().answer)], tmp_path / "sft.parquet")
+    write_demonstrations([(item, good_answer())], tmp_path / "sft.parquet")
     encoder.encode_response = lambda text: encoder.encode(text, "")
     found = load_demonstrations(str(tmp_path / "sft.parquet"), encoder=encoder, max_tokens=100)
-    (demonstration,) = found.demonstrations
+    (demonstration,) = found.records
     assert demonstration.demonstration_id == "a-0"
     assert len(demonstration.response_ids) == len(GOOD.split())
 
@@ -91,11 +82,15 @@ def test_a_set_without_demonstrations_is_still_a_parquet_file(tmp_path):
     assert pq.read_table(tmp_path / "sft.parquet").column_names[-3:] == ["question", "answers", "response"]
 
 
-def test_the_card_accounts_for_every_answer_and_measures_lengths():
+def test_the_card_accounts_for_every_answer_and_measures_lengths(make_item, make_answer):
     card = make_card(
         num_questions=3,
         num_over_long=1,
-        kept=[("musique", "a", 10, 5), ("musique", "b", 20, 15), ("docmath", "c", 30, 10)],
+        kept=[
+            (make_item("a"), make_answer("a", prompt_tokens=10, response_tokens=5)),
+            (make_item("b"), make_answer("b", prompt_tokens=20, response_tokens=15)),
+            (make_item("c", data_source="docmath"), make_answer("c", prompt_tokens=30, response_tokens=10)),
+        ],
         rejects=Counter({RejectedAs.WRONG: 4, RejectedAs.DUPLICATE: 2}),
         refused_rows={"q.jsonl": 1},
     )

@@ -8,9 +8,9 @@ import pytest
 
 from evaluation.config import EndpointGenerator, SamplingConfig
 from evaluation.endpoint import MAX_FAILURES_IN_A_ROW, OpenAIGenerator, completion_of
-from evaluation.generator import GenerationError, GeneratorDown
+from evaluation.generator import GeneratorDown
 from evaluation.prompts import Prompt
-from reward.judge_endpoint import BadReplyError
+from reward.chat_endpoint import BadReplyError, NoReplyError, read_reply
 
 PROMPT = Prompt(text="what?", token_ids=np.zeros(3, np.int32), document_cut=False)
 
@@ -46,7 +46,7 @@ class Server:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
     def close(self):
         self._server.shutdown()
@@ -77,7 +77,7 @@ def ask(url, *, prompts=1, **settings):
         for seed in range(prompts):
             try:
                 found.append(await generator.generate(PROMPT, seed=seed))
-            except (GenerationError, GeneratorDown) as error:
+            except (NoReplyError, GeneratorDown) as error:
                 found.append(error)
         await generator.close()
         return found
@@ -113,20 +113,20 @@ def test_a_failure_is_tried_again(serve, bad):
 def test_a_refusal_of_one_prompt_is_not_tried_again(serve):
     server = serve((400, "{}"))
     (error,) = ask(server.url)
-    assert isinstance(error, GenerationError)
+    assert isinstance(error, NoReplyError)
     assert str(error) == "HTTP 400"
     assert len(server.requests) == 1
 
 
 def test_retries_end(serve):
     server = serve((503, "{}"))
-    assert isinstance(ask(server.url)[0], GenerationError)
+    assert isinstance(ask(server.url)[0], NoReplyError)
     assert len(server.requests) == 3
 
 
 def test_an_endpoint_that_is_gone_is_given_up():
     found = ask("http://127.0.0.1:9/v1", prompts=MAX_FAILURES_IN_A_ROW, max_retries=0)
-    assert all(isinstance(error, GenerationError) for error in found[:-1])
+    assert all(isinstance(error, NoReplyError) for error in found[:-1])
     assert isinstance(found[-1], GeneratorDown)
     assert "run the same command again" in str(found[-1])
 
@@ -153,9 +153,9 @@ def test_one_answer_in_between_shows_that_the_endpoint_is_there(serve):
 )
 def test_a_body_that_is_no_completion_is_told(body):
     with pytest.raises(BadReplyError, match="no chat completion"):
-        completion_of(body)
+        read_reply(body, completion_of)
 
 
 def test_a_completion_without_text_or_usage_is_an_empty_answer():
-    completion = completion_of('{"choices": [{"message": {"content": null}}]}')
+    completion = read_reply('{"choices": [{"message": {"content": null}}]}', completion_of)
     assert (completion.text, completion.num_tokens) == ("", 0)

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from curriculum.errors import RunFailed, UserError
 from evaluation.behaviour_judge import INSTRUCTION
 from evaluation.config import DistillConfig, EndpointGenerator, EvaluationConfig, SamplingConfig
 from evaluation.distill import distill
 from evaluation.evaluate import evaluate
 from evaluation.progress import Progress
-from evaluation.store import SettingsDiffer
 from reward.config import NoJudge, OpenAIJudge, RewardConfig
 
 TOKENIZER = str(Path(__file__).parents[3] / "recipes" / "assets" / "local_base")
@@ -50,7 +50,7 @@ class Endpoint:
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
     def reply(self, messages):
         user = messages[-1]["content"]
@@ -93,7 +93,7 @@ def generator(endpoint):
 def config(endpoint, source, **values):
     defaults = {
         "sampling": SamplingConfig(max_prompt_tokens=400, max_response_tokens=50, num_samples=2),
-        "reward": RewardConfig(judge=OpenAIJudge(base_url=endpoint.url, model="j", max_retries=0)),
+        "reward": RewardConfig(judge=OpenAIJudge(base_url=endpoint.url, model="j")),
     }
     return EvaluationConfig(generator=generator(endpoint), sources=(source,), **{**defaults, **values})
 
@@ -135,18 +135,26 @@ def test_another_judge_scores_again_without_generating_again(endpoint, source, t
 def test_another_temperature_is_refused_and_nothing_is_asked(endpoint, source, tmp_path):
     run(config(endpoint, source), tmp_path / "e")
     hotter = SamplingConfig(max_prompt_tokens=400, max_response_tokens=50, num_samples=2, temperature=1.0)
-    with pytest.raises(SettingsDiffer, match=r"temperature=0\.7 there, 1\.0 now"):
+    with pytest.raises(UserError, match=r"temperature=0\.7 there, 1\.0 now"):
         run(config(endpoint, source, sampling=hotter), tmp_path / "e")
     assert endpoint.requests["answer"] == 6
+
+
+def test_an_evaluation_without_a_single_answer_fails_and_goes_on_later(endpoint, source, tmp_path):
+    endpoint.refused = set(ANSWERS)
+    with pytest.raises(RunFailed, match=r"none of 6 prompts got an answer \(HTTP 400\); put the cause right"):
+        run(config(endpoint, source), tmp_path / "e")
+    endpoint.refused = set()
+    assert run(config(endpoint, source), tmp_path / "e").benchmarks["musique"].num_answers == 6
 
 
 def test_a_question_that_gets_no_answer_counts_as_wrong_until_it_gets_one(endpoint, source, tmp_path):
     endpoint.refused = {"right"}
     row = run(config(endpoint, source), tmp_path / "e").benchmarks["musique"]
-    assert (row.num_answers, row.failures.num_failed, row.accuracy.mean) == (6, 2, pytest.approx(1 / 3))
+    assert (row.num_answers, row.num_failed, row.accuracy.mean) == (6, 2, pytest.approx(1 / 3))
     endpoint.refused = set()
     row = run(config(endpoint, source), tmp_path / "e").benchmarks["musique"]
-    assert (row.num_answers, row.failures.num_failed, row.accuracy.mean) == (6, 0, pytest.approx(2 / 3))
+    assert (row.num_answers, row.num_failed, row.accuracy.mean) == (6, 0, pytest.approx(2 / 3))
     assert endpoint.requests["answer"] == 8
 
 
@@ -164,7 +172,7 @@ def test_a_teachers_right_answers_become_demonstrations(endpoint, source, tmp_pa
         generator=generator(endpoint),
         sources=(source,),
         sampling=SamplingConfig(max_prompt_tokens=400, max_response_tokens=50, num_samples=2),
-        reward=RewardConfig(judge=OpenAIJudge(base_url=endpoint.url, model="j", max_retries=0)),
+        reward=RewardConfig(judge=OpenAIJudge(base_url=endpoint.url, model="j")),
         min_response_tokens=3,
         max_kept=2,
     )

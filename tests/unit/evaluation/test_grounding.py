@@ -1,9 +1,7 @@
-import random
-import time
-
 import pytest
 
-from evaluation.grounding import DocumentIndex, PassageKind, ground
+from benchmarks.hostile import THOUGHTS, megabyte_of, quoting_thoughts
+from evaluation.grounding import DocumentIndex, PassageKind, ground, grounding_precision
 
 DOCUMENT = (
     "Chapter 1. The old mill stood by the river for two hundred years. In 1843 the miller, Jonas Reed, sold it to the "
@@ -25,7 +23,7 @@ def found_in(thinking, document, **options):
             thinking[passage.start : passage.end],
             DOCUMENT[passage.document_start : passage.document_end] if passage.found else None,
         )
-        for passage in ground(thinking, document, **options).passages
+        for passage in ground(thinking, document, **options)
     ]
 
 
@@ -45,7 +43,7 @@ def test_a_thousands_separator_does_not_matter(document):
 
 def test_a_quotation_with_one_changed_word_is_found_nearly(document):
     thinking = '"The old mill stood by the stream for two hundred years"'
-    (passage,) = ground(thinking, document).passages
+    (passage,) = ground(thinking, document)
     assert 0.7 < passage.similarity < 1.0
     assert DOCUMENT[passage.document_start : passage.document_end] == (
         "The old mill stood by the river for two hundred years"
@@ -129,36 +127,23 @@ def test_chinese_quotations_and_paraphrases_are_found(document):
 
 
 def test_the_precision_is_the_share_found(document):
-    grounding = ground('"stood by the river for two" and "burned down in a great fire"', document)
-    assert grounding.precision == 0.5
-    assert ground("nothing quoted", document).precision is None
+    passages = ground('"stood by the river for two" and "burned down in a great fire"', document)
+    assert grounding_precision(passages) == 0.5
+    assert grounding_precision(ground("nothing quoted", document)) is None
 
 
 def test_an_empty_document_grounds_nothing():
-    assert ground('"the old mill stood by the river"', DocumentIndex("")).precision == 0.0
+    assert grounding_precision(ground('"the old mill stood by the river"', DocumentIndex(""))) == 0.0
 
 
-def test_sixty_thousand_tokens_are_searched_in_half_a_second():
-    rng = random.Random(0)
-    vocabulary = ["".join(rng.choices("abcdefghijklmnop", k=rng.randint(2, 9))) for _ in range(8_000)]
-    words = rng.choices(vocabulary, weights=[1 / (rank + 1) for rank in range(len(vocabulary))], k=60_000)
-    parts = []
-    for place in range(0, 50_000, 500):
-        run = " ".join(words[place : place + 25])
-        parts += [f'The text says "{run}".', f"According to the document, {run}.", " ".join(rng.choices(words, k=20))]
-    thinking = "\n".join(parts)
-    best_s = float("inf")
-    for _ in range(3):  # the least busy of three
-        start = time.process_time()
-        grounding = ground(thinking, DocumentIndex(" ".join(words)))
-        best_s = min(best_s, time.process_time() - start)
-    assert len(grounding.passages) >= 150
-    assert grounding.precision == 1.0
-    assert best_s < 0.5
+def test_every_quotation_in_a_document_of_sixty_thousand_words_is_found():
+    text, thinking = quoting_thoughts(60_000)
+    passages = ground(thinking, DocumentIndex(text))
+    assert len(passages) >= 150
+    assert grounding_precision(passages) == 1.0
 
 
-@pytest.mark.parametrize("word", ['"', "in the ", "according to the ", "a", "the text says ", "等", "> ", "“", "..."])
-def test_a_megabyte_of_hostile_thinking_takes_less_than_a_second(document, word):
-    start = time.process_time()
-    ground(word * (1_000_000 // len(word)), document)
-    assert time.process_time() - start < 1.0
+@pytest.mark.timeout(60)  # time that grows with the square of the text would be hours
+@pytest.mark.parametrize("word", THOUGHTS)
+def test_a_megabyte_of_hostile_thinking_is_searched_to_its_end(document, word):
+    assert grounding_precision(ground(megabyte_of(word), document)) in (None, 0.0)

@@ -3,6 +3,7 @@ import zipfile
 
 import pytest
 
+from curriculum.errors import UserError
 from curriculum.layout import choose_layout
 from curriculum.rejects import RejectReason, RowError
 from curriculum.rows import Row
@@ -69,7 +70,7 @@ def test_paragraphs_of_another_type_are_refused(paragraphs):
 
 
 def test_unknown_columns_name_all_layouts():
-    with pytest.raises(ValueError, match="paragraphs"):
+    with pytest.raises(UserError, match="paragraphs"):
         read({"foo": 1})
 
 
@@ -81,19 +82,19 @@ def write_jsonl(path, rows):
 def test_rows_of_a_file_belong_to_the_benchmark_that_their_data_source_names(tmp_path):
     rows = [LONGBENCH, {**LONGBENCH, "_id": "x2", "input": "Why?", "dataset": "qasper"}]
     found = load_items(write_jsonl(tmp_path / "all.jsonl", rows))
-    assert [item.benchmark for item in found.items] == ["hotpotqa", "qasper"]
+    assert [item.benchmark for item in found.records] == ["hotpotqa", "qasper"]
 
 
 def test_a_name_in_front_of_a_file_names_the_benchmark_and_leaves_the_rule_to_the_data_source(tmp_path):
     path = write_jsonl(tmp_path / "all.jsonl", [DOCMATH])
-    (item,) = load_items(f"our-math={path}").items
+    (item,) = load_items(f"our-math={path}").records
     assert (item.benchmark, item.data_source) == ("our-math", "docmath")
 
 
 def test_bad_rows_are_refused_with_their_line_and_the_rest_is_read(tmp_path):
     path = write_jsonl(tmp_path / "all.jsonl", [LONGBENCH, {**LONGBENCH, "_id": "x2", "answers": []}, 7])
     found = load_items(path)
-    assert len(found.items) == 1
+    assert len(found.records) == 1
     assert [(reject.number, reject.reason) for reject in found.rejects] == [
         (2, RejectReason.EMPTY),
         (3, RejectReason.BAD_JSON),
@@ -101,12 +102,12 @@ def test_bad_rows_are_refused_with_their_line_and_the_rest_is_read(tmp_path):
 
 
 def test_frames_by_name_tells_that_its_documents_are_missing():
-    with pytest.raises(ValueError, match="frames=FILE"):
+    with pytest.raises(UserError, match="frames=FILE"):
         load_items("frames")
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nothing\.jsonl"):
+    with pytest.raises(UserError, match=r"nothing\.jsonl"):
         load_items(f"musique={tmp_path}/nothing.jsonl")
 
 
@@ -115,7 +116,7 @@ def test_a_published_parquet_file_keeps_the_columns_that_its_layout_needs(tmp_pa
     import pyarrow.parquet as pq
 
     pq.write_table(pa.Table.from_pylist([DOCMATH]), tmp_path / "docmath.parquet")
-    (item,) = load_items(str(tmp_path / "docmath.parquet")).items
+    (item,) = load_items(str(tmp_path / "docmath.parquet")).records
     assert item.context.endswith("| cost | 3 |")
 
 
@@ -148,5 +149,5 @@ def test_different_items_under_one_id_are_refused_and_equal_ones_counted_once(tm
     first = load_items(write_jsonl(tmp_path / "a.jsonl", [LONGBENCH]))
     other = load_items(write_jsonl(tmp_path / "b.jsonl", [{**LONGBENCH, "input": "Else?"}]))
     assert len(merge_items([first, first], max_items=None)) == 1
-    with pytest.raises(ValueError, match="NAME=SOURCE"):
+    with pytest.raises(UserError, match="NAME=SOURCE"):
         merge_items([first, other], max_items=None)

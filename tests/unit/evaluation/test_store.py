@@ -5,8 +5,9 @@ import sys
 
 import pytest
 
+from curriculum.errors import UserError
 from evaluation.record import Outcome
-from evaluation.store import EvaluationFolder, SettingsDiffer
+from evaluation.store import EvaluationFolder
 
 SETTINGS = {"model": "tiny", "sampling": {"temperature": 0.7, "seed": 0}}
 
@@ -46,7 +47,7 @@ def test_a_damaged_line_in_the_middle_is_told_with_its_number(tmp_path, make_ans
         folder.answers.append(make_answer())
     path = tmp_path / "e" / "answers.jsonl"
     path.write_bytes(b"{broken}\n" + path.read_bytes())
-    with pytest.raises(ValueError, match="line 1: damaged"):
+    with pytest.raises(UserError, match="line 1: damaged"):
         EvaluationFolder(tmp_path / "e", SETTINGS)
 
 
@@ -64,14 +65,14 @@ def test_the_last_line_of_a_key_counts(tmp_path, make_answer):
 def test_other_settings_are_refused_with_the_differing_key_and_nothing_is_written(tmp_path):
     EvaluationFolder(tmp_path / "e", SETTINGS).__exit__(None, None, None)
     before = (tmp_path / "e" / "settings.json").read_text()
-    with pytest.raises(SettingsDiffer, match=r"sampling.temperature=0.7 there, 1.0 now"):
+    with pytest.raises(UserError, match=r"sampling.temperature=0.7 there, 1.0 now"):
         EvaluationFolder(tmp_path / "e", {**SETTINGS, "sampling": {"temperature": 1.0, "seed": 0}})
     assert (tmp_path / "e" / "settings.json").read_text() == before
 
 
 def test_a_folder_with_other_things_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
-    with pytest.raises(FileExistsError, match="something else"):
+    with pytest.raises(UserError, match="something else"):
         EvaluationFolder(tmp_path, SETTINGS)
     assert os.listdir(tmp_path) == ["thesis.tex"]
 
@@ -86,7 +87,7 @@ def test_a_second_process_in_the_same_folder_is_refused_and_a_dead_one_leaves_no
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "locked\n"
-    with pytest.raises(FileExistsError, match="another process"):
+    with pytest.raises(UserError, match="another process"):
         EvaluationFolder(tmp_path / "e", SETTINGS)
     process.kill()
     process.wait()

@@ -2,21 +2,25 @@ import json
 
 import pytest
 
-from evaluation.behaviours import BehaviourCounts
+from evaluation.behaviours import Behaviour
 from evaluation.config import EvaluationConfig, VllmGenerator
-from evaluation.grounding import DocumentIndex, Grounding, ground
+from evaluation.grounding import DocumentIndex, ground
 from evaluation.paper import paper_table
 from evaluation.record import Outcome, ScoredAnswer
 from evaluation.report import report_json, report_markdown
 from evaluation.summary import Result, length_range, summarise
 
-NO_PASSAGES = Grounding(passages=())
-BEHAVIOURS = BehaviourCounts(grounding=2, subgoal_setting=1, backtracking=0, verification=1)
+BEHAVIOURS = {
+    Behaviour.GROUNDING: 2,
+    Behaviour.SUBGOAL_SETTING: 1,
+    Behaviour.BACKTRACKING: 0,
+    Behaviour.VERIFICATION: 1,
+}
 
 
 @pytest.fixture
 def make_result(make_answer):
-    def make(accuracy, item_id="a", sample=0, *, grounding=NO_PASSAGES, behaviours=BEHAVIOURS, **values):
+    def make(accuracy, item_id="a", sample=0, *, passages=(), behaviours=BEHAVIOURS, **values):
         answer = make_answer(item_id, sample, **values)
         score = ScoredAnswer(
             benchmark=answer.benchmark,
@@ -30,7 +34,7 @@ def make_result(make_answer):
             judge=None,
             reason="",
         )
-        return Result(answer=answer, score=score, behaviours=behaviours, grounding=grounding)
+        return Result(answer=answer, score=score, behaviours=behaviours, passages=passages)
 
     return make
 
@@ -48,7 +52,7 @@ def test_failures_stay_in_the_denominator_and_are_counted_apart(make_result):
     ]
     row = summarise(results, seed=0, rejects={}).benchmarks["musique"]
     assert (row.num_items, row.num_answers, row.accuracy.mean) == (4, 4, 0.25)
-    assert (row.failures.num_failed, row.failures.num_truncated, row.failures.num_unknown) == (1, 1, 1)
+    assert (row.num_failed, row.num_truncated, row.num_unknown) == (1, 1, 1)
 
 
 def test_avg_at_n_weighs_items_equally_and_pass_at_k_uses_all_samples(make_result):
@@ -84,8 +88,8 @@ def test_grounding_precision_pools_passages_and_failed_answers_have_no_behaviour
     half = ground('"the old mill stood" and "the new mill burned down"', document)
     full = ground('"mill stood by the river"', document)
     results = [
-        make_result(1.0, "a", grounding=half),
-        make_result(1.0, "b", grounding=full, behaviours=None),
+        make_result(1.0, "a", passages=half),
+        make_result(1.0, "b", passages=full, behaviours=None),
         make_result(0.0, "c", outcome=Outcome.FAILED, error="x", text=""),
     ]
     reasoning = summarise(results, seed=0, rejects={}).reasoning["all"]
@@ -100,12 +104,12 @@ def test_no_result_is_an_error():
 
 def test_the_paper_table_is_whole_and_its_averages_are_the_means_of_its_rows():
     paper = paper_table()
-    assert len(paper.rows) == 18
+    assert len(paper.accuracy) == len(paper.average) == 18
     assert paper.benchmarks == ("docmath", "frames", "2wikimqa", "hotpotqa", "musique", "narrativeqa", "qasper")
-    for row in paper.rows:
-        assert sum(row.accuracy[name] for name in paper.benchmarks) / 7 == pytest.approx(row.average, abs=0.06)
-    best = next(row for row in paper.rows if row.model == "L1-32B-DAPO")
-    assert (best.accuracy["narrativeqa"], best.average) == (56.0, 70.7)
+    for model, row in paper.accuracy.items():
+        assert sum(row[name] for name in paper.benchmarks) / 7 == pytest.approx(paper.average[model], abs=0.06)
+    best = "L1-32B-DAPO"
+    assert (paper.accuracy[best]["narrativeqa"], paper.average[best]) == (56.0, 70.7)
 
 
 def test_the_report_stands_beside_the_paper_and_averages_only_over_all_seven(make_result):

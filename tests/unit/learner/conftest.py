@@ -6,10 +6,12 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from learner.attention.shared_prefix import ATTENTION_KEY, register
-from learner.batch.microbatch import ScoredGroup
+from learner.batch.microbatch import TrainingGroup
 from learner.zero3.policy import Policy
 
 VOCAB = 61
+
+torch.set_num_threads(1)  # more of them only wait for each other on rows as small as these
 
 
 @pytest.fixture
@@ -40,7 +42,7 @@ def make_group():
 
     def make(prompt_tokens, response_tokens, seed=0, **settings):
         rng = np.random.default_rng([seed, prompt_tokens])
-        return ScoredGroup(
+        return TrainingGroup(
             prompt_ids=rng.integers(VOCAB, size=prompt_tokens, dtype=np.int32),
             response_ids=tuple(rng.integers(VOCAB, size=n, dtype=np.int32) for n in response_tokens),
             rollout_logprobs=tuple((-4 + 0.1 * rng.standard_normal(n)).astype(np.float32) for n in response_tokens),

@@ -8,7 +8,7 @@ from learner.zero3.config import zero3_config, zero3_frozen_config
 def test_the_defaults_are_the_papers():
     learner, sft = LearnerConfig(), SftConfig()
     assert learner.learning_rate == 2e-6
-    assert learner.algorithm == DapoConfig(clip_low=0.2, clip_high=0.28, dynamic_sampling=True)
+    assert learner.algorithm == DapoConfig(clip_low=0.2, clip_high=0.28)
     assert learner.kl_coefficient == 0
     assert (sft.epochs, sft.batch_size, sft.learning_rate) == (3, 128, 5e-6)
 
@@ -29,7 +29,9 @@ def test_the_algorithm_is_chosen_by_type():
         {"max_tokens_per_microbatch": 1},
         {"betas": (0.9, 1.0)},
         {"num_ranks": 3, "sequence_parallel": 2},
-        {"offload_activations": True},
+        {"offload": ("activations",)},
+        {"offload": ("weights",)},
+        {"kl_estimator": "k1"},
         {"algorithm": {"type": "dr_grpo"}},
     ],
 )
@@ -48,7 +50,7 @@ def test_deepspeed_runs_zero3_with_our_own_optimizer():
 
 
 def test_offload_is_set_only_where_asked_and_a_frozen_model_has_no_optimizer_to_offload():
-    config = LearnerConfig(offload_optimizer=True, offload_parameters=True)
+    config = LearnerConfig(offload=("optimizer", "parameters"))
     assert "offload_optimizer" not in zero3_config(LearnerConfig())["zero_optimization"]
     assert zero3_config(config)["zero_optimization"]["offload_optimizer"]["device"] == "cpu"
     frozen = zero3_frozen_config(config)["zero_optimization"]

@@ -4,17 +4,18 @@ import pytest
 import torch
 
 from learner.batch.aggregation import TOKEN_MEAN
-from learner.batch.packing import GroupPart, MicroBatchPlan
+from learner.batch.packing import RowPlan
 from learner.batch.rows import build_microbatch
 from learner.forward.logprobs import TokenScores
 from learner.forward.row_tensors import Placement, RowTensors
-from learner.objective.objective import DIAGNOSTICS, Objective, PolicyLoss, SftLoss
+from learner.objective.objective import TOKEN_SUMS, Objective, PolicyLoss, SftLoss
 
 
 @pytest.fixture
 def row(make_group):
-    plan = MicroBatchPlan(parts=(GroupPart(group=0, responses=(0, 1)),), num_tokens=0, cost=0.0)
-    built = build_microbatch(plan, {0: make_group(3, (2, 2))}, num_groups=1, aggregation=TOKEN_MEAN)
+    built = build_microbatch(
+        RowPlan(responses={0: (0, 1)}), {0: make_group(3, (2, 2))}, num_groups=1, aggregation=TOKEN_MEAN
+    )
     return RowTensors.of(built, Placement(device=torch.device("cpu")))
 
 
@@ -29,7 +30,7 @@ def _run(row, objective, scores, **kwargs):
     loss = PolicyLoss(row, objective, **{"old": None, "reference_N": None, **kwargs})
     terms = loss(slice(0, 4), scores)
     terms.sum().backward()
-    return terms.detach(), scores.logprobs_N.grad, dict(zip(DIAGNOSTICS, loss.sums.tolist(), strict=True))
+    return terms.detach(), scores.logprobs_N.grad, dict(zip(TOKEN_SUMS, loss.sums.tolist(), strict=True))
 
 
 PLAIN = Objective(clip_low=0.2, clip_high=0.28)
@@ -39,7 +40,7 @@ def test_the_first_update_has_ratio_one_and_the_gradient_of_the_advantage(row):
     terms, gradient, sums = _run(row, PLAIN, _scores(row))
     torch.testing.assert_close(gradient, -row.weights_N * row.advantages_N)
     torch.testing.assert_close(terms, -row.weights_N * row.advantages_N)
-    assert (sums["ratio"], sums["masked"], sums["importance"]) == (4, 0, 4)
+    assert (sums["mean_ratio"], sums["masked_fraction"], sums["importance_weight"]) == (4, 0, 4)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -50,14 +51,14 @@ def test_a_token_without_a_finite_rollout_logprob_is_left_out_and_counted(row, b
     assert (terms[1].item(), gradient[1].item()) == (0.0, 0.0)
     assert gradient.isfinite().all()
     assert gradient[[0, 2, 3]].all()
-    assert sums["masked"] == 1
+    assert sums["masked_fraction"] == 1
 
 
 def test_a_token_outside_the_learners_nucleus_is_left_out_and_counted(row):
     inside = torch.tensor([1.0, 1.0, 0.0, 1.0])
     _, gradient, sums = _run(row, PLAIN, _scores(row, inside_N=inside))
     assert (gradient != 0).tolist() == [True, True, False, True]
-    assert sums["masked"] == 1
+    assert sums["masked_fraction"] == 1
 
 
 def test_the_importance_weight_compares_the_distributions_cut_to_their_nucleus(row):
@@ -66,19 +67,19 @@ def test_the_importance_weight_compares_the_distributions_cut_to_their_nucleus(r
     objective = Objective(clip_low=0.2, clip_high=0.28, importance_cap=10.0)
     terms, _, sums = _run(row, objective, _scores(row, log_nucleus_N=log_nucleus))
     torch.testing.assert_close(terms, -2 * row.weights_N * row.advantages_N)
-    assert sums["importance"] == pytest.approx(8.0)
-    assert sums["nucleus"] == pytest.approx(4 * math.log(0.5))
+    assert sums["importance_weight"] == pytest.approx(8.0)
+    assert sums["log_nucleus"] == pytest.approx(4 * math.log(0.5))
 
 
 def test_the_kl_is_measured_without_a_coefficient_and_counts_with_one(row):
     reference = torch.full((4,), -2.5)
     plain, _, sums = _run(row, PLAIN, _scores(row), reference_N=reference)
-    assert sums["kl"] == pytest.approx(4 * (math.exp(-0.5) + 0.5 - 1), rel=1e-5)
+    assert sums["kl_to_reference"] == pytest.approx(4 * (math.exp(-0.5) + 0.5 - 1), rel=1e-5)
     with_kl, _, _ = _run(
-        row, Objective(clip_low=0.2, clip_high=0.28, kl_coefficient=2.0, kl_estimator="k1"), _scores(row),
+        row, Objective(clip_low=0.2, clip_high=0.28, kl_coefficient=2.0, kl_estimator="k2"), _scores(row),
         reference_N=reference,
     )  # fmt: skip
-    torch.testing.assert_close(with_kl - plain, row.weights_N * 2.0 * 0.5)
+    torch.testing.assert_close(with_kl - plain, row.weights_N * 2.0 * 0.5**2 / 2)
 
 
 def test_the_entropy_bonus_lowers_the_loss(row):
@@ -93,7 +94,7 @@ def test_the_old_policy_bounds_the_ratio(row):
     ratio = math.e
     expected = torch.where(row.advantages_N > 0, 1.28 * row.advantages_N, ratio * row.advantages_N)
     torch.testing.assert_close(terms, -row.weights_N * expected)
-    assert sums["clipped"] == int((row.advantages_N > 0).sum())
+    assert sums["clip_fraction"] == int((row.advantages_N > 0).sum())
 
 
 def test_the_warm_up_is_the_weighted_negative_log_likelihood(row):
@@ -109,4 +110,4 @@ def test_a_group_without_signal_has_no_loss_and_no_gradient(row):
     terms, gradient, sums = _run(row, PLAIN, _scores(row))
     assert not terms.any()
     assert not gradient.any()
-    assert (sums["masked"], sums["clipped"]) == (0, 0)
+    assert (sums["masked_fraction"], sums["clip_fraction"]) == (0, 0)

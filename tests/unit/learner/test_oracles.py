@@ -18,7 +18,7 @@ from learner.batch.microbatch import PrefixSegment
 from learner.forward.logprobs import TokenScores
 from learner.forward.row_tensors import RowTensors
 from learner.objective.loss import kl_estimate
-from learner.objective.objective import DIAGNOSTICS, Objective, PolicyLoss
+from learner.objective.objective import TOKEN_SUMS, Objective, PolicyLoss
 
 ORACLES = json.loads((Path(__file__).parents[2] / "data" / "learner_oracles.json").read_text())
 SETTINGS = ORACLES["settings"]
@@ -69,7 +69,7 @@ def _ours(batch, advantages, aggregation, **settings):
     tiles = [slice(0, cut), slice(cut, len(policy))]
     total = sum(loss(n, _scores(policy[n])).sum() for n in tiles)
     total.backward()
-    return total.item(), policy.grad, dict(zip(DIAGNOSTICS, loss.sums.tolist(), strict=True))
+    return total.item(), policy.grad, dict(zip(TOKEN_SUMS, loss.sums.tolist(), strict=True))
 
 
 def _scores(logprobs):
@@ -93,7 +93,7 @@ def test_loss_and_gradient_equal_verls(case, mode, corrected):
     loss, gradient, sums = _ours(case["batch"], case["verl"]["advantages_group"], VERL[mode], **settings)
     assert loss == pytest.approx(expected["loss"], abs=1e-6)
     assert gradient.tolist() == pytest.approx(expected["gradient"], abs=1e-6)
-    assert sums["clipped"] / len(gradient) == pytest.approx(expected["clip_fraction"], abs=1e-6)
+    assert sums["clip_fraction"] / len(gradient) == pytest.approx(expected["clip_fraction"], abs=1e-6)
 
 
 @pytest.mark.parametrize("loss_type", TRL)
@@ -106,7 +106,7 @@ def test_loss_and_gradient_equal_trls(case, loss_type, kl_coefficient):
     assert gradient.tolist() == pytest.approx(expected["gradient"], abs=1e-6)
 
 
-@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+@pytest.mark.parametrize("estimator", ["k2", "k3"])
 def test_kl_estimates_equal_verls(case, estimator):
     batch = case["batch"]
     ours = kl_estimate(_flat(batch["policy"]), _flat(batch["reference"]), estimator)

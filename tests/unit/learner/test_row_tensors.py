@@ -3,16 +3,15 @@
 import pytest
 import torch
 
+from curriculum.errors import UserError
 from learner.attention.shared_prefix import dense_layout
 from learner.attention.ulysses import HeadExchange, check_heads
 from learner.batch.aggregation import TOKEN_MEAN
-from learner.batch.packing import GroupPart, MicroBatchPlan
+from learner.batch.packing import RowPlan
 from learner.batch.rows import build_microbatch
 from learner.forward.row_tensors import Placement, PromptTensors, RowTensors
 
-WHOLE = MicroBatchPlan(
-    parts=(GroupPart(group=0, responses=(0, 1)), GroupPart(group=1, responses=(0,))), num_tokens=0, cost=0.0
-)
+WHOLE = RowPlan(responses={0: (0, 1), 1: (0,)})
 
 
 @pytest.fixture
@@ -41,7 +40,7 @@ def test_a_row_is_cut_into_equal_stretches_and_every_label_follows_its_predictor
 
 
 def test_a_label_right_behind_a_prompt_follows_the_prompts_last_state(groups):
-    plan = MicroBatchPlan(parts=WHOLE.parts, num_tokens=0, cost=0.0, batches=(WHOLE.parts,))
+    plan = RowPlan(responses=WHOLE.responses, batches=(WHOLE.responses,))
     row = build_microbatch(plan, groups, num_groups=2, aggregation=TOKEN_MEAN)
     prompts = [PromptTensors.of(row.prompts, placement) for placement in _ranks(2)]
     # 7 prompt tokens and one of padding: the first prompt ends at 4, the second at 6, both with rank 1
@@ -55,7 +54,7 @@ def test_a_label_right_behind_a_prompt_follows_the_prompts_last_state(groups):
 
 
 def test_the_sampler_without_a_nucleus_saves_the_search_for_one(make_group):
-    plan = MicroBatchPlan(parts=(GroupPart(group=0, responses=(0,)),), num_tokens=0, cost=0.0)
+    plan = RowPlan(responses={0: (0,)})
     cpu = Placement(device=torch.device("cpu"))
     for top_p, expected in ((1.0, None), (0.5, [0.5, 0.5])):
         built = build_microbatch(plan, {0: make_group(3, (2,), top_p=top_p)}, num_groups=1, aggregation=TOKEN_MEAN)
@@ -76,5 +75,5 @@ def test_heads_that_divide_pass(heads, kv_heads, ranks):
 
 @pytest.mark.parametrize(("heads", "kv_heads", "ranks"), [(12, 2, 8), (12, 2, 3), (28, 4, 7)])
 def test_heads_that_do_not_divide_name_the_key_and_what_would(heads, kv_heads, ranks):
-    with pytest.raises(ValueError, match=rf"learner\.sequence_parallel={ranks}.*use one of \[1, 2"):
+    with pytest.raises(UserError, match=rf"learner\.sequence_parallel={ranks}.*use one of \[1, 2"):
         check_heads(heads, kv_heads, ranks)

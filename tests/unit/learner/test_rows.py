@@ -3,15 +3,16 @@ import dataclasses
 import numpy as np
 import pytest
 
-from curriculum.task import Demonstration
+from actors.trajectory import FinishReason, Group, Trajectory, VersionSpan
+from curriculum.task import Demonstration, Task, TaskLease
 from learner.batch.aggregation import RESPONSE_MEAN, TOKEN_MEAN
-from learner.batch.microbatch import PhasedMicroBatch, PrefixSegment, ScoredGroup
-from learner.batch.packing import GroupPart, MicroBatchPlan
+from learner.batch.microbatch import PhasedMicroBatch, PrefixSegment, TrainingGroup
+from learner.batch.packing import RowPlan
 from learner.batch.rows import build_microbatch, demonstration_group
 
 
 def _group(prompt, responses, advantages, temperature=0.7):
-    return ScoredGroup(
+    return TrainingGroup(
         prompt_ids=np.array(prompt, np.int32),
         response_ids=tuple(np.array(ids, np.int32) for ids in responses),
         rollout_logprobs=tuple(-np.arange(1, len(ids) + 1, dtype=np.float32) for ids in responses),
@@ -21,7 +22,7 @@ def _group(prompt, responses, advantages, temperature=0.7):
 
 
 def _plan(*parts):
-    return MicroBatchPlan(parts=tuple(GroupPart(group=g, responses=r) for g, r in parts), num_tokens=0, cost=0.0)
+    return RowPlan(responses=dict(parts))
 
 
 def test_a_row_holds_each_prompt_once_and_every_response_continues_at_its_end():
@@ -79,13 +80,10 @@ def test_a_group_that_cannot_be_scored_is_refused(change, message):
 
 def test_a_phased_row_has_its_prompts_ahead_and_its_responses_in_batches():
     groups = {0: _group([1, 2, 3], [[4, 5], [6]], (1.0, -1.0)), 1: _group([7], [[8, 9]], (0.5,))}
-    parts = (GroupPart(group=0, responses=(0, 1)), GroupPart(group=1, responses=(0,)))
-    batches = ((GroupPart(group=0, responses=(1,)),), (GroupPart(group=0, responses=(0,)), parts[1]), ())
-    plan = MicroBatchPlan(parts=parts, num_tokens=0, cost=0.0, batches=batches)
+    plan = RowPlan(responses={0: (0, 1), 1: (0,)}, batches=({0: (1,)}, {0: (0,), 1: (0,)}, {}))
     row = build_microbatch(plan, groups, num_groups=2, aggregation=TOKEN_MEAN)
     assert isinstance(row, PhasedMicroBatch)
-    assert row.prompts.input_ids.tolist() == [1, 2, 3, 7]
-    assert row.prompts.position_ids.tolist() == [0, 1, 2, 0]
+    assert [prompt.tolist() for prompt in row.prompts] == [[1, 2, 3], [7]]
     first, second, placeholder = row.batches
     assert (first.labels.tolist(), first.predictors.tolist(), first.position_ids.tolist()) == ([6], [0], [3])
     assert second.labels.tolist() == [4, 5, 8, 9]
@@ -96,6 +94,29 @@ def test_a_phased_row_has_its_prompts_ahead_and_its_responses_in_batches():
     assert len(placeholder.labels) == 1
 
 
-def test_a_scored_group_with_mismatched_columns_is_refused():
+def test_answers_without_an_advantage_are_left_out_and_no_array_is_copied():
+    task = Task(
+        task_id="t", data_source="test", question="?", answers=("a",), prompt_ids=np.array([1, 2], np.int32), phase=0
+    )
+    lease = TaskLease(lease_id=0, task_id="t", attempt=0, replayed=False, phase=0)
+    trajectories = tuple(
+        Trajectory(
+            response_ids=np.full(length, 7, np.int32),
+            rollout_logprobs=np.full(length, -0.5, np.float32),
+            finish_reason=FinishReason.STOP,
+            versions=(VersionSpan(start=0, version=0),),
+        )
+        for length in (3, 2, 4)
+    )
+    group = Group(task=task, lease=lease, trajectories=trajectories, temperature=0.7, engine="e", top_p=0.9)
+    training = TrainingGroup.of(group, (0.75, None, -0.25))
+    assert (training.prompt_tokens, training.response_tokens, training.advantages) == (2, (3, 4), (0.75, -0.25))
+    assert (training.temperature, training.top_p) == (0.7, 0.9)
+    assert training.prompt_ids is task.prompt_ids
+    assert training.response_ids[1] is trajectories[2].response_ids
+    assert training.rollout_logprobs[1] is trajectories[2].rollout_logprobs
+
+
+def test_a_group_with_mismatched_columns_is_refused():
     with pytest.raises(ValueError, match="must agree"):
         _group([1], [[2], [3]], (1.0,))

@@ -2,7 +2,7 @@ import torch
 
 from learner.batch.aggregation import RESPONSE_MEAN, TOKEN_MEAN, Aggregation
 from learner.config import LearnerConfig
-from learner.objective.settings import aggregation_of, entropy_switch, objective_of, torch_dtype
+from learner.objective.settings import aggregation_of, objective_of, torch_dtype
 
 
 def _config(**settings):
@@ -31,13 +31,6 @@ def test_the_importance_correction_is_off_until_asked_for():
     assert objective_of(_config()).importance_cap is None
     corrected = objective_of(_config(importance={"cap": 3.0, "beyond": "mask"}))
     assert (corrected.importance_cap, corrected.importance_beyond) == (3.0, "mask")
-
-
-def test_the_entropy_control_becomes_a_switch():
-    assert entropy_switch(_config()) is None
-    switch = entropy_switch(_config(entropy_control={"high": 0.5, "low": 0.2}))
-    assert switch is not None
-    assert (switch.high, switch.low, switch.masking) == (0.5, 0.2, False)
 
 
 def test_bf16_is_bf16():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from learner.batch.packing import GroupPart, MicroBatchPlan
+from learner.batch.packing import RowPlan
 from learner.forward.logprobs import TokenScores
 from learner.forward.row_tensors import PhasedTensors, Placement, to_device
 from learner.forward.sharing_check import MAX_MEAN_GAP, check_rows
@@ -13,8 +13,7 @@ CPU = Placement(device=torch.device("cpu"))
 
 
 def _plan(*responses, batches=()):
-    part = GroupPart(group=0, responses=responses)
-    return MicroBatchPlan(parts=(part,) if responses else (), num_tokens=0, cost=0.0, batches=batches)
+    return RowPlan(responses={0: responses} if responses else {}, batches=batches)
 
 
 def _gap(policy, rows):
@@ -30,12 +29,12 @@ def _gap(policy, rows):
     return (shared - dense).abs().mean().item()
 
 
-TWO = (GroupPart(group=0, responses=(0, 1)),)
+TWO = {0: (0, 1)}
 PLANS = {
     "whole": (_plan(0, 1, 2), 4 + 0, 2),
     "single": (_plan(1), 0, 3),
-    "batches": (_plan(0, 1, 2, batches=(TWO, (GroupPart(group=0, responses=(2,)),))), 4, 2),
-    "more_batches": (_plan(0, 1, batches=(TWO, (), ())), 4, 3),
+    "batches": (_plan(0, 1, 2, batches=(TWO, {0: (2,)})), 4, 2),
+    "more_batches": (_plan(0, 1, batches=(TWO, {}, {})), 4, 3),
     "one_batch": (_plan(0, 1, batches=(TWO,)), 4, 3),
 }
 

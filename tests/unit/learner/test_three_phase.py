@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from learner.batch.aggregation import TOKEN_MEAN
-from learner.batch.packing import GroupPart, MicroBatchPlan, plan_slice, unshare
+from learner.batch.packing import RowPlan, plan_slice, unshare
 from learner.batch.rows import build_microbatch
 from learner.forward.row_tensors import PhasedTensors, Placement, to_device
 from learner.forward.three_phase import backward_in_phases, score_in_phases
@@ -19,15 +19,10 @@ def _row(plan, groups, **kwargs):
 
 
 def _plan(parts, batches=()):
-    def part(group, *responses):
-        return GroupPart(group=group, responses=responses)
+    def responses(entries):
+        return {group: own for group, *own in entries}
 
-    return MicroBatchPlan(
-        parts=tuple(part(*p) for p in parts),
-        batches=tuple(tuple(part(*p) for p in batch) for batch in batches),
-        num_tokens=0,
-        cost=0.0,
-    )
+    return RowPlan(responses=responses(parts), batches=tuple(responses(batch) for batch in batches))
 
 
 def _loss(row):
@@ -115,18 +110,18 @@ def test_the_scores_of_the_batches_are_those_of_the_whole_row(policy, groups):
 
 
 def test_the_dense_path_gives_the_same_gradients(policy, groups):
-    plan = plan_slice([groups[i].shape for i in range(3)], num_ranks=1, max_tokens=100)
-    _, expected = _whole(policy, _row(plan.ranks[0][0], groups))
+    plan = plan_slice([groups[i] for i in range(3)], num_ranks=1, max_tokens=100)
+    _, expected = _whole(policy, _row(plan[0][0], groups))
     total = 0.0
-    for single in unshare(plan).ranks[0]:
+    for single in unshare(plan)[0]:
         total = total + _whole(policy, _row(single, groups, dense=True))[1]
     _assert_equal(total, expected)
 
 
 def test_a_planned_group_beyond_the_budget_trains_like_one_within(policy, groups):
-    shapes = [groups[0].shape]
-    (small,) = plan_slice(shapes, num_ranks=1, max_tokens=17).ranks[0]
-    (large,) = plan_slice(shapes, num_ranks=1, max_tokens=99).ranks[0]
+    alone = [groups[0]]
+    (small,) = plan_slice(alone, num_ranks=1, max_tokens=17)[0]
+    (large,) = plan_slice(alone, num_ranks=1, max_tokens=99)[0]
     group = {0: groups[0]}
     phased = _row(small, group)
     assert isinstance(phased, PhasedTensors)

@@ -5,12 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from actors.weights.delta import Changes
-from actors.weights.loading import mapped_tensors, record_of
-from actors.weights.segment import SegmentReader
-from actors.weights.update import BUCKET_BYTES, TensorLayout
-from learner.weights.sender import WeightSender
-from learner.weights.source import TensorMeta, WeightSource
+from actors.weights.tensors import described, mapped_tensors
+from actors.weights.update import BUCKET_BYTES, SegmentReader, TensorRecord, WeightGroup
+from learner.weights.sender import WeightSender, WeightSource
 
 
 class FakeSource(WeightSource):
@@ -18,10 +15,8 @@ class FakeSource(WeightSource):
 
     def __init__(self, **tensors) -> None:
         self.tensors = tensors
+        self._parameters = [*tensors.items()]
         self.num_passes = 0
-
-    def metadata(self):
-        return [TensorMeta(name=n, dtype=t.dtype, shape=tuple(t.shape)) for n, t in self.tensors.items()]
 
     def __iter__(self):
         self.num_passes += 1
@@ -33,9 +28,8 @@ def source():
 
 
 def read(update):
-    layouts = [TensorLayout(name=t.name, dtype=t.dtype, shape=t.shape) for t in update.tensors]
-    memory = SegmentReader().map(update.path, update.segment_bytes)
-    return {name: tensor.clone() for name, tensor in mapped_tensors(memory, layouts)}
+    memory = SegmentReader().map(update.source, update.segment_bytes)
+    return {name: tensor.clone() for name, tensor in mapped_tensors(memory, update.tensors)}
 
 
 def test_what_is_published_can_be_mapped():
@@ -44,7 +38,7 @@ def test_what_is_published_can_be_mapped():
     update = sender.publish(3)
     assert (update.version, update.num_bytes, update.segment_bytes) == (3, 34, 128)
     assert all(torch.equal(tensor, weights.tensors[name]) for name, tensor in read(update).items())
-    assert update.tensors[0] == record_of("a", weights.tensors["a"], version=3, stride=64)
+    assert update.tensors[0] == described("a", weights.tensors["a"], version=3, stride=64)
 
 
 def test_the_other_ranks_take_part_and_publish_nothing():
@@ -63,20 +57,21 @@ def test_a_version_stays_readable_while_the_next_one_is_written_and_its_memory_i
     assert torch.equal(read(first)["a"], before["a"])
     assert torch.equal(read(second)["a"], before["a"] + 1)
     third = sender.publish(3)
-    assert (second.path != first.path, third.path == first.path) == (True, True)
+    assert (second.source != first.source, third.source == first.source) == (True, True)
 
 
-def test_a_payload_holds_changes_against_the_version_before_where_there_is_one():
+def test_what_travels_holds_changes_against_the_version_before_where_there_is_one():
     weights = FakeSource(a=torch.zeros(100))
     sender = WeightSender(weights, is_root=True, every_byte=True)
     sender.publish(1)
-    assert sender.payload(1, delta=True).base_version is None
+    assert sender.with_values(1, delta=True).base_version is None
     weights.tensors["a"][3] = 1.0
     update = sender.publish(2)
-    payload = sender.payload(2, delta=True)
-    assert isinstance(payload.tensors[0], Changes)
-    assert (payload.base_version, payload.num_bytes, update.stride) == (1, 8, 1)
-    assert sender.payload(2, delta=False).num_bytes == 400
+    travelling = sender.with_values(2, delta=True)
+    assert travelling.source[0]["index"].tolist() == [3]
+    assert (travelling.base_version, travelling.num_travelling_bytes, update.stride) == (1, 8, 1)
+    assert sender.with_values(2, delta=False).num_travelling_bytes == 400
+    assert travelling.tensors == update.tensors
 
 
 def test_a_version_that_was_written_over_is_refused_by_name():
@@ -84,7 +79,20 @@ def test_a_version_that_was_written_over_is_refused_by_name():
     for version in (1, 2, 3):
         sender.publish(version)
     with pytest.raises(ValueError, match=r"weights of version 1 are gone; the learner holds \[2, 3\]"):
-        sender.payload(1, delta=False)
+        sender.with_values(1, delta=False)
+
+
+def test_the_announcement_of_a_group_describes_the_tensors_without_their_values():
+    sender = WeightSender(source(), is_root=True, every_byte=False)
+    announcement = sender.open_group(
+        7, host="127.0.0.1", num_receivers=3, epoch=2, timeout_s=1.0, device=torch.device("cpu")
+    )
+    assert isinstance(announcement.source, WeightGroup)
+    assert (announcement.version, announcement.first_rank, announcement.source.world_size) == (7, 1, 4)
+    assert announcement.tensors == (
+        TensorRecord(name="a", dtype="float32", shape=(2, 3), num_bytes=24),
+        TensorRecord(name="b", dtype="bfloat16", shape=(5,), num_bytes=10),
+    )
 
 
 def test_a_bucket_holds_parameters_up_to_its_size_in_their_order_and_tied_ones_once():

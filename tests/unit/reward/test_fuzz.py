@@ -1,11 +1,10 @@
-"""Random hostile responses through the whole scorer: no failure, no slow one, and no pay for what is not the truth.
+"""Random hostile responses through the whole scorer: no failure, none without end, no pay but for the truth.
 
 A fuzz run is these tests and test_reward_properties.py with HYPOTHESIS_PROFILE=fuzz.
 """
 
 import asyncio
 import json
-import time
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -54,14 +53,12 @@ def test_junk_never_pays_under_the_strict_rules(kind, text):
 
 
 @given(kinds, junk, st.sampled_from(list(RuleSet)))
-def test_every_response_is_scored_quickly_and_in_full(kind, text, rules):
-    start = time.process_time()
+def test_every_response_is_scored_in_full(kind, text, rules):
     (score,) = asyncio.run(
         HybridScorer(RewardConfig(rules=rules), Parrot()).score_group(
             data_source=SOURCES[kind], question=text, answers=(TRUTHS[kind],), responses=[text], num_tokens=[1]
         )
     )
-    assert time.process_time() - start < 1.0
     assert score.accuracy in (None, 0.0, 1.0)
     assert score.judge in (None, Verdict.UNKNOWN)
     assert (score.accuracy is None) == (score.judge is Verdict.UNKNOWN)

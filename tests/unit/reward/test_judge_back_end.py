@@ -1,10 +1,14 @@
 import asyncio
+from pathlib import Path
 
 import pytest
 
+from curriculum.errors import UserError
 from reward.config import NoJudge, OpenAIJudge, VllmJudge
 from reward.judge_back_end import DEFAULT_MODEL, endpoint_root, judge_config, judge_session
 from reward.judge_endpoint import OpenAIJudgeClient
+
+MODEL = Path(__file__).parents[3] / "recipes" / "assets" / "local_judge"
 
 
 def test_none_is_no_judge_and_opens_nothing():
@@ -37,7 +41,7 @@ def test_an_endpoint_that_does_not_tell_gets_the_default_model(dead_url, endpoin
 
 def test_several_models_need_a_choice(endpoint):
     endpoint.models = ["x", "y"]
-    with pytest.raises(ValueError, match="x, y; choose one with --judge-model"):
+    with pytest.raises(UserError, match="x, y; choose one with --judge-model"):
         judge_config(endpoint.url)
 
 
@@ -55,30 +59,29 @@ def test_the_root_of_an_endpoint(url, root):
     assert endpoint_root(url) == root
 
 
-def test_a_folder_or_a_hub_id_is_a_model_for_vllm(tmp_path):
-    folder = judge_config(str(tmp_path))
+@pytest.mark.parametrize("url", ["http://", "https:///v1"])
+def test_a_url_without_a_host_is_refused(url):
+    with pytest.raises(UserError, match="names no host; give http://HOST:PORT"):
+        judge_config(url)
+
+
+def test_a_folder_or_a_hub_id_is_a_model_for_vllm():
+    folder = judge_config(str(MODEL))
     assert isinstance(folder, VllmJudge)
-    assert folder.model == str(tmp_path)
+    assert (folder.model, folder.max_model_len) == (str(MODEL), 2048)
     hub = judge_config("Qwen/Qwen2.5-1.5B-Instruct")
     assert isinstance(hub, VllmJudge)
     assert hub.model == "Qwen/Qwen2.5-1.5B-Instruct"
 
 
-def test_a_judge_on_the_cpu_computes_in_fp32():
-    on_cpu, on_gpu = judge_config("a/b"), judge_config("a/b", on_gpu=True)
-    assert isinstance(on_cpu, VllmJudge)
-    assert isinstance(on_gpu, VllmJudge)
-    assert (on_cpu.engine.dtype, on_gpu.engine.dtype) == ("fp32", "bf16")
-
-
 @pytest.mark.parametrize("judge", ["", "./missing", "~/missing", "/missing/model", "gpt-4", "a/b/c", "ftp://host/v1"])
 def test_anything_else_is_refused_with_a_way_out(judge):
-    with pytest.raises(ValueError, match="give none, a URL, a model folder that exists, or a hub id"):
+    with pytest.raises(UserError, match="give none, a URL, a Hugging Face folder or a hub id"):
         judge_config(judge)
 
 
 def test_a_model_name_belongs_to_an_endpoint(tmp_path):
-    with pytest.raises(ValueError, match="only with --judge URL"):
+    with pytest.raises(UserError, match="only with --judge URL"):
         judge_config(str(tmp_path), model="x")
 
 
@@ -86,6 +89,6 @@ def test_a_session_closes_its_client(endpoint):
     async def session():
         async with judge_session(judge_config(endpoint.url), on_gpu=False) as judge:
             assert isinstance(judge, OpenAIJudgeClient)
-        return judge._client.is_closed()
+        return judge._endpoint._client.is_closed()
 
     assert asyncio.run(session())

@@ -2,17 +2,18 @@ import asyncio
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from actors.trajectory import FinishReason, Group, GroupMeta, Trajectory, VersionSpan
-from cluster.group import BatchGroup
+from cluster.group import ScoredGroup
 from cluster.run.trajectory_log import write_trajectories
+from curriculum.task import Task, TaskLease
 from reward.judge_report import (
     AnswerPair,
-    JudgedPair,
     error_rates,
     exact_and_mismatched,
     judge_pairs,
@@ -32,7 +33,7 @@ def pair(prediction, *truths, label=None, data_source="musique", question="how m
 
 
 def judged(rule, verdict, label=None):
-    return JudgedPair(pair=pair("x", label=label), rule=rule, verdict=verdict)
+    return replace(pair("seven" if rule else "x", label=label), verdict=verdict)
 
 
 class FakeJudge:
@@ -201,13 +202,15 @@ def score(answer, rule, verdict):
 
 
 def log_step(folder, step, question, truth, *scores):
-    group = Group(
-        lease_id=step, task_id=str(step), data_source="demo", question=question, answers=(truth,),
-        prompt_ids=np.array([1], np.int32), trajectories=tuple(trajectory() for _ in scores), phase=0,
-        replayed=False, temperature=1.0, engine="fake",
+    task = Task(
+        task_id=str(step), data_source="demo", question=question, answers=(truth,),
+        prompt_ids=np.array([1], np.int32), phase=0,
     )  # fmt: skip
-    scored = BatchGroup(meta=GroupMeta.of(group, 0.1), scores=scores, group=group)
-    write_trajectories(folder, step, [(scored, group)], frozenset(), lambda ids: "text")
+    lease = TaskLease(lease_id=step, task_id=task.task_id, attempt=0, replayed=False, phase=0)
+    trajectories = tuple(trajectory() for _ in scores)
+    group = Group(task=task, lease=lease, trajectories=trajectories, temperature=1.0, engine="fake")
+    scored = ScoredGroup(meta=GroupMeta.of(group), scores=scores, group=group)
+    write_trajectories(folder, step, [(scored, group)], lambda ids: "text")
 
 
 @pytest.fixture
@@ -227,7 +230,8 @@ def test_a_run_is_reported_by_the_verdicts_in_it(run_folder):
     rates = report["judge_rates"]
     assert [rates[f"num_{kind}"] for kind in ("asked", "yes", "no", "unknown")] == [3, 1, 1, 1]
     assert rates["false_positive_rate"] is None
-    assert [item["pair"]["prediction"] for item in report["disagreements"]] == ["7"]
+    (found,) = report["disagreements"]
+    assert (found["prediction"], found["rule"], found["verdict"], found["label"]) == ("7", False, "yes", None)
 
 
 def test_a_judge_is_measured_on_the_answers_of_a_run(run_folder, endpoint):

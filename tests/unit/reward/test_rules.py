@@ -7,7 +7,7 @@ from reward.answer import accepted_answers
 from reward.config import RuleSet
 from reward.judge_prompt import parse_verdict
 from reward.kind import AnswerKind, kind_of
-from reward.released import released_outcome
+from reward.released import released_answer, released_match
 from reward.rules import apply_rules, strict_match
 
 DATA = Path(__file__).parents[2] / "data"
@@ -98,8 +98,8 @@ def test_the_strict_rules_refuse_a_ground_truth_without_an_answer():
     ],
 )
 def test_the_released_rules_keep_the_faults_of_the_released_code(kind, answer, truth, accepted):
-    outcome = released_outcome(kind, f"<think></think>Therefore, the answer is {answer}", truth)
-    assert outcome.accepted is accepted
+    read = released_answer(kind, f"<think></think>Therefore, the answer is {answer}")
+    assert (read is not None and released_match(kind, read, truth)) is accepted
 
 
 def test_the_released_rules_never_send_a_choice_to_the_judge():

@@ -4,7 +4,6 @@ import asyncio
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ from reward.hybrid import HybridScorer
 from reward.score_rows import read_score_row, score_rows
 
 ROOT = Path(__file__).parents[3]
-HEAVY = ("ray", "torch", "vllm", "transformers", "deepspeed", "datasets", "openai", "pyarrow", "numpy")
 
 
 def row(row_id, answer, truth="seven", **values):
@@ -141,7 +139,7 @@ def test_a_judge_that_is_down_makes_scores_null_and_not_zero(tmp_path, dead_url)
         (["in.jsonl", "--rules", "lenient"], "lenient"),
         (["in.jsonl", "--judge-model", "m"], "only with --judge URL"),
         (["in.jsonl", "--out", "nowhere/out.jsonl"], "does not exist"),
-        (["in.jsonl", "--out", "in.jsonl"], "is the file that is read"),
+        (["in.jsonl", "--out", "in.jsonl"], "this is the file that is read"),
     ],
 )
 def test_what_cannot_be_done_is_one_line_and_status_2(arguments, message, tmp_path):
@@ -153,24 +151,6 @@ def test_what_cannot_be_done_is_one_line_and_status_2(arguments, message, tmp_pa
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert source.read_bytes() == before
-
-
-def test_it_starts_in_under_two_seconds_and_loads_nothing_heavy(tmp_path):
-    source = written(tmp_path / "in.jsonl", row("a", "seven"))
-    script = (
-        "import sys, cluster.cli as cli\n"
-        f"sys.argv = ['qwenlong', 'score', {str(source)!r}]\n"
-        "try:\n    cli.main()\n"
-        "finally:\n"
-        f"    print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)\n"
-    )
-    best_s = float("inf")
-    for _ in range(3):  # the least busy of three
-        start = time.monotonic()
-        done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
-        best_s = min(best_s, time.monotonic() - start)
-        assert done.stderr.splitlines()[-1] == "[]"
-    assert best_s < 2.0
 
 
 def test_the_rows_of_a_chunk_are_judged_together():

@@ -1,0 +1,58 @@
+"""What names a model, and what its configuration says: a Hugging Face folder on this machine, or a hub id."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from curriculum.errors import UserError, first_line
+from curriculum.files import expanded, file_errors
+from curriculum.hub import is_hub_id
+
+
+def folder_or_hub_id(model: str, *, key: str, others: str = "") -> str:
+    """Return a folder as an absolute path, so that processes find it from any directory; a hub id as it is.
+
+    Args:
+        model: what was given.
+        key: recipe key or option under which it was given, for messages.
+        others: what else that key takes, for messages; ends with a comma and a space.
+
+    Raises:
+        UserError: it is neither.
+    """
+    name = f"{key}={model!r}"
+    with file_errors(name, "read"):
+        folder = expanded(model, name=name)
+        is_folder, is_file = bool(model) and folder.is_dir(), folder.is_file()
+    if is_folder:
+        return str(folder.resolve())
+    if is_file or not is_hub_id(model):
+        what = "is a file" if is_file else "no such folder"
+        raise UserError(f"{name}: {what}; give {others}a Hugging Face folder or a hub id (owner/name)")
+    return model
+
+
+def context_length(model: str, *, key: str, trust_remote_code: bool = False) -> int | None:
+    """Return the longest sequence that a model holds, in tokens, rope scaling included; None if it does not say.
+
+    Args:
+        model: folder or hub id.
+        key: recipe key or option that names it, for messages.
+        trust_remote_code: run code that ships with the model.
+
+    Raises:
+        UserError: no configuration can be read there.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config: Any = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{key}={model!r}: no model configuration can be read there ({first_line(error)}); check the name and "
+            "the network"
+        ) from error
+    positions = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    original = rope.get("original_max_position_embeddings")
+    return max(positions, int(original * rope.get("factor", 1))) if positions is not None and original else positions

@@ -1,0 +1,31 @@
+"""Where the traceback of a fault of the program is kept, so that its one line can name a file."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import tempfile
+import time
+import traceback
+from contextlib import suppress
+from pathlib import Path
+
+
+def write_fault_log(error: BaseException, run_folder: Path | None) -> Path:
+    """Write command and traceback into a new file, and return its path.
+
+    The file is in logs/ of the run folder; it is a temporary one if there is no run folder yet, or none to write to.
+    """
+    text = f"{shlex.join(sys.argv)}\n\n{''.join(traceback.format_exception(error))}"
+    name = f"fault-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+    if run_folder is not None and (run_folder / "recipe.yaml").is_file():
+        with suppress(OSError):
+            return _write(run_folder / "logs" / name, text)
+    return _write(Path(tempfile.mkdtemp(prefix="qwenlong-")) / name, text)
+
+
+def _write(path: Path, text: str) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")
+    return path

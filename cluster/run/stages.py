@@ -1,0 +1,90 @@
+"""Stages of a run: opened, counted step by step, closed with held-out accuracy, and saved."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from cluster.roles import Curriculum, Learner
+from cluster.run.journal import Journal
+from cluster.run.progress import Accuracy, Progress, StageProgress
+
+
+class Stages:
+    """The warm-up and the phases, as far as they have come; a checkpoint is taken between two steps only."""
+
+    def __init__(
+        self,
+        progress: Progress,
+        journal: Journal,
+        learner: Learner,
+        curriculum: Curriculum | None,
+        *,
+        checkpoint_every: int,
+        evaluate: Callable[[str], Awaitable[Accuracy | None]],
+    ) -> None:
+        """Take the position of the run and who is saved with it.
+
+        Args:
+            progress: advanced by every step.
+            journal: writes everything down.
+            learner: saved in every checkpoint.
+            curriculum: likewise, in its state after the last finished step; None in a run of a warm-up alone.
+            checkpoint_every: steps from one checkpoint to the next.
+            evaluate: measures held-out accuracy after the stage of that name; None where nothing is held out.
+        """
+        self._progress = progress
+        self._journal = journal
+        self._learner = learner
+        self._curriculum = curriculum
+        self._checkpoint_every = checkpoint_every
+        self._evaluate = evaluate
+        self._curriculum_state: dict[str, Any] | None = None
+
+    @property
+    def current(self) -> StageProgress:
+        """The stage that is open."""
+        assert self._progress.stage is not None, "no stage is open"
+        return self._progress.stage
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a stage is open."""
+        return self._progress.stage is not None
+
+    def has_finished(self, kind: str) -> bool:
+        """Return whether a stage of that kind, `sft` or `rl`, is over."""
+        return any(stage.kind == kind for stage in self._progress.finished_stages)
+
+    def open(self, name: str, *, kind: str) -> None:
+        """Begin a stage."""
+        self._progress.stage = StageProgress(name=name, kind=kind, accuracy_before=self._progress.last_accuracy)
+        self._journal.stage_opened(self._progress.stage)
+
+    async def finish_step(self, seconds: float) -> None:
+        """Count a step of the stage, and save the run if it is time."""
+        self.current.steps += 1
+        self.current.wall_seconds += seconds
+        self._progress.step += 1
+        await self.remember_curriculum()
+        if self._progress.step % self._checkpoint_every == 0:
+            await self.save()
+
+    async def close(self) -> None:
+        """End the stage: measure the held-out accuracy, and save the run."""
+        stage, started = self.current, time.monotonic()
+        stage.accuracy_after = await self._evaluate(stage.name)
+        stage.wall_seconds += time.monotonic() - started
+        self._progress.finished_stages.append(stage)
+        self._progress.stage = None
+        self._journal.stage_closed(stage)
+        await self.save()
+
+    async def remember_curriculum(self) -> None:
+        """Keep the state of the curriculum as it is now, between two steps; it is what a checkpoint holds."""
+        self._curriculum_state = await self._curriculum.state_dict() if self._curriculum else None
+
+    async def save(self) -> None:
+        """Write a checkpoint of the run after its last finished step."""
+        await self._journal.checkpoint(self._progress, self._curriculum_state, self._learner)

@@ -1,0 +1,328 @@
+"""A weight update as the loop sees it: sent, under way while the learner goes on where it may, in every engine.
+
+What an engine loaded must equal what the learner sent, and must make it compute the same; otherwise the run stops.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from statistics import fmean
+from typing import Any, Protocol, TypeVar
+
+from actors.weights.update import TensorRecord, WeightLoadError, WeightReceipt, WeightUpdate, WeightVersionError
+from cluster.roles import SyncReport
+from curriculum.errors import RunFailed, root_cause
+
+MAX_PROBE_GAP = {"fp32": 1e-3, "bf16": 0.1}
+"""Mean absolute difference (nats) that rounding can explain. Engine and learner differ by 1e-6 to 5e-5 in fp32 and by
+0.01 in bf16; a stale tensor of an update that matters shows as 0.1 to 3."""
+
+Receipts = Mapping[str, WeightReceipt]
+"""Of every engine, by the name of its actor."""
+_T = TypeVar("_T")
+
+
+class WeightSyncError(RunFailed):
+    """An engine holds other weights than the learner sent; training on its answers would be silently wrong."""
+
+
+class Engines(Protocol):
+    """The rollout actors, as a weight update sees them."""
+
+    async def on_every_engine(self, call: Callable[[str, Any], Awaitable[Any]]) -> dict[str, Any]:
+        """Run `call(name, handle)` on all living engines at once, again on those that restart meanwhile."""
+        ...
+
+
+class SendingLearner(Protocol):
+    """The ranks of the learner, as a weight update sees them."""
+
+    async def node_id(self) -> str:
+        """Return the host of rank 0, as Ray calls it."""
+        ...
+
+    async def publish_weights(self, version: int) -> WeightUpdate:
+        """Gather the weights to where engines of rank 0's host can read them, and broadcast them to the group if there
+        is one; when it returns the ranks are free.
+
+        Raises:
+            WeightGroupError: the group did not take them.
+        """
+        ...
+
+    async def put_weights(self, version: int, *, delta: bool) -> Any:
+        """Return a reference to an update that carries its values, or what changed against the version before."""
+        ...
+
+    async def open_weight_group(
+        self, version: int, *, num_receivers: int, epoch: int, timeout_s: float
+    ) -> WeightUpdate:
+        """Broadcast every version from this one on to a new group; return the announcement for the first engine."""
+        ...
+
+    async def score(self, token_ids: Sequence[int]) -> tuple[float, ...]:
+        """Return [T - 1] log-probabilities (nats) of the T tokens after the first."""
+        ...
+
+
+class Transport(Protocol):
+    """A way for weights from the learner to all engines."""
+
+    async def transfer(self, version: int) -> tuple[WeightUpdate, asyncio.Task[Receipts]]:
+        """Send the learner's weights; return when its ranks are free.
+
+        Returns:
+            what was sent, and the receipts of all engines as they come in; each equals what was sent.
+
+        Raises:
+            WeightSyncError: naming an engine that loaded something else, refused, or was late; now or by the task.
+        """
+        ...
+
+    async def restore(self, update: WeightUpdate, name: str, handle: Any) -> None:
+        """Load what was sent last into an engine that has restarted, and check its receipt."""
+        ...
+
+
+class WeightSync:
+    """Sends every version to every engine; at most one update is under way.
+
+    Consumes: versions.  Waits for: the update before, then the learner's ranks while they gather; without overlap for
+    the engines as well.  Unblocked by: the receipts of the engines.
+    """
+
+    def __init__(self, transport: Transport, probe: Probe, *, overlaps: bool) -> None:
+        """Take the way of the weights, the tokens that both sides score, and whether the learner goes on meanwhile."""
+        self._transport = transport
+        self._probe = probe
+        self._overlaps = overlaps
+        self._receipts: asyncio.Task[Receipts] | None = None
+        self._under_way: asyncio.Task[None] | None = None
+        self._sent: WeightUpdate | None = None
+        self._expected: Sequence[float] | None = None
+        """What the learner makes of the probe under the weights sent last; None where it was not asked."""
+        self.last: SyncReport | None = None
+        """The latest update that is in all engines."""
+        self.on_delivered: Callable[[SyncReport], Awaitable[None]] | None = None
+        """Hears of every update that is in all engines."""
+
+    async def send(self, version: int) -> None:
+        """Send the learner's weights; return when its ranks are free again, without overlap when they have arrived.
+
+        Raises:
+            WeightSyncError: naming an engine that holds something else than was sent, now or in the update before,
+                computes something else, refused or was late.
+            ActorLost: no engine is left.
+        """
+        await self.settle()
+        started = time.monotonic()
+        self._sent, self._receipts = await self._transport.transfer(version)
+        self._expected = None  # so that an engine that restarts from here on is compared with these weights or none
+        self._expected = await self._probe.score_by_learner()
+        gather_s = time.monotonic() - started
+        self._under_way = asyncio.create_task(self._arrive(self._sent, self._receipts, gather_s))
+        if not self._overlaps:
+            await self.settle()
+
+    async def settle(self) -> None:
+        """Wait until the engines hold what was sent; raise what went wrong on the way."""
+        if self._under_way is not None:
+            await self._under_way
+            self._under_way = None
+
+    async def failure(self) -> None:
+        """Wait for the update under way to fail, and raise its error; never return."""
+        under_way = self._under_way
+        if under_way is not None:
+            await asyncio.wait({under_way})
+            under_way.result()
+        await asyncio.Event().wait()
+
+    async def close(self) -> None:
+        """Give up the update under way."""
+        tasks: list[asyncio.Task[Any]] = [task for task in (self._receipts, self._under_way) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def bring_up_to_date(self, name: str, handle: Any) -> None:
+        """Send the current weights to an engine that restarted with those of the base model; checked like any update.
+
+        Raises:
+            WeightSyncError: it loaded something else, computes something else, refused or was late.
+        """
+        if self._sent is None:
+            return
+        version, expected = self._sent.version, self._expected
+        await self._transport.restore(self._sent, name, handle)
+        if expected is not None:
+            await self._probe.gap(version, expected, name, handle)
+
+    async def _arrive(self, sent: WeightUpdate, receipts: asyncio.Task[Receipts], gather_s: float) -> None:
+        started = time.monotonic()
+        received = await receipts
+        gaps = {} if self._expected is None else await self._probe.gaps(sent.version, self._expected)
+        deliver_s = time.monotonic() - started
+        self.last = SyncReport(
+            version=sent.version,
+            num_tensors=len(sent.tensors),
+            num_bytes=sent.num_bytes,
+            num_engines=len(received),
+            seconds=gather_s + deliver_s,
+            gather_s=gather_s,
+            deliver_s=deliver_s,
+            pause_s=max(receipt.pause_s for receipt in received.values()),
+            probe_gap_max=max(gaps.values(), default=None),
+            num_travelling_bytes=max(receipt.num_travelling_bytes for receipt in received.values()),
+        )
+        if self.on_delivered is not None:
+            await self.on_delivered(self.last)
+
+
+class Probe:
+    """Tokens that learner and engines both score: a receipt tells what an engine loaded, this what it computes."""
+
+    def __init__(
+        self,
+        learner: SendingLearner,
+        engines: Engines,
+        *,
+        token_ids: Sequence[int],
+        every: int,
+        max_gap: float,
+        timeout_s: float,
+    ) -> None:
+        """Take both sides.
+
+        Args:
+            learner: its ranks.
+            engines: who is compared with it.
+            token_ids: [T] tokens that both score.
+            every: updates from one that is probed to the next; the first one is.
+            max_gap: mean difference (nats) between the two that is accepted.
+            timeout_s: longest wait for an engine.
+        """
+        self._learner = learner
+        self._engines = engines
+        self._token_ids = tuple(token_ids)
+        self._every = every
+        self._max_gap = max_gap
+        self._timeout_s = timeout_s
+        self._num_updates = 0
+
+    async def score_by_learner(self) -> tuple[float, ...] | None:
+        """Return what the learner makes of the tokens, [T - 1] (nats), if this update is one to probe."""
+        is_due = self._num_updates % self._every == 0
+        self._num_updates += 1
+        return await self._learner.score(self._token_ids) if is_due else None
+
+    async def gaps(self, version: int, expected: Sequence[float]) -> dict[str, float]:
+        """Compare every engine with the learner's [T - 1]; return the mean gap (nats) of each by its name.
+
+        Raises:
+            WeightSyncError: naming an engine that computes something else, or was late.
+        """
+        return await self._engines.on_every_engine(lambda name, handle: self.gap(version, expected, name, handle))
+
+    async def gap(self, version: int, expected: Sequence[float], name: str, handle: Any) -> float:
+        """Compare one engine with the learner's [T - 1]; return the mean gap (nats).
+
+        Raises:
+            WeightSyncError: it computes something else, or was late.
+        """
+        reply = handle.score.remote(self._token_ids)
+        scored = await in_time(name, receipt_of(version), reply, timeout_s=self._timeout_s)
+        return check_probe(expected, scored, engine=name, version=version, max_gap=self._max_gap)
+
+
+async def in_time(name: str, expected: str, reply: Awaitable[_T], *, timeout_s: float) -> _T:
+    """Await the reply of an engine; `expected` says what it is, for people.
+
+    Raises:
+        WeightSyncError: naming the engine if it is late, or cannot load what it was sent.
+    """
+    started = time.monotonic()
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await reply
+    except TimeoutError as error:
+        raise WeightSyncError(
+            f"{name}: no {expected} after {time.monotonic() - started:.0f} s "
+            f"(rollout.sync.timeout_s={timeout_s:g}); raise it or read the actor's log under logs/"
+        ) from error
+    except (WeightVersionError, WeightLoadError) as error:
+        raise WeightSyncError(f"{name}: {root_cause(error)}") from error
+
+
+def receipt_of(version: int) -> str:
+    """Return what is waited for, for people."""
+    return f"receipt for weight update {version}"
+
+
+def check_receipt(sent: WeightUpdate, receipt: WeightReceipt, engine: str) -> None:
+    """Compare version and tensors.
+
+    Raises:
+        WeightSyncError: naming the engine and the first thing that differs.
+    """
+    difference = _difference(sent, receipt)
+    if difference:
+        raise WeightSyncError(f"{engine}: {difference} after the weight update; resume from the last checkpoint")
+
+
+def check_probe(
+    learner_logprobs: Sequence[float], engine_logprobs: Sequence[float], *, engine: str, version: int, max_gap: float
+) -> float:
+    """Compare what the two make of the same tokens under the same weights; return the mean gap (nats).
+
+    Args:
+        learner_logprobs: [T - 1] of the learner.
+        engine_logprobs: [T - 1] of the engine.
+        engine: name, for people.
+        version: of the weights.
+        max_gap: largest mean absolute difference (nats) that is accepted.
+
+    Raises:
+        WeightSyncError: naming the engine and both means.
+    """
+    pairs = list(zip(learner_logprobs, engine_logprobs, strict=True))
+    gap = fmean(abs(ours - theirs) for ours, theirs in pairs)
+    if not gap <= max_gap:  # NaN included
+        raise WeightSyncError(
+            f"{engine}: after weight update {version} it gives the probe {fmean(engine_logprobs):.4f} nats per token, "
+            f"the learner {fmean(learner_logprobs):.4f}; the mean difference {gap:.2e} is "
+            f"above {max_gap:.0e}. Every tensor arrived as it was sent, so the engine computes with other values than "
+            "it was given, a stale packed copy for instance; resume from the last checkpoint"
+        )
+    return gap
+
+
+def _difference(sent: WeightUpdate, receipt: WeightReceipt) -> str | None:
+    if sent.version != receipt.version:
+        return f"version={receipt.version}, but the learner sent version={sent.version},"
+    ours = {tensor.name: tensor for tensor in sent.tensors}
+    theirs = {tensor.name: tensor for tensor in receipt.tensors}
+    missing, extra = sorted(ours.keys() - theirs.keys()), sorted(theirs.keys() - ours.keys())
+    changed = sorted(name for name in ours.keys() & theirs.keys() if ours[name] != theirs[name])
+    if missing:
+        return f"{_some(missing)} missing"
+    if extra:
+        return f"{_some(extra)} not sent by the learner but there"
+    if changed:
+        return f"{_some(changed)} different from what the learner sent{_why(ours[changed[0]], theirs[changed[0]])}"
+    return None
+
+
+def _why(ours: TensorRecord, theirs: TensorRecord) -> str:
+    for field in ("dtype", "shape", "num_bytes"):
+        sent, received = getattr(ours, field), getattr(theirs, field)
+        if sent != received:
+            return f" ({field}={received} instead of {sent})"
+    return " (other values)"
+
+
+def _some(names: list[str]) -> str:
+    """Return `tensor a is` or `tensor a and 3 others are`."""
+    return f"tensor {names[0]} is" if len(names) == 1 else f"tensor {names[0]} and {len(names) - 1} others are"

@@ -1,0 +1,213 @@
+"""Two ways for weights from the learner to all engines: memory that they read, or a broadcast that they receive."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from actors.config import SyncConfig
+from actors.weights.update import WeightGroupError, WeightReceipt, WeightUpdate
+from cluster.weights.sync import (
+    Engines,
+    Receipts,
+    SendingLearner,
+    WeightSyncError,
+    check_receipt,
+    in_time,
+    receipt_of,
+)
+from curriculum.errors import root_cause
+
+GROUP_SHARE = 0.5
+"""Of `rollout.sync.timeout_s`, what members of the group wait for each other: those that wait for an engine which
+stands still must have said so before the driver gives up on that one."""
+
+
+class HostMemory:
+    """Rank 0 writes the weights into memory, engines map it or, on other hosts, get a copy.
+
+    Consumes: versions.  Waits for: engines that still read, since the learner is about to write over an older version;
+    the ranks; then all engines, each at most `timeout_s`.  Unblocked by: their receipts.
+    """
+
+    def __init__(self, engines: Engines, learner: SendingLearner, config: SyncConfig) -> None:
+        self._engines = engines
+        self._learner = learner
+        self._config = config
+        self._learner_node: str | None = None
+        self._nodes: dict[str, str] = {}
+        self._travelling: dict[int, Any] = {}
+        """Reference to the current version with its values, if engines on other hosts need it."""
+        self._num_reading = 0
+        self._is_idle = asyncio.Event()
+        self._is_idle.set()
+
+    async def transfer(self, version: int) -> tuple[WeightUpdate, asyncio.Task[Receipts]]:
+        """Let the ranks write, then every engine read; see `Transport`."""
+        if not self._nodes:
+            self._nodes = await self._engines.on_every_engine(lambda _, handle: handle.node_id.remote())
+        update = await self.publish(version)
+        self._travelling = {}
+        if any(node != self._learner_node for node in self._nodes.values()):
+            self._travelling[version] = await self._learner.put_weights(version, delta=self._config.delta)
+        loading = self._engines.on_every_engine(lambda name, handle: self._load(update, name, handle))
+        return update, asyncio.create_task(loading)
+
+    async def publish(self, version: int) -> WeightUpdate:
+        """Let the ranks write when nobody reads; return where the weights lie on the host of rank 0."""
+        await self._is_idle.wait()
+        if self._learner_node is None:
+            self._learner_node = await self._learner.node_id()
+        return await self._learner.publish_weights(version)
+
+    async def restore(self, update: WeightUpdate, name: str, handle: Any) -> None:
+        """Load what was sent last into an engine that has restarted, perhaps elsewhere; see `Transport`."""
+        self._nodes[name] = await handle.node_id.remote()
+        await self._load(update, name, handle, is_fresh=True)
+
+    async def _load(self, update: WeightUpdate, name: str, handle: Any, *, is_fresh: bool = False) -> WeightReceipt:
+        self._num_reading += 1
+        self._is_idle.clear()
+        try:
+            form = await self._form(update, name, is_fresh)
+            reply = handle.load_weights.remote(form)
+            receipt = await in_time(name, receipt_of(update.version), reply, timeout_s=self._config.timeout_s)
+        finally:
+            self._num_reading -= 1
+            if self._num_reading == 0:
+                self._is_idle.set()
+        check_receipt(update, receipt, name)
+        return receipt
+
+    async def _form(self, update: WeightUpdate, name: str, is_fresh: bool) -> Any:
+        """Return where the weights lie on this host, or what travels to another: changes only to engines with a
+        base."""
+        if self._nodes.get(name) == self._learner_node:
+            return update
+        if update.version not in self._travelling or (is_fresh and self._config.delta):
+            return await self._learner.put_weights(update.version, delta=False)
+        return self._travelling[update.version]
+
+
+class Collective:
+    """Every engine receives while rank 0 broadcasts what it gathers.
+
+    The group is formed anew when an engine has restarted or is gone; the restarted engine itself gets its weights
+    through host memory, where rank 0 keeps what it sent.
+    Consumes: versions.  Waits for: all engines, each at most `timeout_s`.  Unblocked by: their receipts.
+    """
+
+    def __init__(
+        self, engines: Engines, learner: SendingLearner, config: SyncConfig, *, workers_per_engine: int
+    ) -> None:
+        """Take both sides; `workers_per_engine` is the number of group members in each engine."""
+        self._engines = engines
+        self._learner = learner
+        self._config = config
+        self._workers_per_engine = workers_per_engine
+        self._memory = HostMemory(engines, learner, config)
+        self._announcement: WeightUpdate | None = None
+        """Of the version with which the group was formed, for the first engine."""
+        self._num_groups = 0
+        self._members: dict[str, int] = {}
+        """Process id of each engine's actor when the group was formed, in the order of their ranks."""
+
+    async def transfer(self, version: int) -> tuple[WeightUpdate, asyncio.Task[Receipts]]:
+        """Let the ranks broadcast while the engines receive; see `Transport`.
+
+        Raises:
+            WeightSyncError: an engine gives no sign of life, or the broadcast broke; names the engine that gave no
+                receipt, then the others.
+        """
+        announcements = await self._announcements(version)
+        receiving = asyncio.create_task(self._engines.on_every_engine(self._receiver(announcements)))
+        try:
+            update = await self._memory.publish(version)
+        except WeightGroupError as error:
+            raise broken(version, await receiving, root_cause(error)) from error
+        except BaseException:
+            receiving.cancel()
+            raise
+        receipts = asyncio.create_task(_receipts(update, receiving))
+        receipts.add_done_callback(lambda _: receiving.cancel())  # where they are given up before they are waited for
+        return update, receipts
+
+    async def restore(self, update: WeightUpdate, name: str, handle: Any) -> None:
+        """Load what was sent last into an engine that has restarted, from memory; see `Transport`."""
+        await self._memory.restore(update, name, handle)
+
+    async def _announcements(self, version: int) -> dict[str, WeightUpdate]:
+        """Return what each engine is told, by name; see to it that the group consists of the engines that live now."""
+        members = await self._engines.on_every_engine(self._process_id)
+        if self._announcement is None or members != self._members:
+            self._announcement = await self._learner.open_weight_group(
+                version,
+                num_receivers=len(members) * self._workers_per_engine,
+                epoch=self._num_groups + 1,
+                timeout_s=GROUP_SHARE * self._config.timeout_s,
+            )
+            self._members = members
+            self._num_groups += 1
+        announcement = self._announcement
+        return {
+            name: replace(announcement, version=version, first_rank=1 + index * self._workers_per_engine)
+            for index, name in enumerate(members)
+        }
+
+    async def _process_id(self, name: str, handle: Any) -> int:
+        expected = "sign of life before a weight update"
+        return await in_time(name, expected, handle.ready.remote(), timeout_s=self._config.timeout_s)
+
+    def _receiver(
+        self, announcements: Mapping[str, WeightUpdate]
+    ) -> Callable[[str, Any], Awaitable[WeightReceipt | Exception]]:
+        """Return a call for every engine; its result is the receipt, or what went wrong: all of it is told together."""
+
+        async def receive(name: str, handle: Any) -> WeightReceipt | Exception:
+            try:
+                update = announcements[name]
+                reply = handle.load_weights.remote(update)
+                return await in_time(name, receipt_of(update.version), reply, timeout_s=self._config.timeout_s)
+            except Exception as error:
+                return error
+
+        return receive
+
+
+async def _receipts(sent: WeightUpdate, receiving: asyncio.Task[dict[str, Any]]) -> Receipts:
+    outcomes = await receiving
+    if any(isinstance(outcome, Exception) for outcome in outcomes.values()):
+        raise broken(sent.version, outcomes, None)
+    for name, receipt in outcomes.items():
+        check_receipt(sent, receipt, name)
+    return outcomes
+
+
+def broken(version: int, outcomes: Mapping[str, Any], learner: BaseException | None) -> WeightSyncError:
+    """Tell what every engine without a receipt said of a broadcast, those first that said nothing.
+
+    Args:
+        version: that was sent.
+        outcomes: receipt or error of each engine.
+        learner: error of rank 0, if it had one.
+    """
+    errors = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, Exception)}
+    silent = [name for name, error in errors.items() if not _has_answered(error)]
+    told = [*silent, *(name for name in errors if name not in silent)]
+    parts = [_told(name, errors[name], version) for name in told]
+    if learner is not None:
+        parts.append(f"learner: {learner}")
+    return WeightSyncError("; ".join(parts) + "; resume from the last checkpoint")
+
+
+def _has_answered(error: Exception) -> bool:
+    """Tell a refusal and a broadcast that broke, which are answers, from a timeout and a death, which are none."""
+    return isinstance(error, WeightSyncError) and not isinstance(error.__cause__, TimeoutError)
+
+
+def _told(name: str, error: Exception, version: int) -> str:
+    if isinstance(error, WeightSyncError):
+        return str(error)
+    return f"{name}: no {receipt_of(version)}, its actor is gone ({type(error).__name__})"

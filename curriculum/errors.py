@@ -1,0 +1,67 @@
+"""What a person can cause or put right, in one line; the line is kept on the way out of another process."""
+
+from __future__ import annotations
+
+import re
+from typing import ClassVar
+
+_RAISED = re.compile(r"(?:\w+\.)*(\w*(?:Error|Exception|Failed)): (.+)")
+"""Line of a traceback that holds the error itself: class and message."""
+
+
+class UserError(Exception):
+    """A recipe, file, folder, option or endpoint that cannot be used.
+
+    The message has one line for each fault: key, value, way out. A subclass whose `__init__` takes something else hands
+    all of it to `super().__init__`, since an error that leaves an actor is built again from its `args`.
+    """
+
+    exit_status: ClassVar[int] = 2
+    """Exit status of the command that it ends."""
+
+
+class RunFailed(UserError):
+    """A command could not be carried through: a process, machine or endpoint that it needs failed or went away.
+
+    What was reached until then is kept; the message says how to go on.
+    """
+
+    exit_status: ClassVar[int] = 1
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or the name of its class if it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """Return the error that an actor raised, without the one that Ray wraps around it; any other error as it is.
+
+    The wrapper is also an instance of the class that was raised, and can be caught by that class, but its text is the
+    traceback of the actor.
+    """
+    cause = getattr(error, "cause", None)
+    return root_cause(cause) if isinstance(cause, BaseException) else error
+
+
+def one_line(error: BaseException) -> str:
+    """Return what went wrong as one line: the message of a `UserError`, class and message of any other error.
+
+    Of an actor that failed while it was made Ray keeps only a text, which ends with a traceback.
+    """
+    cause = root_cause(error)
+    if isinstance(cause, UserError):
+        return "; ".join(str(cause).splitlines())
+    if hasattr(cause, "actor_init_failed"):
+        return _last_raised(str(cause))
+    name, line = type(cause).__name__, first_line(cause)
+    return name if line == name else f"{name}: {line}"
+
+
+def _last_raised(text: str) -> str:
+    """Return the last line that names an error, without a class of this file; the last line where none does."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    found = next((match for line in reversed(lines) if (match := _RAISED.fullmatch(line))), None)
+    if found is None:
+        return lines[-1]
+    return found[2] if found[1] in (UserError.__name__, RunFailed.__name__) else f"{found[1]}: {found[2]}"

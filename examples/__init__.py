@@ -1,0 +1,1 @@
+"""Programs to read and to run beside the product; nothing imports them."""

@@ -1,0 +1,117 @@
+"""What the learner tells of a step. Every field is a metric: `StepAccumulator` fills the means in that are declared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from curriculum.metric import Metric
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SftReport:
+    """One update of the warm-up, equal on every rank; means are NaN if it was skipped."""
+
+    loss: Annotated[float, Metric("sft/loss", "nats", mean_over="updates")]
+    """Mean over the demonstrations of the batch of their mean negative log-likelihood per response token (paper
+    Eq. 11).
+
+    Falls fast, then slowly. A floor above zero is normal where a prompt has several good responses. Rising again: lower
+    `sft.learning_rate`."""
+    token_accuracy: Annotated[float, Metric("sft/token_accuracy", "share", mean_over="tokens")]
+    """Response tokens that the model would have chosen greedily.
+
+    Close to 1 for the fixed parts of a response; the rest is the answer itself."""
+    grad_norm: Annotated[float, Metric("sft/grad_norm", mean_over="updates")]
+    """L2 norm of the gradient before clipping.
+
+    Spikes in step with the loss: bad demonstrations or too high a learning rate."""
+    learning_rate: Annotated[float, Metric("sft/learning_rate")]
+    """Learning rate of the step.
+
+    Follows `sft.schedule`."""
+    num_response_tokens: Annotated[int, Metric("sft/response_tokens", "tokens")]
+    """Response tokens in the batch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepReport:
+    """One training step on one batch of groups (all its mini-batches), equal on every rank.
+
+    Means count the updates that were made; they are NaN if none was. The gap counts every batch.
+    """
+
+    loss: Annotated[float, Metric("learner/loss", mean_over="updates")]
+    """Policy loss, mean over the updates of the step; with `learner.kl_coefficient` the penalty is part of it.
+
+    Hovers around zero and says little about progress: advantages have mean zero in every group. Look at
+    `reward/accuracy`."""
+    grad_norm: Annotated[float, Metric("learner/grad_norm", mean_over="updates")]
+    """L2 norm of the gradient before clipping, mean over the updates.
+
+    Steady. Growing over many steps announces a collapse; constantly above `learner.grad_clip` means that the clip sets
+    the step size."""
+    learning_rate: Annotated[float, Metric("learner/learning_rate")]
+    """Learning rate of the step.
+
+    Starts anew in each phase."""
+    entropy: Annotated[float, Metric("learner/entropy", "nats", mean_over="tokens")]
+    """Mean entropy of the policy over the response tokens, at the sampling temperature.
+
+    Falls slowly. A fall towards zero ends exploration (raise `clip_high` or the temperature), a rise that does not stop
+    is noise winning."""
+    clip_fraction: Annotated[float, Metric("learner/clip_fraction", "share", mean_over="tokens")]
+    """Tokens whose ratio the clip cut off, so that they gave no gradient.
+
+    Exactly 0 with one mini-batch. With several, a few per mille to a few per cent."""
+    mean_ratio: Annotated[float, Metric("learner/mean_ratio", mean_over="tokens")]
+    """Mean over the tokens of new / old probability.
+
+    Exactly 1 with one mini-batch, close to 1 otherwise."""
+    rollout_logprob_gap_mean: Annotated[
+        float, Metric("learner/rollout_logprob_gap_mean", "nats", mean_over="compared_tokens")
+    ]
+    """Mean distance between the engine's log-probability of a sampled token and the learner's, before the first update.
+    Tokens that are left out of the loss do not count.
+
+    Rounding only: about 1e-6 in fp32, 1e-2 in bf16; with a policy lag also what the updates in between changed. A
+    lasting jump means that engine and learner hold different weights."""
+    rollout_logprob_gap_max: Annotated[float, Metric("learner/rollout_logprob_gap_max", "nats")]
+    """Largest such distance in the step.
+
+    Below 1e-4 in fp32; a few 1e-1 are possible in bf16."""
+    kl_to_reference: Annotated[float, Metric("learner/kl_to_reference", "nats", mean_over="tokens")]
+    """Mean over the tokens of the KL estimate (`learner.kl_estimator`) of the divergence from the policy that the
+    reinforcement learning started with; only with `learner.kl_coefficient` or in every `learner.kl_every`-th step, NaN
+    in the others.
+
+    Grows from 0."""
+    masked_fraction: Annotated[float, Metric("learner/masked_fraction", "share", mean_over="tokens")]
+    """Response tokens left out of the loss: no finite log-probability from the engine, or outside the learner's own
+    nucleus.
+
+    0 at top-p 1, below 1e-3 otherwise. More means that engine and learner disagree about the policy."""
+    importance_weight: Annotated[float, Metric("learner/importance_weight", mean_over="tokens")]
+    """Mean weight of the truncated importance sampling; less by what is masked.
+
+    1 without `learner.importance`, close to 1 with it."""
+    log_nucleus: Annotated[float, Metric("learner/log_nucleus", "nats", mean_over="tokens")]
+    """Mean log mass of the learner's nucleus at the sampler's top-p: how far the log-probabilities that are trained lie
+    below those of the distribution that was sampled.
+
+    0 at top-p 1, about -0.03 at 0.95. Lower than log(top-p) cannot be."""
+    prompt_sharing: Annotated[bool, Metric("learner/prompt_sharing")]
+    """1 while prompts are forwarded once per group; 0 after the self-check has found a difference to the dense path.
+
+    1. At 0 steps cost several times as much; the log says how large the difference was."""
+    num_updates: Annotated[int, Metric("learner/updates", "count")]
+    """Optimizer updates made.
+
+    `learner.mini_batches`, less the skipped ones, and less those whose groups never came where a batch was given up
+    short."""
+    num_skipped_updates: Annotated[int, Metric("learner/skipped_updates", "count")]
+    """Updates left out because loss or gradient was not finite.
+
+    0. More than three in a row stop the run."""
+    num_response_tokens: Annotated[int, Metric("learner/response_tokens", "tokens")]
+    """Response tokens trained on."""

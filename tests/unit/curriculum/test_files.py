@@ -1,0 +1,92 @@
+import errno
+import os
+import pickle
+
+import pytest
+
+from curriculum.errors import UserError
+from curriculum.files import begin_folder, expanded, file_errors, finish_folder, lock_file, whole_file, write_text
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_text_replaces_the_old_one_whole(tmp_path):
+    path = tmp_path / "report.md"
+    write_text(path, "old")
+    write_text(path, "new \ud800")
+    assert path.read_bytes() == b"new \\ud800"
+    assert names(tmp_path) == ["report.md"]
+
+
+def test_a_file_whose_writer_fails_leaves_the_old_one_and_nothing_else(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    write_text(path, "old")
+
+    def write_half():
+        with whole_file(path) as partial:
+            partial.write_text("half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        write_half()
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["rows.jsonl"]
+
+
+def test_a_folder_gets_its_name_when_it_is_finished(tmp_path):
+    path = tmp_path / "model"
+    for content in ("old", "new"):
+        partial = begin_folder(path)
+        (partial / "weights").write_text(content)
+        assert names(tmp_path) == sorted([".model.partial", *(["model"] if content == "new" else [])])
+        finish_folder(path)
+    assert (path / "weights").read_text() == "new"
+    assert names(tmp_path) == ["model"]
+
+
+def test_what_a_killed_process_left_is_not_in_the_next_folder(tmp_path):
+    (begin_folder(tmp_path / "model") / "left over").touch()
+    assert names(begin_folder(tmp_path / "model")) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "way_out"),
+    [
+        (errno.ENOSPC, "its disk is full; free some space"),
+        (errno.EACCES, "change its permissions or choose another path"),
+        (errno.EROFS, "its disk is read-only; choose another path"),
+        (errno.EISDIR, "name a file in it"),
+        (errno.EIO, "check its disk"),
+    ],
+)
+def test_a_refusal_of_the_file_system_is_one_line_with_path_reason_and_way_out(number, way_out, tmp_path):
+    with pytest.raises(UserError) as caught, file_errors(tmp_path / "a", "written"):
+        raise OSError(number, os.strerror(number))
+    assert str(caught.value) == f"{tmp_path / 'a'}: cannot be written ({os.strerror(number)}); {way_out}"
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+def test_a_file_below_a_file_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file/a: cannot be written \(Not a directory\); a part of the path is a file"):
+        write_text(tmp_path / "file" / "a", "text")
+
+
+def test_an_option_is_told_by_its_name(tmp_path):
+    with pytest.raises(
+        UserError, match=r"^--out x: cannot be written \(No such file or directory\); make its folder first$"
+    ):
+        write_text(tmp_path / "gone" / "x", "text", name="--out x")
+
+
+def test_a_home_that_is_not_there_is_told():
+    with pytest.raises(UserError, match="--judge: ~nobody-of-that-name is the home of nobody here"):
+        expanded("~nobody-of-that-name/model", name="--judge")
+
+
+def test_a_lock_keeps_others_out_until_its_file_is_closed(tmp_path):
+    with lock_file(tmp_path / ".lock", busy="wait here"), pytest.raises(UserError, match="wait here"):
+        lock_file(tmp_path / ".lock", busy="wait here")
+    lock_file(tmp_path / ".lock", busy="wait here").close()
