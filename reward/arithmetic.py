@@ -37,7 +37,8 @@ def evaluate(text: str, operand: Callable[[str], Decimal | None]) -> Decimal | N
 
 
 def _tokens(text: str) -> list[str]:
-    tokens, at = [], 0
+    tokens: list[str] = []
+    at = 0
     while at < len(text.rstrip()):
         token = _TOKEN.match(text, at)
         if token is None:

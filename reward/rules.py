@@ -41,7 +41,13 @@ class RuleOutcome:
 
 
 def apply_rules(
-    rules: RuleSet, kind: AnswerKind, response: str, ground_truth: Sequence[str], *, thinking_required: bool = False
+    rules: RuleSet,
+    kind: AnswerKind,
+    response: str,
+    ground_truth: Sequence[str],
+    *,
+    thinking_required: bool = False,
+    tags: tuple[str, str] | None = None,
 ) -> RuleOutcome:
     """Extract the answer of a response and compare it with every accepted answer of its kind.
 
@@ -53,7 +59,7 @@ def apply_rules(
     if rules is RuleSet.RELEASED:
         return _apply_released(kind, response, tuple(ground_truth))
     answers = _accepted_answers(tuple(ground_truth))
-    answer = extract_answer(response, thinking_required=thinking_required)
+    answer = extract_answer(response, thinking_required=thinking_required, tags=tags)
     if answer is None:
         return RuleOutcome(answer=None, accepted=False, truths=(), reason="no answer found")
     accepted = strict_match(kind, answer, answers)
