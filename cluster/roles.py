@@ -34,8 +34,8 @@ class SyncReport:
 
     0 on one host; with `rollout.sync.delta` compare with `sync/bytes`."""
     gather_s: Annotated[float, Metric("time/sync_gather_s", "s")]
-    """The learner's ranks were busy with the update: gathering, writing, broadcasting with
-    `rollout.sync.transport=collective`, scoring the probe where it was due."""
+    """From the call until the learner's ranks were free: waiting for engines that are still restarting, gathering,
+    writing or broadcasting, scoring the probe where it was due."""
     deliver_s: Annotated[float, Metric("time/sync_deliver_s", "s")]
     """From the end of the gathering to the last engine's receipt; the learner is free."""
     pause_s: Annotated[float, Metric("time/sync_pause_s", "s")]
