@@ -13,7 +13,7 @@ import numpy as np
 
 from actors.prompt import ChatPrompt, load_tokenizer
 from curriculum.errors import UserError
-from evaluation.behaviours import Behaviour, BehaviourCounts, thinking_of
+from evaluation.behaviours import Behaviour, BehaviourCounts
 from evaluation.config import EndpointGenerator, GeneratorConfig, SamplingConfig, VllmGenerator
 from evaluation.generator import Generator
 from evaluation.generator_factory import generator_session
@@ -25,6 +25,7 @@ from reward.chat_endpoint import NoReplyError
 from reward.config import MAX_BACKOFF_S, MAX_RETRIES, JudgeConfig, OpenAIJudge, VllmJudge
 from reward.judge_back_end import gpu_is_there
 from reward.judge_prompt import neutralise
+from reward.thinking import thinking_of
 
 INSTRUCTION = (
     "Below is the reasoning of a model that answers a question about a document. Count how often it shows each of four "

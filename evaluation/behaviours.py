@@ -131,9 +131,3 @@ def count_behaviours(text: str) -> BehaviourCounts:
         for behaviour, pattern in _PATTERNS["zh" if _HAN.search(words) else "en"].items():
             counts[behaviour] += pattern.search(words) is not None
     return counts
-
-
-def thinking_of(response: str) -> str:
-    """Return the thinking of a response: what is before its last `</think>`; all of it where there is no such tag."""
-    thinking, closed, _ = response.rpartition("</think>")
-    return (thinking if closed else response).removeprefix("<think>")

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from actors.prompt import ChatPrompt, load_tokenizer
 from curriculum.files import file_errors, whole_file
-from evaluation.behaviours import thinking_of
 from evaluation.benchmarks import merge_items
 from evaluation.config import DistillConfig
 from evaluation.data_card import DataCard, card_json, card_markdown, make_card
@@ -28,6 +27,7 @@ from evaluation.progress import Progress
 from evaluation.record import Answer, Item, Outcome
 from evaluation.scoring import current, scorer_fingerprint
 from evaluation.store import EvaluationFolder
+from reward.thinking import thinking_of
 
 Accuracies = Mapping[tuple[str, str, int], float | None]
 """Accuracy of each answer by its key: 1.0 right, 0.0 wrong, None unknown."""

@@ -14,7 +14,7 @@ from curriculum.dataset import Loaded
 from curriculum.errors import RunFailed
 from evaluation.answering import answer_all, missing_samples
 from evaluation.behaviour_judge import behaviour_judge, count_all, stored_counts
-from evaluation.behaviours import count_behaviours, thinking_of
+from evaluation.behaviours import count_behaviours
 from evaluation.benchmarks import load_items, merge_items
 from evaluation.config import EvaluationConfig, GeneratorConfig, SamplingConfig
 from evaluation.generator_factory import generator_session
@@ -29,6 +29,7 @@ from evaluation.summary import Result, Summary, summarise
 from reward.config import JudgeConfig, RewardConfig
 from reward.hybrid import HybridScorer
 from reward.judge_back_end import gpu_is_there, judge_session
+from reward.thinking import thinking_of
 
 
 def evaluate(config: EvaluationConfig, *, out: Path, progress: Progress) -> Summary:

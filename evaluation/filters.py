@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Sequence
 from enum import StrEnum
 
-from evaluation.behaviours import thinking_of
 from evaluation.grounding import Passage, grounding_precision
 from reward.answer import extract_answer
+from reward.thinking import thinking_of
 
 NGRAM_WORDS = 8
 """Length of the word runs whose repetition is measured."""

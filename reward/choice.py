@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 
-from reward.answer import clean_answer
+from reward.wrapping import bare_value, clean_answer
 
 _LEAD = re.compile(
     r"(?:the\s+)?(?:correct\s+)?(?:option|choice|answer|letter)(?:\s+is)?\s*:?\s*|选项?\s*", re.IGNORECASE
 )
 _BRACKETED = re.compile(r"[(\[{【]\s?([A-Ha-h])\s?[)\]}】]\s*[.:,、]?\s*(-\s+)?")
-_BARE = re.compile(r"([A-Ha-h])(?:\Z|\s?[):、]\s*|[.,]\s+|[.,]\Z|\s+-\s+)")
+_BARE = re.compile(r"([A-Ha-h])(?:\Z|\s?[):、]\s*|[.,]\s+|[.,]\Z|\s+-\s+|选?项\Z)")
+_BEYOND_H = re.compile(r"[(\[]?([I-Z])[)\]]?[.:)]?")
+"""Letters beyond H stand alone: "I" begins too many sentences."""
 _OTHER = re.compile(r"(?<![\w'])(?:[(\[{【]\s?([A-Ha-h])\s?[)\]}】]|([B-Hb-h])(?![\w'+#]))")
 _LONE_A = re.compile(
     r"(?:\b(?:or|and|not|nor|than|maybe|perhaps|possibly|but)\s+|\A|[/&,;]\s*)[Aa](?=\Z|\s*[,.;:)?!/&])", re.I
@@ -21,13 +23,15 @@ _TALK = re.compile(
 
 
 def choice_letter(text: str) -> str | None:
-    """Return the letter that an answer or a truth chooses, in upper case; None where it chooses none or several.
+    """Return the letter that an answer or a truth chooses, in upper case; None where it chooses none or more than one.
 
-    Letters A to H: published sets have questions with more than four options. A letter is followed
+    Letters A to H, and later ones where they are the whole answer. A letter is followed
     by nothing, or by a bracket, a colon, a full stop, a comma or a dash and the text of the option. A second letter
     on its own anywhere, or talk about the letter ("(B) is wrong"), leaves the answer to the judge.
     """
-    text = clean_answer(text)
+    text = bare_value(clean_answer(text))
+    if beyond := _BEYOND_H.fullmatch(text):
+        return beyond[1]
     lead = _LEAD.match(text)
     text = text[lead.end() :] if lead else text
     chosen = _BRACKETED.match(text) or _BARE.match(text)

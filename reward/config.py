@@ -157,9 +157,12 @@ class RewardConfig(StrictModel):
     kinds: dict[str, AnswerKind] = Field(default_factory=dict)
     """Kind of the answers per data source (exact name), where the name alone would decide otherwise."""
     thinking: Literal["optional", "required"] = "optional"
-    """`required`: a response without `</think>` has no answer; for models whose chat template opens the thinking
+    """`required`: a response without a closing tag has no answer; for models whose chat template opens the thinking
     in the prompt (DeepSeek-R1 distillations), so that an unfinished thought is never searched for an answer.
     `optional`: a response without any thinking tags is all answer."""
+    thinking_tags: tuple[str, str] | None = None
+    """Opening and closing tag of the model's thinking, where it is none of the known families (`<think>`, `<thinking>`,
+    `<thought>`, `<reasoning>`, `[THINK]`, `<seed:think>`, `◁think▷`, harmony channels), which are always known."""
     judge: JudgeConfig = NoJudge()
     """Who decides about answers that the rule rejects."""
     max_outage_s: float = Field(default=1800.0, ge=0)

@@ -37,17 +37,23 @@ _INVISIBLE = re.compile(
 )
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
+_MATH_DOLLAR = re.compile(r"(?<!\\)\$")
 _LATEX_RULES = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|operatorname)\s?\{([^{}]*)\}", r"\1"),
-        (r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}", r"\1/\2"),
+        (r"(?<=[\d.])\s*\\[dtc]?frac", r" \\frac"),
+        (r"\\[dtc]?frac\s*\{\s*([\w.,%]*)\s*\}\s*\{\s*([\w.,%]*)\s*\}", r"\1/\2"),
+        (r"\\[dtc]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"(\1)/(\2)"),
+        (r"\\[dtc]?frac\s*(\d)\s*(\d)", r"\1/\2"),
+        (r"\\[dtc]?frac\s*(?:\{\s*(\d+)\s*\}\s*(\d)|(\d)\s*\{\s*(\d+)\s*\})", r"\1\3/\2\4"),
         (r"\\(?:times|cdot)(?![A-Za-z])", "×"),
         (r"\\approx(?![A-Za-z])", "≈"),
         (r"\\(?:left|right|displaystyle)(?![A-Za-z])", ""),
         (r"\\[\[\]()]", ""),
-        (r"\\[,;!:]|\{,\}", ""),
-        (r"\\ ", " "),
+        (r"\{,\}", ","),
+        (r"\\!", ""),
+        (r"\\[,;: ]|\\q?quad(?![A-Za-z])", " "),
         (r"\\([%$#&_{}])", r"\1"),
         (r"\^\{([^{}]*)\}", r"^\1"),
     )
@@ -64,7 +70,7 @@ def fold(text: str) -> str:
     if not text.isascii():
         text = _fold_unicode(text)
     text = text.translate(_TABLE)
-    return _plain_latex(text) if "\\" in text else text
+    return _plain_latex(text) if "\\" in text or "{,}" in text else text
 
 
 def _fold_unicode(text: str) -> str:
@@ -76,6 +82,10 @@ def _fold_unicode(text: str) -> str:
 
 
 def _plain_latex(text: str) -> str:
+    r"""Return LaTeX as plain text. What was apart stays apart: `3\frac{1}{2}` is `3 1/2`."""
+    dollars = _MATH_DOLLAR.findall(text)
+    if dollars and len(dollars) % 2 == 0:
+        text = _MATH_DOLLAR.sub("", text)
     for pattern, replacement in _LATEX_RULES:
         text = pattern.sub(replacement, text)
     return text

@@ -81,8 +81,14 @@ class HybridScorer:
 
     def _apply_rules(self, data_source: str, response: str, answers: Sequence[str]) -> RuleOutcome:
         kind = kind_of(data_source, self._config.kinds)
-        required = self._config.thinking == "required"
-        return apply_rules(self._config.rules, kind, response, answers, thinking_required=required)
+        return apply_rules(
+            self._config.rules,
+            kind,
+            response,
+            answers,
+            thinking_required=self._config.thinking == "required",
+            tags=self._config.thinking_tags,
+        )
 
     def _questions(self, question: str, outcome: RuleOutcome) -> list[JudgeQuestion]:
         if self._judge is None or not outcome.answer or _is_forged(outcome):

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from reward.answer import accepted_answers, clean_answer
+from reward.answer import accepted_answers
 from reward.hybrid import judge_questions
 from reward.judge import CachingJudge, Judge, combined_verdict
 from reward.judge_prompt import JudgeQuestion, imitates_judge_format
@@ -14,6 +14,7 @@ from reward.kind import kind_of
 from reward.rules import strict_match
 from reward.score import Verdict
 from reward.score_rows import text_in, truths_in
+from reward.wrapping import clean_answer
 
 QUESTIONS_AT_ONCE = 256
 """Questions that the judge is asked at a time: each one has a deadline, which must not pass in a queue."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass
-from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal
+from decimal import ROUND_HALF_UP, Decimal
 
+from reward.arithmetic import ARITHMETIC, evaluate
 from reward.folding import fold
-
-ARITHMETIC = Context(prec=300, Emax=MAX_EMAX, Emin=MIN_EMIN, traps=[])
-"""Never raises: what has no value becomes NaN or infinite, and those match nothing."""
+from reward.units import currencies_of, unit_of
 
 _MAX_CHARS = 120
 """Longest spelling of one value; anything longer is a sentence, and is left to the judge."""
@@ -26,21 +26,6 @@ _SCALES = {
 _CAPITAL_SCALES = {"M": 6, "MM": 6, "B": 9, "T": 12}
 """Scales only as capitals, or behind a currency: "5 m" may be metres."""
 _PERCENTS = frozenset({"%", "percent", "pct", "percentage"})
-_CURRENCY_SYMBOLS = frozenset("$€£¥₹₩₽₿฿₫₪₺")
-_CURRENCIES = frozenset({
-    "usd", "us$", "c$", "ca$", "a$", "au$", "hk$", "nt$", "s$", "r$", "eur", "gbp", "rmb", "cny", "jpy", "inr", "hkd",
-    "cad", "aud", "chf", "krw", "dollar", "dollars", "euro", "euros", "pound", "pounds", "sterling", "yuan",
-    "renminbi", "yen", "rupee", "rupees", "franc", "francs", "won", "rs",
-    "元", "美元", "人民币", "欧元", "英镑", "日元", "港元", "港币",
-})  # fmt: skip
-_UNITS = frozenset({
-    "year", "years", "month", "months", "week", "weeks", "day", "days", "hour", "hours", "minute", "minutes", "second",
-    "seconds", "share", "shares", "unit", "units", "time", "times", "x", "people", "persons", "employees", "customers",
-    "stores", "point", "points", "degree", "degrees", "°", "km", "kilometers", "kilometres", "m", "meters", "metres",
-    "cm", "mm", "miles", "feet", "ft", "inches", "kg", "kilograms", "g", "grams", "tons", "tonnes", "barrels", "per",
-    "年", "个月", "天", "股", "倍", "人", "个",
-})  # fmt: skip
-"""Words behind a number that do not change its value; any other word leaves the answer to the judge."""
 _TIMES = frozenset({"x", "X", "×", "*", "·", "⋅"})
 _POWERS = frozenset({"^", "**"})
 
@@ -62,19 +47,32 @@ _TOKEN = re.compile(
 )
 
 
+_YEAR = re.compile(r"(?:1[5-9]|2[01])\d\d(?:\.0+)?")
+_LABEL = re.compile(r"\s*(?=[^\W\d])[^=+*/×÷]*\Z")
+RELATIVE_TOLERANCE = Decimal("0.0015")
+"""Two values are the same within 0.15 % of the truth, as in the released code."""
+
+
 @dataclass(frozen=True, slots=True)
 class Quantity:
     """A value as it was written: 5 % is value 5 with the percent sign, not yet 0.05."""
 
     value: Decimal
-    percent: bool
+    percent: bool = False
+    currencies: frozenset[str] = frozenset()
+    """Codes of the currencies that it may be in; empty without a currency."""
+    unit: tuple[str, ...] = ()
+    """Words of its unit, each in one spelling."""
+    is_year: bool = False
+    """Whether it is written like a year: four digits from 1500 to 2199 and nothing else."""
 
 
 def parse_quantity(text: str) -> Quantity | None:
     """Return the one value that a text states; None where it states none, several, or something else than a number.
 
-    Of a chain (`3 + 2 = 5`, `x ≈ 5`) it is the last value. Understood are signs and accounting negatives, currency,
-    thousands separators, scale words, percent, powers of ten, simple fractions and a following unit.
+    Of a chain (`3 + 2 = 5`, `x ≈ 5`) it is the last value, if all steps before it have that value; the first step may
+    be a name instead. Understood are signs and accounting negatives, currency, thousands separators, scale words,
+    percent, powers of ten, simple fractions and a following unit.
     """
     if len(text) > _MAX_CHAIN_CHARS:
         return None
@@ -84,10 +82,58 @@ def parse_quantity(text: str) -> Quantity | None:
     *steps, value = _CHAIN.split(text)
     if any(steps) and _ALTERNATIVES.search(text):
         return None
-    value = value.lstrip(" ,;:").rstrip(" .,;:。")
-    hedge = _HEDGES.match(value)
-    value = value[hedge.end() :] if hedge else value
-    return _Reader(value).read() if len(value) <= _MAX_CHARS else None
+    quantity = _read(value)
+    return quantity if quantity is None or _steps_agree(steps, quantity) else None
+
+
+def _read(text: str) -> Quantity | None:
+    text = text.lstrip(" ,;:").rstrip(" .,;:。")
+    hedge = _HEDGES.match(text)
+    text = text[hedge.end() :] if hedge else text
+    return _Reader(text).read() if len(text) <= _MAX_CHARS else None
+
+
+def _steps_agree(steps: list[str], last: Quantity) -> bool:
+    """Whether every step has the value of the one behind it, or that value is its rounding; the first may be a name."""
+    if steps and (not steps[0].strip() or _LABEL.match(steps[0])):
+        steps = steps[1:]
+    values = [*(_step_value(step) for step in steps), _plain(last)]
+    return all(
+        step is not None and value is not None and _leads_to(step, value) for step, value in itertools.pairwise(values)
+    )
+
+
+def _step_value(step: str) -> Decimal | None:
+    return evaluate(step, lambda operand: _plain(_read(operand)))
+
+
+def _plain(quantity: Quantity | None) -> Decimal | None:
+    if quantity is None:
+        return None
+    return quantity.value.scaleb(-2, ARITHMETIC) if quantity.percent else quantity.value
+
+
+def _leads_to(step: Decimal, value: Decimal) -> bool:
+    """Whether a step has the value of the next one, or is rounded to it; a fraction may go on as its percentage."""
+    candidates = (step, step.scaleb(2, ARITHMETIC))
+    return any(is_close(number, value) or _rounded_like(number, value) == value for number in candidates)
+
+
+def _rounded_like(value: Decimal, like: Decimal) -> Decimal | None:
+    exponent = like.as_tuple().exponent
+    if not (value.is_finite() and isinstance(exponent, int) and -50 < exponent <= 0 and value.adjusted() < 200):
+        return None
+    return value.quantize(Decimal(1).scaleb(exponent), rounding=ROUND_HALF_UP, context=ARITHMETIC)
+
+
+def is_close(answer: Decimal, truth: Decimal) -> bool:
+    """Return whether two values are the same within the tolerance; zero equals only zero, NaN and infinity nothing."""
+    if not (answer.is_finite() and truth.is_finite()):
+        return False
+    if answer.is_zero() or truth.is_zero():
+        return answer.is_zero() and truth.is_zero()
+    distance = ARITHMETIC.abs(ARITHMETIC.subtract(answer, truth))
+    return distance <= ARITHMETIC.multiply(RELATIVE_TOLERANCE, ARITHMETIC.abs(truth))
 
 
 class _Reader:
@@ -97,8 +143,11 @@ class _Reader:
         self._tokens = list(_TOKEN.finditer(text))
         self._at = 0
         self._sign = ""
-        self._bracket = self._accounting = self._currency = self._percent = False
+        self._bracket = self._accounting = self._percent = False
         self._power = 0
+        self._currencies: frozenset[str] = frozenset()
+        self._unit: list[str] = []
+        self._is_year = bool(_YEAR.fullmatch(text.strip()))
 
     def read(self) -> Quantity | None:
         """Return the quantity, or None where the text is not exactly one."""
@@ -109,7 +158,13 @@ class _Reader:
             return None
         value = value.scaleb(self._power, ARITHMETIC)
         negative = self._sign == "-" or (self._accounting and not self._sign)
-        return Quantity(ARITHMETIC.minus(value) if negative else value, self._percent)
+        return Quantity(
+            ARITHMETIC.minus(value) if negative else value,
+            percent=self._percent,
+            currencies=self._currencies,
+            unit=tuple(self._unit),
+            is_year=self._is_year,
+        )
 
     def _accept_prefix(self, token: str) -> bool:
         word = token.casefold()
@@ -117,12 +172,12 @@ class _Reader:
             self._sign = "+" if word == "+" else "-"
         elif token == "(" and not self._bracket and not self._sign:
             self._bracket = self._accounting = True
-        elif _is_currency(word) and not self._currency:
-            self._currency = True
+        elif (currencies := currencies_of(word)) and not self._currencies:
+            self._currencies = currencies
         elif word == "百分之" and not self._percent:
             self._percent = True
         else:
-            return word == "." and self._currency  # "Rs. 5"
+            return word == "." and bool(self._currencies)  # "Rs. 5"
         return True
 
     def _read_value(self) -> Decimal | None:
@@ -143,9 +198,13 @@ class _Reader:
             whole, value = value, self._take_number() or Decimal(0)  # "5 1/2"
         if self._peek() != "/":
             return value
+        years = self._is_year_at(-1) and self._is_year_at(1)
         self._at += 1
-        divisor = self._take_number()
+        divisor = None if years else self._take_number()
         return ARITHMETIC.add(whole, ARITHMETIC.divide(value, divisor)) if divisor else None
+
+    def _is_year_at(self, offset: int) -> bool:
+        return bool(_YEAR.fullmatch(self._peek(offset)))
 
     def _take_power_of_ten(self) -> Decimal | None:
         self._at += 1
@@ -180,7 +239,7 @@ class _Reader:
     def _accept_suffix(self, token: str) -> bool:
         word = token.casefold()
         per_cent = word == "per" and self._peek(1).casefold() == "cent"
-        scale = _SCALES.get(word, _CAPITAL_SCALES.get(token.upper() if self._currency else token))
+        scale = _SCALES.get(word, _CAPITAL_SCALES.get(token.upper() if self._currencies else token))
         if token == ")" and self._bracket:
             self._bracket = False
         elif (per_cent or word in _PERCENTS) and not self._percent:
@@ -188,10 +247,11 @@ class _Reader:
             self._percent = True
         elif scale is not None:
             self._power += scale
+        elif currencies := currencies_of(word):
+            self._currencies = self._currencies & currencies if self._currencies else currencies
+            return bool(self._currencies)
+        elif unit := unit_of(word):
+            self._unit.append(unit)
         else:
-            return _is_currency(word) or word in _UNITS
+            return False
         return True
-
-
-def _is_currency(word: str) -> bool:
-    return word in _CURRENCIES or word in _CURRENCY_SYMBOLS

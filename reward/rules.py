@@ -13,9 +13,16 @@ from reward.kind import AnswerKind
 from reward.numeric import numbers_match
 from reward.released import released_answer, released_match, released_truth
 from reward.text_rule import texts_match
+from reward.wrapping import bare_value
+
+
+def _texts_match(answer: str, truth: str) -> bool:
+    """Compare with and without the brackets around the whole answer: some belong to a truth."""
+    return texts_match(answer, truth) or texts_match(bare_value(answer), truth)
+
 
 _MATCHES: dict[AnswerKind, Callable[[str, str], bool]] = {
-    AnswerKind.TEXT: texts_match,
+    AnswerKind.TEXT: _texts_match,
     AnswerKind.NUMERIC: numbers_match,
     AnswerKind.CHOICE: choices_match,
 }
@@ -34,7 +41,13 @@ class RuleOutcome:
 
 
 def apply_rules(
-    rules: RuleSet, kind: AnswerKind, response: str, ground_truth: Sequence[str], *, thinking_required: bool = False
+    rules: RuleSet,
+    kind: AnswerKind,
+    response: str,
+    ground_truth: Sequence[str],
+    *,
+    thinking_required: bool = False,
+    tags: tuple[str, str] | None = None,
 ) -> RuleOutcome:
     """Extract the answer of a response and compare it with every accepted answer of its kind.
 
@@ -46,7 +59,7 @@ def apply_rules(
     if rules is RuleSet.RELEASED:
         return _apply_released(kind, response, tuple(ground_truth))
     answers = _accepted_answers(tuple(ground_truth))
-    answer = extract_answer(response, thinking_required=thinking_required)
+    answer = extract_answer(response, thinking_required=thinking_required, tags=tags)
     if answer is None:
         return RuleOutcome(answer=None, accepted=False, truths=(), reason="no answer found")
     accepted = strict_match(kind, answer, answers)

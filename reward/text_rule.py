@@ -16,9 +16,21 @@ _INCHES = re.compile(r"(?<=\d)'(?=\d)")
 _SIGN = re.compile(r"(?:\A\s*|(?<![\w)\].]))([-+])(?=[$€£¥]?\.?\d)|\A\s*([-+])(?=\s\d)")
 _DECIMAL_POINT = re.compile(r"(?<=\d)\.(?=\d)|(?<![\w.])\.(?=\d)")
 _BETWEEN_CJK = re.compile(r"(?<=[\u3040-\u30ff\u3400-\u9fff])\s+(?=[\u3040-\u30ff\u3400-\u9fff])")
+_BETWEEN_NUMBERS = re.compile(r"(?<=\d)\s*([-:,;])\s*(?=\d)")
+_DATE_COMMA = re.compile(
+    r"(\b(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.?\s+\d{1,2}(?:st|nd|rd|th)?)\s*,(?=\s*\d{4}\b)",
+    re.IGNORECASE,
+)
+_INTERVAL = re.compile(r"([\[(])(\s*[-+]?[\d.]+\s*,\s*[-+]?(?:[\d.]+|∞)\s*)([\])])")
+_QUOTE_OF_UNIT = re.compile(r"(?<=\d)\s?['\"](?!\w)")
+_FIRST_ARTICLE = re.compile(r"\W*(?P<article>an?|the)\s+(?P<next>[^\W\d_])(?P<rest>.*)", re.IGNORECASE | re.DOTALL)
 _ARTICLES = frozenset({"a", "an", "the"})
 _MEANINGFUL = frozenset("%‰#@/")
-_KEPT_POINT, _KEPT_MINUS = "\ue000", "\ue001"  # private use: stand for a decimal point and a minus sign
+_KEPT = dict(zip(".-:,;()[]'\"", map(chr, range(0xE000, 0xE00B)), strict=True))
+"""Punctuation with a meaning where it stands (a decimal point, a sign, a separator of numbers, the bracket of an
+interval, feet and inches) and the private character that stands for it meanwhile."""
+_KEPT_SPELLINGS = {kept: "." if char == "." else f" {char} " for char, kept in _KEPT.items()}
+_RESERVED = dict.fromkeys(map(ord, _KEPT.values()), "\ufffd")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +45,7 @@ class TextKey:
 
 
 def texts_match(answer: str, truth: str) -> bool:
-    """Return whether answer and truth have the same normal form; an empty one matches nothing."""
+    """Return whether the answer is the truth up to normalisation; a text that normalises to nothing matches nothing."""
     ours, theirs = text_key(answer), _truth_key(truth)
     if not ours.words or ours.words != theirs.words:
         return False
@@ -41,38 +53,66 @@ def texts_match(answer: str, truth: str) -> bool:
 
 
 def text_key(text: str) -> TextKey:
-    """Return the normal form of a text; signs, decimal points, percent, currency and mathematical symbols stay."""
-    cased = _tokens(fold(text))
+    """Return the normal form of a text.
+
+    Signs, decimal points, separators between numbers, brackets of intervals, percent, currency and mathematical symbols
+    are kept.
+    """
+    text = fold(text)
+    cased = _tokens(text)
     words = [unicodedata.normalize("NFKC", word.casefold()) for word in cased]
+    first = words[:1] if words[:1] in (["a"], ["an"]) and not _begins_with_article(text) else []
+    others = [word for word in words[len(first) :] if word not in _ARTICLES]
     return TextKey(
-        words=tuple(word for word in words if word not in _ARTICLES),
+        words=tuple(first + others) if others else (),
         num_inner_a=words[1:].count("a"),
         has_name_a="A" in cased[1:] or (len(words) > 1 and words[-1] == "a"),
     )
+
+
+def _begins_with_article(text: str) -> bool:
+    """Return whether a first "a" or "an" is an article and no letter or name.
+
+    It is in "A Tale of Two Cities", but not in "A. Smith", "A-10", "An Wang" or "A Smith".
+    """
+    first = _FIRST_ARTICLE.match(text)
+    if first is None:
+        return False
+    article, following = first["article"], first["next"]
+    if article.islower():
+        return True
+    fits = (
+        following.lower() in "aeiouh" or first["rest"][:1].isupper()
+        if len(article) == 2
+        else following.lower() not in "ai"
+    )
+    return fits and (following.islower() or len(first["rest"].split()) > 1)
 
 
 _truth_key = lru_cache(maxsize=1024)(text_key)
 
 
 def _tokens(text: str) -> list[str]:
-    text = text.replace(_KEPT_POINT, "\ufffd").replace(_KEPT_MINUS, "\ufffd")
+    text = text.translate(_RESERVED)
     text = _ACRONYM.sub(lambda acronym: re.sub(r"[.\s]", "", acronym[0]), text)
+    text = _INTERVAL.sub(lambda ends: _KEPT[ends[1]] + ends[2] + _KEPT[ends[3]], text)
+    if text.count('"') % 2 or text.count("'") % 2:
+        text = _QUOTE_OF_UNIT.sub(lambda quote: _KEPT[quote[0].strip()], text)
     text = _THOUSANDS.sub("", _INCHES.sub(" ", text))
-    text = _SIGN.sub(lambda sign: _KEPT_MINUS if "-" in sign[0] else " + ", text)
-    text = _DECIMAL_POINT.sub(_KEPT_POINT, text)
+    text = _SIGN.sub(lambda sign: _KEPT["-"] if "-" in sign[0] else " + ", text)
+    text = _DECIMAL_POINT.sub(_KEPT["."], text)
+    text = _BETWEEN_NUMBERS.sub(lambda separator: _KEPT[separator[1]], _DATE_COMMA.sub(r"\1 ", text))
     spaced = "".join(_spelling(char) for char in text)
     return _BETWEEN_CJK.sub("", spaced).split()
 
 
 @lru_cache(maxsize=4096)
 def _spelling(char: str) -> str:
-    """Return how one character enters the normal form: itself, a word of its own, a space, or nothing."""
+    """Return how one character enters the normal form: as itself, as a word of its own, as a space, or not at all."""
     if char in "'`":
         return ""
-    if char == _KEPT_POINT:
-        return "."
-    if char == _KEPT_MINUS:
-        return " - "
+    if char in _KEPT_SPELLINGS:
+        return _KEPT_SPELLINGS[char]
     if char == "&":
         return " and "
     category = unicodedata.category(char)

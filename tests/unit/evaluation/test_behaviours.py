@@ -1,7 +1,8 @@
 import pytest
 
 from benchmarks.hostile import SENTENCES, megabyte_of
-from evaluation.behaviours import Behaviour, count_behaviours, thinking_of
+from evaluation.behaviours import Behaviour, count_behaviours
+from reward.thinking import thinking_of
 
 
 def counts(text):

@@ -1,6 +1,7 @@
 import pytest
 
-from reward.answer import MAX_ANSWER_CHARS, accepted_answers, clean_answer, extract_answer, last_boxed
+from reward.answer import accepted_answers, extract_answer, last_boxed
+from reward.wrapping import MAX_ANSWER_CHARS, clean_answer
 
 
 @pytest.mark.parametrize(
@@ -33,8 +34,8 @@ def test_an_answer_ends_at_a_blank_line():
     assert extract_answer("The answer is:\n\nParis\n\nThis follows from the second document.") == "Paris"
 
 
-def test_an_answer_may_span_lines():
-    assert extract_answer("the answer is\n- Paris\n- London") == "- Paris - London"
+def test_a_list_below_the_announcement_is_one_answer():
+    assert extract_answer("the answer is\n- Paris\n- London\n\nBoth are named.") == "Paris, London"
 
 
 @pytest.mark.parametrize(

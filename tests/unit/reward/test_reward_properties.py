@@ -3,7 +3,7 @@ from decimal import Decimal
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reward.answer import clean_answer, extract_answer
+from reward.answer import extract_answer
 from reward.choice import choices_match
 from reward.config import RuleSet
 from reward.judge_prompt import neutralise, parse_verdict
@@ -14,6 +14,7 @@ from reward.quantity import parse_quantity
 from reward.rules import apply_rules
 from reward.score import Verdict
 from reward.text_rule import text_key, texts_match
+from reward.wrapping import clean_answer
 
 anything = st.text(st.characters(), max_size=200)  # lone surrogates and NUL included
 markup = st.text(
@@ -65,7 +66,7 @@ def test_a_value_matches_itself_in_any_spelling(value, spelling):
     assert numbers_match(spelling.format(value), str(value))
 
 
-@given(values, st.sampled_from(["-{:f}", "({:,f})", "-${:f}", "minus {:f}"]))
+@given(values, st.sampled_from(["-{:f}", "$({:,f})", "-${:f}", "minus {:f}"]))
 def test_a_value_never_matches_its_negative(value, spelling):
     assert not numbers_match(spelling.format(value), str(value))
     assert numbers_match(spelling.format(value), f"-{value}")

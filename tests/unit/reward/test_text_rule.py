@@ -79,3 +79,31 @@ def test_what_normalises_to_nothing_matches_nothing_not_even_itself(nothing):
     assert not texts_match(nothing, nothing)
     assert not texts_match(nothing, "Paris")
     assert not texts_match("Paris", nothing)
+
+
+@pytest.mark.parametrize(
+    ("answer", "truth"),
+    [
+        ("10", "A-10"), ("Smith", "A. Smith"), ("search", "A* search"), ("Wang", "An Wang"), ("24", "An-24"),
+        ("C Milan", "A. C. Milan"), ("B testing", "A/B testing"), ("10, 12", "10-12"), ("1, 30", "1:30"),
+        ("1.30", "1:30"), ("3-10", "3:10"), ("(0, 1]", "[0, 1)"), ("5\"", "5'"), ("5", "5'"),
+        ("5", "5\""), ("5.3", "5-3"),
+    ],
+)  # fmt: skip
+def test_letters_that_look_like_articles_and_separators_of_numbers_are_kept(answer, truth):
+    assert not texts_match(answer, truth)
+    assert not texts_match(truth, answer)
+    assert texts_match(truth, truth)
+
+
+@pytest.mark.parametrize(
+    ("answer", "truth"),
+    [
+        ("Tale of Two Cities", "A Tale of Two Cities"), ("MRI scan", "An MRI scan"), ("cat", "A cat"),
+        ("A Smith", "A. Smith"),
+        ("May 3 2019", "May 3, 2019"), ("10 - 12", "10-12"), ("1990–1995", "1990-1995"), ("\"1984\"", "1984"),
+    ],
+)  # fmt: skip
+def test_articles_and_spaces_around_separators_are_not(answer, truth):
+    assert texts_match(answer, truth)
+    assert texts_match(truth, answer)
