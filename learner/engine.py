@@ -143,7 +143,7 @@ class LearnerEngine:
             learning_rate: of this update.
 
         Raises:
-            RunFailed: more than `learner.max_nonfinite_updates` updates in a row were skipped.
+            RunFailed: more than `MAX_NONFINITE_UPDATES` updates in a row were skipped.
             ValueError: no demonstrations, or one beyond `learner.max_tokens_per_microbatch`.
         """
         self._expect(Stage.SFT)
@@ -192,7 +192,7 @@ class LearnerEngine:
 
         Raises:
             RuntimeError: no groups have come.
-            RunFailed: more than `learner.max_nonfinite_updates` updates in a row were skipped.
+            RunFailed: more than `MAX_NONFINITE_UPDATES` updates in a row were skipped.
         """
         self._expect(Stage.RL)
         batch, self._batch = self._batch, RunningBatch()

@@ -24,6 +24,8 @@ import pytest
 
 from curriculum.synthetic import VALUES, generate_demonstrations, generate_items
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two workers share the cores
+
 ROOT = Path(__file__).parents[2]
 MARKER = "QWENLONG_TEST_COMMAND"
 RAY = Path(sys.executable).with_name("ray")

@@ -23,7 +23,7 @@ from learner.advantages import group_advantages
 from learner.batch.microbatch import TrainingGroup
 from learner.batch.packing import groups_of, plan_slice
 from learner.config import DapoConfig, GrpoConfig, ImportanceConfig, LearnerConfig
-from learner.engine import LearnerEngine, Stage
+from learner.engine import MAX_NONFINITE_UPDATES, LearnerEngine, Stage
 from learner.forward.running_batch import runs
 
 VOCAB = 1700
@@ -160,7 +160,7 @@ def reshard(model: str, out: Path, rank: int, num_ranks: int) -> dict:
 
 def guards(model: str, out: Path, rank: int, num_ranks: int) -> dict:
     """Non-finite updates, the KL against a reference, bf16 and the wrong stage."""
-    learner = config(num_ranks, max_nonfinite_updates=1)
+    learner = config(num_ranks)
     engine = make_engine(learner, model, rank)
     found = {"no_stage": _error(lambda: rl_step(engine, learner, groups(), rank))}
     engine.start_stage(Stage.RL)
@@ -169,7 +169,7 @@ def guards(model: str, out: Path, rank: int, num_ranks: int) -> dict:
     found["skipped"] = rl_step(engine, learner, bad, rank)
     after = dict(engine.gather_weights())
     found["unchanged"] = all(torch.equal(before[name], after[name]) for name in before)
-    found["over_budget"] = _error(lambda: rl_step(engine, learner, bad, rank))
+    found["bad_updates"] = [_error(lambda: rl_step(engine, learner, bad, rank)) for _ in range(MAX_NONFINITE_UPDATES)]
     found["recovered"] = rl_step(engine, learner, groups(), rank)
 
     learner = config(num_ranks, algorithm=DapoConfig(), mini_batches=3)
@@ -246,11 +246,11 @@ def run_rank(scenario: str, model: str, out: Path, rank: int, num_ranks: int, po
 
 def main() -> None:
     """Run the scenarios named on standard input, each rank in a fork of its own, and say how they end."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # the libraries print
     import deepspeed  # noqa: F401
     import transformers.models.qwen2.modeling_qwen2  # noqa: F401
 
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # the libraries print
     for line in sys.stdin:
         scenario, model, out, num_ranks, port = json.loads(line)
         ranks = {_fork(scenario, model, Path(out), rank, num_ranks, port) for rank in range(num_ranks)}

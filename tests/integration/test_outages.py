@@ -12,7 +12,7 @@ import pytest
 
 pytestmark = pytest.mark.integration
 
-NUM_SFT_STEPS, NUM_SHORT_STEPS, NUM_LONG_STEPS = 24, 10, 2  # 24 as in conftest.py
+NUM_SFT_STEPS, NUM_SHORT_STEPS, NUM_LONG_STEPS = 24, 40, 2  # 24 as in conftest.py, 40 to see the judge come back
 
 
 class Judge:
@@ -51,7 +51,7 @@ class Judge:
 
 def judged_by(port):
     """`reward.judge` of the recipe: an endpoint at a port of this machine, tried again after half its timeout."""
-    return {"type": "openai", "base_url": f"http://127.0.0.1:{port}/v1", "model": "stand-in", "timeout_s": 10}
+    return {"type": "openai", "base_url": f"http://127.0.0.1:{port}/v1", "model": "stand-in", "timeout_s": 5}
 
 
 def circuit_events(run):
