@@ -1,25 +1,25 @@
 """How many groups an engine works on: as many as its KV cache is expected to hold.
 
-A group takes its prompt once and the expected length of each of its answers. Prompts are known when the lease is there;
-of answers only the recent past is known, so the expectation is a running mean. It begins with half of the limit: with
+A group takes its prompt once and the expected length of each of its answers. The length of a prompt is known with its
+lease; the length of answers is estimated by a running mean of recent ones. The mean starts at half of the limit: with
 the whole limit most of the cache would stay empty, since few answers reach it; with the lengths of the first answers
-alone it would be far too small, since the shortest ones end first. An answer that still runs has outlived all siblings
-that ended (they decode in step), so it counts at least as much as the longest of them. If the expectation is exceeded
-all the same, vLLM preempts a request and computes it again: slower, never wrong.
+alone it would be far too small, since the shortest ones end first. The answers of a group decode in step, so an answer
+that still runs is longer than those of its group that ended, and counts at least as much as the longest of them. If
+answers turn out longer than expected, vLLM preempts a request and computes it again: slower, never wrong.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from curriculum.errors import UserError
 
 PRIOR_PROMPTS, PRIOR_RESPONSES = 1, 8
-"""Weight of the first expectation, in observations."""
+"""Weight of the initial value of a running mean, in observations."""
 WINDOW = 256
-"""Observations that the running means remember."""
+"""Observations over which a running mean is taken."""
 
 
 class RunningMean:
@@ -35,7 +35,7 @@ class RunningMean:
         self._weight = weight
 
     def observe(self, value: float) -> None:
-        """Takes one observation in."""
+        """Update the mean with one observation."""
         self._weight = min(self._weight + 1, WINDOW)
         self.value += (value - self.value) / self._weight
 
@@ -59,14 +59,14 @@ class Reservation:
         return self._admission.group_tokens(self._prompt_tokens, self.num_unfinished, expected)
 
     def finish_answer(self, num_tokens: int) -> None:
-        """One answer ended by itself; its share is free."""
+        """Free the share of one answer, which ended by itself after so many tokens."""
         self._longest_tokens = max(self._longest_tokens, num_tokens)
         self.num_unfinished -= 1
         self._admission.observe_response(num_tokens)
 
 
 class KVAdmission:
-    """Lets groups into one engine.
+    """Admission control of one engine.
 
     Consumes: nothing.  Waits for: room in the KV cache, one group after another in the order of their turns.
     Unblocked by: every answer that ends.
@@ -81,12 +81,12 @@ class KVAdmission:
         max_prompt_tokens: int,
         max_response_tokens: int,
     ) -> None:
-        """Takes what the engine holds.
+        """Take the limits of the engine and the run.
 
         Args:
             capacity_tokens: tokens of the KV cache.
             block_tokens: tokens of one block; a sequence takes whole blocks.
-            max_sequences: answers in one engine step; more would queue inside the engine.
+            max_sequences: answers in one engine step; more would wait inside the engine.
             max_prompt_tokens: longest prompt of the run.
             max_response_tokens: longest answer of the run.
         """
@@ -111,14 +111,14 @@ class KVAdmission:
         return sum(reservation.num_tokens for reservation in self._running)
 
     def num_slots(self, group_size: int) -> int:
-        """Groups of `group_size` answers that the engine is expected to hold at a time; at least one."""
+        """Return how many groups of `group_size` answers the engine is expected to hold at a time; at least one."""
         response = self.expected_response_tokens(self._max_response_tokens)
         by_cache = self._capacity_tokens // self.group_tokens(round(self._prompt.value), group_size, response)
         return max(1, min(by_cache, self._max_sequences // group_size))
 
     @asynccontextmanager
-    async def turn(self, group_size: int, max_response_tokens: int) -> AsyncIterator[None]:
-        """First come, first served: entered when a group of the usual length has room and none waits before it.
+    async def turn(self, group_size: int, max_response_tokens: int) -> AsyncGenerator[None]:
+        """Wait until a group of the expected length has room; callers enter one after another, in order of arrival.
 
         Take a lease inside, and `reserve` for its prompt before the turn ends.
         """
@@ -127,10 +127,15 @@ class KVAdmission:
             yield
 
     async def reserve(self, prompt_tokens: int, group_size: int, max_response_tokens: int) -> Reservation:
-        """Waits until this very group has room, or the engine is idle, and takes its share; `release` ends it.
+        """Wait until this group has room, or the engine is idle, and take its share; `release` ends it.
+
+        Args:
+            prompt_tokens: tokens of the prompt.
+            group_size: answers of the group.
+            max_response_tokens: longest answer.
 
         Raises:
-            UserError: not even one answer of the limit fits into the cache beside the prompt.
+            UserError: the prompt and one answer of the longest length do not fit into the cache.
         """
         if prompt_tokens + max_response_tokens > self._capacity_tokens:
             raise UserError(
@@ -145,22 +150,24 @@ class KVAdmission:
         return reservation
 
     def release(self, reservation: Reservation) -> None:
-        """The group is over, however it ended."""
+        """Free the share of a group that has ended, with or without an error."""
         self._running.discard(reservation)
         self._changed.set()
 
     def observe_response(self, num_tokens: int) -> None:
-        """An answer of so many tokens ended by itself."""
+        """Update the expected length with that of an answer that ended by itself."""
         self._response.observe(num_tokens)
         self._changed.set()
 
     def expected_response_tokens(self, max_response_tokens: int) -> int:
-        """Expected length of an answer under this limit."""
+        """Return the expected tokens of an answer under this limit."""
         return min(max(1, round(self._response.value)), max_response_tokens)
 
     def group_tokens(self, prompt_tokens: int, num_answers: int, response_tokens: int) -> int:
-        """Tokens, in whole blocks, of a prompt and its answers; each answer has its own copy of the prompt's last
-        block."""
+        """Return the tokens, in whole blocks, of a prompt and its answers.
+
+        Each answer has its own copy of the last, incomplete block of the prompt.
+        """
         block = self._block_tokens
         shared = prompt_tokens // block * block
         own = -(-(prompt_tokens - shared + response_tokens) // block) * block

@@ -15,7 +15,7 @@ class EngineConfig(StrictModel):
     tensor_parallel_size: int = Field(default=1, gt=0)
     """GPUs of one engine; 1 on a CPU."""
     dtype: Literal["fp32", "bf16"] = "bf16"
-    """Of weights, activations and KV cache."""
+    """Type of weights, activations and KV cache."""
     gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1)
     """Share of the GPU's memory for weights and KV cache; ignored on a CPU."""
     cpu_kv_cache_bytes: int = Field(default=256 << 20, gt=0)
@@ -25,22 +25,23 @@ class EngineConfig(StrictModel):
     max_num_batched_tokens: int | None = Field(default=None, gt=0)
     """Tokens of one engine step (chunked prefill); None lets vLLM choose."""
     enforce_eager: bool = False
-    """Skip graph capture and compilation: faster to start, right for tiny models."""
+    """Skip graph capture and compilation: the engine starts faster, which suits tiny models."""
 
 
 class SyncConfig(StrictModel):
     """Weight updates of the engines."""
 
     timeout_s: float = Field(default=600.0, gt=0)
-    """Longest wait for the receipt of one engine; the run stops then."""
+    """Longest wait, in seconds, for the receipt of one engine; then the run stops."""
     transport: Literal["auto", "host_memory", "collective"] = "auto"
     """`host_memory`: rank 0 of the learner writes the weights, engines map them or get a copy; `collective`: rank 0
     broadcasts them from its device to those of the engines (NCCL; gloo on a CPU). `auto`: `collective` on GPUs."""
     probe_every: int = Field(default=20, gt=0)
-    """Engines and learner score the same tokens after the first update and every so many updates from there on."""
+    """Updates between two checks in which engines and learner score the same tokens; the first update is checked."""
     delta: bool = False
     """Send only values that changed to engines on other hosts than the learner's first rank, where that is smaller, and
-    put every byte into the checksums. Engines on its host read the weights where they lie. Not for `collective`."""
+    compute the checksums over every byte. Engines on the host of that rank read the weights in place. Not for
+    `collective`."""
 
     @model_validator(mode="after")
     def _delta_needs_host_memory(self) -> Self:
@@ -69,10 +70,10 @@ class RolloutConfig(StrictModel):
     """Longest answer, in tokens."""
     deadline_s: float | None = Field(default=None, gt=0)
     """Longest time, in seconds, from the lease of a group to its last token; None waits for every answer. A group that
-    misses it is sampled once more, by whichever engine has room, then its unfinished answers are cut; a cut answer has
-    no reward and is not trained on."""
+    misses it is sampled once more, by any engine with room; then its unfinished answers are cut. A cut answer has no
+    reward and is not trained on."""
     max_policy_lag: int = Field(default=0, ge=0)
     """Weight updates by which a group may be older than the learner that trains on it. 0: strictly on-policy, sampling
     and training take turns; above 0 they overlap, and `learner.importance` corrects for the difference."""
     sync: SyncConfig = SyncConfig()
-    """How new weights get to the engines."""
+    """Weight updates of the engines."""

@@ -1,4 +1,4 @@
-"""Where a rollout actor gets its leases: the coordinator actor, asked once for all requests that come together."""
+"""Leases from the coordinator actor, with one call for all requests that come together."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from curriculum.task import TaskLease
 
 
 class CoordinatorLeases:
-    """Fulfils `Leases` with the coordinator actor."""
+    """Implementation of `actors.worker.Leases` with the coordinator actor."""
 
     def __init__(self, coordinator: Any, holder: str) -> None:
-        """Take the handle of the actor, and the name under which leases are held."""
+        """Take the handle of the actor, and the name of the holder of the leases."""
         self._coordinator = coordinator
         self._holder = holder
         self._spare: deque[TaskLease] = deque()
-        """Leases whose caller was cancelled; this process holds them, so the next callers get them."""
+        """Leases whose caller was cancelled; the next callers get them."""
         self._next: JoinedCalls[None, TaskLease | None] = JoinedCalls(self._lease_all, unclaimed=self._put_back)
 
     async def lease(self) -> TaskLease | None:

@@ -1,4 +1,4 @@
-"""The vLLM engine: one process tree that samples answers and takes new weights."""
+"""The vLLM engine: one process tree that samples answers and loads new weights."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import itertools
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from typing import Any, NoReturn
 
 from actors.config import EngineConfig
 from actors.rollout import Sample, Sampling
+from actors.vllm_arguments import engine_arguments, sampling_params, set_environment
 from actors.weights.update import (
     TensorRecord,
     WeightGroup,
@@ -24,37 +25,20 @@ from actors.weights.update import (
 )
 from curriculum.errors import RunFailed, first_line
 
-CPU_ENVIRONMENT = {
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-}
-"""Needed where vLLM runs on a CPU: no thread pinning, and the executor inside the engine process."""
-
-ENVIRONMENT = {
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_LOGGING_LEVEL": "WARNING",
-    "VLLM_LOGGING_STREAM": "ext://sys.stderr",
-    "TOKENIZERS_PARALLELISM": "false",
-}
-
-
-DTYPES: dict[str, Any] = {"fp32": "float32", "bf16": "bfloat16"}
-
 UNLABELLED = "default"
 """Weight version of vLLM before the first update."""
-ONLY_ENDS = 1 << 30
-"""Tokens between two partial outputs of an answer: it is heard of at its first token and at its end."""
 DEATH_POLL_S = 1.0
-"""Between two looks at an engine process whose call takes long."""
+"""Seconds between two checks that the engine process is alive during a long call."""
 ABORT_AGAIN_S = 1.0
+"""Seconds between two aborts of a request after its timeout."""
 
 
 class EngineDied(RuntimeError):
-    """The engine process is gone; the actor around it must restart."""
+    """The engine process died; its actor must restart."""
 
 
 class VLLMEngine:
-    """vLLM's asynchronous engine behind the few verbs this project needs.
+    """vLLM's asynchronous engine with the few methods that this project needs.
 
     Log-probabilities are `processed_logprobs`: of the distribution that was sampled from, after temperature and top-p.
     Weight updates pause generation, keep running requests, clear the prefix cache, and resume.
@@ -71,16 +55,16 @@ class VLLMEngine:
         on_gpu: bool,
         trust_remote_code: bool = False,
     ) -> None:
-        """Loads the model; blocks until the engine can sample.
+        """Load the model; block until the engine can sample.
 
         Args:
             model_path: Hugging Face folder or hub id.
             config: resources of the engine.
             max_model_len: largest prompt plus response, in tokens.
             stop_token_ids: tokens that end an answer.
-            seed: engine seed; every request carries its own as well.
+            seed: engine seed; every request has its own as well.
             on_gpu: whether a GPU is visible.
-            trust_remote_code: whether code that ships with the model may run.
+            trust_remote_code: whether code that comes with the model may run.
 
         Raises:
             RunFailed: vLLM cannot serve the model on this machine.
@@ -106,7 +90,7 @@ class VLLMEngine:
             )
         except (RuntimeError, ValueError, OSError) as error:
             raise RunFailed(
-                f"model {model_path!r}: vLLM cannot serve it here ({first_line(error)}); read what vLLM said above, or "
+                f"model {model_path!r}: vLLM cannot serve it here ({first_line(error)}); read its output above or "
                 "in the log of the actor"
             ) from error
         self._stop_token_ids = list(stop_token_ids)
@@ -130,7 +114,7 @@ class VLLMEngine:
 
     @property
     def block_tokens(self) -> int:
-        """Tokens of one block of the KV cache; what the samples of a group share is rounded down to it."""
+        """Tokens of one block of the KV cache; the samples of a group share whole blocks of their prompt only."""
         return self._engine.vllm_config.cache_config.block_size
 
     @property
@@ -152,12 +136,13 @@ class VLLMEngine:
         timeout_s: float | None = None,
         on_finished: Callable[[int], None] | None = None,
     ) -> list[Sample]:
-        """Draws answers to one prompt in one request, so that the prompt is prefilled once; see `Engine.sample`.
+        """Sample answers to one prompt in one request, so that the prompt is prefilled once.
 
-        However this ends, by cancellation too, no part of the request is left in the engine.
+        Arguments are those of `actors.rollout.Engine.sample`. After an error or a cancellation no part of the request
+        is left in the engine.
 
         Raises:
-            EngineDied: the engine process is gone.
+            EngineDied: the engine process died.
         """
         from vllm import TokensPrompt
         from vllm.v1.engine.exceptions import EngineDeadError
@@ -178,27 +163,29 @@ class VLLMEngine:
         return [_sample(outputs[index]) for index in sorted(outputs)]
 
     def check_alive(self) -> None:
-        """Looks at the engine process.
+        """Check that the engine process is alive.
 
         Raises:
-            EngineDied: it is gone.
+            EngineDied: it died.
         """
         if self._engine.errored:
             raise EngineDied("the vLLM engine died")
 
     async def load_weights(self, update: WeightUpdate) -> WeightReceipt:
-        """Replace all weights, by those of a segment or those that the learner is about to send; return what the
-        workers handed to the model.
+        """Replace all weights by those of a segment, or by those that the learner is about to send.
 
-        Running requests are kept and continue under the new weights; cached prefixes of the old ones are dropped.
-        Updates take turns, and one that the engine already holds is not loaded again. After an error generation stays
-        paused, so that nothing is sampled from weights that are half old and half new.
+        Running requests are kept and continue with the new weights; cached prefixes of the old ones are dropped.
+        Updates are loaded one after another, and a version that the engine already holds is not loaded again. After an
+        error generation stays paused, so that nothing is sampled from a mixture of old and new weights.
+
+        Returns:
+            the tensors that the workers loaded into the model, with checksums.
 
         Raises:
             WeightVersionError: the update does not follow the weights of the engine.
-            WeightLoadError: a tensor does not load or does not come, a parameter got none, or the workers of this
-                engine disagree.
-            EngineDied: the engine process is gone.
+            WeightLoadError: a tensor cannot be loaded or did not arrive, a parameter got no values, or the workers of
+                this engine loaded different values.
+            EngineDied: the engine process died.
         """
         from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -209,15 +196,15 @@ class VLLMEngine:
                     self._receipt = await self._unless_dead(self._take(update))
                 except (EngineDeadError, EngineDied) as error:
                     raise EngineDied(f"the vLLM engine died while it loaded weights {update.version}") from error
-                except Exception as error:  # whatever a worker raises, vLLM passes on as a bare Exception
+                except Exception as error:  # vLLM raises a bare Exception for every error of a worker
                     raise WeightLoadError(f"weights of version {update.version}: {error}") from error
             return self._receipt
 
     async def score(self, token_ids: Sequence[int]) -> tuple[float, ...]:
-        """[T - 1] log-probability (nats, temperature 1) of each of the T tokens after the first.
+        """Return [T - 1] the log-probability (nats, temperature 1) of each of the T tokens but the first.
 
         Raises:
-            EngineDied: the engine process is gone.
+            EngineDied: the engine process died.
         """
         from vllm import SamplingParams, TokensPrompt
         from vllm.v1.engine.exceptions import EngineDeadError
@@ -233,10 +220,10 @@ class VLLMEngine:
         return tuple(step[token].logprob for step, token in zip(steps[1:], token_ids[1:], strict=True))
 
     async def _unless_dead(self, work: Coroutine[Any, Any, WeightReceipt]) -> WeightReceipt:
-        """Awaits calls into the engine process, which vLLM never ends if the process dies under them.
+        """Await calls into the engine process; vLLM would wait forever if the process died meanwhile.
 
         Raises:
-            EngineDied: the engine process is gone.
+            EngineDied: the engine process died.
         """
         task = asyncio.ensure_future(work)
         try:
@@ -264,7 +251,9 @@ class VLLMEngine:
         await self._engine.start_weight_update()
         await self._engine.update_weights(WeightTransferUpdateRequest(asdict(update)))
         await self._engine.finish_weight_update(weight_version=str(update.version))
-        first, *others = await self._engine.collective_rpc("weight_records")
+        engine: Any = self._engine
+        found: list[list[dict[str, Any]]] = await engine.collective_rpc("weight_records")
+        first, *others = found
         if any(records != first for records in others):
             raise ValueError(f"the {1 + len(others)} workers of the engine read different contents; use one host")
         self._policy_version = update.version  # before the first token of the new weights can arrive
@@ -276,15 +265,15 @@ class VLLMEngine:
         )
 
     def shutdown(self) -> None:
-        """Ends the engine process, and lets go of the engine: its destructor fails at the end of the interpreter."""
+        """End the engine process, and delete the engine, whose destructor would fail at the end of the interpreter."""
         self._engine.shutdown()
         del self._engine
 
     @asynccontextmanager
-    async def _ending(self, request: str, timeout_s: float | None) -> AsyncIterator[None]:
-        """Ends a request at its timeout, and in any case when the block is left by an error.
+    async def _ending(self, request: str, timeout_s: float | None) -> AsyncGenerator[None]:
+        """End a request at its timeout, or when the block is left by an error.
 
-        vLLM's own clean-up knows a request only once all of its samples are queued; this one finds those that are.
+        vLLM's own clean-up finds a request only after all of its samples are queued; this one ends those that are.
         """
         timer = None if timeout_s is None else asyncio.create_task(self._end_after(request, timeout_s))
         try:
@@ -297,109 +286,38 @@ class VLLMEngine:
                 timer.cancel()
 
     async def _end_after(self, request: str, timeout_s: float) -> None:
-        """Again and again, for samples that were queued only after the timeout."""
+        """Abort a request after its timeout, repeatedly, because samples may be queued after the first abort."""
         await asyncio.sleep(timeout_s)
         while True:
             await self._engine.abort(request)
             await asyncio.sleep(ABORT_AGAIN_S)
 
 
-def set_environment(*, on_gpu: bool) -> None:
-    """To be called before vLLM is imported."""
-    os.environ.update(ENVIRONMENT if on_gpu else ENVIRONMENT | CPU_ENVIRONMENT)
-
-
-def engine_arguments(
-    model_path: str, config: EngineConfig, *, max_model_len: int, seed: int, on_gpu: bool, trust_remote_code: bool
-) -> dict[str, Any]:
-    """What vLLM is told of model and resources."""
-    from vllm.config import WeightTransferConfig
-
-    resources = _gpu_resources(config) if on_gpu else _cpu_resources(config, max_model_len)
-    return {
-        "model": model_path,
-        "dtype": DTYPES[config.dtype],
-        "seed": seed,
-        "max_model_len": max_model_len,
-        "tensor_parallel_size": config.tensor_parallel_size,
-        "max_num_seqs": config.max_num_seqs,
-        "enforce_eager": config.enforce_eager,
-        "enable_prefix_caching": True,
-        "skip_tokenizer_init": True,
-        "logprobs_mode": "processed_logprobs",
-        "generation_config": "vllm",
-        "worker_extension_cls": "actors.weights.receiver.WeightReceiver",
-        "weight_transfer_config": WeightTransferConfig(backend="learner"),
-        "trust_remote_code": trust_remote_code,
-        "disable_log_stats": True,
-        **resources,
-    }
-
-
-def sampling_params(sampling: Sampling, *, seed: int, stop_token_ids: Sequence[int]) -> Any:
-    """`vllm.SamplingParams` of one group: cumulative outputs without steps in between are as cheap as final ones, and
-    partial answers are at hand."""
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
-
-    return SamplingParams(
-        n=sampling.num_samples,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        max_tokens=sampling.max_response_tokens,
-        stop_token_ids=list(stop_token_ids),
-        seed=seed,
-        logprobs=0,
-        flat_logprobs=True,
-        detokenize=False,
-        output_kind=RequestOutputKind.CUMULATIVE,
-        stream_interval=ONLY_ENDS,
-    )
-
-
-def _gpu_resources(config: EngineConfig) -> dict[str, Any]:
-    return {
-        "gpu_memory_utilization": config.gpu_memory_utilization,
-        "max_num_batched_tokens": config.max_num_batched_tokens,
-    }
-
-
-def _cpu_resources(config: EngineConfig, max_model_len: int) -> dict[str, Any]:
-    """Chunked prefill is off: vLLM 0.32 rewinds the generator of a seeded request after a chunk, which CPU cannot.
-
-    Blocks are as small as the CPU kernels take them (vLLM's choice is 128): every sample of a group computes the last,
-    incomplete block of its prompt again.
-    """
-    return {
-        "block_size": 32,
-        "kv_cache_memory_bytes": config.cpu_kv_cache_bytes,
-        "distributed_executor_backend": "uni",
-        "enable_chunked_prefill": False,
-        "max_num_batched_tokens": max(max_model_len, config.max_num_batched_tokens or 8192),
-    }
-
-
 def end_process() -> NoReturn:
-    """Leaves at once and with an error, which Ray answers with a restart; a clean exit would be final."""
+    """End this process at once with an error status, so that Ray restarts the actor; after status 0 it would not."""
     sys.stderr.write(
-        "error: the process of the vLLM engine died and this one ends with it; read what vLLM said above\n"
+        "error: the process of the vLLM engine died, and so this one ends; read the output of vLLM above\n"
     )
     sys.stderr.flush()
     os._exit(1)
 
 
 def _check_follows(held: int, sent: int) -> None:
-    """An engine that just started takes any version, later ones come one after the other."""
+    """Check that a version may follow the held one: any version after the start (0), later the next one only.
+
+    Raises:
+        WeightVersionError: it may not.
+    """
     if sent < held or 0 < held < sent - 1:
-        kind = "past" if sent < held else "future"
+        kind = "old" if sent < held else "new"
         raise WeightVersionError(
-            f"weights of version {sent} come from the {kind}: the engine holds version {held} and takes "
+            f"weights of version {sent} are too {kind}: the engine holds version {held} and loads "
             f"{held + 1} next; resume from the last checkpoint"
         )
 
 
 def _sample(output: Any) -> Sample:
-    """As vLLM has it; an answer that was aborted can only have met its deadline, else nobody would read it."""
+    """Convert an output of vLLM; an aborted one has met its deadline, as other aborted outputs are never read."""
     spans = output.weight_versions or ()
     return Sample(
         token_ids=tuple(output.token_ids),

@@ -1,37 +1,46 @@
-"""What can be wrong with the answers of an engine, as errors that survive the way from the actor to the driver."""
+"""What can be wrong with the answers of an engine, as errors that can be pickled on their way to the driver."""
 
 from __future__ import annotations
 
 from enum import StrEnum
 
 MAX_REGENERATIONS = 3
-"""Times that a group is sampled again after a fault; a lease that fails once more is given up."""
+"""Times that a group is sampled again after a fault; after one more the lease is dropped."""
 
 
 class FaultKind(StrEnum):
-    """What an engine got wrong."""
+    """Kind of a fault in the answers of an engine."""
 
     MISSING_SAMPLES = "missing_samples"
-    """Fewer answers than asked for."""
+    """Fewer answers than requested."""
     MISSING_LOGPROBS = "missing_logprobs"
-    """Not one log-probability per token."""
+    """The number of log-probabilities differs from that of tokens."""
     EMPTY_ANSWER = "empty_answer"
     """An answer that ended by itself without a token."""
     UNKNOWN_FINISH = "unknown_finish"
-    """A finish reason that this project does not know."""
+    """An unknown finish reason."""
     UNREADABLE_VERSION = "unreadable_version"
-    """Tokens without a policy version, or with one that is no number or does not fit the tokens."""
+    """Tokens without a policy version, a version that is no number, or spans of versions that do not fit the tokens."""
     FUTURE_VERSION = "future_version"
-    """Tokens of weights that this engine has not been sent."""
+    """Tokens of a policy version that this engine has not received."""
 
 
 class FaultyGroup(RuntimeError):
-    """An engine answered with something that must not be trained on; the group is sampled again."""
+    """An engine returned something that must not be trained on; the group is sampled again."""
 
     def __init__(
         self, kind: FaultKind, detail: str, lease_id: int, task_id: str, engine: str, num_requeues: int
     ) -> None:
-        """Takes what is wrong, in words, and how often the lease has come back before."""
+        """Take a description of the fault, and where it happened.
+
+        Args:
+            kind: of the fault.
+            detail: the fault in words, for messages.
+            lease_id: lease of the group.
+            task_id: task of the group.
+            engine: name of the rollout actor.
+            num_requeues: times that the lease was requeued before.
+        """
         super().__init__(kind, detail, lease_id, task_id, engine, num_requeues)
         self.kind = kind
         self.detail = detail
@@ -42,7 +51,7 @@ class FaultyGroup(RuntimeError):
 
     @property
     def is_final(self) -> bool:
-        """Whether the lease has come back too often to be handed out again."""
+        """Whether the lease was requeued too often to be sampled again."""
         return self.num_requeues >= MAX_REGENERATIONS
 
     def __str__(self) -> str:
@@ -51,7 +60,7 @@ class FaultyGroup(RuntimeError):
 
 
 class DeadlineMissed(RuntimeError):
-    """Answers of a group ran past `rollout.deadline_s`; its lease has been requeued."""
+    """Answers of a group missed `rollout.deadline_s`; its lease was requeued."""
 
     kind = "deadline"
     detail = "missed rollout.deadline_s"

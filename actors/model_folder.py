@@ -1,4 +1,4 @@
-"""What names a model, and what its configuration says: a Hugging Face folder on this machine, or a hub id."""
+"""Names of models, a Hugging Face folder on this machine or a hub id, and what their configuration says."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ def folder_or_hub_id(model: str, *, key: str, others: str = "") -> str:
     """Return a folder as an absolute path, so that processes find it from any directory; a hub id as it is.
 
     Args:
-        model: what was given.
-        key: recipe key or option under which it was given, for messages.
-        others: what else that key takes, for messages; ends with a comma and a space.
+        model: the name.
+        key: recipe key or option that has it, for messages.
+        others: other values that the key may have, for messages; ends with a comma and a space.
 
     Raises:
         UserError: it is neither.
@@ -38,21 +38,22 @@ def context_length(model: str, *, key: str, trust_remote_code: bool = False) -> 
     Args:
         model: folder or hub id.
         key: recipe key or option that names it, for messages.
-        trust_remote_code: run code that ships with the model.
+        trust_remote_code: run code that comes with the model.
 
     Raises:
         UserError: no configuration can be read there.
     """
     from transformers import AutoConfig
 
+    loader: Any = AutoConfig
     try:
-        config: Any = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
+        config = loader.from_pretrained(model, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"{key}={model!r}: no model configuration can be read there ({first_line(error)}); check the name and "
             "the network"
         ) from error
-    positions = getattr(config, "max_position_embeddings", None)
-    rope = getattr(config, "rope_parameters", None) or {}
+    positions: int | None = getattr(config, "max_position_embeddings", None)
+    rope: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
     original = rope.get("original_max_position_embeddings")
     return max(positions, int(original * rope.get("factor", 1))) if positions is not None and original else positions

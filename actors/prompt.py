@@ -1,4 +1,4 @@
-"""The prompt of the paper (Table 1), rendered by the model's chat template and measured in its tokens."""
+"""The prompt of the paper (Table 1), rendered by the chat template of the model and encoded by its tokenizer."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ TEMPLATE = (
 
 
 def fill_template(context: str, question: str) -> str:
-    """The user message that asks `question` about `context`; braces in either are plain text."""
+    """Return the user message that asks `question` about `context`; braces in either are plain text."""
     before, _, rest = TEMPLATE.partition("{context}")
     middle, _, after = rest.partition("{question}")
     return before + context + middle + question + after
 
 
 class ChatPrompt:
-    """Turns documents, questions and messages into token ids; implements `curriculum.dataset.PromptEncoder`.
+    """Encoder of documents, questions and messages; implements `curriculum.dataset.PromptEncoder`.
 
     Text that comes from data never produces a control token: every added token of the tokenizer (`<|im_end|>`,
     `</think>`, ...) that appears in a document, a question or a message is broken by a space after its first character.
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        """Takes a Hugging Face tokenizer.
+        """Take a Hugging Face tokenizer.
 
         Raises:
             UserError: the tokenizer has no chat template or no end-of-sequence token.
@@ -53,27 +53,27 @@ class ChatPrompt:
         self._control = re.compile("|".join(re.escape(token) for token in control)) if control else None
 
     def neutralise(self, text: str) -> str:
-        """The text with every control token broken: `<|im_end|>` becomes `< |im_end|>`."""
+        """Return the text with every control token broken: `<|im_end|>` becomes `< |im_end|>`."""
         if self._control is None:
             return text
         return self._control.sub(lambda match: match.group()[0] + " " + match.group()[1:], text)
 
     def encode(self, context: str, question: str) -> NDArray[np.int32]:
-        """[P] token ids of the chat prompt that asks `question` about `context`."""
+        """Return [P] the token ids of the chat prompt that asks `question` about `context`."""
         return self.encode_messages([{"role": "user", "content": fill_template(context, question)}])
 
     def encode_messages(self, messages: Sequence[Mapping[str, str]]) -> NDArray[np.int32]:
-        """[P] token ids of a conversation, ready for the assistant's turn."""
+        """Return [P] the token ids of a conversation, up to where the turn of the assistant begins."""
         clean = [{"role": message["role"], "content": self.neutralise(message["content"])} for message in messages]
         text = self._tokenizer.apply_chat_template(clean, tokenize=False, add_generation_prompt=True)
         return self._ids(text)
 
     def encode_response(self, text: str) -> NDArray[np.int32]:
-        """[R] token ids of an assistant's answer, end-of-turn token included; thinking tags stay control tokens."""
+        """Return [R] the token ids of an answer with its end-of-turn token; thinking tags stay control tokens."""
         return np.append(self._ids(text), np.int32(self._tokenizer.eos_token_id))
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of a response: thinking tags kept, the end-of-turn token removed."""
+        """Return the text of a response, with thinking tags, without the end-of-turn token."""
         end = len(ids) - 1 if ids and ids[-1] in self.stop_token_ids else len(ids)
         return self._tokenizer.decode(list(ids[:end]), skip_special_tokens=False)
 
@@ -84,7 +84,7 @@ class ChatPrompt:
         return tuple(sorted(ids))
 
     def truncate_middle(self, context: str, question: str, max_tokens: int) -> str:
-        """The document with its middle cut out so that the whole prompt has at most `max_tokens` tokens.
+        """Cut the middle out of a document so that the whole prompt has at most `max_tokens` tokens.
 
         Head and tail keep the same number of tokens, as in the paper's evaluation code.
 
@@ -114,15 +114,16 @@ class ChatPrompt:
 
 
 def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:
-    """Loads the tokenizer of a model folder or hub id.
+    """Load the tokenizer of a model folder or hub id.
 
     Raises:
-        UserError: nothing loadable is there.
+        UserError: no tokenizer can be loaded there.
     """
     from transformers import AutoTokenizer
 
+    loader: Any = AutoTokenizer
     try:
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        return loader.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"model {path!r}: no tokenizer can be loaded there ({first_line(error)}); check the name and the network"

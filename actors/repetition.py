@@ -1,19 +1,19 @@
-"""Whether an answer ended up repeating itself."""
+"""Detection of answers that repeat themselves to the end."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 MIN_REPEATS = 4
-"""A period must come at least so often in a row."""
+"""Repetitions of a period in a row, at least."""
 MIN_TOKENS = 32
-"""The repetition must cover at least so many tokens: short runs (dashes, digits) are ordinary text."""
+"""Tokens that the repetitions cover, at least: short ones (dashes, digits) are ordinary text."""
 MAX_TOKENS = 4096
-"""Only so many tokens from the end are looked at."""
+"""Tokens at the end of an answer that are searched."""
 
 
 def ends_in_repetition(token_ids: Sequence[int]) -> bool:
-    """Whether some tail of at least `MIN_TOKENS` tokens consists of one period, `MIN_REPEATS` times or more.
+    """Return whether a tail of at least `MIN_TOKENS` tokens consists of one period, `MIN_REPEATS` times or more.
 
     Linear time: the failure function of Knuth, Morris and Pratt on the reversed answer gives the smallest period of
     every tail. The last repetition may be cut anywhere.

@@ -1,4 +1,4 @@
-"""From a lease to a group: seeds, sampling settings, and the checks on what an engine returns."""
+"""From a lease to a group: seeds, sampling settings, and checks of what an engine returns."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from actors.faults import FaultKind, FaultyGroup
 from actors.repetition import ends_in_repetition
-from actors.trajectory import FinishReason, Group, Trajectory, VersionSpan
+from actors.trajectory import FinishReason, Group, Trajectory
 from curriculum.task import Task, TaskLease
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How answers are drawn."""
+    """Settings of sampling."""
 
     num_samples: int
     temperature: float
@@ -36,11 +36,11 @@ class Sample:
     """[R] log-probability (nats) of each sampled token, after temperature and top-p."""
     finish_reason: str
     versions: Sequence[tuple[int, str]]
-    """(first token, policy version) of each span, as the engine labels its weights."""
+    """(first token, policy version) of each span of tokens that were sampled with the same weights, in order."""
 
 
 class Engine(Protocol):
-    """What a rollout needs of an inference engine."""
+    """An inference engine, as a rollout uses it."""
 
     @property
     def policy_version(self) -> int:
@@ -60,16 +60,16 @@ class Engine(Protocol):
 
         Args:
             prompt_ids: [P] tokens.
-            sampling: how.
+            sampling: settings of sampling.
             seed: of the first sample; sample i has seed + i.
-            timeout_s: answers that are not finished by then end as they are, with finish reason "deadline".
-            on_finished: hears the tokens of every answer that ends by itself, when it does.
+            timeout_s: seconds after which unfinished answers end as they are, with finish reason "deadline".
+            on_finished: called with the number of tokens of every answer that ends by itself, when it ends.
         """
         ...
 
 
 def sampling_seed(run_seed: int, task_id: str, attempt: int) -> int:
-    """A 31-bit seed for the samples of one lease; sample i of the group adds i inside the engine."""
+    """Return a 31-bit seed for the samples of one lease; the engine uses seed + i for sample i of the group."""
     digest = hashlib.sha256(f"{run_seed}/{task_id}/{attempt}".encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1
 
@@ -85,14 +85,23 @@ async def sample_group(
     timeout_s: float | None = None,
     on_finished: Callable[[int], None] | None = None,
 ) -> Group:
-    """Sample the G answers of one lease, which names `task`; those that the timeout cuts are marked by their finish
-    reason.
+    """Sample the G answers of one lease.
+
+    Args:
+        engine: samples them.
+        task: the task that the lease names.
+        lease: the lease.
+        sampling: settings of sampling.
+        run_seed: seed of the run.
+        engine_name: name of the engine, for logs and errors.
+        timeout_s: seconds after which unfinished answers are cut, with finish reason `DEADLINE`; None cuts none.
+        on_finished: called with the number of tokens of every answer that ends by itself, when it ends.
 
     Raises:
         FaultyGroup: the engine returned something that must not be trained on.
     """
     seed = sampling_seed(run_seed, task.task_id, lease.attempt)
-    oldest = engine.policy_version
+    version_at_start = engine.policy_version
     samples = await engine.sample(
         task.prompt_ids.tolist(), sampling, seed=seed, timeout_s=timeout_s, on_finished=on_finished
     )
@@ -103,7 +112,7 @@ async def sample_group(
     return Group(
         task=task,
         lease=lease,
-        trajectories=tuple(_trajectory(sample, oldest) for sample in samples),
+        trajectories=tuple(_trajectory(sample, version_at_start) for sample in samples),
         temperature=sampling.temperature,
         engine=engine_name,
         top_p=sampling.top_p,
@@ -121,7 +130,7 @@ def _missing(samples: Sequence[Sample], num_samples: int) -> _Fault | None:
 
 
 def _fault(samples: Sequence[Sample], newest_version: int) -> _Fault | None:
-    """What is wrong with the first sample that must not be used, in words."""
+    """Return kind and description of the first fault; None without a fault."""
     for index, sample in enumerate(samples):
         found = _sample_fault(sample) or _version_fault(sample, newest_version)
         if found:
@@ -154,14 +163,15 @@ def _version_fault(sample: Sample, newest_version: int) -> _Fault | None:
     return None
 
 
-def _trajectory(sample: Sample, oldest: int) -> Trajectory:
+def _trajectory(sample: Sample, version_at_start: int) -> Trajectory:
     ids: NDArray[np.int32] = np.asarray(sample.token_ids, dtype=np.int32)
-    spans = sample.versions if len(ids) else [(0, str(oldest))]
+    versions = [int(version) for _, version in sample.versions] if len(ids) else [version_at_start]
     return Trajectory(
         response_ids=ids,
         rollout_logprobs=np.asarray(sample.logprobs, dtype=np.float32),
         finish_reason=_finish_reason(sample),
-        versions=tuple(VersionSpan(start=start, version=int(version)) for start, version in spans),
+        policy_version=min(versions),
+        newest_policy_version=max(versions),
     )
 
 

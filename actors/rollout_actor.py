@@ -1,4 +1,4 @@
-"""Ray shell around one vLLM engine: leases tasks, answers them, takes new weights."""
+"""Ray shell around one vLLM engine: leases tasks, answers them, loads new weights."""
 
 from __future__ import annotations
 
@@ -21,13 +21,15 @@ from actors.worker import GroupWorker
 from curriculum.task import Task, TaskLease
 from curriculum.task_table import TaskTable
 
+_ray: Any = ray  # where its declarations have no complete types
+
 
 class RolloutActor:
-    """One engine that pulls its own work; see `GroupWorker`.
+    """One engine that leases its own tasks; see `GroupWorker`.
 
     Consumes: leases of the coordinator.  Waits for: room in the engine, then the engine.  Unblocked by: answers that
     end, `open_batch` of the coordinator, and `abort`.
-    If the engine process dies, the actor ends its own process, so that Ray restarts it with a fresh engine.
+    If the engine process dies, the actor ends its own process, so that Ray restarts it with a new engine.
     """
 
     def __init__(
@@ -44,9 +46,9 @@ class RolloutActor:
         trust_remote_code: bool,
     ) -> None:
         self._name = name
-        coordinator_actor: Any = ray.get_actor(coordinator)
-        # asked for here and not handed in: Ray warns of actors that restart with arguments in the object store
-        (columns,) = ray.get(coordinator_actor.task_columns.remote())
+        coordinator_actor = _ray.get_actor(coordinator)
+        # not an argument: Ray warns of actors that restart with arguments in the object store
+        (columns,) = _ray.get(coordinator_actor.task_columns.remote())
         self._copy = HostCopy()
         prompt = ChatPrompt(load_tokenizer(model_path, trust_remote_code=trust_remote_code))
         self._engine = VLLMEngine(
@@ -70,7 +72,7 @@ class RolloutActor:
                 max_response_tokens=config.max_response_tokens,
             ),
             config=config,
-            tasks=TaskTable(ray.get(columns)),
+            tasks=TaskTable(_ray.get(columns)),
             run_seed=run_seed,
         )
 
@@ -78,7 +80,7 @@ class RolloutActor:
         return getattr(self, "_name", "Rollout")
 
     async def ready(self) -> int:
-        """Return the process id, while the engine can sample."""
+        """Return the process id; if the engine process died, end this one."""
         try:
             self._engine.check_alive()
         except EngineDied:
@@ -90,7 +92,7 @@ class RolloutActor:
         return self._worker.num_slots
 
     async def num_prefilled_tokens(self) -> int:
-        """Return the prompt tokens computed since the start; those found in the prefix cache are not among them."""
+        """Return the number of prompt tokens computed since the start, without those found in the prefix cache."""
         return self._engine.num_prefilled_tokens
 
     async def next_group(self, sampling: Sampling) -> tuple[GroupMeta | None, int, Group | None]:
@@ -99,12 +101,12 @@ class RolloutActor:
         The caller owns all three results, so they outlive this process.
 
         Returns:
-            what the driver needs to know of the group, `num_slots` from now on, and the group; None for the first and
+            what the driver needs to know of the group, the current `num_slots`, and the group; None for the first and
             the last when the coordinator has no task to give, or after `abort`.
 
         Raises:
-            DeadlineMissed: the group took too long; its lease waits again.
-            FaultyGroup: the engine answered nonsense; its lease waits again, unless the error is final.
+            DeadlineMissed: the group took too long; its lease was requeued.
+            FaultyGroup: the answers of the engine cannot be used; the lease was requeued, unless the error is final.
         """
         try:
             group = await self._worker.next_group(sampling)
@@ -113,10 +115,13 @@ class RolloutActor:
         return _meta(group), self._worker.num_slots, group
 
     async def answer(self, task: Task, lease: TaskLease, sampling: Sampling) -> tuple[GroupMeta | None, Group | None]:
-        """Answer one task outside the curriculum; what misses the deadline is cut at once. (None, None) after `abort`.
+        """Answer one task outside the curriculum; answers that miss the deadline are cut the first time.
+
+        Returns:
+            what the driver needs to know of the group, and the group; (None, None) after `abort`.
 
         Raises:
-            FaultyGroup: the engine answered nonsense.
+            FaultyGroup: the answers of the engine cannot be used.
         """
         try:
             group = await self._worker.answer(task, lease, sampling)
@@ -129,11 +134,11 @@ class RolloutActor:
         await self._worker.abort()
 
     async def node_id(self) -> str:
-        """Of the host, as Ray calls it."""
+        """Return Ray's id of the host."""
         return ray.get_runtime_context().get_node_id()
 
     async def load_weights(self, update: WeightUpdate) -> WeightReceipt:
-        """Replace the weights; running requests continue under the new ones."""
+        """Replace the weights; running requests continue with the new ones."""
         local = self._copy.write(update)
         try:
             receipt = await self._engine.load_weights(local)
@@ -142,7 +147,7 @@ class RolloutActor:
         return replace(receipt, num_travelling_bytes=update.num_travelling_bytes)
 
     async def score(self, token_ids: Sequence[int]) -> tuple[float, ...]:
-        """[T - 1] log-probability (nats, temperature 1) of each of the T tokens after the first."""
+        """Return [T - 1] the log-probability (nats, temperature 1) of each of the T tokens but the first."""
         try:
             return await self._engine.score(token_ids)
         except EngineDied:

@@ -18,40 +18,32 @@ class FinishReason(StrEnum):
     STOP = "stop"
     """The model ended it."""
     LENGTH = "length"
-    """It ran into the response limit or the context of the engine."""
+    """It reached the response limit or the context length of the engine."""
     REPETITION = "repetition"
-    """It ran into the limit while it repeated itself."""
+    """It reached the limit while it repeated itself."""
     DEADLINE = "deadline"
     """It was cut because its group took too long."""
 
     @property
     def is_cut(self) -> bool:
-        """Whether the machine ended the answer and not the model: what it is worth is unknown."""
+        """Whether the system ended the answer before the model did, so that its reward is unknown."""
         return self is FinishReason.DEADLINE
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VersionSpan:
-    """A run of tokens that one policy sampled; it ends where the next one starts, or with the answer."""
-
-    start: int
-    """Index of its first token in the answer."""
-    version: int
-    """Number of weight updates behind the policy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Trajectory:
-    """One sampled answer; its text is decoded where it is read, from `response_ids`."""
+    """One sampled answer; its text is decoded from `response_ids` where it is needed."""
 
     response_ids: NDArray[np.int32]
     """[R] sampled token ids, end-of-turn token included when the answer ended by itself."""
     rollout_logprobs: NDArray[np.float32]
     """[R] log-probability (nats) of each token under the policy that sampled it, after temperature and top-p."""
     finish_reason: FinishReason
-    versions: tuple[VersionSpan, ...]
-    """Which policy sampled which tokens: spans in their order, the first one starts at 0. An answer that was cut before
-    its first token has the one span of the policy that would have sampled it."""
+    policy_version: int
+    """Oldest policy that sampled any of the tokens, in weight updates; for an answer that was cut before its first
+    token, the policy at its start."""
+    newest_policy_version: int
+    """Newest policy that sampled any of the tokens; larger than `policy_version` if weights changed meanwhile."""
 
     def __post_init__(self) -> None:
         if self.response_ids.size == 0 and not self.finish_reason.is_cut:
@@ -61,22 +53,11 @@ class Trajectory:
                 f"{self.response_ids.size} response tokens but {self.rollout_logprobs.size} log-probabilities; "
                 "ask the engine for the log-probability of every sampled token"
             )
-        starts = [span.start for span in self.versions]
-        if starts[:1] != [0] or starts != sorted(set(starts)) or starts[-1] >= max(1, self.response_ids.size):
+        if self.policy_version > self.newest_policy_version:
             raise ValueError(
-                f"spans of policy versions start at {starts} in an answer of {self.response_ids.size} tokens; they "
-                "must start at 0 and grow"
+                f"oldest policy version {self.policy_version} is above the newest, {self.newest_policy_version}; swap "
+                "them"
             )
-
-    @property
-    def policy_version(self) -> int:
-        """Oldest policy that sampled any of the tokens."""
-        return min(span.version for span in self.versions)
-
-    @property
-    def newest_policy_version(self) -> int:
-        """Newest policy that sampled any of the tokens; another one than the oldest if weights changed meanwhile."""
-        return max(span.version for span in self.versions)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -84,9 +65,9 @@ class Group:
     """G answers to one prompt; the unit that is scored, trained on and shared in the object store."""
 
     task: Task
-    """What was asked; holds the prompt, once for the whole group."""
+    """The task that was answered; holds the prompt, once for the whole group."""
     lease: TaskLease
-    """The right to sample that the group uses up."""
+    """The lease under which the group was sampled."""
     trajectories: tuple[Trajectory, ...]
     """The G answers, in sample order."""
     temperature: float
@@ -94,7 +75,7 @@ class Group:
     engine: str
     """Name of the rollout actor, for logs."""
     top_p: float = 1.0
-    """Nucleus that the answers were drawn from; `rollout_logprobs` are those of the distribution cut to it."""
+    """Nucleus that the answers were drawn from; `rollout_logprobs` are those of the distribution restricted to it."""
 
     def __post_init__(self) -> None:
         if not self.trajectories:
@@ -102,7 +83,7 @@ class Group:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all arrays: what the group takes in the object store, but for some hundred bytes."""
+        """Bytes of all arrays; in the object store the group takes some hundred bytes more."""
         answers = sum(t.response_ids.nbytes + t.rollout_logprobs.nbytes for t in self.trajectories)
         return self.task.prompt_ids.nbytes + answers
 
@@ -113,14 +94,14 @@ class GroupMeta:
 
     lease: TaskLease
     data_source: str
-    """Of the task; advantages may be scaled by it."""
+    """Data source of the task; advantages may be scaled by it."""
     prompt_tokens: int
     response_tokens: tuple[int, ...]
     """[G] tokens of each answer."""
     num_truncated: int
-    """Answers that ran into the response limit, repeating themselves or not."""
+    """Answers that reached the response limit, repeating themselves or not."""
     num_repetitive: int = 0
-    """Those of them that repeated themselves."""
+    """Answers that reached the response limit while they repeated themselves."""
     num_cut: int = 0
     """Answers that were cut by the deadline."""
     policy_version: int

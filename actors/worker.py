@@ -1,4 +1,4 @@
-"""What a rollout actor does, without Ray and vLLM around it: leases tasks, has them answered, gives up what is late."""
+"""The work of a rollout actor, without Ray and vLLM: lease tasks, have them answered, requeue those that are late."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Leases(Protocol):
     """The coordinator, as one holder of leases sees it."""
 
     async def lease(self) -> TaskLease | None:
-        """The next lease; None when there is none to give."""
+        """Return the next lease; None when there is none to give."""
         ...
 
     async def requeue(self, lease_id: int) -> None:
@@ -32,7 +32,7 @@ class Leases(Protocol):
 
 
 class GroupWorker:
-    """Answer groups on one engine, as many at a time as its KV cache holds.
+    """Worker that answers groups on one engine, as many at a time as its KV cache holds.
 
     Consumes: leases.  Waits for: room in the cache, then the engine.  Unblocked by: answers that end, and `abort`.
     """
@@ -63,27 +63,32 @@ class GroupWorker:
         return self._admission.num_slots(self._config.group_size)
 
     async def next_group(self, sampling: Sampling) -> Group | None:
-        """Take a lease as soon as the engine has room for a group, and answer it; None without a lease, or after
-        `abort`.
+        """Take a lease as soon as the engine has room for a group, and answer it.
+
+        Returns:
+            the group; None without a lease, or after `abort`.
 
         Raises:
-            DeadlineMissed: the group took too long; its lease waits again.
-            FaultyGroup: the engine answered nonsense; its lease waits again, unless the error is final.
+            DeadlineMissed: the group took too long; its lease was requeued.
+            FaultyGroup: the answers of the engine cannot be used; the lease was requeued, unless the error is final.
         """
         return await self._abortable(self._next_group(sampling))
 
     async def answer(self, task: Task, lease: TaskLease, sampling: Sampling) -> Group | None:
-        """Answer one task outside the curriculum; what misses the deadline is cut at once. None after `abort`.
+        """Answer one task outside the curriculum; answers that miss the deadline are cut the first time.
+
+        Returns:
+            the group; None after `abort`.
 
         Raises:
-            FaultyGroup: the engine answered nonsense.
+            FaultyGroup: the answers of the engine cannot be used.
         """
         return await self._abortable(self._answer(task, lease, sampling))
 
     async def abort(self) -> None:
         """End every answer and every wait for one, and leave nothing in the engine.
 
-        Leases that were being answered stay held, for the caller to withdraw; a resume hands them out again.
+        Leases that were being answered stay held, for the caller to withdraw; a resumed run leases them again.
         """
         work = list(self._work)
         for task in work:
@@ -123,7 +128,7 @@ class GroupWorker:
     async def _sample(
         self, task: Task, lease: TaskLease, sampling: Sampling, reservation: Reservation, start: float
     ) -> Group:
-        """Sample an admitted group and give its share of the cache back."""
+        """Sample an admitted group, then free its share of the cache."""
         deadline_s = self._config.deadline_s
         try:
             return await sample_group(
@@ -140,7 +145,7 @@ class GroupWorker:
             self._admission.release(reservation)
 
     async def _abortable(self, work: Coroutine[Any, Any, Group | None]) -> Group | None:
-        """Await work that `abort` may end; if the wait is cancelled, so is the work, to its very end."""
+        """Await work that `abort` may end; if the wait is cancelled, cancel the work and wait for its end."""
         task = asyncio.ensure_future(work)
         self._work.add(task)
         try:

@@ -154,8 +154,8 @@ class BareSide:
     """`LLM.generate` in this process, all prompts in one call."""
 
     def __init__(self, model: str, config: RolloutConfig, sampling: Sampling, max_model_len: int) -> None:
-        from actors.engine import engine_arguments, set_environment
         from actors.prompt import ChatPrompt, load_tokenizer
+        from actors.vllm_arguments import engine_arguments, set_environment
 
         set_environment(on_gpu=False)
         from vllm import LLM
@@ -171,7 +171,7 @@ class BareSide:
         """Tokens of all answers."""
         from vllm import TokensPrompt
 
-        from actors.engine import sampling_params
+        from actors.vllm_arguments import sampling_params
 
         prompts = [TokensPrompt(prompt_token_ids=task.prompt_ids.tolist()) for task in tasks]
         params = [

@@ -57,7 +57,7 @@ def expanded(path: str, *, name: str) -> Path:
         return Path(path).expanduser()
     except RuntimeError as error:
         user = path.partition("/")[0]
-        raise UserError(f"{name}: {user} is the home of nobody here; give the path in full") from error
+        raise UserError(f"{name}: there is no user {user.lstrip('~')} here; give the path in full") from error
 
 
 def partial_of(path: Path) -> Path:

@@ -113,7 +113,7 @@ async def fill_answers(
     answers = [answer for key in keys if (answer := folder.answers.get(key)) is not None]
     if answers and all(answer.outcome is Outcome.FAILED for answer in answers):
         raise RunFailed(
-            f"none of {len(answers)} prompts got an answer ({answers[0].error}); put the cause right, then run "
+            f"none of {len(answers)} prompts got an answer ({answers[0].error}); remove the cause, then run "
             "the same command again"
         )
     return answers

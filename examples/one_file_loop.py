@@ -153,8 +153,8 @@ def policy_loss(row: RowTensors) -> TokenLoss:
     """Return -min(ratio * A, clip(ratio) * A) per token, weighted for the mean over all tokens of a group (Eq. 6)."""
 
     def loss(tokens: slice, scores: TokenScores) -> Tensor:
-        terms = clipped_policy_loss(scores.logprobs_N, row.rollout_logprobs_N[tokens], row.advantages_N[tokens], **CLIP)
-        return row.weights_N[tokens] * terms.loss_N
+        ratio_n = torch.exp(scores.logprobs_N - row.rollout_logprobs_N[tokens])
+        return row.weights_N[tokens] * clipped_policy_loss(ratio_n, row.advantages_N[tokens], **CLIP)
 
     return loss
 

@@ -1,7 +1,7 @@
 """Group-relative advantages (paper Eq. 5): how much better an answer is than the others to the same question.
 
-The driver computes them once, from the rewards and the configured scale, and the learner trains on these very numbers.
-Suffixes: `_G` one entry per answer of the group, `_B` one entry per group of the batch.
+The driver computes them once, from the rewards and the configured scale, and the learner trains on exactly these
+numbers. Suffixes: `_G` one entry per answer of the group, `_B` one entry per group of the batch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ STD_EPSILON = 1e-6
 def has_signal(values_G: Sequence[float | None]) -> bool:
     """Return whether at least two values are known and they are not all equal.
 
-    Dynamic sampling asks this of the accuracies before length shaping, as the authors' filter does.
+    Dynamic sampling applies it to the accuracies before length shaping, as the authors' filter does.
     """
     known = [value for value in values_G if value is not None]
     return len(known) >= 2 and min(known) < max(known)
@@ -33,7 +33,7 @@ def batch_advantages(
     *,
     mask_negatives: bool = False,
 ) -> list[tuple[float | None, ...]]:
-    """Compute the advantages of all groups of a batch, or of a slice of it where the scale does not look at the batch.
+    """Compute the advantages of all groups of a batch, or of a slice of it where the scale does not need the batch.
 
     Args:
         rewards_B: [B] groups of shaped rewards, None where unknown.
@@ -62,14 +62,14 @@ def group_advantages(rewards_G: Sequence[float | None]) -> tuple[float | None, .
     """Compute (r - mean) / (std + 1e-6), with mean and unbiased standard deviation over the known rewards.
 
     Args:
-        rewards_G: [G] shaped rewards; None where neither the rule nor the judge could tell.
+        rewards_G: [G] shaped rewards; None where neither the rule nor the judge reached a verdict.
 
     Returns:
         [G] advantages: None where the reward is unknown (leave the answer out of the group), all zero where the known
         rewards are equal.
 
     Raises:
-        ValueError: fewer than two rewards are known: there is nothing to compare with.
+        ValueError: fewer than two rewards are known, so there is nothing to compare.
     """
     return _centred(rewards_G, _deviation([reward for reward in rewards_G if reward is not None]) + STD_EPSILON)
 
@@ -77,20 +77,20 @@ def group_advantages(rewards_G: Sequence[float | None]) -> tuple[float | None, .
 def masks_negatives(masked: bool, entropy: float, *, high: float, low: float) -> bool:
     """Return whether the next step leaves answers with negative advantage out (AEPO of QwenLong-L1.5).
 
-    Answers that are pushed away spread their probability over everything else. While the policy is too uncertain
-    already, they are left out; once it has calmed down they come back.
+    A negative advantage lowers the probability of an answer and spreads it over all other answers, which raises the
+    entropy. Such answers are left out while the entropy is too high, and trained on again once it has fallen.
 
     Args:
-        masked: whether the last step left them out; it stays so between the thresholds.
+        masked: whether the last step left them out; this does not change between the thresholds.
         entropy: mean of the last step, nats per token; NaN, a step without an update, changes nothing.
         high: entropy above which they are left out.
-        low: entropy below which they come back.
+        low: entropy below which they are trained on again.
     """
     return entropy > high or (masked and not entropy < low)
 
 
 def _deviations(rewards_B: Sequence[Sequence[float | None]], tasks_B: Sequence[str]) -> dict[str, float]:
-    """Deviation of all known rewards of each kind of task."""
+    """Return the standard deviation of all known rewards of each kind of task."""
     known: dict[str, list[float]] = {}
     for rewards_G, task in zip(rewards_B, tasks_B, strict=True):
         known.setdefault(task, []).extend(reward for reward in rewards_G if reward is not None)

@@ -32,8 +32,10 @@ class GrpoConfig(StrictModel):
 
 
 class DapoConfig(StrictModel):
-    """Mean over groups of the mean over all tokens of the group (paper Eq. 6), with an asymmetric clip and dynamic
-    sampling: groups whose accuracies are all equal are replaced."""
+    """Mean over groups of the mean over all tokens of the group (paper Eq. 6), with an asymmetric clip.
+
+    With dynamic sampling: groups whose accuracies are all equal are replaced.
+    """
 
     type: Literal["dapo"] = "dapo"
     clip_low: float = Field(default=0.2, gt=0, lt=1)
@@ -43,14 +45,16 @@ class DapoConfig(StrictModel):
 
 
 class DrGrpoConfig(StrictModel):
-    """Mean over groups of the token sum divided by a constant, without dividing advantages by their deviation
-    (Liu et al., 2025, "Understanding R1-Zero-like training")."""
+    """Mean over groups of the token sum divided by a constant, for use with `advantage_scale=none`.
+
+    Liu et al., 2025, "Understanding R1-Zero-like training".
+    """
 
     type: Literal["dr_grpo"] = "dr_grpo"
     clip: float = Field(default=0.2, gt=0, lt=1)
     """The ratio is clipped to [1 - clip, 1 + clip]."""
     constant_tokens: int = Field(gt=0)
-    """What every answer's token sum is divided by; the response limit of the rollout."""
+    """Tokens by which the token sum of every answer is divided; use the response limit of the rollout."""
 
 
 Algorithm = Annotated[GrpoConfig | DapoConfig | DrGrpoConfig, Field(discriminator="type")]
@@ -62,7 +66,7 @@ class ImportanceConfig(StrictModel):
     cap: float = Field(default=2.0, gt=0)
     """Largest weight of a token."""
     beyond: Literal["truncate", "mask"] = "truncate"
-    """Hold larger weights at the cap, or leave their tokens out."""
+    """Reduce larger weights to the cap, or leave their tokens out."""
     max_answer_ratio: float | None = Field(default=None, ge=1)
     """Leave whole answers out whose tokens are, in the geometric mean, more than this factor more or less likely under
     the learner's policy before the update than under the sampler's; None keeps all. Costs a forward pass."""
@@ -74,7 +78,7 @@ class EntropyControlConfig(StrictModel):
     high: float = Field(gt=0)
     """Entropy (nats per token) of the last step above which they are left out."""
     low: float = Field(ge=0)
-    """Entropy below which they come back."""
+    """Entropy below which they are trained on again."""
 
     @model_validator(mode="after")
     def _ordered(self) -> EntropyControlConfig:
@@ -84,7 +88,7 @@ class EntropyControlConfig(StrictModel):
 
 
 class LearnerConfig(LearningRateConfig):
-    """The ZeRO-3 learner; the optimizer settings on top are those of the reinforcement learning."""
+    """The ZeRO-3 learner; its optimizer settings are those of the reinforcement learning."""
 
     num_ranks: int = Field(default=1, gt=0)
     """Data-parallel ranks, one process each."""
@@ -107,29 +111,29 @@ class LearnerConfig(LearningRateConfig):
     kl_estimator: Literal["k2", "k3"] = "k3"
     """Estimate of the KL from the log-ratio of each token (Schulman, 2020)."""
     kl_every: int = Field(default=0, ge=0)
-    """Report the KL every so many training steps though it is not in the loss, from a reference in host memory;
-    0 never. Without this and `kl_coefficient` there is no reference."""
+    """Training steps between two reports of the KL where it is not in the loss, from a reference in host memory; 0 for
+    no reports. Without this and `kl_coefficient` no reference is loaded."""
     entropy_coefficient: float = Field(default=0.0, ge=0)
     """Weight of an entropy bonus."""
     importance: ImportanceConfig | None = None
     """Correction for the difference between sampler and learner; none by default."""
     entropy_control: EntropyControlConfig | None = None
-    """Leave answers with negative advantage out while the entropy is too high; None never does."""
+    """Leave answers with negative advantage out while the entropy is too high; None trains on all answers."""
     mini_batches: int = Field(default=1, gt=0)
     """Optimizer updates per batch; the paper's run has 4. More than 1 costs a pass for the old log-probabilities."""
     slices: int = Field(default=1, gt=0)
-    """A batch is forwarded and back-propagated in so many slices of consecutive groups, each as soon as its groups are
+    """Slices of consecutive groups in which a batch is forwarded and back-propagated, each as soon as its groups are
     there; with 1 the learner waits for the whole batch, which balances its ranks best."""
     max_tokens_per_microbatch: int = Field(default=80_000, gt=1)
     """Largest row that is forwarded at once, shared prompts counted once. A prompt with its longest response must fit;
-    the responses of a larger group go through in batches behind one pass of the prompt."""
+    the responses of a larger group are forwarded in batches, after one pass of the prompt."""
     sequence_parallel: int = Field(default=1, gt=0)
-    """Ranks that share one row, each with a stretch of its tokens; divides `num_ranks` and the model's heads."""
+    """Ranks that share one row, each with a part of its tokens; divides `num_ranks` and the model's heads."""
     gradient_checkpointing: bool = False
     """Recompute the activations of a layer in the backward pass instead of keeping them."""
     offload: tuple[Literal["optimizer", "parameters", "activations"], ...] = ()
-    """What lies in host memory: `optimizer`, its state and the master weights; `parameters`, the partitioned weights;
-    `activations`, the checkpointed layer inputs, which needs `gradient_checkpointing`."""
+    """What is kept in host memory: `optimizer`, its state and the master weights; `parameters`, the partitioned
+    weights; `activations`, the checkpointed layer inputs, which needs `gradient_checkpointing`."""
 
     @property
     def num_data_ranks(self) -> int:

@@ -1,4 +1,4 @@
-"""One rank of the ZeRO-3 learner: warm-up, reinforcement learning, weights out, checkpoints.
+"""One rank of the ZeRO-3 learner: warm-up, reinforcement learning, export of weights, checkpoints.
 
 Every method is collective: all ranks call it in the same order with the same arguments, or their share of them.
 Consumes: demonstrations or planned groups.  Waits for: the other ranks, in every call.
@@ -26,12 +26,13 @@ from learner.batch.aggregation import Aggregation
 from learner.batch.microbatch import TrainingGroup
 from learner.batch.packing import PLACEHOLDER, SlicePlan, plan_slice, unshare
 from learner.batch.rows import build_microbatch, demonstration_group, single_row
+from learner.collectives import barrier
 from learner.config import LearnerConfig
 from learner.forward import sharing_check
 from learner.forward.activations import offloaded_layer_inputs
 from learner.forward.logprobs import TokenLoss, TokenScores
 from learner.forward.row_tensors import PhasedTensors, Row, RowTensors, responses_of, to_device
-from learner.forward.running_batch import Run, RunningBatch
+from learner.forward.running_batch import MiniBatchPart, RunningBatch
 from learner.forward.three_phase import backward_in_phases, score_in_phases
 from learner.objective.loss import kept_answers
 from learner.objective.objective import PolicyLoss, SftLoss
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_torch: Any = torch  # where its declarations have no complete types
+
 SFT_WEIGHT_DECAY = 0.01
 """Weight decay of AdamW in the warm-up."""
 MAX_NONFINITE_UPDATES = 3
@@ -58,7 +61,7 @@ _Report = TypeVar("_Report", SftReport, StepReport)
 
 
 class Stage(StrEnum):
-    """What the optimizer is set up for."""
+    """Stage of training; each has an optimizer of its own."""
 
     SFT = "sft"
     RL = "rl"
@@ -86,10 +89,13 @@ class LearnerEngine:
             rank: this rank, 0 to world_size - 1.
             world_size: must equal `config.num_ranks`.
             seed: of the run; each rank derives its own.
-            on_gpu: take the GPU of LOCAL_RANK and nccl, else the CPU and gloo.
+            on_gpu: use the GPU of LOCAL_RANK and NCCL, else the CPU and gloo.
             trust_remote_code: run model code from the folder or hub.
 
         MASTER_ADDR and MASTER_PORT (and LOCAL_RANK on a machine with several GPUs) are read from the environment.
+
+        Raises:
+            ValueError: `world_size` differs from `config.num_ranks`.
         """
         if world_size != config.num_ranks:
             raise ValueError(f"learner.num_ranks={config.num_ranks} but world_size={world_size}; start as many ranks")
@@ -103,7 +109,7 @@ class LearnerEngine:
         self._skipped_in_a_row = 0
         self._num_steps = 0
         self._device = join_process_group(rank, world_size, on_gpu)
-        torch.manual_seed(seed + rank)
+        _torch.manual_seed(seed + rank)
         self._policy = self._load(model_path)
         self._placement = place(config, self._policy, self._device, rank=rank)
         self._sharing = supports_sharing(config, self._policy, self._device)
@@ -117,12 +123,12 @@ class LearnerEngine:
     def start_stage(self, stage: Stage, *, reference_path: str | None = None) -> None:
         """Begin the warm-up or the reinforcement learning with a fresh optimizer.
 
-        Moments and step count restart, the weight decay becomes that of the stage. Phases of the curriculum
-        belong to one stage: between them the optimizer keeps its state.
+        Moments and step count restart, the weight decay becomes that of the stage. All phases of the curriculum belong
+        to the stage RL: between them the optimizer keeps its state.
 
         Args:
-            stage: what comes next.
-            reference_path: model that the KL is measured against, if `kl_coefficient` or `kl_every` is set; None for
+            stage: the stage that begins.
+            reference_path: model against which the KL is measured, if `kl_coefficient` or `kl_every` is set; None for
                 the model that the engine was started with.
         """
         weight_decay = SFT_WEIGHT_DECAY if stage is Stage.SFT else self._config.weight_decay
@@ -136,7 +142,7 @@ class LearnerEngine:
             self._reference = frozen_engine(self._config, reference, on_gpu=self._on_gpu)
 
     def sft_step(self, demonstrations: Sequence[Demonstration], *, learning_rate: float) -> SftReport:
-        """One update on the length-normalised NLL of the responses (paper Eq. 11).
+        """Make one update on the length-normalised NLL of the responses (paper Eq. 11).
 
         Args:
             demonstrations: the whole batch, the same on every rank; each rank forwards its share.
@@ -158,66 +164,69 @@ class LearnerEngine:
         self._step(learning_rate)
         return self._report(SftReport, learning_rate=learning_rate)
 
-    def accumulate(self, plan: SlicePlan, groups: Mapping[int, TrainingGroup], run: Run) -> None:
-        """Take the next groups of the running batch in.
+    def accumulate(self, plan: SlicePlan, groups: Mapping[int, TrainingGroup], part: MiniBatchPart) -> None:
+        """Add the next groups to the running batch.
 
-        Those of the first mini-batch are forwarded and back-propagated now: the policy that they are compared with is
-        the present one, every ratio is 1. Of the later ones the log-probabilities before the first update are computed
-        now, the rest waits for `update`.
+        Groups of the first mini-batch are forwarded and back-propagated now: the old policy is the current one, so
+        every ratio is 1. For groups of the later ones only the log-probabilities before the first update are computed
+        now; the rest waits for `update`.
 
         Args:
             plan: `plan_slice` over the lengths of the groups, the same on every rank.
             groups: at least the groups `groups_of(plan, rank)`, by index in the plan.
-            run: the place of the groups in the batch.
+            part: the place of the groups in the batch.
+
+        Raises:
+            ValueError: other groups of the batch come before these.
         """
         self._expect(Stage.RL)
         if not self._batch.num_groups and self._sharing and self._num_steps < sharing_check.CHECKED_STEPS:
             self._check_sharing(plan, groups)
-        update = self._batch.take(run)
-        rows = self._rows(plan, groups, num_groups=run.mini_batch_groups)
-        if run.mini_batch > 0:
-            update.rows += [(row, self._old_scores(row)) for row in rows]
+        mini_batch = self._batch.add(part)
+        rows = self._rows(plan, groups, num_groups=part.mini_batch_groups)
+        if part.mini_batch > 0:
+            mini_batch.rows += [(row, self._old_scores(row)) for row in rows]
         else:
             for row, is_last in _with_last(rows):
                 old = self._old_scores(row) if self._needs_old_scores else None
-                self._row_backward(row, old, is_last=is_last and run.closes)
+                self._row_backward(row, old, is_last=is_last and part.is_last)
 
     def update(self, *, learning_rate: float) -> StepReport:
-        """End the running batch: one optimizer update per mini-batch.
+        """End the running batch: make one optimizer update per mini-batch.
 
-        A batch that was given up before it was whole is normalised by the groups that are there.
+        The loss of a batch that ended early is normalised by the groups that came.
 
         Args:
             learning_rate: of all updates of the step.
 
         Raises:
-            RuntimeError: no groups have come.
+            RuntimeError: no groups came.
             RunFailed: more than `MAX_NONFINITE_UPDATES` updates in a row were skipped.
         """
         self._expect(Stage.RL)
         batch, self._batch = self._batch, RunningBatch()
-        if not batch.updates:
+        if not batch.mini_batches:
             raise RuntimeError("no groups to train on; skip the step")
-        for update in batch.updates:
-            for (row, old), is_last in _with_last(update.rows):
+        for mini_batch in batch.mini_batches:
+            for (row, old), is_last in _with_last(mini_batch.rows):
                 self._row_backward(row, old, is_last=is_last)
-            if not update.rows and update.share < 1:
+            if not mini_batch.rows and mini_batch.share < 1:
                 self._end_accumulation()
-            self._step(learning_rate, share=update.share)
+            self._step(learning_rate, share=mini_batch.share)
         report = self._report(StepReport, learning_rate=learning_rate, prompt_sharing=self._sharing)
         self._num_steps += 1
         return report
 
     @property
     def num_accumulated(self) -> int:
-        """Groups of the running batch that are there."""
+        """Groups of the running batch that came."""
         return self._batch.num_groups
 
-    # weights out -------------------------------------------------------------------------------------------------
+    # full weights ------------------------------------------------------------------------------------------------
 
     @property
     def device(self) -> torch.device:
-        """Of this rank."""
+        """Device of this rank."""
         return self._device
 
     @property
@@ -226,7 +235,7 @@ class LearnerEngine:
         return WeightSource(self._policy.causal_lm)
 
     def gather_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Full weights as (Hugging Face name, CPU tensor), always in the same order, tied weights once.
+        """Yield full weights as (Hugging Face name, CPU tensor), always in the same order, tied weights once.
 
         Every rank must run the iterator to its end; only rank 0 receives the tensors, the others get nothing.
         """
@@ -235,18 +244,16 @@ class LearnerEngine:
                 yield name, weight.to("cpu", copy=True)
 
     def score(self, token_ids: NDArray[np.int32]) -> tuple[float, ...]:
-        """[T - 1] log-probability (nats, temperature 1) of each of the T tokens after the first; on every rank."""
+        """Return [T - 1] the log-probability (nats, temperature 1) of each of the T tokens but the first."""
         row = to_device(single_row(token_ids), self._placement, dense=not self._sharing)
         scored = zip(responses_of(row), self._scores(self._engine, row), strict=True)
-        return tuple(sharing_check.gathered_logprobs(scored, self._placement).tolist())
+        return tuple(float(logprob) for logprob in sharing_check.gathered_logprobs(scored, self._placement).cpu())
 
     def export(self, directory: Path) -> None:
         """Write a Hugging Face folder (safetensors, configuration, tokenizer) that transformers and vLLM load.
 
-        Rank 0 writes under a temporary name and renames; an earlier folder of that name is replaced.
+        Rank 0 writes under a temporary name and renames it; an earlier folder of that name is replaced.
         """
-        import torch.distributed as dist
-
         weights = dict(self.gather_weights())
         if self._rank == 0:
             partial = begin_folder(directory)
@@ -254,16 +261,16 @@ class LearnerEngine:
                 self._policy.causal_lm.save_pretrained(partial, state_dict=weights)
                 copy_tokenizer(self._model_path, partial)
             finish_folder(directory)
-        dist.barrier()
+        barrier()
 
     # checkpoints -------------------------------------------------------------------------------------------------
 
     def save(self, directory: Path) -> None:
-        """Write a checkpoint that is either whole or not there; see `learner.zero3.checkpoint`."""
+        """Write a checkpoint that is either complete or absent; see `learner.zero3.checkpoint`."""
         checkpoint.save(self._engine, directory, manifest=self._manifest(), state=self._state())
 
     def load(self, directory: Path) -> None:
-        """Restore weights, optimizer and random state; call `start_stage` with the checkpoint's stage first.
+        """Restore weights, optimizer and random state; call `start_stage` with the stage of the checkpoint before.
 
         Raises:
             UserError: the checkpoint is missing or incomplete, or belongs to another stage, dtype or model.
@@ -272,7 +279,7 @@ class LearnerEngine:
         self._num_steps = int(state["num_steps"])
 
     def close(self) -> None:
-        """Leave the process group; the engine is of no use afterwards."""
+        """Leave the process group; the engine cannot be used afterwards."""
         import torch.distributed as dist
 
         dist.destroy_process_group()
@@ -280,10 +287,10 @@ class LearnerEngine:
     # one update --------------------------------------------------------------------------------------------------
 
     def _step(self, learning_rate: float, *, share: float = 1.0) -> None:
-        """One optimizer step on what has accumulated, skipped on all ranks if it is not finite.
+        """Make one optimizer step with the accumulated gradients; skip it on all ranks if they are not finite.
 
-        `share` is that of the mini-batch that came: gradients were normalised by the whole of it, so they are divided
-        by the share on their way to the optimizer, as DeepSpeed divides by the scale of a loss.
+        `share` is the share of the mini-batch that came. Gradients were normalised by the whole mini-batch, so they
+        are divided by the share: DeepSpeed divides gradients by the loss scale before the step.
         """
         zero = self._zero_optimizer
         for group in zero.param_groups:
@@ -296,23 +303,23 @@ class LearnerEngine:
         self._count_skipped(applied)
 
     def _end_accumulation(self) -> None:
-        """Tell DeepSpeed that no more rows come, by one that weighs nothing: it looks at the end in a backward pass."""
+        """Back-propagate a row with weight zero as the last one: DeepSpeed ends an accumulation in a backward pass."""
         row = build_microbatch(PLACEHOLDER, {}, num_groups=1, aggregation=self._aggregation())
         self._row_backward(to_device(row, self._placement, dense=not self._sharing), None, is_last=True)
 
     def _report(self, kind: type[_Report], **known: Any) -> _Report:
-        """Close the sums of the step; `known` as for `StepAccumulator.report`."""
+        """Return the report of the step and begin new sums; `known` are the fields not computed from rows."""
         sums, self._sums = self._sums, StepAccumulator(self._device)
         return sums.report(kind, **known)
 
     def _row_backward(self, row: Row, old: list[TokenScores] | None, *, is_last: bool) -> None:
-        """Gradients of the row's share of the loss of the mini-batch."""
+        """Compute the gradients of the row's share of the loss of the mini-batch, and count the row."""
         losses = self._losses(row, old)
         # ZeRO-3 averages over all ranks; the loss is a sum over them.
         if isinstance(row, RowTensors):
             total, *columns = self._forward(row, losses[0])
             self._backward(total * self._world_size, is_last=is_last)
-            self._count_row(row, total, TokenScores(*columns), losses[0], old is None)
+            self._count_row(row, total, TokenScores(*columns), losses[0], is_first_pass=old is None)
             return
 
         def backward(scalar: Tensor, is_surrogate: bool) -> None:
@@ -320,10 +327,13 @@ class LearnerEngine:
 
         done = backward_in_phases(self._forward, backward, row, iter(losses))
         for loss, (batch, total, scores) in zip(losses, done, strict=True):
-            self._count_row(batch, total, scores, loss, old is None)
+            self._count_row(batch, total, scores, loss, is_first_pass=old is None)
 
     def _forward(self, *inputs: Any) -> tuple[Tensor, ...]:
-        """Forward pass with gradients; what it saves may go to host memory, what is recomputed later does not."""
+        """Forward with gradients, and with `offload=activations` keep the layer inputs in host memory.
+
+        Activations that are computed again in the backward pass stay on the device.
+        """
         with offloaded_layer_inputs() if "activations" in self._config.offload else nullcontext():
             return self._engine(*inputs)
 
@@ -332,7 +342,7 @@ class LearnerEngine:
         self._engine.backward(scalar)
 
     def _losses(self, row: Row, old: list[TokenScores] | None) -> Sequence[TokenLoss]:
-        """One loss for the row, or for each batch of its responses."""
+        """Return the loss of the row, or those of its batches of responses."""
         batches = responses_of(row)
         if self._stage is Stage.SFT:
             return [SftLoss(batch) for batch in batches]
@@ -349,7 +359,7 @@ class LearnerEngine:
         ]
 
     def _kept(self, row: RowTensors, old: TokenScores | None) -> Tensor | None:
-        """[N] tokens of answers that the importance correction keeps; None where it looks at tokens alone."""
+        """Return [N] the tokens of answers that the importance correction keeps; None without `max_answer_ratio`."""
         importance = self._config.importance
         if old is None or importance is None or importance.max_answer_ratio is None:
             return None
@@ -363,8 +373,9 @@ class LearnerEngine:
         )
 
     def _count_row(
-        self, row: RowTensors, total: Tensor, scores: TokenScores, loss: TokenLoss, is_first_pass: bool
+        self, row: RowTensors, total: Tensor, scores: TokenScores, loss: TokenLoss, *, is_first_pass: bool
     ) -> None:
+        """Add a row to the sums; on its first pass, compare it with the sampler's log-probabilities as well."""
         if not isinstance(loss, PolicyLoss):
             self._sums.add_row(row, scores, total)
             return
@@ -373,31 +384,31 @@ class LearnerEngine:
             self._sums.add_gap(row, scores)
 
     def _reference_due(self) -> bool:
-        """True if this step measures the KL; in the loss it always is."""
+        """Return whether this step measures the KL: always if it is in the loss, else every `kl_every` steps."""
         if self._reference is None:
             return False
         return self._config.kl_coefficient > 0 or self._num_steps % self._config.kl_every == 0
 
     def _scores(self, engine: DeepSpeedEngine, row: Row) -> list[TokenScores]:
-        """Scores of the row, or of each batch of its responses, without gradient."""
+        """Return the scores of the row, or of each batch of its responses, without gradient."""
         with torch.no_grad():
             return score_in_phases(engine, row) if isinstance(row, PhasedTensors) else [TokenScores(*engine(row)[1:])]
 
     def _old_scores(self, row: Row) -> list[TokenScores]:
-        """Scores before the first update of the batch, compared with the sampler's on the way."""
+        """Return the scores before the first update of the batch, and compare them with the sampler's."""
         scores = self._scores(self._engine, row)
         for batch, batch_scores in zip(responses_of(row), scores, strict=True):
             self._sums.add_gap(batch, batch_scores)
         return scores
 
     def _check_sharing(self, plan: SlicePlan, groups: Mapping[int, TrainingGroup]) -> None:
-        """Compare the shared prompt with the dense path on one group per rank; all ranks fall back if any differs."""
-        pair = sharing_check.check_rows(plan[self._data_rank][0], groups)
-        shared, dense = to_device(pair.shared, self._placement), to_device(pair.dense, self._placement, dense=True)
+        """Compare the shared prompt with the dense path on one group per rank; if any differs, share no prompts."""
+        first = plan[self._data_rank][0]
+        shared = to_device(sharing_check.shared_row(first, groups), self._placement)
+        dense = to_device(sharing_check.dense_row(first, groups), self._placement, dense=True)
         gap = sharing_check.mean_gap(
             zip(responses_of(shared), self._scores(self._engine, shared), strict=True),
             zip(responses_of(dense), self._scores(self._engine, dense), strict=True),
-            pair,
             self._placement,
         )
         limit = sharing_check.MAX_MEAN_GAP[self._config.dtype]
@@ -405,7 +416,7 @@ class LearnerEngine:
             self._sharing = False
             logger.warning(
                 "shared prompts off: log-probabilities differ from the dense path by %.2e nats on average, more than "
-                "%.0e; every response is forwarded behind its own prompt from here on",
+                "%.0e; from now on every response is forwarded with its own copy of the prompt",
                 gap,
                 limit,
             )
@@ -419,7 +430,7 @@ class LearnerEngine:
             )
 
     def _rows(self, plan: SlicePlan, groups: Mapping[int, TrainingGroup], *, num_groups: int) -> list[Row]:
-        """This rank's rows; `num_groups` is the normaliser of the loss."""
+        """Return the rows of this rank; `num_groups` is the normaliser of the loss."""
         rows = (plan if self._sharing else unshare(plan))[self._data_rank]
         return [
             to_device(
@@ -435,12 +446,12 @@ class LearnerEngine:
 
     @property
     def _needs_old_scores(self) -> bool:
-        """Whether even the first mini-batch needs a pass ahead of its backward pass."""
+        """Whether even the first mini-batch must be scored before its backward pass."""
         return self._config.importance is not None and self._config.importance.max_answer_ratio is not None
 
     @property
     def _data_rank(self) -> int:
-        """Which row of every step is this rank's, alone or with the ranks that share it."""
+        """Index of this rank's row in every step of a plan; ranks that share a row have the same."""
         return self._rank // self._config.sequence_parallel
 
     @property
@@ -468,5 +479,5 @@ class LearnerEngine:
 
 
 def _with_last(items: Sequence[_Item]) -> Iterator[tuple[_Item, bool]]:
-    """Every item, and whether it is the last one."""
+    """Return an iterator over the items, each with whether it is the last one."""
     return ((item, index == len(items) - 1) for index, item in enumerate(items))

@@ -18,9 +18,11 @@ from learner.batch.microbatch import TrainingGroup, TrainingItem
 from learner.batch.packing import groups_of, plan_slice
 from learner.config import LearnerConfig
 from learner.engine import LearnerEngine, Stage
-from learner.forward.running_batch import Run, runs
+from learner.forward.running_batch import MiniBatchPart, mini_batch_parts
 from learner.reports import SftReport, StepReport
 from learner.weights.sender import WeightSender
+
+_ray: Any = ray  # where its declarations have no complete types
 
 
 class LearnerActor:
@@ -37,10 +39,10 @@ class LearnerActor:
         return f"learner-{getattr(self, '_rank', '?')}"
 
     def rendezvous(self) -> tuple[str, int]:
-        """Address and free port of this node, where the ranks meet (asked of rank 0)."""
+        """Return the address and a free port of this node, where the ranks connect; called on rank 0."""
         with socket.socket() as attempt:
             attempt.bind(("", 0))
-            return ray.util.get_node_ip_address(), attempt.getsockname()[1]
+            return _ray.util.get_node_ip_address(), attempt.getsockname()[1]
 
     def start(
         self,
@@ -69,7 +71,7 @@ class LearnerActor:
         return os.getpid()
 
     def start_stage(self, stage: str, reference_path: str | None) -> None:
-        """Set up a fresh optimizer for the warm-up or the reinforcement learning."""
+        """Begin the warm-up (`sft`) or the reinforcement learning (`rl`) with a fresh optimizer."""
         self._engine.start_stage(Stage(stage), reference_path=reference_path)
 
     def sft_step(self, demonstrations: Sequence[Demonstration], learning_rate: float) -> SftReport:
@@ -77,30 +79,32 @@ class LearnerActor:
         return self._engine.sft_step(demonstrations, learning_rate=learning_rate)
 
     def accumulate(self, items: Sequence[TrainingItem], batch_groups: int) -> None:
-        """Take the next groups of a batch in; fetch those of this rank and no others.
+        """Add the next groups to the running batch; fetch those of this rank and no others.
 
         Args:
             items: consecutive groups of the batch.
             batch_groups: groups of the whole batch.
         """
         start = self._engine.num_accumulated
-        cut = runs(start, len(items), batch_groups=batch_groups, num_mini_batches=self._config.mini_batches)
-        for run in cut:
-            self._accumulate_run(items[run.groups.start - start : run.groups.stop - start], run)
+        parts = mini_batch_parts(
+            start, len(items), batch_groups=batch_groups, num_mini_batches=self._config.mini_batches
+        )
+        for part in parts:
+            self._accumulate_part(items[part.groups.start - start : part.groups.stop - start], part)
 
     def update(self, learning_rate: float) -> StepReport:
-        """Make the optimizer updates of the batch that has been taken in."""
+        """Make the optimizer updates of the running batch."""
         return self._engine.update(learning_rate=learning_rate)
 
     def node_id(self) -> str:
-        """Of the host, as Ray calls it."""
+        """Return Ray's id of the host."""
         return ray.get_runtime_context().get_node_id()
 
     def open_weight_group(self, version: int, *, num_receivers: int, epoch: int, timeout_s: float) -> WeightUpdate:
-        """Broadcast every version from this one on to a new group (asked of rank 0); see `WeightSender.open_group`."""
+        """Broadcast every version from this one on to a new group; called on rank 0, see `WeightSender.open_group`."""
         return self._sender.open_group(
             version,
-            host=ray.util.get_node_ip_address(),
+            host=_ray.util.get_node_ip_address(),
             num_receivers=num_receivers,
             epoch=epoch,
             timeout_s=timeout_s,
@@ -111,15 +115,15 @@ class LearnerActor:
         """Gather the weights into memory that engines map, and broadcast them to the group if there is one.
 
         Returns:
-            on rank 0 what was sent and where it lies, None on the others.
+            on rank 0 what was sent and where it is in memory, None on the others.
 
         Raises:
-            WeightGroupError: the group did not take the weights.
+            WeightGroupError: the group did not receive the weights.
         """
         return self._sender.publish(version)
 
     def put_weights(self, version: int, *, delta: bool) -> Any:
-        """Put a published version into the object store, for engines on other hosts (asked of rank 0).
+        """Put a published version into the object store, for engines on other hosts; called on rank 0.
 
         Args:
             version: one of the last two.
@@ -128,13 +132,13 @@ class LearnerActor:
         Returns:
             `ray.ObjectRef` of a `WeightUpdate` that carries its values.
         """
-        return ray.put(self._sender.with_values(version, delta=delta))
+        return _ray.put(self._sender.with_values(version, delta=delta))
 
     def score(self, token_ids: NDArray[np.int32]) -> tuple[float, ...]:
-        """[T - 1] log-probability (nats, temperature 1) of each of the T tokens after the first; on every rank."""
+        """Return [T - 1] the log-probability (nats, temperature 1) of each of the T tokens but the first."""
         return self._engine.score(token_ids)
 
-    def _accumulate_run(self, items: Sequence[TrainingItem], run: Run) -> None:
+    def _accumulate_part(self, items: Sequence[TrainingItem], part: MiniBatchPart) -> None:
         plan = plan_slice(
             items,
             num_ranks=self._config.num_data_ranks,
@@ -143,10 +147,10 @@ class LearnerActor:
         mine = groups_of(plan, self._rank // self._config.sequence_parallel)
         groups = ray.get([items[i].group for i in mine])
         own = {i: TrainingGroup.of(group, items[i].advantages) for i, group in zip(mine, groups, strict=True)}
-        self._engine.accumulate(plan, own, run)
+        self._engine.accumulate(plan, own, part)
 
     def save(self, directory: Path) -> None:
-        """Write this rank's share of a checkpoint."""
+        """Write this rank's part of a checkpoint."""
         self._engine.save(directory)
 
     def load(self, directory: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the learner tells of a step. Every field is a metric: `StepAccumulator` fills the means in that are declared."""
+"""What the learner reports of a step. Every field is a metric; `StepAccumulator` computes those declared as means."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ class StepReport:
     loss: Annotated[float, Metric("learner/loss", mean_over="updates")]
     """Policy loss, mean over the updates of the step; with `learner.kl_coefficient` the penalty is part of it.
 
-    Hovers around zero and says little about progress: advantages have mean zero in every group. Look at
+    Stays near zero and says little about progress: advantages have mean zero in every group. Watch
     `reward/accuracy`."""
     grad_norm: Annotated[float, Metric("learner/grad_norm", mean_over="updates")]
     """L2 norm of the gradient before clipping, mean over the updates.
 
-    Steady. Growing over many steps announces a collapse; constantly above `learner.grad_clip` means that the clip sets
-    the step size."""
+    Steady. Growth over many steps is an early sign of collapse; a value always above `learner.grad_clip` means that the
+    clip sets the step size."""
     learning_rate: Annotated[float, Metric("learner/learning_rate")]
     """Learning rate of the step.
 
@@ -58,8 +58,8 @@ class StepReport:
     entropy: Annotated[float, Metric("learner/entropy", "nats", mean_over="tokens")]
     """Mean entropy of the policy over the response tokens, at the sampling temperature.
 
-    Falls slowly. A fall towards zero ends exploration (raise `clip_high` or the temperature), a rise that does not stop
-    is noise winning."""
+    Falls slowly. A fall towards zero ends exploration (raise `clip_high` or the temperature); a rise that does not stop
+    means that noise dominates the updates."""
     clip_fraction: Annotated[float, Metric("learner/clip_fraction", "share", mean_over="tokens")]
     """Tokens whose ratio the clip cut off, so that they gave no gradient.
 
@@ -77,7 +77,8 @@ class StepReport:
     Rounding only: about 1e-6 in fp32, 1e-2 in bf16; with a policy lag also what the updates in between changed. A
     lasting jump means that engine and learner hold different weights."""
     rollout_logprob_gap_max: Annotated[float, Metric("learner/rollout_logprob_gap_max", "nats")]
-    """Largest such distance in the step.
+    """Largest distance in the step between the engine's log-probability of a sampled token and the learner's, before
+    the first update.
 
     Below 1e-4 in fp32; a few 1e-1 are possible in bf16."""
     kl_to_reference: Annotated[float, Metric("learner/kl_to_reference", "nats", mean_over="tokens")]
@@ -92,23 +93,23 @@ class StepReport:
 
     0 at top-p 1, below 1e-3 otherwise. More means that engine and learner disagree about the policy."""
     importance_weight: Annotated[float, Metric("learner/importance_weight", mean_over="tokens")]
-    """Mean weight of the truncated importance sampling; less by what is masked.
+    """Mean weight of the truncated importance sampling; masked tokens count as 0.
 
     1 without `learner.importance`, close to 1 with it."""
     log_nucleus: Annotated[float, Metric("learner/log_nucleus", "nats", mean_over="tokens")]
-    """Mean log mass of the learner's nucleus at the sampler's top-p: how far the log-probabilities that are trained lie
-    below those of the distribution that was sampled.
+    """Mean log of the probability mass of the learner's nucleus at the sampler's top-p: how far the log-probabilities
+    that are trained lie below those of the distribution that was sampled.
 
-    0 at top-p 1, about -0.03 at 0.95. Lower than log(top-p) cannot be."""
+    0 at top-p 1, about -0.03 at 0.95; never below log(top-p)."""
     prompt_sharing: Annotated[bool, Metric("learner/prompt_sharing")]
     """1 while prompts are forwarded once per group; 0 after the self-check has found a difference to the dense path.
 
-    1. At 0 steps cost several times as much; the log says how large the difference was."""
+    1. At 0, steps cost several times as much; the log says how large the difference was."""
     num_updates: Annotated[int, Metric("learner/updates", "count")]
     """Optimizer updates made.
 
-    `learner.mini_batches`, less the skipped ones, and less those whose groups never came where a batch was given up
-    short."""
+    `learner.mini_batches`, less those that were skipped, and those without any group where the step was ended before
+    its batch was complete."""
     num_skipped_updates: Annotated[int, Metric("learner/skipped_updates", "count")]
     """Updates left out because loss or gradient was not finite.
 

@@ -15,7 +15,7 @@ def learning_rate_at(
     schedule: Literal["constant", "linear", "cosine"] = "constant",
     floor: float = 0.0,
 ) -> float:
-    """Learning rate of one update.
+    """Return the learning rate of one update.
 
     Args:
         step: index of the update, from 0; the first of w warm-up steps runs at peak / w.
@@ -26,7 +26,7 @@ def learning_rate_at(
         floor: lowest share of the peak.
 
     Raises:
-        ValueError: a falling schedule without the number of steps to fall over.
+        ValueError: `linear` or `cosine` without `total_steps`.
     """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps

@@ -1,4 +1,4 @@
-"""Batches of the warm-up: every demonstration once per epoch, in an order that seed and epoch alone decide."""
+"""Batches of the warm-up: every demonstration once per epoch, in an order that depends on seed and epoch alone."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from curriculum.task import Demonstration
 
 
 class DemonstrationBatches(Sequence[list[Demonstration]]):
-    """All batches of all epochs; batch i can be asked for at any time, a resumed warm-up goes on where it stopped."""
+    """All batches of all epochs, by index, so that a resumed warm-up continues where it stopped.
+
+    The last batch of an epoch may be smaller.
+    """
 
     def __init__(self, demonstrations: Sequence[Demonstration], *, batch_size: int, epochs: int, seed: int) -> None:
-        """The last batch of an epoch holds what is left and may be smaller.
+        """Take the demonstrations.
 
         Raises:
-            ValueError: there is nothing to learn from.
+            ValueError: there are none.
         """
         if not demonstrations:
             raise ValueError("data.sft has no usable demonstration; check its rejects or set sft.epochs=0")

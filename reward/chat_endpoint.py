@@ -114,7 +114,7 @@ class ChatEndpoint:
         from openai import OpenAIError
 
         if self._circuit is not None and not self._circuit.admits():
-            raise NoReplyError("the endpoint has failed too often; nobody asks it for a while")
+            raise NoReplyError("the endpoint has failed too often and is not asked for a while")
         try:
             async with asyncio.timeout(self._timeout_s):
                 reply = await self._client.chat.completions.with_raw_response.create(

@@ -42,8 +42,8 @@ def clean_answer(text: str) -> str:
     """Return a short text folded, without special tokens, mark-up, bullets, citations, quotes and the final full stop.
 
     Brackets around the whole stay: for texts they may mean something (`bare_value` takes them off). A dash that is set
-    like a bullet is none of the value; an en or em dash glued to a number is kept apart from it ("- 5"), since nobody
-    can tell whether it is a minus.
+    like a bullet is none of the value; an en or em dash glued to a number is kept apart from it ("- 5"), because it
+    may or may not be a minus.
     """
     text = text.strip()[:MAX_ANSWER_CHARS].strip()
     while token := _END_OF_TURN.search(text, max(0, len(text) - 80)):

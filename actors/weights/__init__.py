@@ -1,1 +1,1 @@
-"""New weights into a vLLM engine."""
+"""New weights for a vLLM engine."""

@@ -1,6 +1,7 @@
 """The receiving side of a weight update, inside vLLM's worker process: a backend of vLLM's weight-transfer API.
 
-Every worker imports this module because `worker_extension_cls` names it, and so knows the backend. Nobody else does.
+Every worker imports this module because `worker_extension_cls` names it, which registers the backend; no other process
+imports it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from vllm.distributed.weight_transfer import WeightTransferEngine, WeightTransferEngineFactory
-from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.model_executor.model_loader import reload
 
 from actors.weights.tensors import (
     GroupMember,
@@ -25,59 +26,62 @@ from actors.weights.tensors import (
 )
 from actors.weights.update import SegmentReader, TensorRecord, WeightGroup, WeightGroupError, WeightUpdate
 
+_reload: Any = reload  # vLLM declares neither these functions nor `register_engine` completely
+_factory: Any = WeightTransferEngineFactory
+
 
 class LearnerTransferEngine(WeightTransferEngine[Any, Any]):
-    """Loads the learner's weights, from a segment of this host or as they arrive in a group.
+    """Loader of the learner's weights, from a segment of this host or as they arrive in a group.
 
-    Consumes: a segment, or broadcasts of the learner.  Waits for: with a segment nothing, it is complete before it is
-    announced; in a group the other members.  Unblocked by: them, or the timeout of the group.
+    Consumes: a segment, or broadcasts of the learner.  Waits for: nothing with a segment, which is complete before it
+    is announced; in a group, the other members.  Unblocked by: the other members, or the timeout of the group.
     """
 
     def __init__(self, *arguments: Any) -> None:
-        """Take what vLLM gives to every backend."""
+        """Take the arguments that vLLM passes to every backend."""
         super().__init__(*arguments)
         self.records: list[TensorRecord] = []
-        """What the latest update handed to the model."""
+        """Tensors that the latest update loaded into the model."""
         self._loaded: set[str] = set()
         self._expected: set[str] = set()
         self._reader = SegmentReader()
         self._member: GroupMember | None = None
 
     def parse_init_info(self, init_dict: dict[str, Any]) -> WeightUpdate:
-        """Return the update of these fields; vLLM would make a record of its own of them."""
+        """Return the update that has these fields, in place of vLLM's own record."""
         return WeightUpdate.of(init_dict)
 
     def init_transfer_engine(self, init_info: WeightUpdate) -> None:
-        """Join the group of an update ahead of its first broadcast, while the engine still samples.
+        """Join the group of an update before its first broadcast, while the engine still samples.
 
         Raises:
-            WeightGroupError: the other members do not come.
+            WeightGroupError: other members did not join.
         """
         if isinstance(init_info.source, WeightGroup):
             self._member_of(init_info.source, init_info.first_rank).connect()
 
     def start_weight_update(self) -> None:
-        """Bring the parameters back to the form of a checkpoint, layer by layer."""
+        """Convert the parameters back to the form of a checkpoint, layer by layer."""
         self.records, self._loaded = [], set()
         self._expected = {name for name, _ in self.model.named_parameters()}
-        initialize_layerwise_reload(self.model)
+        _reload.initialize_layerwise_reload(self.model)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        """Load the tensors; wait for the device, which the base class would also ask of a CPU, where it raises.
+        """Load the tensors, and wait for the device to finish; the method of the base class raises on a CPU.
 
         Args:
             update_info: fields of a `WeightUpdate`.
 
         Raises:
-            ValueError: the model does not know a tensor.
-            WeightGroupError: the tensors stop coming.
+            ValueError: the model has no parameter for a tensor.
+            WeightGroupError: the tensors stopped arriving.
         """
         self.receive_weights(WeightUpdate.of(update_info))
         if self.device.type != "cpu":
             torch.accelerator.synchronize()
 
     def receive_weights(self, update_info: WeightUpdate) -> None:
-        """Hand every tensor to the model and record it; errors are those of `update_weights`."""
+        """Load every tensor into the model and record it; errors are those of `update_weights`."""
         tensors = self._tensors(update_info)
         passing = recorded(tensors, self.records, version=update_info.version, stride=update_info.stride)
         model: Any = self.model
@@ -86,7 +90,7 @@ class LearnerTransferEngine(WeightTransferEngine[Any, Any]):
         except WeightGroupError:
             raise
         except (KeyError, ValueError, RuntimeError, AssertionError) as error:
-            self.shutdown()  # the others need not wait for this one
+            self.shutdown()  # so that the other members do not wait for this one
             name = self.records[-1].name if self.records else "(none)"
             raise ValueError(
                 f"tensor {name} does not load into the engine: {type(error).__name__}: {error}; engine and learner "
@@ -94,13 +98,13 @@ class LearnerTransferEngine(WeightTransferEngine[Any, Any]):
             ) from error
 
     def finish_weight_update(self) -> None:
-        """Bring the parameters into the form of the kernels.
+        """Convert the parameters to the form of the kernels.
 
         Raises:
-            ValueError: no tensor of the update reached a parameter of the model.
+            ValueError: a parameter of the model got no values from the update.
         """
         check_all_loaded(self._expected, self._loaded)
-        finalize_layerwise_reload(self.model, self.model_config)
+        _reload.finalize_layerwise_reload(self.model, self.model_config)
         repack_tied_head(self.model)
 
     def shutdown(self) -> None:
@@ -118,7 +122,7 @@ class LearnerTransferEngine(WeightTransferEngine[Any, Any]):
         raise TypeError(f"weights of version {update.version} carry their values; write them to a HostCopy first")
 
     def _member_of(self, group: WeightGroup, first_rank: int) -> GroupMember:
-        """Return this worker's seat in a group; another group is left for it."""
+        """Return this worker as a member of a group; leave an earlier group."""
         if self._member is None or self._member.group != group:
             self.shutdown()
             rank = first_rank + self.parallel_config.rank
@@ -132,8 +136,8 @@ class WeightReceiver:
     weight_transfer_engine: Any
 
     def weight_records(self) -> list[dict[str, Any]]:
-        """Return what the latest update handed to this worker's model."""
+        """Return the fields of the tensors that the latest update loaded into the model of this worker."""
         return [asdict(record) for record in self.weight_transfer_engine.records]
 
 
-WeightTransferEngineFactory.register_engine("learner", LearnerTransferEngine)
+_factory.register_engine("learner", LearnerTransferEngine)

@@ -1,7 +1,7 @@
-"""The tensors of an update on a device, with torch and without vLLM: described, found where they lie, loaded, and
-carried by a process group: gloo on a CPU, NCCL on GPUs.
+"""The tensors of a weight update, with torch and without vLLM: described, read from memory, loaded, and broadcast.
 
-The group stands beside the default one of the learner's ranks and those of vLLM; nothing in here knows either.
+They are broadcast in a process group of their own, gloo on a CPU and NCCL on GPUs, which is independent of the default
+group of the learner's ranks and of the groups of vLLM.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ BLOCK_BYTES = 4096
 WHOLE_BYTES = 64 << 10
 """Tensors up to this size are checksummed as a whole."""
 IN_FLIGHT = 2
-"""Buckets that travel at once: one is packed, or loaded, while the other is on its way."""
+"""Buckets that are sent at once: one is packed, or loaded, while the other is sent."""
 POLL_S = 2e-4
+"""Seconds between two checks whether a broadcast has ended."""
 
 
 # descriptions ----------------------------------------------------------------------------------------------------
@@ -42,8 +43,9 @@ def described(name: str, tensor: Tensor, *, version: int, stride: int) -> Tensor
     Args:
         name: of the tensor.
         tensor: full, on any device.
-        version: of the update; which blocks are sampled moves with it, so that `stride` updates cover every byte.
-        stride: one of so many blocks is sampled, besides the first and the last; 1 takes the whole tensor.
+        version: of the update; the sampled blocks move with it, so that `stride` updates cover every byte.
+        stride: blocks from one sampled block to the next; the first and the last block are sampled as well. 1 takes the
+            whole tensor.
     """
     data = tensor.detach().reshape(-1).view(torch.uint8)
     return TensorRecord(
@@ -63,7 +65,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 def recorded(
     named_tensors: Iterable[tuple[str, Tensor]], records: list[TensorRecord], *, version: int, stride: int
 ) -> Iterator[tuple[str, Tensor]]:
-    """Pass tensors on and write down each one that goes by."""
+    """Yield the tensors unchanged; append a record of each to `records`."""
     for name, tensor in named_tensors:
         records.append(described(name, tensor, version=version, stride=stride))
         yield name, tensor
@@ -81,7 +83,7 @@ def _checksum(data: Tensor, first: int, stride: int) -> int:
 
 
 def mapped_tensors(memory: mmap, records: Sequence[TensorRecord]) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors of a mapped segment without a copy; whoever writes into one is stopped by the system."""
+    """Yield the tensors of a mapped segment without a copy; writing into one crashes, as the mapping is read-only."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given buffer is not writable")
         data = torch.frombuffer(memory, dtype=torch.uint8)
@@ -89,7 +91,7 @@ def mapped_tensors(memory: mmap, records: Sequence[TensorRecord]) -> Iterator[tu
 
 
 def tensors_in(data: Tensor, records: Sequence[TensorRecord]) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors that lie one after the other in [bytes] `data`, as `segment_offsets` places them; no copy."""
+    """Yield the tensors in [bytes] `data`, which are at the offsets of `segment_offsets`, without a copy."""
     for record, offset in zip(records, segment_offsets(records), strict=False):
         piece = data[offset : offset + record.num_bytes].view(getattr(torch, record.dtype))
         yield record.name, piece.reshape(record.shape)
@@ -99,10 +101,10 @@ def tensors_in(data: Tensor, records: Sequence[TensorRecord]) -> Iterator[tuple[
 
 
 def check_all_loaded(expected: set[str], loaded: set[str]) -> None:
-    """Compare the parameters of the model with those that an update reached, both in vLLM's names.
+    """Check that all parameters of the model got new values; names are those of vLLM.
 
     Raises:
-        ValueError: naming a parameter that kept its old values.
+        ValueError: a parameter kept its old values.
     """
     missing = sorted(expected - loaded)
     if missing:
@@ -113,7 +115,7 @@ def check_all_loaded(expected: set[str], loaded: set[str]) -> None:
 
 
 def repack_tied_head(model: Any) -> None:
-    """Pack a tied LM head again: on a CPU, vLLM keeps a packed copy that a reload of the embedding leaves stale."""
+    """Pack a tied LM head again: on a CPU, vLLM keeps a packed copy, which is not updated with the embedding."""
     head = getattr(model, "lm_head", None)
     embedding = getattr(getattr(model, "model", None), "embed_tokens", None)
     if head is None or embedding is None or head is embedding or head.weight.device.type != "cpu":
@@ -126,20 +128,20 @@ def repack_tied_head(model: Any) -> None:
 
 
 class GroupMember:
-    """One rank of a group; rank 0 sends.
+    """One rank of a weight group; rank 0 sends.
 
     Waits for: the other members, at most the timeout of the group in `connect` and in every broadcast.  Unblocked by:
-    them.
+    the other members.
     """
 
     def __init__(self, store: Store, group: WeightGroup, *, rank: int, device: torch.device) -> None:
-        """Take a seat; nobody is waited for before `connect`.
+        """Take the settings of the group; `connect` joins it.
 
         Args:
-            store: where the members find each other.
-            group: what they agree on; its epoch keeps the entries of two groups in one store apart.
+            store: key-value store in which the members find each other.
+            group: settings that all members share; its epoch separates the keys of two groups in one store.
             rank: 0 sends, the others receive.
-            device: where the weights are; decides between gloo and NCCL.
+            device: device of the weights; a CPU uses gloo, a GPU NCCL.
         """
         self.group = group
         self.device = device
@@ -150,66 +152,69 @@ class GroupMember:
         self._is_closed = False
 
     def connect(self) -> None:
-        """Meet the other members, the first time that it is called.
+        """Join the other members, unless done before.
 
         Raises:
-            WeightGroupError: some did not come, or the group was closed.
+            WeightGroupError: some did not join, or the group was closed.
         """
         if self._is_closed:
             raise WeightGroupError(f"{self._name} was closed after an error; resume from the last checkpoint")
         if self._backend is not None:
             return
         try:
-            self._meet()
+            self._rendezvous()
             self._backend = _process_group(self._store, self.group, self._rank, self.device)
         except RuntimeError as error:
             raise WeightGroupError(f"{self._name} did not form within {self.group.timeout_s:g} s: {error}") from error
 
     def start(self, buffer: Tensor) -> Any:
-        """Send [bytes] `buffer`, or receive into it; it is to be left alone until `finish` of what this returns.
+        """Begin to send [bytes] `buffer`, or to receive into it; do not use it before `finish`.
+
+        Returns:
+            the broadcast, for `finish`.
 
         Raises:
-            WeightGroupError: the other members did not come, or the group was closed.
+            WeightGroupError: other members did not join, or the group was closed.
         """
         self.connect()
         return self._backend.broadcast(buffer, 0)
 
     def finish(self, work: Any) -> None:
-        """Wait for a broadcast. After an error the group is closed, so that the others need not wait for a timeout.
+        """Wait for a broadcast; after an error close the group, so that the other members do not wait for a timeout.
 
-        It asks again and again, because a wait of NCCL's own would never end, or end the process at its timeout.
+        It polls, because NCCL's own wait would never end, or end the process at its timeout.
 
         Raises:
-            WeightGroupError: a member is gone or stands still.
+            WeightGroupError: a member died or makes no progress.
         """
         deadline = time.monotonic() + self.group.timeout_s
         try:
             while not work.is_completed():
                 if time.monotonic() > deadline:
-                    raise TimeoutError(f"a bucket was under way for {self.group.timeout_s:g} s")
+                    raise TimeoutError(f"a broadcast did not end within {self.group.timeout_s:g} s")
                 time.sleep(POLL_S)
             work.wait()
         except (RuntimeError, TimeoutError) as error:
             self.close()
             raise WeightGroupError(
-                f"{self._name} is broken, another member stands still or is gone: {error}"
+                f"{self._name} is broken, another member died or makes no progress: {error}"
             ) from error
 
     def close(self) -> None:
-        """Leave the group; what is under way in it ends with an error, here and elsewhere."""
+        """Leave the group; its running broadcasts end with an error, for every member."""
         backend, self._backend, self._is_closed = self._backend, None, True
         if backend is not None and self.device.type != "cpu":
             backend.abort()  # gloo closes its connections with the last reference
 
-    def _meet(self) -> None:
-        """Wait in the store, which has a limit; NCCL would wait without one for a member that does not come."""
-        seats = [f"seat-{rank}" for rank in range(self.group.world_size)]
-        self._store.set(seats[self._rank], "taken")
+    def _rendezvous(self) -> None:
+        """Wait in the store, with a timeout, until all members have joined; NCCL would wait for them without one."""
+        keys = [f"rank-{rank}" for rank in range(self.group.world_size)]
+        self._store.set(keys[self._rank], "joined")
         try:
-            self._store.wait(seats, timedelta(seconds=self.group.timeout_s))
+            self._store.wait(keys, timedelta(seconds=self.group.timeout_s))
         except RuntimeError as error:
-            missing = [rank for rank, seat in enumerate(seats) if not self._store.check([seat])]
-            raise RuntimeError(f"no sign of ranks {missing}") from error
+            missing = [rank for rank, key in enumerate(keys) if not self._store.check([key])]
+            raise RuntimeError(f"ranks {missing} did not join") from error
 
 
 def host_store(host: str, timeout_s: float) -> TCPStore:
@@ -219,7 +224,7 @@ def host_store(host: str, timeout_s: float) -> TCPStore:
 
 
 def join_store(group: WeightGroup) -> TCPStore:
-    """Return the store of rank 0, for the others.
+    """Connect to the store of rank 0.
 
     Raises:
         WeightGroupError: it does not answer.
@@ -232,12 +237,12 @@ def join_store(group: WeightGroup) -> TCPStore:
 
 
 def received(member: GroupMember, records: Sequence[TensorRecord]) -> Iterator[tuple[str, Tensor]]:
-    """Yield what rank 0 sends, bucket by bucket; the next bucket travels while the tensors of one are looked at.
+    """Yield the tensors that rank 0 sends, bucket by bucket; the next bucket is received meanwhile.
 
-    Every bucket gets memory of its own: vLLM keeps tensors of a layer until the last one of it is there.
+    Every bucket gets memory of its own: vLLM keeps the tensors of a layer until all of them have arrived.
 
     Raises:
-        WeightGroupError: a member is gone or stands still.
+        WeightGroupError: a member died or makes no progress.
     """
     buckets = [records[cut] for cut in bucket_slices(records)]
     started = ((bucket, buffer, member.start(buffer)) for bucket, buffer in _empty_buffers(buckets, member.device))
@@ -260,5 +265,6 @@ def _process_group(store: Store, group: WeightGroup, rank: int, device: torch.de
     if device.type == "cpu":
         return dist.ProcessGroupGloo(store, rank, group.world_size, timedelta(seconds=group.timeout_s))
     options = dist.ProcessGroupNCCL.Options()
-    options._timeout = timedelta(seconds=2 * group.timeout_s)  # ours first: NCCL's watchdog would end the process
+    # longer than the timeout in `finish`, which must come first: NCCL's own ends the process
+    options._timeout = timedelta(seconds=2 * group.timeout_s)
     return dist.ProcessGroupNCCL(store, rank, group.world_size, options)

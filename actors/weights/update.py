@@ -1,8 +1,8 @@
-"""A weight update: the records that describe it, and the memory of a host in which it lies.
+"""A weight update: the records that describe it, and the memory of a host that holds its values.
 
 A segment is an anonymous file (`memfd_create`): it has no name in /dev/shm, is not bounded by the size of /dev/shm,
-and nothing is left of it when the process that made it is killed. Others of the same user open it through /proc.
-Engines on another host than the learner get whole tensors, or only the values that changed, bit for bit.
+and disappears when the process that made it is killed. Other processes of the same user open it through /proc. Engines
+on another host than the learner get whole tensors, or only the values that changed, bit for bit.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 ALIGNMENT = 64
 """Every tensor of a segment starts at a multiple of it, in bytes."""
 BUCKET_BYTES = 64 << 20
-"""Full weights that are gathered at once; a larger tensor is gathered alone."""
+"""Most bytes of full weights that are gathered at once; a larger tensor is gathered alone."""
 SAMPLED_STRIDE = 64
-"""One of so many blocks of a large tensor is checksummed in an ordinary update; which one moves with the version."""
+"""Blocks of a large tensor from one that enters the checksum to the next; the sampled blocks move with the version."""
 
 
 class WeightVersionError(RuntimeError):
@@ -31,21 +31,21 @@ class WeightVersionError(RuntimeError):
 
 
 class WeightGroupError(RuntimeError):
-    """A broadcast that did not reach all members of the group; those that wait for it give up as well."""
+    """A broadcast that did not reach all members of the group; it fails on all of them."""
 
 
 class WeightLoadError(RuntimeError):
-    """An update that the engine could not load; it holds half of it and samples no more."""
+    """An update that the engine could not load completely; the engine samples no more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorRecord:
-    """A full tensor, as whoever sends or loads it sees it."""
+    """Description of a full tensor, made by the sender and by the engine that loads it."""
 
     name: str
-    """In Hugging Face form; tied weights appear once."""
+    """Name in Hugging Face form; tied weights appear once."""
     dtype: str
-    """As torch calls it, `bfloat16`."""
+    """Name of the type in torch, such as `bfloat16`."""
     shape: tuple[int, ...]
     num_bytes: int
     checksum: int | None = None
@@ -53,12 +53,13 @@ class TensorRecord:
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> Self:
-        """Rebuild a record from its `asdict` after serialization has made lists of tuples."""
-        return cls(**{**fields, "shape": tuple(fields["shape"])})
+        """Rebuild a record from its `asdict`, in which serialization has turned tuples into lists."""
+        values: dict[str, Any] = {**fields, "shape": tuple(fields["shape"])}
+        return cls(**values)
 
     @property
     def item_bytes(self) -> int:
-        """Size of one value."""
+        """Bytes of one value."""
         return self.num_bytes // max(1, prod(self.shape))
 
 
@@ -69,39 +70,40 @@ class WeightGroup:
     host: str
     """Address of learner rank 0."""
     port: int
-    """Where its store listens."""
+    """Port of the store of rank 0."""
     world_size: int
-    """One, and the workers of all engines."""
+    """Members: rank 0 of the learner, and the workers of all engines."""
     epoch: int
-    """Groups before this one, plus one."""
+    """Number of the group, from 1; every new group has the next one."""
     timeout_s: float
-    """Longest wait of a member for the others."""
+    """Longest wait of a member for the others, in seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class WeightUpdate:
-    """New weights for an engine: what they are, and where their values come from."""
+    """New weights for an engine: a description of all tensors, and the source of their values."""
 
     version: int
-    """Policy version that the weights make."""
+    """Policy version of the weights."""
     tensors: tuple[TensorRecord, ...]
-    """In the order in which they lie in memory or are sent; without checksums if they are still to be gathered."""
-    source: str | WeightGroup | tuple[NDArray, ...]
+    """In the order in which they are in memory or are sent; without checksums if they are still to be gathered."""
+    source: str | WeightGroup | tuple[NDArray[Any], ...]
     """Path of a segment on the host that reads it; a group in which the values are about to be broadcast; or, for
     another host, the values: of each tensor all its bytes, or its changes (see `changes`) where they are smaller."""
     base_version: int | None = None
-    """Version that changes are against; None without changes."""
+    """Version from which changes are counted; None without changes."""
     first_rank: int = 0
-    """Rank in the group of the first worker of the engine that is told; its other workers follow. 0 without a group."""
+    """Rank in the group of the first worker of the engine; its other workers follow. 0 without a group."""
     stride: int = SAMPLED_STRIDE
-    """One of so many blocks is in the checksums; 1: all of them."""
+    """Blocks from one that enters the checksum to the next; 1 for all blocks."""
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> Self:
-        """Rebuild an update from its `asdict` after serialization has made lists of tuples."""
+        """Rebuild an update from its `asdict`, in which serialization has turned tuples into lists."""
         tensors = tuple(TensorRecord.of(tensor) for tensor in fields["tensors"])
         source = fields["source"] if isinstance(fields["source"], str) else WeightGroup(**fields["source"])
-        return cls(**{**fields, "tensors": tensors, "source": source})
+        values: dict[str, Any] = {**fields, "tensors": tensors, "source": source}
+        return cls(**values)
 
     @property
     def offsets(self) -> tuple[int, ...]:
@@ -115,16 +117,16 @@ class WeightUpdate:
 
     @property
     def num_bytes(self) -> int:
-        """Of all tensors."""
+        """Bytes of all tensors."""
         return sum(tensor.num_bytes for tensor in self.tensors)
 
     @property
     def num_travelling_bytes(self) -> int:
-        """Size of the values that the update carries to another host; 0 if it says where they lie."""
+        """Bytes of the values that the update carries to another host; 0 if its source is a segment or a group."""
         return sum(part.nbytes for part in self.source) if isinstance(self.source, tuple) else 0
 
     def pieces(self, data: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], ...]:
-        """[tensors] the bytes of each tensor in the memory of a segment, without a copy."""
+        """Return [tensors] the bytes of each tensor in the memory of a segment, without a copy."""
         return tuple(
             data[offset : offset + tensor.num_bytes] for offset, tensor in zip(self.offsets, self.tensors, strict=True)
         )
@@ -132,24 +134,24 @@ class WeightUpdate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightReceipt:
-    """What an engine handed to its model; equals what the learner sent, or the run stops."""
+    """The tensors that an engine loaded; the run stops if they differ from those that the learner sent."""
 
     version: int
     tensors: tuple[TensorRecord, ...]
     pause_s: float
-    """Generation stood still."""
+    """Seconds for which generation was paused."""
     num_travelling_bytes: int = 0
-    """What came from another host for it."""
+    """Bytes that came from another host for the update."""
 
 
 def segment_offsets(tensors: Iterable[TensorRecord]) -> tuple[int, ...]:
-    """[tensors + 1] where tensors start when laid out one after the other, and the end."""
+    """Return [tensors + 1] the first byte of each tensor when they are stored one after the other, and the end."""
     sizes = (-(-tensor.num_bytes // ALIGNMENT) * ALIGNMENT for tensor in tensors)
     return tuple(accumulate(sizes, initial=0))
 
 
 def bucket_slices(tensors: Sequence[TensorRecord]) -> Iterator[slice]:
-    """Cut tensors into runs of at most `BUCKET_BYTES`; a larger tensor is a run of its own."""
+    """Yield buckets of consecutive tensors with at most `BUCKET_BYTES`; a larger tensor has a bucket of its own."""
     start, filled = 0, 0
     for index, tensor in enumerate(tensors):
         if index > start and filled + tensor.num_bytes > BUCKET_BYTES:
@@ -167,23 +169,23 @@ class Segment:
     """A block of memory of this process that others on this host may map."""
 
     def __init__(self, num_bytes: int) -> None:
-        """Allocate at least one byte; pages are taken from the host as they are first written."""
+        """Reserve `num_bytes`, at least one; the host allocates a page when it is first written."""
         self._handle = os.memfd_create("qwenlong-weights")
         os.ftruncate(self._handle, max(1, num_bytes))
         self._map = mmap.mmap(self._handle, max(1, num_bytes))
 
     def __del__(self) -> None:
-        """Let go of the memory; it stays with those who have mapped it."""
+        """Close the file; processes that have mapped it keep the memory."""
         os.close(self._handle)
 
     @property
     def path(self) -> str:
-        """Where processes of this host find the segment as long as this one lives."""
+        """Path of the segment for processes of this host, while this process lives."""
         return f"/proc/{os.getpid()}/fd/{self._handle}"
 
     @property
     def num_bytes(self) -> int:
-        """Size."""
+        """Bytes of the segment."""
         return len(self._map)
 
     @property
@@ -193,9 +195,9 @@ class Segment:
 
 
 class SegmentReader:
-    """Maps segments of other processes, read-only, and keeps the latest mappings.
+    """Reader that maps segments of other processes, read-only, and keeps the latest mappings.
 
-    Segments are written again and again; a mapping that is kept has its pages ready the next time.
+    Segments are reused, and the pages of a mapping that is kept need not be mapped again.
     """
 
     def __init__(self) -> None:
@@ -214,7 +216,7 @@ class SegmentReader:
                 raise ValueError(
                     f"segment {path} has {status.st_size} bytes, fewer than the {num_bytes} that were announced"
                 )
-            if status.st_ino not in self._maps:  # a path may come to mean other memory, the inode does not
+            if status.st_ino not in self._maps:  # a path may be reused for other memory, an inode is not
                 self._maps = dict([*self._maps.items()][-1:])
                 self._maps[status.st_ino] = mmap.mmap(
                     file.fileno(), status.st_size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE, prot=mmap.PROT_READ
@@ -222,14 +224,21 @@ class SegmentReader:
             return self._maps[status.st_ino]
 
 
-# values that travel to another host ------------------------------------------------------------------------------
+# values for another host -----------------------------------------------------------------------------------------
 
 
-def changes(new: NDArray[np.uint8], old: NDArray[np.uint8], item_bytes: int) -> NDArray:
-    """Return the changes of a tensor, [C] with fields `index` (in the flattened tensor) and `value`, where they are
-    smaller than `new`, [bytes]; otherwise `new` itself.
+def changes(new: NDArray[np.uint8], old: NDArray[np.uint8], item_bytes: int) -> NDArray[Any]:
+    """Return the values of a tensor that changed, or the whole tensor where that is smaller.
 
-    Values are compared as unsigned integers of their size, so that -0.0 and NaN are values like any other.
+    Values are compared as unsigned integers of their size, so that -0.0 and NaN need no special care.
+
+    Args:
+        new: [bytes] of the tensor.
+        old: [bytes] of the tensor in the earlier version.
+        item_bytes: bytes of one value.
+
+    Returns:
+        [C] with fields `index` (in the flattened tensor) and `value`, or `new` itself.
     """
     word = np.dtype(f"u{item_bytes}")
     words = new.view(word)
@@ -243,18 +252,20 @@ def changes(new: NDArray[np.uint8], old: NDArray[np.uint8], item_bytes: int) -> 
 
 
 class HostCopy:
-    """The weights that an engine holds, on a host where the learner's segment cannot be mapped."""
+    """Copy of the weights of an engine, on a host where the learner's segment cannot be mapped."""
 
     def __init__(self) -> None:
         self._segment = Segment(0)
         self._version: int | None = None
 
     def write(self, update: WeightUpdate) -> WeightUpdate:
-        """Bring the copy to the version of an update that carries its values; return it with the path of the copy. An
-        update that lies in a segment or comes through a group is returned as it is.
+        """Write the values that an update carries into the copy.
+
+        Returns:
+            the update with the path of the copy as its source; unchanged if its source is a segment or a group.
 
         Raises:
-            WeightVersionError: the changes are against a version that is not here.
+            WeightVersionError: the update has changes from a version that the copy does not hold.
         """
         if not isinstance(update.source, tuple):
             return update
@@ -262,7 +273,7 @@ class HostCopy:
             self._check_base(update)
             if self._segment.num_bytes < update.segment_bytes:
                 self._segment = Segment(update.segment_bytes)
-            self._version = None  # half written from here on
+            self._version = None  # until all tensors are written
             for piece, part in zip(update.pieces(self._segment.data), update.source, strict=True):
                 _write(piece, part)
             self._version = update.version
@@ -271,13 +282,13 @@ class HostCopy:
     def _check_base(self, update: WeightUpdate) -> None:
         if update.base_version is not None and update.base_version != self._version:
             raise WeightVersionError(
-                f"weights of version {update.version} came as changes against version {update.base_version}, "
+                f"weights of version {update.version} came as changes from version {update.base_version}, "
                 f"but this host holds version {self._version}; send them whole"
             )
 
 
-def _write(piece: NDArray[np.uint8], part: NDArray) -> None:
-    """Write all bytes of a tensor, or its changes."""
+def _write(piece: NDArray[np.uint8], part: NDArray[Any]) -> None:
+    """Write all bytes of a tensor, or its changes, to its memory."""
     if part.dtype.names is None:
         piece[:] = part
     else:

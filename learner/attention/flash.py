@@ -1,13 +1,14 @@
 """The flash kernels that ship with torch, behind two calls: attention with its log-sum-exp, and its gradient.
 
-Both work on rows cut into consecutive spans; piece i of the queries sees piece i of the keys. The CPU runs one call
-per run of equal spans, a GPU one call for the whole row (FlashAttention-2 inside torch, or FlashAttention-3 once
-`torch.nn.attention.activate_flash_attention_impl("FA3")` was called, which needs the flash-attn package).
+Both work on rows cut into consecutive spans; span i of the queries attends to span i of the keys. The CPU makes one
+call per run of equally long spans, a GPU one call for the whole row (FlashAttention-2 inside torch, or
+FlashAttention-3 once `torch.nn.attention.activate_flash_attention_impl("FA3")` was called, which needs the flash-attn
+package).
 
-The gradient call takes output and log-sum-exp from outside. When they belong to a softmax over more keys than the
-ones given, the result is exactly the part of the gradient that flows through these keys: with p = exp(score - lse) the
+The gradient call takes output and log-sum-exp as arguments. When they belong to a softmax over more keys than those
+given, the result is exactly the part of the gradient that flows through the given keys: with p = exp(score - lse) the
 score gradient is p * (grad . v - grad . out), and both `lse` and `out` are those of the whole softmax. Ring attention
-rests on the same fact (Liu et al., 2023).
+uses the same identity (Liu et al., 2023).
 
 Dimensions: `H` heads, `K` key-value heads (a divisor of H), `T` queries, `S` keys, `D` head width.
 """
@@ -15,34 +16,28 @@ Dimensions: `H` heads, `K` key-value heads (a divisor of H), `T` queries, `S` ke
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import accumulate, groupby
+from typing import Any
 
 import torch
 from torch import Tensor
 
-_aten = torch.ops.aten
+_aten: Any = torch.ops.aten
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Spans:
-    """Lengths of consecutive spans of a row."""
+    """Consecutive spans of a row, for kernels on one device."""
 
-    lengths: tuple[int, ...]
-    """At least 1 each."""
-    offsets: Tensor | None
-    """[spans + 1] int32 start of every piece and end of the last, on the GPU; None on the CPU."""
-
-    @classmethod
-    def of(cls, lengths: Sequence[int], device: torch.device) -> Spans:
-        """Spans of these lengths for rows on the device."""
-        offsets = None
+    def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
+        """Take the length of every span, at least 1 each."""
+        self.lengths = tuple(lengths)
+        self.offsets: Tensor | None = None
+        """[spans + 1] int32 start of every span and end of the last, on the GPU; None on the CPU."""
         if device.type != "cpu":
-            offsets = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
-        return cls(tuple(lengths), offsets)
+            self.offsets = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
 
     def runs(self) -> Iterator[tuple[slice, int]]:
-        """Runs of equal lengths: the stretch of the row and the number of spans in it."""
+        """Yield every run of equally long spans: its part of the row, and the number of spans in it."""
         start = 0
         for length, same in groupby(self.lengths):
             count = len(list(same))
@@ -51,10 +46,10 @@ class Spans:
 
 
 def unsupported_reason(device: torch.device, dtype: torch.dtype, head_width: int) -> str | None:
-    """Why the kernels cannot run on such tensors, or None if they can."""
+    """Return why the kernels cannot run on such tensors, or None if they can."""
     if device.type == "cpu":
         known = (torch.float32, torch.bfloat16, torch.float64)
-        return None if dtype in known else f"the CPU flash kernel does not know {dtype}"
+        return None if dtype in known else f"the CPU flash kernel does not support {dtype}"
     if device.type != "cuda":
         return f"there is no flash kernel for device {device.type}"
     if dtype not in (torch.bfloat16, torch.float16):
@@ -67,19 +62,19 @@ def unsupported_reason(device: torch.device, dtype: torch.dtype, head_width: int
 def attend(
     q: Tensor, k: Tensor, v: Tensor, queries: Spans, keys: Spans, *, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Softmax attention within every piece, and the log-sum-exp of its scores.
+    """Compute softmax attention within every span, and the log-sum-exp of its scores.
 
     Args:
         q: [1, H, T, D].
         k: [1, K, S, D].
         v: [1, K, S, D].
         queries: spans of T.
-        keys: as many spans of S, and equal runs of them in the same places.
-        causal: query i of a piece sees the keys up to i of its piece; needs equal spans.
+        keys: as many spans of S; runs of equal lengths must be at the same indices as in `queries`.
+        causal: query i of a span attends to the keys 0 to i of its span; the spans of keys are then those of queries.
         scale: factor on the scores.
 
     Returns:
-        [1, H, T, D] and [1, H, T] fp32.
+        output [1, H, T, D] and log-sum-exp [1, H, T] fp32.
     """
     if queries.offsets is not None:
         out, lse, *_ = _aten._flash_attention_forward(
@@ -94,14 +89,13 @@ def attend(
             scale=scale,
         )
         return _head_major(out), lse.unsqueeze(0)
-    parts = [
+    parts: list[tuple[Tensor, Tensor]] = [
         _aten._scaled_dot_product_flash_attention_for_cpu(
             _stacked(q, q_run, count), _stacked(k, k_run, count), _stacked(v, k_run, count), 0.0, causal, scale=scale
         )
         for (q_run, count), (k_run, _) in zip(queries.runs(), keys.runs(), strict=True)
     ]
-    out, lse = (list(column) for column in zip(*parts, strict=True))
-    return _joined(out), _joined([x.unsqueeze(-1) for x in lse]).squeeze(-1)
+    return _joined([out for out, _ in parts]), _joined([lse.unsqueeze(-1) for _, lse in parts]).squeeze(-1)
 
 
 def attend_backward(
@@ -117,7 +111,10 @@ def attend_backward(
     causal: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients for q, k and v; `out` and `lse` may come from a softmax over these keys and others."""
+    """Compute the gradients of q, k and v.
+
+    `out` and `lse` may come from a softmax over these keys and others; the other arguments are those of `attend`.
+    """
     if queries.offsets is not None:
         gradients = _aten._flash_attention_backward(
             *map(_token_major, (grad, q, k, v, out)),
@@ -134,7 +131,7 @@ def attend_backward(
         )
         dq, dk, dv = map(_head_major, gradients)
         return dq, dk, dv
-    parts = []
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
     for (q_run, count), (k_run, _) in zip(queries.runs(), keys.runs(), strict=True):
         grad_run, own_q, own_out = (_stacked(x, q_run, count) for x in (grad, q, out))
         own_k, own_v = (_stacked(x, k_run, count) for x in (k, v))
@@ -149,7 +146,17 @@ def attend_backward(
 
 
 def merge(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention over the union of two disjoint sets of keys from the attention over each, in the dtype of `out`."""
+    """Combine the attention over two disjoint sets of keys into that over their union.
+
+    Args:
+        out: [1, H, T, D] attention over the first set.
+        lse: [1, H, T] fp32 log-sum-exp of its scores.
+        other: [1, H, T, D] attention over the second set.
+        other_lse: [1, H, T] fp32 log-sum-exp of its scores.
+
+    Returns:
+        output in the dtype of `out`, and log-sum-exp.
+    """
     merged_lse = torch.logaddexp(lse, other_lse)
     share = (other_lse - merged_lse).exp().unsqueeze(-1)
     if out.dtype == torch.bfloat16:
@@ -158,21 +165,21 @@ def merge(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> tuple[T
 
 
 def _token_major(x: Tensor) -> Tensor:
-    """[1, H, T, D] -> [T, H, D], the layout of the CUDA kernels."""
+    """Rearrange [1, H, T, D] to [T, H, D], the layout of the CUDA kernels."""
     return x.squeeze(0).transpose(0, 1)
 
 
 def _head_major(x: Tensor) -> Tensor:
-    """[T, H, D] -> [1, H, T, D]."""
+    """Rearrange [T, H, D] to [1, H, T, D]."""
     return x.transpose(0, 1).unsqueeze(0)
 
 
 def _stacked(x: Tensor, run: slice, count: int) -> Tensor:
-    """A view of `count` equal spans: [1, H, T, D] -> [count, H, piece, D]."""
-    return x[0, :, run].unflatten(1, (count, -1)).transpose(0, 1)
+    """View the `count` equal spans of a run as a batch: [1, H, T, D] to [count, H, span, D]."""
+    return torch.unflatten(x[0, :, run], 1, (count, -1)).transpose(0, 1)
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
-    """Undo `_stacked` and lay the runs one after the other: [count, H, piece, D] each -> [1, H, T, D]."""
+    """Undo `_stacked` and concatenate the runs: [count, H, span, D] each, to [1, H, T, D]."""
     rows = [part.transpose(0, 1).flatten(1, 2) if part.shape[0] > 1 else part.squeeze(0) for part in parts]
     return (rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)).unsqueeze(0)

@@ -1,15 +1,17 @@
 """Attention over rows that hold every prompt once, followed by its responses.
 
-A response token sees its prompt and the earlier tokens of its own response, nothing else, so the result equals
-forwarding each prompt-response pair on its own, up to rounding. The function enters the registry of `transformers`
-under its own key and runs inside unmodified Qwen2, Qwen3 and Llama models; the layout of the row travels as a keyword.
+A response token attends to its prompt and to the earlier tokens of its own response, nothing else, so the result equals
+that of forwarding each prompt-response pair on its own, up to rounding. The function is registered with `transformers`
+under a key of its own and runs inside unmodified Qwen2, Qwen3 and Llama models, which pass the layout of the row on as
+a keyword argument.
 
-Forward: causal attention within every prompt and every response, then all responses of a segment at once against their
-prompt, and both merged by their log-sum-exp. Nothing of the prompt is copied per response. Backward: the same two
-calls, each with the merged output and log-sum-exp, which makes their sum the exact gradient (see `flash`).
+Forward: causal attention within every prompt and every response; then all responses of a segment at once against their
+prompt; both merged by their log-sum-exp. The prompt is not copied for its responses. Backward: the same two calls, each
+with the merged output and log-sum-exp, which makes their sum the exact gradient (see `flash`).
 
-The same attention runs in three phases when a group is larger than memory (see `three_phase`): prompts alone,
-whose keys and values stay in a `PrefixCache`; responses against the cache, any number of times; the prompts' backward.
+A group that does not fit into memory goes through the same attention in three phases (see `three_phase`): prompts
+alone, whose keys and values are kept in a `PrefixCache`; responses against the cache, any number of times; the backward
+pass of the prompts.
 
 Dimensions: `H` heads, `K` key-value heads, `T` tokens of the row, `D` head width.
 """
@@ -17,7 +19,7 @@ Dimensions: `H` heads, `K` key-value heads, `T` tokens of the row, `D` head widt
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -34,7 +36,7 @@ ATTENTION_KEY = "shared_prefix"
 
 
 class Pass(StrEnum):
-    """Which tokens of the segments a row holds."""
+    """Tokens of the segments that a row holds."""
 
     WHOLE = "whole"
     """Prompts and responses."""
@@ -46,21 +48,20 @@ class Pass(StrEnum):
     """One response per prompt, through torch's own attention: the dense path that the others are checked against."""
 
 
-@dataclass(slots=True)
 class PrefixLayer:
-    """Keys and values of all prompts in one layer, and the gradients that the responses have left for them."""
+    """Keys and values of all prompts in one layer, and the sum of their gradients from the responses."""
 
-    key: Tensor
-    """[1, K, prompts, D], without gradient."""
-    value: Tensor
-    """[1, K, prompts, D], without gradient."""
-    key_grad: Tensor | None = None
-    """[1, K, prompts, D] fp32."""
-    value_grad: Tensor | None = None
-    """[1, K, prompts, D] fp32."""
+    def __init__(self, key: Tensor, value: Tensor) -> None:
+        """Take keys and values, [1, K, prompts, D] each, without gradient."""
+        self.key = key
+        self.value = value
+        self.key_grad: Tensor | None = None
+        """[1, K, prompts, D] fp32; None before the first response."""
+        self.value_grad: Tensor | None = None
+        """[1, K, prompts, D] fp32; None before the first response."""
 
     def accumulate(self, keys: slice, key_grad: Tensor, value_grad: Tensor) -> None:
-        """Add the gradients of one prompt."""
+        """Add the gradients of one prompt, which holds these keys."""
         if self.key_grad is None or self.value_grad is None:
             self.key_grad = torch.zeros_like(self.key, dtype=torch.float32)
             self.value_grad = torch.zeros_like(self.value, dtype=torch.float32)
@@ -68,51 +69,48 @@ class PrefixLayer:
         self.value_grad[:, :, keys] += value_grad
 
 
-@dataclass(slots=True)
-class PrefixCache:
-    """What the prompts of a row leave behind for its responses, by index of the layer."""
-
-    layers: dict[int, PrefixLayer] = field(default_factory=dict)
+PrefixCache = dict[int, PrefixLayer]
+"""The prompts of a row in every layer, by index of the layer."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PromptAttention:
-    """All responses of one segment against their prompt."""
+    """Attention of all responses of one segment to their prompt."""
 
     queries: slice
-    """Of the row."""
+    """Tokens of the row."""
     keys: slice
-    """Of the row, or of the cached prompts."""
+    """Tokens of the row, or of the cached prompts."""
     query_spans: Spans
     key_spans: Spans
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RowLayout:
-    """Who sees whom in a row; made once per row, used by every layer."""
+    """Which tokens of a row attend to which others; made once per row, used by every layer."""
 
     which: Pass
     spans: Spans
-    """Stretches with causal attention inside; they cover the row."""
+    """Spans with causal attention inside; they cover the row."""
     prompt_attentions: tuple[PromptAttention, ...]
     cache: PrefixCache | None = None
-    """Filled by a row of prompts, read by a row of responses; a new one for every pass over them."""
+    """Filled by a row of prompts, read by a row of responses; every pass needs a new one."""
     exchange: HeadExchange | None = None
     """Set where the tokens of the row are spread over several ranks."""
 
     def with_exchange(self, exchange: HeadExchange | None, padding: int, device: torch.device) -> RowLayout:
-        """The same row spread over ranks, with `padding` tokens behind it that nobody sees."""
+        """Return the layout of the same row spread over ranks, with `padding` unused tokens at its end."""
         lengths = (*self.spans.lengths, padding) if padding else self.spans.lengths
-        return replace(self, exchange=exchange, spans=Spans.of(lengths, device))
+        return replace(self, exchange=exchange, spans=Spans(lengths, device))
 
     def with_cache(self, cache: PrefixCache) -> RowLayout:
-        """The same row with a cache for its prompts' keys and values."""
+        """Return the layout of the same row with a cache for the keys and values of its prompts."""
         return replace(self, cache=cache)
 
 
 def whole_layout(segments: Sequence[PrefixSegment], device: torch.device) -> RowLayout:
-    """Layout of a row of prompts and responses; segments must cover the row without gaps."""
-    lengths = [length for segment in segments for length in _self_pieces(segment)]
+    """Return the layout of a row of prompts and responses; segments must cover the row without gaps."""
+    lengths = [length for segment in segments for length in _causal_lengths(segment)]
     prompt_attentions = tuple(
         _cross(
             segment.start + segment.prompt_tokens, sum(segment.response_tokens), segment.start, segment.prompt_tokens,
@@ -121,11 +119,11 @@ def whole_layout(segments: Sequence[PrefixSegment], device: torch.device) -> Row
         for segment in segments
         if len(segment.response_tokens) > 1
     )  # fmt: skip
-    return RowLayout(Pass.WHOLE, Spans.of(lengths, device), prompt_attentions)
+    return RowLayout(Pass.WHOLE, Spans(lengths, device), prompt_attentions)
 
 
 def dense_layout(segments: Sequence[PrefixSegment], device: torch.device) -> RowLayout:
-    """Layout of a row in which every prompt has one response, for torch's own attention.
+    """Return the layout of a row in which every prompt has one response, for torch's own attention.
 
     Raises:
         ValueError: a segment has several responses.
@@ -136,18 +134,18 @@ def dense_layout(segments: Sequence[PrefixSegment], device: torch.device) -> Row
 
 
 def prompt_layout(prompt_tokens: Sequence[int], device: torch.device) -> RowLayout:
-    """Layout of a row of prompts alone, whose keys and values go into a cache."""
-    return RowLayout(Pass.PROMPTS, Spans.of(prompt_tokens, device), ())
+    """Return the layout of a row of prompts alone, whose keys and values go into a cache."""
+    return RowLayout(Pass.PROMPTS, Spans(prompt_tokens, device), ())
 
 
 def response_layout(
     prompt_tokens: Sequence[int], response_tokens: Sequence[Sequence[int]], device: torch.device
 ) -> RowLayout:
-    """Layout of a row of responses whose prompts are in a cache.
+    """Return the layout of a row of responses whose prompts are in a cache.
 
     Args:
-        prompt_tokens: [S] of every prompt in the cache.
-        response_tokens: [S] lengths of the responses in this row, maybe none for some prompts.
+        prompt_tokens: [S] tokens of every prompt in the cache.
+        response_tokens: [S] tokens of each response in this row; empty for a prompt without one.
         device: of the row.
     """
     prompt_attentions: list[PromptAttention] = []
@@ -157,17 +155,18 @@ def response_layout(
             prompt_attentions.append(_cross(query, sum(responses), key, prompt, device))
         query, key = query + sum(responses), key + prompt
     lengths = [length for responses in response_tokens for length in responses]
-    return RowLayout(Pass.RESPONSES, Spans.of(lengths, device), tuple(prompt_attentions))
+    return RowLayout(Pass.RESPONSES, Spans(lengths, device), tuple(prompt_attentions))
 
 
 def register() -> None:
-    """Make `attn_implementation="shared_prefix"` known to transformers.
+    """Register `attn_implementation="shared_prefix"` with transformers.
 
-    No mask function is registered under the key, and transformers then builds no mask at all.
+    No mask function is registered under the key, so transformers builds no mask.
     """
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+    from transformers import AttentionInterface
 
-    ALL_ATTENTION_FUNCTIONS.register(ATTENTION_KEY, shared_prefix_attention)
+    registry: Any = AttentionInterface
+    registry.register(ATTENTION_KEY, shared_prefix_attention)
 
 
 def shared_prefix_attention(
@@ -183,54 +182,56 @@ def shared_prefix_attention(
     sliding_window: int | None = None,
     **kwargs: object,
 ) -> tuple[Tensor, None]:
-    """Attention function with the signature of the transformers registry.
+    """Compute the attention of one layer, with the signature of the transformers registry.
 
     Args:
         module: the attention layer; its `layer_idx` finds the layer in the cache.
         query: [1, H, T, D], rotated.
         key: [1, K, T, D], rotated.
         value: [1, K, T, D].
-        attention_mask: must be None; the layout says who sees whom.
-        row_layout: layout of the row, passed as keyword to the model.
-        scaling: factor on the scores.
+        attention_mask: must be None; the layout takes its place.
+        row_layout: layout of the row, passed to the model as a keyword argument.
+        scaling: factor on the scores; None for 1 / sqrt(D).
         dropout: must be 0.
         sliding_window: must be None.
+        **kwargs: what transformers passes to every attention function; not used.
 
     Returns:
         [1, T, H, D] and None in place of attention weights.
 
     Raises:
-        ValueError: a mask, dropout or sliding window, which this attention does not have.
+        ValueError: a mask, dropout or sliding window was given, which this attention does not support.
     """
     if attention_mask is not None or dropout or sliding_window is not None:
         raise ValueError(
-            f"shared-prefix attention has no mask, dropout or sliding window, got mask={attention_mask is not None} "
-            f"dropout={dropout} sliding_window={sliding_window}; set attention_dropout=0 and use_sliding_window=false "
-            "in the model's config.json"
+            "shared-prefix attention supports no mask, dropout or sliding window, got "
+            f"mask={attention_mask is not None} dropout={dropout} sliding_window={sliding_window}; set "
+            "attention_dropout=0 and use_sliding_window=false in the model's config.json"
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     exchange = row_layout.exchange
     if exchange is not None:
         query, key, value = exchange.to_heads(query), exchange.to_heads(key), exchange.to_heads(value)
     if row_layout.which is Pass.DENSE:
-        out = _stock(query, key, value, row_layout.spans, scale)
+        out = _torch_attention(query, key, value, row_layout.spans, scale)
     else:
         layer = int(getattr(module, "layer_idx", 0))
-        out = _SharedPrefix.apply(query, key, value, row_layout, layer, scale)
+        function: Any = _SharedPrefix
+        out: Tensor = function.apply(query, key, value, row_layout, layer, scale)
     if exchange is not None:
         out = exchange.to_tokens(out)
     return out.transpose(1, 2).contiguous(), None
 
 
 class _SharedPrefix(torch.autograd.Function):
-    """See the head of the file."""
+    """Shared-prefix attention with its gradient, as the docstring of the module describes them."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: RowLayout, layer: int, scale: float) -> Tensor:
         out, lse = attend(q, k, v, layout.spans, layout.spans, causal=True, scale=scale)
         if layout.which is Pass.PROMPTS:
-            # A checkpointed layer comes by twice; the second time its gradients are already there.
-            _cache(layout).layers.setdefault(layer, PrefixLayer(k.detach(), v.detach()))
+            # A checkpointed layer is forwarded twice; the second time the cache already holds its gradients.
+            _cache(layout).setdefault(layer, PrefixLayer(k.detach(), v.detach()))
         prompt_k, prompt_v = _prompt_states(k, v, layout, layer)
         for prompt_attention in layout.prompt_attentions:
             here = prompt_attention.queries
@@ -270,22 +271,22 @@ class _SharedPrefix(torch.autograd.Function):
             )
             dq[:, :, here] += cross_dq
             if layout.which is Pass.RESPONSES:
-                _cache(layout).layers[ctx.layer].accumulate(there, cross_dk, cross_dv)
+                _cache(layout)[ctx.layer].accumulate(there, cross_dk, cross_dv)
             else:
                 dk[:, :, there] += cross_dk
                 dv[:, :, there] += cross_dv
         if layout.which is Pass.PROMPTS:
-            cached = _cache(layout).layers[ctx.layer]
+            cached = _cache(layout)[ctx.layer]
             if cached.key_grad is not None and cached.value_grad is not None:
                 dk, dv = (dk + cached.key_grad).to(dk.dtype), (dv + cached.value_grad).to(dv.dtype)
         return dq, dk, dv, None, None, None
 
 
 def _prompt_states(k: Tensor, v: Tensor, layout: RowLayout, layer: int) -> tuple[Tensor, Tensor]:
-    """Keys and values that the responses look at across."""
+    """Return the keys and values in which `PromptAttention.keys` are indices: those of the row, or the cached ones."""
     if layout.which is not Pass.RESPONSES:
         return k, v
-    cached = _cache(layout).layers[layer]
+    cached = _cache(layout)[layer]
     return cached.key, cached.value
 
 
@@ -295,15 +296,15 @@ def _cache(layout: RowLayout) -> PrefixCache:
     return layout.cache
 
 
-def _stock(q: Tensor, k: Tensor, v: Tensor, spans: Spans, scale: float) -> Tensor:
-    columns = zip(*(x.split(spans.lengths, dim=2) for x in (q, k, v)), strict=True)
+def _torch_attention(q: Tensor, k: Tensor, v: Tensor, spans: Spans, scale: float) -> Tensor:
+    columns = zip(*(torch.split(x, list(spans.lengths), dim=2) for x in (q, k, v)), strict=True)
     gqa = q.shape[1] != k.shape[1]
     outs = [scaled_dot_product_attention(*qkv, is_causal=True, scale=scale, enable_gqa=gqa) for qkv in columns]
     return torch.cat(outs, dim=2)
 
 
-def _self_pieces(segment: PrefixSegment) -> tuple[int, ...]:
-    """A single response simply goes on where its prompt ends."""
+def _causal_lengths(segment: PrefixSegment) -> tuple[int, ...]:
+    """Return the lengths of the causal spans of a segment; a single response forms one span with its prompt."""
     if len(segment.response_tokens) == 1:
         return (segment.prompt_tokens + segment.response_tokens[0],)
     return (segment.prompt_tokens, *segment.response_tokens)
@@ -313,6 +314,6 @@ def _cross(query: int, num_queries: int, key: int, num_keys: int, device: torch.
     return PromptAttention(
         queries=slice(query, query + num_queries),
         keys=slice(key, key + num_keys),
-        query_spans=Spans.of((num_queries,), device),
-        key_spans=Spans.of((num_keys,), device),
+        query_spans=Spans((num_queries,), device),
+        key_spans=Spans((num_keys,), device),
     )

@@ -12,7 +12,7 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Aggregation:
-    """How the tokens of a group share its weight; always followed by the mean over groups."""
+    """Rule by which the tokens of a group share its weight; always followed by the mean over groups."""
 
     over: Literal["responses", "tokens", "constant"]
     """`responses`: GRPO, mean over answers of the token mean (paper Eq. 4). `tokens`: DAPO, mean over all tokens of
@@ -32,7 +32,12 @@ TOKEN_MEAN = Aggregation(over="tokens")
 
 
 def token_weights(response_tokens_G: Sequence[int], aggregation: Aggregation) -> list[float]:
-    """[G] weight of each token of each answer; the weights of a group's tokens sum to 1 (not so for `constant`)."""
+    """Return [G] the weight of each token of each answer; over the tokens of a group they sum to 1, but for `constant`.
+
+    Args:
+        response_tokens_G: tokens of each answer.
+        aggregation: how the tokens share the weight of the group.
+    """
     answers = len(response_tokens_G)
     if aggregation.constant_tokens is not None:
         return [1 / (answers * aggregation.constant_tokens)] * answers

@@ -14,21 +14,21 @@ from actors.trajectory import Group
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TrainingItem:
-    """One group of a batch as the driver hands it to every rank: by reference, with all that planning needs."""
+    """One group of a batch as the driver passes it to every rank: by reference, with all that planning needs."""
 
     group: Any
     """`ray.ObjectRef` of a `Group`; only the rank that trains on it fetches it."""
     advantages: tuple[float | None, ...]
-    """[G] advantage of each answer; None where its reward is unknown: the answer is left out."""
+    """[G] advantage of each answer; None where its reward is unknown, so that the answer is left out."""
     prompt_tokens: int
     """P, tokens of the shared prompt."""
     response_tokens: tuple[int, ...]
-    """Tokens of each answer that is not left out, in their order."""
+    """Tokens of each answer that is not left out, in the order of the answers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TrainingGroup:
-    """The tokens of a group with their advantages, as the loss sees it."""
+    """The tokens and advantages of a group: what the loss needs of it."""
 
     prompt_ids: NDArray[np.int32]
     """[P] token ids of the shared prompt."""
@@ -41,12 +41,15 @@ class TrainingGroup:
     temperature: float
     """Sampling temperature; logits are divided by it."""
     top_p: float = 1.0
-    """Nucleus of the sampler; `rollout_logprobs` are those of the distribution cut to it."""
+    """Nucleus of the sampler; `rollout_logprobs` are those of the distribution restricted to it."""
 
     def __post_init__(self) -> None:
         sizes = {len(self.response_ids), len(self.rollout_logprobs), len(self.advantages)}
         if sizes == {0} or len(sizes) != 1:
-            raise ValueError(f"group with {sorted(sizes)} responses, log-probabilities and advantages; they must agree")
+            raise ValueError(
+                f"group with {sorted(sizes)} responses, log-probabilities and advantages; give equally many, at least "
+                "one"
+            )
         for index, (ids, logprobs) in enumerate(zip(self.response_ids, self.rollout_logprobs, strict=True)):
             if len(ids) != len(logprobs):
                 raise ValueError(
@@ -56,7 +59,7 @@ class TrainingGroup:
         if self.temperature <= 0:
             raise ValueError(f"temperature={self.temperature} cannot divide logits; sample with a temperature above 0")
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p={self.top_p} is not a share of the distribution; it must be in (0, 1]")
+            raise ValueError(f"top_p={self.top_p} is not a probability mass; give a value in (0, 1]")
 
     @classmethod
     def of(cls, group: Group, advantages: Sequence[float | None]) -> Self:
@@ -89,7 +92,7 @@ class TrainingGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrefixSegment:
-    """A stretch of a packed row: one prompt, then its responses one after the other."""
+    """One prompt in a packed row, followed by its responses one after the other."""
 
     start: int
     """Index of the first prompt token in the row."""
@@ -115,9 +118,9 @@ class MicroBatch:
     segments: tuple[PrefixSegment, ...]
     """Cover the row without gaps."""
     predictors: NDArray[np.int64]
-    """[N] index in the row of the token that predicts each response token: the one before it, for the first token of
-    every response the last one of the prompt. In a row of responses alone, the index is into the last states of the
-    segments' prompts followed by the row."""
+    """[N] index in the row of the token that predicts each response token: the one before it; for the first token of
+    every response, the last token of the prompt. In a row of responses alone, the index is into the concatenation of
+    the last hidden states of all prompts and those of the row."""
     labels: NDArray[np.int64]
     """[N] the response tokens."""
     weights: NDArray[np.float32]
@@ -133,18 +136,18 @@ class MicroBatch:
     answers: NDArray[np.int64]
     """[N] index of the response in the row that each token belongs to."""
     prompts_ahead: bool = False
-    """True for a row of responses alone, whose prompts were forwarded before; `segments` then tell the lengths, but
-    `start` is that of the prompt among the prompts."""
+    """True for a row of responses alone, whose prompts were forwarded before. `start` of a segment is then the start of
+    its prompt in the row of prompts."""
 
     @property
     def is_placeholder(self) -> bool:
-        """True for a row that weighs nothing and only keeps the ranks in step."""
+        """True for a row with weight zero, which only keeps the ranks in step."""
         return not self.weights.any()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PhasedMicroBatch:
-    """A row in three phases: its prompts, then its responses in batches, then the prompts' backward pass."""
+    """A row for the three phases: its prompts, and its responses in batches."""
 
     prompts: tuple[NDArray[np.int32], ...]
     """[S] arrays of [P_i] token ids."""

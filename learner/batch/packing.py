@@ -1,11 +1,11 @@
 """Which rank forwards which responses of which group, in which micro-batch.
 
-Groups of a slice -> ranks -> micro-batches (one forward and backward each). Only the lengths are needed, so every rank,
-or the driver, makes the same plan before any token is fetched.
+Groups of a slice -> ranks -> micro-batches (one forward and backward pass each). Only the lengths are needed, so every
+rank makes the same plan before any token is fetched.
 
-A group beyond the token budget keeps its prompt whole: its responses go through in batches, in three phases (see
-`three_phase`), and the other ranks cut their micro-batch of the same step alike, so that all make the same
-collective calls.
+A group beyond the token budget keeps its prompt whole: its responses are forwarded in batches, in three phases (see
+`three_phase`). The other ranks divide their micro-batch of the same step into as many batches, so that all ranks make
+the same collective calls.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ PAIR_COST = 1 / 30_000
 """Cost of one query-key pair in units of one token through the linear layers. A layer of width h spends about 24 h^2
 FLOPs on the token and 4 h on the pair, so 1 / 6h: this is h = 5120, the 14B and 32B models of the paper."""
 MAX_TRADES = 100
-"""Bound on the trades after which the balance is taken as it is."""
+"""Most moves or swaps of groups that balance the ranks."""
 
 
 class Lengths(Protocol):
-    """What planning asks of a group, whether its tokens are there or not."""
+    """The lengths of a group, which planning needs; its tokens need not be there."""
 
     @property
     def prompt_tokens(self) -> int:
@@ -39,8 +39,7 @@ class Lengths(Protocol):
 
 
 Responses = Mapping[int, tuple[int, ...]]
-"""Group -> its responses that go through together behind one copy of the prompt: the index of the group in what was
-planned, and those of the responses within the group, ascending."""
+"""Index of a group in the planned slice -> indices of its responses that share one copy of the prompt, ascending."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,16 +48,15 @@ class RowPlan:
 
     responses: Responses
     batches: tuple[Responses, ...] = ()
-    """The same responses in batches, where they do not fit at once or another rank's do not: the row then goes through
-    in three phases. Empty where the row is forwarded whole."""
+    """The same responses in batches, where those of this row or of another rank's row do not fit at once: the row is
+    then forwarded in three phases. Empty where the row is forwarded whole."""
 
 
 PLACEHOLDER = RowPlan(responses={})
-"""A row that weighs nothing; it is forwarded like any other."""
+"""A row with weight zero; it is forwarded like any other."""
 
 SlicePlan = tuple[tuple[RowPlan, ...], ...]
-"""[num_ranks] rows of each rank, heaviest first, equally many on every rank: groups that go through the learner
-together."""
+"""[num_ranks] rows of each rank, those with the highest cost first, equally many on every rank."""
 
 
 def groups_of(plan: SlicePlan, rank: int) -> tuple[int, ...]:
@@ -71,13 +69,13 @@ def plan_slice(
 ) -> SlicePlan:
     """Plan the micro-batches of some groups; equal input gives an equal plan.
 
-    Whole groups go to the rank with the least cost so far, heaviest first; the heaviest rank then trades groups with
-    the others as long as that helps.
+    Whole groups are assigned to the rank with the lowest cost so far, the most expensive group first; then the rank
+    with the highest cost moves or swaps groups with the others as long as that lowers it.
 
     Args:
         groups: [N] the groups.
         num_ranks: data-parallel ranks.
-        max_tokens: tokens of a micro-batch, prompts counted once; the responses of a larger group go in batches.
+        max_tokens: tokens of a micro-batch, prompts counted once; a larger group has its responses in batches.
         pair_cost: cost of a query-key pair relative to a token.
 
     Raises:
@@ -134,7 +132,12 @@ def _check_lengths(index: int, group: Lengths, max_tokens: int) -> None:
 
 
 def _first_fit(items: Iterable[tuple[int, int]], capacity: int) -> list[list[int]]:
-    """Bins of item ids; items are (id, size) in the order in which they are placed."""
+    """Place each item in the first bin with room for it; return the ids in each bin.
+
+    Args:
+        items: (id, size), in the order in which they are placed.
+        capacity: of a bin.
+    """
     bins: list[list[int]] = []
     room: list[int] = []
     for item, size in items:
@@ -149,7 +152,14 @@ def _first_fit(items: Iterable[tuple[int, int]], capacity: int) -> list[list[int
 
 
 def balance(costs: Mapping[int, float], num_ranks: int) -> list[list[int]]:
-    """Groups of each rank: heaviest first to the rank with the least cost so far, then trades of the heaviest rank."""
+    """Return the groups of each rank, so that the highest cost of a rank is low.
+
+    The most expensive group first, each is assigned to the rank with the lowest cost so far; `_trade` follows.
+
+    Args:
+        costs: cost of each group, by its index.
+        num_ranks: data-parallel ranks.
+    """
     groups = sorted(costs, key=lambda i: (-costs[i], i))
     cost_N = np.array([costs[i] for i in groups])
     owner_N = np.empty(len(groups), np.int64)
@@ -165,15 +175,24 @@ def balance(costs: Mapping[int, float], num_ranks: int) -> list[list[int]]:
     return assigned
 
 
-def _trade(cost_N: NDArray, owner_N: NDArray, load_R: NDArray) -> None:
-    """Move or swap groups of the heaviest rank, always the trade after which the worse of the two ranks is lightest."""
+def _trade(cost_N: NDArray[np.float64], owner_N: NDArray[np.int64], load_R: NDArray[np.float64]) -> None:
+    """Move or swap groups between the rank with the highest cost and others, as long as that lowers its cost.
+
+    Each time, the trade is chosen after which the higher cost of its two ranks is lowest. Changes `owner_N` and
+    `load_R` in place.
+
+    Args:
+        cost_N: cost of each group.
+        owner_N: rank of each group.
+        load_R: cost of each rank.
+    """
     num_ranks = len(load_R)
     for _ in range(MAX_TRADES if num_ranks > 1 else 0):
         heaviest = int(load_R.argmax())
         mine = np.flatnonzero(owner_N == heaviest)
         theirs = np.flatnonzero(owner_N != heaviest)
         given = cost_N[mine, None]
-        # columns: every group of the others in exchange, then nothing in exchange, from every rank
+        # columns: every group of another rank to swap with, then every rank to move to without a swap
         taken = np.concatenate((cost_N[theirs], np.zeros(num_ranks)))
         partner = np.concatenate((owner_N[theirs], np.arange(num_ranks)))
         worse = np.maximum(load_R[heaviest] - given + taken, load_R[partner] + given - taken)
@@ -193,7 +212,7 @@ def _trade(cost_N: NDArray, owner_N: NDArray, load_R: NDArray) -> None:
 def _pack_rank(
     own: Sequence[int], groups: Sequence[Lengths], costs: Mapping[int, float], max_tokens: int
 ) -> list[RowPlan]:
-    """Rows of one rank, those in batches first, then heaviest first, so that the ranks wait little."""
+    """Return the rows of one rank: those in batches first, then by falling cost, so that ranks wait little."""
     tokens = {i: groups[i].prompt_tokens + sum(groups[i].response_tokens) for i in own}
     order = sorted(own, key=lambda i: (-tokens[i], i))
     large = {i: _phased(i, groups[i], max_tokens) for i in order if tokens[i] > max_tokens}
@@ -208,7 +227,7 @@ def _pack_rank(
 
 
 def _phased(index: int, group: Lengths, max_tokens: int) -> RowPlan:
-    """A group beyond the budget: its responses in as few batches as first-fit-decreasing finds."""
+    """Plan the row of a group beyond the budget, with as few batches of responses as first-fit-decreasing finds."""
     order = sorted(range(len(group.response_tokens)), key=lambda i: (-group.response_tokens[i], i))
     bins = _first_fit([(i, group.response_tokens[i]) for i in order], max_tokens - group.prompt_tokens)
     batches = tuple({index: tuple(sorted(responses))} for responses in bins)
@@ -216,7 +235,7 @@ def _phased(index: int, group: Lengths, max_tokens: int) -> RowPlan:
 
 
 def _in_step(ranks: list[list[RowPlan]]) -> SlicePlan:
-    """Equally many rows on every rank, and in every step equally many batches."""
+    """Pad the plan, so that every rank has equally many rows, and in every step equally many batches."""
     steps = max(len(rank) for rank in ranks)
     padded = [[*rank, *[PLACEHOLDER] * (steps - len(rank))] for rank in ranks]
     num_batches = [max(len(rank[step].batches) for rank in padded) for step in range(steps)]

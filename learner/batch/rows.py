@@ -1,13 +1,13 @@
 """From planned groups to packed rows: the arrays that one forward pass reads.
 
-A row is `prompt, response, response, ..., prompt, response, ...`: every prompt once, its responses behind it. A row
+A row is `prompt, response, response, ..., prompt, response, ...`: every prompt once, followed by its responses. A row
 that is too large to be forwarded at once becomes its prompts and several rows of responses, see `three_phase`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,7 @@ _PLACEHOLDER = TrainingGroup(
 
 
 def demonstration_group(demonstration: Demonstration) -> TrainingGroup:
-    """A demonstration as a group of one, so that the warm-up is packed and forwarded like everything else."""
+    """Return a demonstration as a group with one response, so that the warm-up is packed and forwarded like groups."""
     response = demonstration.response_ids
     return TrainingGroup(
         prompt_ids=demonstration.prompt_ids,
@@ -44,8 +44,8 @@ def build_microbatch(
     """Lay the planned responses out as one row, or as prompts and batches of responses where the plan has batches.
 
     Args:
-        plan: the responses of the row; without any the row is a placeholder of two tokens that weigh nothing.
-        groups: the groups they belong to, by index in the batch.
+        plan: the responses of the row; without any, the row is a placeholder of two tokens with weight zero.
+        groups: the groups they belong to, by index in the planned slice.
         num_groups: groups of the whole mini-batch over all ranks, the normaliser of the loss.
         aggregation: how the tokens of a group share its weight.
     """
@@ -63,7 +63,7 @@ def build_microbatch(
 
 
 def single_row(token_ids: NDArray[np.int32]) -> MicroBatch | PhasedMicroBatch:
-    """[T] tokens as a row of their own, where every token but the first is scored."""
+    """Return [T] tokens as a row in which every token but the first is scored."""
     group = demonstration_group(
         Demonstration(demonstration_id="row", prompt_ids=token_ids[:1], response_ids=token_ids[1:])
     )
@@ -74,13 +74,13 @@ def _phased(
     plan: RowPlan, groups: Mapping[int, TrainingGroup], num_groups: int, aggregation: Aggregation
 ) -> PhasedMicroBatch:
     members = {index: groups[index] for index in plan.responses} or {0: _PLACEHOLDER}
-    batches = []
+    batches: list[MicroBatch] = []
     for batch in plan.batches:
         row = _Row(num_prompts=len(members))
         for index, group in members.items():
             responses = batch.get(index, ())
             weights_G = _weights(group, num_groups, aggregation)
-            if not batch and not row.segments:  # nothing left of this row, but the other ranks are still at it
+            if not batch and not row.segments:  # this row has no responses left, but rows of other ranks have
                 group, responses, weights_G = _one_weightless_token(group), (0,), [0.0]
             segment = row.add_cached_prompt(group, responses)
             row.add_responses(group, responses, segment, weights_G)
@@ -89,7 +89,7 @@ def _phased(
 
 
 def _weights(group: TrainingGroup, num_groups: int, aggregation: Aggregation) -> list[float]:
-    """[G] share of each token of each response in the loss of the mini-batch."""
+    """Return [G] the share of each token of each response in the loss of the mini-batch."""
     return [weight / num_groups for weight in token_weights(group.response_tokens, aggregation)]
 
 
@@ -103,38 +103,30 @@ def _one_weightless_token(group: TrainingGroup) -> TrainingGroup:
     )
 
 
-@dataclass(slots=True)
 class _Row:
-    """Columns of a row while it grows."""
+    """A row while it is built: parts of every column, in order."""
 
-    num_prompts: int | None = None
-    """Prompts that were forwarded ahead; None where they are in the row."""
-    length: int = 0
-    prompts_length: int = 0
-    segments: list[PrefixSegment] = field(default_factory=list)
-    input_ids: list[NDArray] = field(default_factory=list)
-    position_ids: list[NDArray] = field(default_factory=list)
-    predictors: list[NDArray] = field(default_factory=list)
-    labels: list[NDArray] = field(default_factory=list)
-    weights: list[NDArray] = field(default_factory=list)
-    advantages: list[NDArray] = field(default_factory=list)
-    rollout_logprobs: list[NDArray] = field(default_factory=list)
-    temperature: list[NDArray] = field(default_factory=list)
-    top_p: list[NDArray] = field(default_factory=list)
-    answers: list[NDArray] = field(default_factory=list)
+    def __init__(self, num_prompts: int | None = None) -> None:
+        """Begin with nothing; `num_prompts` were forwarded before, None where the prompts are in the row."""
+        self.segments: list[PrefixSegment] = []
+        self._num_prompts = num_prompts
+        self._num_tokens = 0
+        self._num_cached_tokens = 0
+        self._input_ids: list[NDArray[np.int32]] = []
+        self._position_ids: list[NDArray[np.int64]] = []
+        self._predictors: list[NDArray[np.int64]] = []
+        self._responses: list[tuple[TrainingGroup, int, float]] = []
 
     def add_prompt(self, group: TrainingGroup, responses: Sequence[int]) -> int:
-        """Append the prompt; returns the index of its last token."""
-        self.segments.append(_segment(self.length, group, responses))
-        self.input_ids.append(group.prompt_ids)
-        self.position_ids.append(np.arange(len(group.prompt_ids)))
-        self.length += len(group.prompt_ids)
-        return self.length - 1
+        """Append the prompt; return the index of its last token."""
+        self.segments.append(_segment(self._num_tokens, group, responses))
+        self._append(group.prompt_ids, first_position=0)
+        return self._num_tokens - 1
 
     def add_cached_prompt(self, group: TrainingGroup, responses: Sequence[int]) -> int:
-        """Note a prompt that went ahead; returns the index of its last state."""
-        self.segments.append(_segment(self.prompts_length, group, responses))
-        self.prompts_length += len(group.prompt_ids)
+        """Note a prompt that was forwarded before; return the index of its last state."""
+        self.segments.append(_segment(self._num_cached_tokens, group, responses))
+        self._num_cached_tokens += len(group.prompt_ids)
         return len(self.segments) - 1
 
     def add_responses(
@@ -142,39 +134,40 @@ class _Row:
     ) -> None:
         """Append the responses; the state with index `last_prompt` predicts the first token of each."""
         for i in responses:
-            ids, start = group.response_ids[i], self.length + (self.num_prompts or 0)
+            ids, start = group.response_ids[i], self._num_tokens + (self._num_prompts or 0)
             predictors = np.arange(start - 1, start - 1 + len(ids))
             predictors[0] = last_prompt
-            self.predictors.append(predictors)
-            self.input_ids.append(ids)
-            self.position_ids.append(np.arange(len(group.prompt_ids), len(group.prompt_ids) + len(ids)))
-            self.labels.append(ids)
-            self.rollout_logprobs.append(group.rollout_logprobs[i])
-            for column, value in (
-                (self.weights, weights_G[i]),
-                (self.advantages, group.advantages[i]),
-                (self.temperature, group.temperature),
-                (self.top_p, group.top_p),
-                (self.answers, len(self.answers)),
-            ):
-                column.append(np.full(len(ids), value))
-            self.length += len(ids)
+            self._predictors.append(predictors)
+            self._responses.append((group, i, weights_G[i]))
+            self._append(ids, first_position=len(group.prompt_ids))
 
     def finish(self) -> MicroBatch:
+        """Return the row."""
+        answers = self._responses
         return MicroBatch(
-            input_ids=_join(self.input_ids, np.int64),
-            position_ids=_join(self.position_ids, np.int64),
+            input_ids=_join(self._input_ids, np.int64),
+            position_ids=_join(self._position_ids, np.int64),
             segments=tuple(self.segments),
-            predictors=_join(self.predictors, np.int64),
-            labels=_join(self.labels, np.int64),
-            weights=_join(self.weights, np.float32),
-            advantages=_join(self.advantages, np.float32),
-            rollout_logprobs=_join(self.rollout_logprobs, np.float32),
-            temperature=_join(self.temperature, np.float32),
-            top_p=_join(self.top_p, np.float32),
-            answers=_join(self.answers, np.int64),
-            prompts_ahead=self.num_prompts is not None,
+            predictors=_join(self._predictors, np.int64),
+            labels=_join([group.response_ids[i] for group, i, _ in answers], np.int64),
+            weights=self._per_token([weight for _, _, weight in answers], np.float32),
+            advantages=self._per_token([group.advantages[i] for group, i, _ in answers], np.float32),
+            rollout_logprobs=_join([group.rollout_logprobs[i] for group, i, _ in answers], np.float32),
+            temperature=self._per_token([group.temperature for group, _, _ in answers], np.float32),
+            top_p=self._per_token([group.top_p for group, _, _ in answers], np.float32),
+            answers=self._per_token(range(len(answers)), np.int64),
+            prompts_ahead=self._num_prompts is not None,
         )
+
+    def _append(self, ids: NDArray[np.int32], *, first_position: int) -> None:
+        """Append tokens with consecutive positions."""
+        self._input_ids.append(ids)
+        self._position_ids.append(np.arange(first_position, first_position + len(ids)))
+        self._num_tokens += len(ids)
+
+    def _per_token(self, values: Sequence[float], dtype: type[np.generic]) -> NDArray[Any]:
+        """Return [N] the value of its response, for each token of the responses."""
+        return np.repeat(np.array(values, dtype), [len(group.response_ids[i]) for group, i, _ in self._responses])
 
 
 def _segment(start: int, group: TrainingGroup, responses: Sequence[int]) -> PrefixSegment:
@@ -185,5 +178,5 @@ def _segment(start: int, group: TrainingGroup, responses: Sequence[int]) -> Pref
     )
 
 
-def _join(parts: Sequence[NDArray], dtype: type[np.generic]) -> NDArray:
+def _join(parts: Sequence[NDArray[Any]], dtype: type[np.generic]) -> NDArray[Any]:
     return np.concatenate(parts, dtype=dtype, casting="same_kind")

@@ -1,4 +1,4 @@
-"""Layer inputs that gradient checkpointing keeps, moved to host memory until the backward pass asks for them."""
+"""Layer inputs that gradient checkpointing keeps, moved to host memory until the backward pass needs them."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 MIN_ELEMENTS = 1 << 16
-"""Smaller tensors are not worth the way."""
+"""Smaller tensors stay on the device: copying them costs more than they save."""
 
 
 def offloaded_layer_inputs() -> AbstractContextManager[None]:
-    """Context for a forward pass with re-entrant checkpointing.
+    """Return a context for a forward pass with re-entrant checkpointing.
 
-    Only floating activations of one row, [1, T, width], move: not the weights, which ZeRO-3 looks after, and not
-    indices. Under checkpointing those are the inputs of the layers.
+    Only floating-point activations of one row, [1, T, width], are moved, which under checkpointing are the inputs of
+    the layers; weights, which ZeRO-3 manages, and indices are not.
     """
-    return saved_tensors_hooks(_to_host, _back)
+    return saved_tensors_hooks(_to_host, _to_device)
 
 
 def _to_host(x: Tensor) -> Tensor | tuple[torch.device, Tensor]:
@@ -30,7 +30,7 @@ def _to_host(x: Tensor) -> Tensor | tuple[torch.device, Tensor]:
     return x.device, host
 
 
-def _back(packed: Tensor | tuple[torch.device, Tensor]) -> Tensor:
+def _to_device(packed: Tensor | tuple[torch.device, Tensor]) -> Tensor:
     if isinstance(packed, Tensor):
         return packed
     device, host = packed

@@ -1,9 +1,9 @@
 """Log-probabilities of the response tokens, and the gradient through them, without ever holding all logits.
 
-The LM head runs only on the positions that predict a response token, in tiles of tokens. What the loss does with a
-token depends on its log-probability and entropy alone, so a tile knows its gradient as soon as it knows these two: the
-logits are made once, turned into the gradient in place and thrown away. Forward and backward take three matrix
-products, one less than computing the logits again; the memory on top of the gradients themselves does not grow with the
+The LM head runs only on the positions that predict a response token, in tiles of tokens. The loss of a token depends on
+its log-probability and entropy alone, so the gradient of a tile can be computed as soon as these two are known: the
+logits are computed once, turned into the gradient in place and discarded. Forward and backward take three matrix
+products, one less than computing the logits again; the memory beside the gradients themselves does not grow with the
 number of tokens. The gradient of the head is summed over the tiles in fp32, also for bf16 weights.
 
 Suffixes: `_N` response tokens, `_H` hidden width, `_V` vocabulary, `_n` tokens of one tile.
@@ -18,34 +18,37 @@ import torch
 from torch import Tensor, nn
 
 MAX_TILE_LOGITS = {"cpu": 1 << 23, "cuda": 1 << 26}
-"""Logits of one tile, which exists twice: 32 MiB in fp32 keep a CPU busy, 256 MiB (441 tokens of a vocabulary of 152K)
-a GPU."""
+"""Logits of one tile, which is held twice: 32 MiB in fp32 keep a CPU busy, 256 MiB (441 tokens of a vocabulary of
+152K) a GPU."""
 VOCABULARY_BLOCK = 1 << 14
-"""Rows of the head whose gradient is in flight at once where it is summed in another dtype than it is computed in."""
+"""Rows of the head whose gradient is converted at once where it is summed in another dtype than it is computed in."""
 NUCLEUS_CANDIDATES = 1024
-"""Most likely tokens looked at first for the nucleus; the whole vocabulary is sorted only where they do not fill it."""
+"""Most likely tokens searched first for the nucleus; the whole vocabulary is sorted only where they do not fill it."""
+
+
+_linalg: Any = torch.linalg  # torch declares vecdot without types
 
 
 class TokenScores(NamedTuple):
-    """What the policy says about the response tokens of a micro-batch, in fp32, without gradient."""
+    """Scores of the response tokens of a micro-batch under the policy, in fp32, without gradient."""
 
     logprobs_N: Tensor
     """[N] log-probability (nats) of each token after temperature, under the whole distribution."""
     entropy_N: Tensor
-    """[N] entropy (nats) of the distribution it was drawn from, after temperature."""
+    """[N] entropy (nats) of the distribution each token was drawn from, after temperature."""
     hits_N: Tensor
     """[N] 1.0 where the token is the most likely one, else 0.0."""
     log_nucleus_N: Tensor
     """[N] log of the probability mass (nats, at most 0) of the policy's own nucleus at the sampler's top-p."""
     inside_N: Tensor
-    """[N] 1.0 where the token lies in that nucleus, so that the sampler could have drawn it, else 0.0."""
+    """[N] 1.0 where the token lies in the policy's own nucleus, so that the sampler could have drawn it, else 0.0."""
 
 
 class TokenLoss(Protocol):
-    """What the loss makes of the tokens of one tile."""
+    """The loss as a function of the tokens of one tile."""
 
     def __call__(self, tokens: slice, scores: TokenScores) -> Tensor:
-        """Weighted loss of each token; differentiable in `scores.logprobs_N` and `scores.entropy_N`.
+        """Return the weighted loss of each token; differentiable in `scores.logprobs_N` and `scores.entropy_N`.
 
         Args:
             tokens: which of the N tokens these are.
@@ -55,10 +58,10 @@ class TokenLoss(Protocol):
 
 
 class ResponseHead(nn.Module):
-    """The LM head of a causal model, turned from hidden states to the loss of the response tokens.
+    """The LM head of a causal model, which computes the loss of the response tokens instead of logits.
 
-    It takes the place of the model's own head and keeps its (maybe tied) weight under the same name. ZeRO-3 gathers the
-    weight once per call however many tiles follow, so ranks with different numbers of tokens stay in step.
+    It replaces the model's own head and keeps its weight, tied or not, under the same name. ZeRO-3 gathers the weight
+    once per call, whatever the number of tiles, so ranks with different numbers of tokens stay in step.
     """
 
     def __init__(self, weight_VH: nn.Parameter) -> None:
@@ -68,9 +71,9 @@ class ResponseHead(nn.Module):
     def forward(
         self, hidden_NH: Tensor, labels_N: Tensor, temperature_N: Tensor, top_p_N: Tensor | None, loss: TokenLoss | None
     ) -> tuple[Tensor, ...]:
-        """The loss and the columns of the scores, see `token_loss`; without a loss zero and the scores.
+        """Return the loss and the columns of `TokenScores`, see `token_loss`; without a loss, zero and the columns.
 
-        One flat tuple, because DeepSpeed's hooks look for tensors there and nowhere deeper.
+        One flat tuple, because DeepSpeed's hooks find tensors on the first level only.
         """
         if loss is None:
             scores = score_tokens(hidden_NH, self.weight, labels_N, temperature_N, top_p_N)
@@ -118,21 +121,31 @@ def token_loss(
     *,
     max_tile_logits: int | None = None,
 ) -> tuple[Tensor, TokenScores]:
-    """Sum of a loss over the tokens, and their scores; arguments as for `score_tokens`.
+    """Sum a loss over the tokens, and score them.
+
+    Args:
+        hidden_NH: last hidden state at the position before each label.
+        weight_VH: weight of the LM head.
+        labels_N: int64 token ids.
+        temperature_N: fp32 sampling temperature of each token.
+        loss: of the tokens of each tile.
+        top_p_N: fp32 nucleus of the sampler; None where it kept the whole distribution, which saves a search.
+        max_tile_logits: bound on tokens times vocabulary of one tile; None for that of the device.
 
     Returns:
-        the loss, an fp32 scalar whose gradient for hidden states and weight is known already, and the scores.
+        the sum, an fp32 scalar whose gradient for hidden states and weight is already computed, and the scores.
     """
     tiles = list(_tiles(len(labels_N), weight_VH, max_tile_logits))
     if not torch.is_grad_enabled():
         scores = score_tokens(hidden_NH, weight_VH, labels_N, temperature_N, top_p_N, max_tile_logits=max_tile_logits)
         return torch.stack([loss(n, _part(scores, n)).sum() for n in tiles]).sum(), scores
-    total, *columns = _TiledLoss.apply(hidden_NH, weight_VH, labels_N, temperature_N, top_p_N, loss, tiles)
+    function: Any = _TiledLoss
+    total, *columns = function.apply(hidden_NH, weight_VH, labels_N, temperature_N, top_p_N, loss, tiles)
     return total, TokenScores(*columns)
 
 
 class _TiledLoss(torch.autograd.Function):
-    """See the head of the file."""
+    """Loss, scores and gradients in one pass over the tiles, as the docstring of the module describes it."""
 
     @staticmethod
     def forward(
@@ -175,7 +188,7 @@ class _TiledLoss(torch.autograd.Function):
 def _score_tile(
     hidden_nH: Tensor, weight_VH: Tensor, labels_n: Tensor, temperature_n: Tensor, top_p_n: Tensor | None
 ) -> tuple[TokenScores, Tensor, Tensor]:
-    """Scores of a tile, and log-probabilities and probabilities [n, V] to make the gradient from."""
+    """Return the scores of a tile, and log-probabilities and probabilities [n, V], from which the gradient is made."""
     logits_nV = nn.functional.linear(hidden_nH, weight_VH)
     logits_nV = logits_nV.to(_accumulator(logits_nV.dtype)).div_(temperature_n[:, None])
     logprobs_nV = logits_nV.log_softmax(dim=-1)
@@ -187,7 +200,7 @@ def _score_tile(
         log_nucleus_n, inside_n = _nucleus(probs_nV, probs_nV.gather(1, label_n), top_p_n)
     scores = TokenScores(
         logprobs_N=logprobs_nV.gather(1, label_n).squeeze(1),
-        entropy_N=-torch.linalg.vecdot(probs_nV, logprobs_nV),
+        entropy_N=-_linalg.vecdot(probs_nV, logprobs_nV),
         hits_N=(logprobs_nV.argmax(dim=-1) == labels_n).to(temperature_n.dtype),
         log_nucleus_N=log_nucleus_n,
         inside_N=inside_n,
@@ -196,7 +209,10 @@ def _score_tile(
 
 
 def _loss_and_slopes(loss: TokenLoss, n: slice, scores: TokenScores) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Loss of the tokens, and its derivatives by their log-probability and entropy; None where it has none."""
+    """Return the loss of the tokens, and its derivatives with respect to their log-probability and entropy.
+
+    A derivative is None where the loss does not depend on that column.
+    """
     with torch.enable_grad():
         logprobs_n = scores.logprobs_N.detach().requires_grad_()
         entropy_n = scores.entropy_N.detach().requires_grad_()
@@ -215,7 +231,7 @@ def _logit_gradient(
     wrt_logprob_n: Tensor | None,
     wrt_entropy_n: Tensor | None,
 ) -> Tensor:
-    """Gradient for the logits over temperature, in the memory of `probs_nV`.
+    """Return the gradient with respect to z = logits / temperature, in the memory of `probs_nV`.
 
     d logp(label) / d z = onehot - p,  d entropy / d z = -p (log p + entropy).
     """
@@ -232,7 +248,7 @@ def _logit_gradient(
 
 
 def _add_product(grad_VH: Tensor, grad_nV: Tensor, hidden_nH: Tensor) -> None:
-    """grad_VH += grad_nV.T @ hidden_nH, summed in the dtype of `grad_VH`."""
+    """Add grad_nV.T @ hidden_nH to `grad_VH`, in its dtype."""
     if hidden_nH.dtype == grad_VH.dtype:
         grad_VH.addmm_(grad_nV.T, hidden_nH)
         return
@@ -247,9 +263,9 @@ def _add_product(grad_VH: Tensor, grad_nV: Tensor, hidden_nH: Tensor) -> None:
 
 
 def _nucleus(probs_nV: Tensor, label_probs_n1: Tensor, top_p_n: Tensor) -> tuple[Tensor, Tensor]:
-    """Log mass of the smallest set of most likely tokens that reaches top-p, and whether the label is in it.
+    """Return [n] the log mass of the smallest set of most likely tokens that reaches top-p, and if the label is in it.
 
-    A token is in the set while the mass of the more likely ones is below top-p, as vLLM's sampler has it.
+    A token is in the set while the mass of the more likely ones is below top-p, as in vLLM's sampler.
     """
     above_n = torch.where(probs_nV > label_probs_n1, probs_nV, 0.0).sum(dim=-1)
     count = min(NUCLEUS_CANDIDATES, probs_nV.shape[1])
@@ -262,12 +278,12 @@ def _nucleus(probs_nV: Tensor, label_probs_n1: Tensor, top_p_n: Tensor) -> tuple
 
 
 def _accumulator(dtype: torch.dtype) -> torch.dtype:
-    """fp32, or more where the model has more."""
+    """Return the type in which sums are computed: fp32, or fp64 for a model in fp64."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _tiles(num_tokens: int, weight_VH: Tensor, max_tile_logits: int | None) -> Iterator[slice]:
-    """At least one tile, be it empty: a rank without tokens still takes part."""
+    """Yield the tiles, at least one, which may be empty: a rank without tokens still has to gather the weight."""
     bound = MAX_TILE_LOGITS[weight_VH.device.type] if max_tile_logits is None else max_tile_logits
     size = max(1, bound // weight_VH.shape[0])
     for start in range(0, max(num_tokens, 1), size):

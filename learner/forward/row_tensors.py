@@ -1,4 +1,4 @@
-"""Packed rows on the device of the model, whole or this rank's stretch of them.
+"""Packed rows on the device of the model, whole or this rank's part of them.
 
 `N` response tokens that count in the loss, `T` tokens of the row, `S` prompts.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -24,17 +24,18 @@ from learner.attention.shared_prefix import (
 )
 from learner.attention.ulysses import HeadExchange
 from learner.batch.microbatch import MicroBatch, PhasedMicroBatch
+from learner.collectives import add_up
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """Where rows go: a device, and a rank among those that share a row."""
+    """The device for rows, and the place of this rank among those that share a row."""
 
     device: torch.device
     exchange: HeadExchange | None = None
     """Set where several ranks share a row."""
     rank: int = 0
-    """Of this process among them."""
+    """Rank of this process among those that share a row."""
 
     @property
     def num_ranks(self) -> int:
@@ -42,15 +43,11 @@ class Placement:
         return 1 if self.exchange is None else self.exchange.num_ranks
 
     def add_up(self, sums: Tensor) -> Tensor:
-        """The sums of all ranks that share a row. Collective among them."""
-        import torch.distributed as dist
+        """Add up the sums of all ranks that share a row. Collective among them."""
+        return sums if self.exchange is None else add_up(sums, self.exchange.group)
 
-        if self.exchange is not None:
-            dist.all_reduce(sums, group=self.exchange.group)
-        return sums
-
-    def stretch(self, num_tokens: int) -> tuple[slice, int]:
-        """Own tokens of a row, and the padding that makes the row divisible by the ranks."""
+    def own_slice(self, num_tokens: int) -> tuple[slice, int]:
+        """Return the tokens of a row that this rank holds, and the padding that makes all parts equally long."""
         padding = -num_tokens % self.num_ranks
         length = (num_tokens + padding) // self.num_ranks
         return slice(self.rank * length, (self.rank + 1) * length), padding
@@ -58,9 +55,9 @@ class Placement:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RowTensors:
-    """A `MicroBatch` on the device, or this rank's share of it: own tokens, and the labels that they predict.
+    """A `MicroBatch` on the device, or this rank's part of it: its tokens, and the labels that they predict.
 
-    Not a tuple or dict of tensors on purpose: DeepSpeed would cast the fp32 entries of those to the model's dtype.
+    It must not become a tuple or dict of tensors: DeepSpeed would cast their fp32 entries to the model's dtype.
     """
 
     input_ids: Tensor
@@ -68,9 +65,10 @@ class RowTensors:
     position_ids: Tensor
     """[1, T] int64."""
     layout: RowLayout
-    """Of the whole row, also on a rank that holds a stretch."""
+    """Layout of the whole row, also on a rank that holds a part of it."""
     predictors_N: Tensor
-    """[N] int64 index into the row, or into the prompts' states followed by the row where the prompts went ahead."""
+    """[N] int64 index into the tokens held here; where the prompts were forwarded before, into the concatenation of
+    their last hidden states held here and these tokens."""
     labels_N: Tensor
     """[N] int64."""
     weights_N: Tensor
@@ -88,11 +86,11 @@ class RowTensors:
     num_answers: int
     """Responses of the whole row."""
     own_N: Tensor
-    """[N] int64 index of each label among all labels of the row, which other ranks may hold in part."""
+    """[N] int64 index of each label among all labels of the whole row."""
     num_labels: int
     """Labels of the whole row."""
     is_placeholder: bool
-    """True for a row that weighs nothing and only keeps the ranks in step."""
+    """True for a row with weight zero, which only keeps the ranks in step."""
 
     @classmethod
     def of(cls, row: MicroBatch, placement: Placement, *, dense: bool = False) -> Self:
@@ -100,16 +98,16 @@ class RowTensors:
 
         Args:
             row: the row.
-            placement: device, and which tokens of the row are this rank's.
+            placement: the device, and the rank that decides which tokens of the row it holds.
             dense: use torch's own attention; every prompt of the row must then have one response.
         """
-        own, padding = placement.stretch(len(row.input_ids))
+        own, padding = placement.own_slice(len(row.input_ids))
         layout = _layout(row, placement.device, dense)
         if placement.exchange is not None:
             layout = layout.with_exchange(placement.exchange, padding, placement.device)
         predictors, mine = _own_predictors(row, placement, own)
 
-        def move(array: NDArray) -> Tensor:
+        def move(array: NDArray[Any]) -> Tensor:
             return torch.as_tensor(array).to(placement.device, non_blocking=True)
 
         return cls(
@@ -133,7 +131,7 @@ class RowTensors:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PromptTensors:
-    """The prompts of a row on the device, or this rank's stretch of them."""
+    """The prompts of a row on the device, or this rank's part of them."""
 
     input_ids: Tensor
     """[1, T] int64."""
@@ -141,28 +139,28 @@ class PromptTensors:
     """[1, T] int64."""
     layout: RowLayout
     last_S: Tensor
-    """[S] int64 index of the last token of every prompt that ends in this rank's stretch."""
+    """[S] int64 index of the last token of every prompt that ends in this rank's part."""
 
     @classmethod
     def of(cls, prompts: Sequence[NDArray[np.int32]], placement: Placement) -> Self:
-        """Copy S prompts, end to end, to the device; positions begin anew with every prompt."""
+        """Copy S prompts, one after the other, to the device; positions start at 0 in every prompt."""
         lengths = [len(prompt) for prompt in prompts]
-        own, padding = placement.stretch(sum(lengths))
+        own, padding = placement.own_slice(sum(lengths))
         layout = prompt_layout(lengths, placement.device)
         if placement.exchange is not None:
             layout = layout.with_exchange(placement.exchange, padding, placement.device)
         last = np.cumsum(lengths) - 1
         last = last[(last >= own.start) & (last < own.stop)] - own.start
 
-        def move(array: NDArray) -> Tensor:
+        def move(array: NDArray[Any]) -> Tensor:
             return torch.as_tensor(array).to(placement.device, non_blocking=True)
 
-        def stretch(parts: Sequence[NDArray]) -> Tensor:
+        def own_part(parts: Sequence[NDArray[Any]]) -> Tensor:
             return move(np.pad(np.concatenate(parts, dtype=np.int64), (0, padding))[own])[None]
 
         return cls(
-            input_ids=stretch(prompts),
-            position_ids=stretch([np.arange(length) for length in lengths]),
+            input_ids=own_part(prompts),
+            position_ids=own_part([np.arange(length) for length in lengths]),
             layout=layout,
             last_S=move(last),
         )
@@ -183,8 +181,9 @@ class PhasedTensors:
             batches=tuple(RowTensors.of(batch, placement) for batch in row.batches),
         )
 
-    def with_cache(self, cache: PrefixCache) -> Self:
-        """The same rows around a cache, which the prompts fill and the responses read."""
+    def with_new_cache(self) -> Self:
+        """Return the same rows with an empty cache, which the prompts fill and the responses read."""
+        cache: PrefixCache = {}
         return replace(
             self,
             prompts=replace(self.prompts, layout=self.prompts.layout.with_cache(cache)),
@@ -193,16 +192,16 @@ class PhasedTensors:
 
 
 Row = RowTensors | PhasedTensors
-"""What one micro-step forwards."""
+"""A row on the device, whole or in phases."""
 
 
 def responses_of(row: Row) -> tuple[RowTensors, ...]:
-    """The row itself, or the batches of its responses."""
+    """Return the batches of responses of a row in phases; a whole row is its only batch."""
     return row.batches if isinstance(row, PhasedTensors) else (row,)
 
 
 def to_device(row: MicroBatch | PhasedMicroBatch, placement: Placement, *, dense: bool = False) -> Row:
-    """The row on the device, whichever kind it is."""
+    """Copy a row to the device; with `dense`, a whole row uses torch's own attention."""
     if isinstance(row, PhasedMicroBatch):
         return PhasedTensors.of(row, placement)
     return RowTensors.of(row, placement, dense=dense)
@@ -215,16 +214,16 @@ def _layout(row: MicroBatch, device: torch.device, dense: bool) -> RowLayout:
     return dense_layout(row.segments, device) if dense else whole_layout(row.segments, device)
 
 
-def _own_predictors(row: MicroBatch, placement: Placement, own: slice) -> tuple[NDArray, NDArray]:
-    """Predictors as index into what this rank holds, and which of the N labels they predict."""
+def _own_predictors(row: MicroBatch, placement: Placement, own: slice) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the predictors that this rank holds, as indices into its part, and which of the N labels they predict."""
     if placement.exchange is None:
         return row.predictors, np.arange(len(row.predictors))
     if not row.prompts_ahead:
         mine = np.flatnonzero((row.predictors >= own.start) & (row.predictors < own.stop))
         return row.predictors[mine] - own.start, mine
-    # Labels right behind a prompt belong to the rank that holds the prompt's last token, and so its last state.
+    # The first label of a response belongs to the rank that holds the last token of its prompt, and so its last state.
     prompts = np.array([segment.prompt_tokens for segment in row.segments])
-    prompt_own, _ = placement.stretch(int(prompts.sum()))
+    prompt_own, _ = placement.own_slice(int(prompts.sum()))
     last = np.cumsum(prompts) - 1
     held = (last >= prompt_own.start) & (last < prompt_own.stop)
     place = np.cumsum(held) - 1  # index of a held prompt among the held ones

@@ -1,13 +1,13 @@
-"""The batch that the learner works on: its mini-batches, and what of them waits for an update.
+"""The batch that the learner works on: its mini-batches, and their rows that wait for an update.
 
-A batch of B groups comes in slices, in order. It is cut into mini-batches of consecutive groups, one optimizer update
-each. The groups of the first one are back-propagated as they come; those of the later ones wait, with their
+A batch of B groups comes in slices, in order. It is divided into mini-batches of consecutive groups, one optimizer
+update each. The groups of the first one are back-propagated as they come; those of the later ones wait, with their
 log-probabilities under the policy before the first update, until the updates before theirs are made.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 
 from learner.forward.logprobs import TokenScores
@@ -15,7 +15,7 @@ from learner.forward.row_tensors import Row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
+class MiniBatchPart:
     """Consecutive groups of a batch that belong to one mini-batch."""
 
     mini_batch: int
@@ -24,78 +24,81 @@ class Run:
     """Positions of the groups in the batch."""
     mini_batch_groups: int
     """Groups of the whole mini-batch: the normaliser of its loss, known before they are all there."""
-    closes: bool
+    is_last: bool
     """True if the mini-batch ends with these groups."""
 
 
-def runs(start: int, count: int, *, batch_groups: int, num_mini_batches: int) -> list[Run]:
-    """Cut `count` groups from position `start` on where mini-batches end.
+def mini_batch_parts(start: int, count: int, *, batch_groups: int, num_mini_batches: int) -> list[MiniBatchPart]:
+    """Divide a slice of groups at the ends of mini-batches.
 
     Args:
-        start: groups of the batch that came before.
+        start: groups of the batch that came before the slice.
         count: groups of the slice.
         batch_groups: B, groups of a whole batch.
         num_mini_batches: optimizer updates of a batch; their sizes differ by at most one group.
 
     Raises:
-        ValueError: the slice goes beyond the batch.
+        ValueError: the batch would have more than `batch_groups` groups.
     """
     end = start + count
     if end > batch_groups:
         raise ValueError(
-            f"{count} groups behind {start} make more than a batch of groups_per_batch={batch_groups}; update first"
+            f"{count} groups after {start} make more than a batch of groups_per_batch={batch_groups}; update first"
         )
     num_mini_batches = min(num_mini_batches, batch_groups)
     bounds = [batch_groups * i // num_mini_batches for i in range(num_mini_batches + 1)]
     return [
-        Run(
+        MiniBatchPart(
             mini_batch=index,
             groups=range(max(start, first), min(end, last)),
             mini_batch_groups=last - first,
-            closes=last <= end,
+            is_last=last <= end,
         )
         for index, (first, last) in enumerate(pairwise(bounds))
         if first < end and last > start
     ]
 
 
-@dataclass(slots=True, kw_only=True)
-class PendingUpdate:
-    """One mini-batch on its way to its optimizer update."""
+class MiniBatch:
+    """The groups of one optimizer update."""
 
-    mini_batch_groups: int
-    num_groups: int = 0
-    """Groups that are there."""
-    rows: list[tuple[Row, list[TokenScores]]] = field(default_factory=list)
-    """Rows that have not been back-propagated, with the scores before the first update of each batch of responses."""
+    def __init__(self, max_groups: int) -> None:
+        """Begin without groups; `max_groups` is the number of groups of the whole mini-batch."""
+        self.num_groups = 0
+        self.rows: list[tuple[Row, list[TokenScores]]] = []
+        """Rows to be back-propagated, with the scores before the first update of each of their batches of responses."""
+        self._max_groups = max_groups
 
     @property
     def share(self) -> float:
-        """Of the whole mini-batch; below 1 only where the batch was given up before it was full."""
-        return self.num_groups / self.mini_batch_groups
+        """Groups that came, as a share of the whole mini-batch; below 1 only if the batch ended early."""
+        return self.num_groups / self._max_groups
 
 
 class RunningBatch:
-    """Mini-batches of a batch, as far as their groups are there."""
+    """The mini-batches of a batch of which at least one group came."""
 
     def __init__(self) -> None:
-        self.updates: list[PendingUpdate] = []
-        """In order; a mini-batch without any group is not there."""
+        self.mini_batches: list[MiniBatch] = []
 
     @property
     def num_groups(self) -> int:
-        """Groups that are there."""
-        return sum(update.num_groups for update in self.updates)
+        """Groups that came."""
+        return sum(mini_batch.num_groups for mini_batch in self.mini_batches)
 
-    def take(self, run: Run) -> PendingUpdate:
-        """Count the groups of a run in; returns their mini-batch."""
-        if run.mini_batch == len(self.updates):
-            self.updates.append(PendingUpdate(mini_batch_groups=run.mini_batch_groups))
-        if run.groups.start != self.num_groups or run.mini_batch != len(self.updates) - 1:
+    def add(self, part: MiniBatchPart) -> MiniBatch:
+        """Count the groups of a part; return their mini-batch.
+
+        Raises:
+            ValueError: other groups of the batch come before these.
+        """
+        if part.mini_batch == len(self.mini_batches):
+            self.mini_batches.append(MiniBatch(part.mini_batch_groups))
+        if part.groups.start != self.num_groups or part.mini_batch != len(self.mini_batches) - 1:
             raise ValueError(
-                f"groups {run.groups.start} to {run.groups.stop - 1} of the batch came, but {self.num_groups} are "
-                "there; slices come in order"
+                f"groups {part.groups.start} to {part.groups.stop - 1} of the batch came, but {self.num_groups} groups "
+                "came before; send the slices in order"
             )
-        update = self.updates[-1]
-        update.num_groups += len(run.groups)
-        return update
+        mini_batch = self.mini_batches[-1]
+        mini_batch.num_groups += len(part.groups)
+        return mini_batch

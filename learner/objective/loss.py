@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -18,43 +17,34 @@ from torch import Tensor
 KlEstimator = Literal["k2", "k3"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClippedLoss:
-    """Per-token terms; the caller weights and sums them."""
-
-    loss_N: Tensor
-    """[N] -min(ratio * A, clip(ratio) * A), with gradient."""
-    ratio_N: Tensor
-    """[N] pi / pi_old, detached."""
-    clipped_N: Tensor
-    """[N] bool, the clipped term was strictly the smaller one, so the token gives no gradient."""
-
-
-def clipped_policy_loss(
-    logprobs_N: Tensor, old_logprobs_N: Tensor, advantages_N: Tensor, *, clip_low: float, clip_high: float
-) -> ClippedLoss:
-    """The surrogate of PPO per token, to be minimised.
+def clipped_policy_loss(ratio_N: Tensor, advantages_N: Tensor, *, clip_low: float, clip_high: float) -> Tensor:
+    """Return [N] the clipped surrogate loss of PPO, -min(ratio * A, clip(ratio) * A), of each token.
 
     Args:
-        logprobs_N: log-probabilities (nats) under the policy, with gradient.
-        old_logprobs_N: the same under the policy before the first update of the batch.
+        ratio_N: pi / pi_old of each token, with gradient; pi_old is the policy before the first update of the batch.
         advantages_N: advantage of the answer that each token belongs to.
         clip_low: the ratio counts as at least 1 - clip_low.
         clip_high: the ratio counts as at most 1 + clip_high.
     """
-    ratio_N = torch.exp(logprobs_N - old_logprobs_N.detach())
-    free_N = ratio_N * advantages_N
-    bounded_N = ratio_N.clamp(1 - clip_low, 1 + clip_high) * advantages_N
-    return ClippedLoss(
-        loss_N=-torch.minimum(free_N, bounded_N),
-        ratio_N=ratio_N.detach(),
-        clipped_N=(bounded_N < free_N).detach(),
-    )
+    return -torch.minimum(ratio_N * advantages_N, ratio_N.clamp(1 - clip_low, 1 + clip_high) * advantages_N)
+
+
+def is_clipped(ratio_N: Tensor, advantages_N: Tensor, *, clip_low: float, clip_high: float) -> Tensor:
+    """Return [N] bool: the clip lowers the objective of the token, which then gives no gradient.
+
+    Args:
+        ratio_N: pi / pi_old of each token.
+        advantages_N: advantage of the answer that each token belongs to.
+        clip_low: the ratio counts as at least 1 - clip_low.
+        clip_high: the ratio counts as at most 1 + clip_high.
+    """
+    return ratio_N.clamp(1 - clip_low, 1 + clip_high) * advantages_N < ratio_N * advantages_N
 
 
 def kl_estimate(logprobs_N: Tensor, reference_logprobs_N: Tensor, estimator: KlEstimator) -> Tensor:
-    """[N] estimate of KL(policy || reference) from the sampled tokens (J. Schulman, "Approximating KL divergence").
+    """Return [N] estimates of KL(policy || reference) from the sampled tokens.
 
+    The estimators are those of J. Schulman, "Approximating KL divergence".
     With d = log(reference / policy): k2 = d^2 / 2 (biased, low variance), k3 = exp(d) - d - 1 (unbiased and
     non-negative). k1 = -d is left out: the expectation of its gradient is zero.
     """
@@ -67,16 +57,17 @@ def kl_estimate(logprobs_N: Tensor, reference_logprobs_N: Tensor, estimator: KlE
 def importance_weights(
     proximal_logprobs_N: Tensor, behaviour_logprobs_N: Tensor, *, cap: float, beyond: Literal["truncate", "mask"]
 ) -> Tensor:
-    """[N] pi_proximal / pi_behaviour of every token, without gradient: truncated importance sampling.
+    """Return [N] pi_proximal / pi_behaviour of every token, without gradient: truncated importance sampling.
 
-    Corrects for answers drawn by something else than the policy that the clip is centred on: another back end, a
-    nucleus, older weights (Yao et al., 2025, "Your efficient RL framework secretly brings you off-policy training").
+    Corrects for answers that were not drawn from the policy at which the ratio is 1, but by another back end, from a
+    nucleus, or with older weights (Yao et al., 2025, "Your efficient RL framework secretly brings you off-policy
+    training").
 
     Args:
         proximal_logprobs_N: under the learner's policy before the update.
         behaviour_logprobs_N: under the policy that sampled.
         cap: largest weight.
-        beyond: `truncate` holds a larger weight at the cap, `mask` sets it to 0, which leaves the token out.
+        beyond: `truncate` reduces a larger weight to the cap, `mask` sets it to 0, which leaves the token out.
     """
     weight_N = torch.exp(proximal_logprobs_N - behaviour_logprobs_N).detach()
     if beyond == "truncate":
@@ -93,7 +84,7 @@ def kept_answers(
     max_ratio: float,
     add_up: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """[N] bool: tokens of the answers that the learner's policy finds about as likely as the sampler did.
+    """Return [N] bool: the tokens of answers that are about as likely under the learner's policy as the sampler's.
 
     An answer is kept if the geometric mean over its tokens of pi_proximal / pi_behaviour lies in
     [1 / max_ratio, max_ratio]. Tokens without a finite ratio do not count; an answer without any other is not kept.
@@ -102,8 +93,8 @@ def kept_answers(
         proximal_logprobs_N: under the learner's policy before the update.
         behaviour_logprobs_N: under the policy that sampled.
         answers_N: [N] int64, the answer of each token.
-        num_answers: of the row.
-        max_ratio: at least 1.
+        num_answers: answers of the row.
+        max_ratio: bound on the geometric mean, at least 1.
         add_up: sums a tensor over the ranks that hold tokens of the same answers.
     """
     log_ratio_N = (proximal_logprobs_N - behaviour_logprobs_N).detach().double()

@@ -1,4 +1,4 @@
-"""What the loss makes of the tokens of one row: the callbacks that `logprobs.token_loss` asks tile by tile.
+"""The losses of the tokens of one row, as callbacks that `logprobs.token_loss` calls tile by tile.
 
 `_N` response tokens of the row, `_n` tokens of one tile.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from learner.forward.logprobs import TokenScores
 from learner.forward.row_tensors import RowTensors
-from learner.objective.loss import KlEstimator, clipped_policy_loss, importance_weights, kl_estimate
+from learner.objective.loss import KlEstimator, clipped_policy_loss, importance_weights, is_clipped, kl_estimate
 
 TOKEN_SUMS = (
     "clip_fraction",
@@ -28,7 +28,7 @@ TOKEN_SUMS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Objective:
-    """The numbers of the loss."""
+    """Parameters of the policy loss."""
 
     clip_low: float
     clip_high: float
@@ -37,27 +37,27 @@ class Objective:
     entropy_coefficient: float = 0.0
     """Weight of the entropy bonus, which is subtracted from the loss."""
     importance_cap: float | None = None
-    """Cap of the truncated importance sampling between sampler and learner; None for none."""
+    """Cap of the truncated importance sampling between sampler and learner; None applies no weights."""
     importance_beyond: Literal["truncate", "mask"] = "truncate"
 
 
 class SftLoss:
-    """Weighted negative log-likelihood."""
+    """Weighted negative log-likelihood of one row."""
 
     def __init__(self, row: RowTensors) -> None:
         self._row = row
 
     def __call__(self, tokens: slice, scores: TokenScores) -> Tensor:
-        """See `learner.forward.logprobs.TokenLoss`."""
+        """Return the weighted loss of each of these tokens, as `learner.forward.logprobs.TokenLoss` defines it."""
         return -self._row.weights_N[tokens] * scores.logprobs_N
 
 
 class PolicyLoss:
     """Clipped surrogate, importance correction, KL and entropy bonus of one row, with the sums for the report.
 
-    A token takes part if the sampler reported a finite log-probability for it, the learner's own nucleus holds it, and
-    its answer is kept. The others weigh nothing, but the normaliser of the loss stays: leaving tokens out never scales
-    up the rest.
+    A token counts if the sampler reported a finite log-probability for it, the learner's own nucleus contains it, and
+    its answer is kept. All others have weight zero. The normaliser of the loss does not change, so leaving tokens out
+    never scales up the others.
     """
 
     def __init__(
@@ -69,14 +69,14 @@ class PolicyLoss:
         reference_N: Tensor | None,
         kept_N: Tensor | None = None,
     ) -> None:
-        """Keep what the tiles will ask for.
+        """Take what the loss of every tile needs.
 
         Args:
             row: the row.
-            objective: the numbers.
-            old: scores under the policy before the first update of the batch; None while it is the present one.
+            objective: parameters of the loss.
+            old: scores under the policy before the first update of the batch; None while it is the current one.
             reference_N: [N] log-probabilities under the reference policy; None without one.
-            kept_N: [N] bool, tokens of answers that take part; None for all.
+            kept_N: [N] bool, tokens of answers that are kept; None for all.
         """
         self._row = row
         self._objective = objective
@@ -84,23 +84,20 @@ class PolicyLoss:
         self._reference_N = reference_N
         self._kept_N = kept_N
         self.sums = torch.zeros(len(TOKEN_SUMS), dtype=torch.float64, device=row.labels_N.device)
-        """Of `TOKEN_SUMS`, complete after the last tile."""
+        """Sums over the tokens, one for each name in `TOKEN_SUMS`; complete after the last tile."""
 
     def __call__(self, tokens: slice, scores: TokenScores) -> Tensor:
-        """See `learner.forward.logprobs.TokenLoss`."""
+        """Return the weighted loss of each of these tokens, as `learner.forward.logprobs.TokenLoss` defines it."""
         row, objective = self._row, self._objective
         old = _detached(scores) if self._old is None else TokenScores(*(column[tokens] for column in self._old))
         rollout_n = row.rollout_logprobs_N[tokens]
         used_n = usable_tokens(old, rollout_n)
         if self._kept_N is not None:
             used_n = used_n & self._kept_N[tokens]
-        terms = clipped_policy_loss(
-            scores.logprobs_N,
-            old.logprobs_N,
-            row.advantages_N[tokens],
-            clip_low=objective.clip_low,
-            clip_high=objective.clip_high,
-        )
+        ratio_n, advantages_n = torch.exp(scores.logprobs_N - old.logprobs_N), row.advantages_N[tokens]
+        low, high = objective.clip_low, objective.clip_high
+        surrogate_n = clipped_policy_loss(ratio_n, advantages_n, clip_low=low, clip_high=high)
+        clipped_n = is_clipped(ratio_n.detach(), advantages_n, clip_low=low, clip_high=high)
         correction_n = torch.ones_like(rollout_n)
         if objective.importance_cap is not None:
             correction_n = importance_weights(
@@ -109,8 +106,8 @@ class PolicyLoss:
                 cap=objective.importance_cap,
                 beyond=objective.importance_beyond,
             )
-        correction_n = correction_n.where(used_n, 0.0)  # before the product: 0 * nan would survive in the gradient
-        loss_n = correction_n * terms.loss_N
+        correction_n = correction_n.where(used_n, 0.0)  # before the product: the gradient of 0 * nan would be nan
+        loss_n = correction_n * surrogate_n
         kl_n = torch.full_like(rollout_n, torch.nan)  # not measured
         if self._reference_N is not None:
             kl_n = kl_estimate(scores.logprobs_N, self._reference_N[tokens], objective.kl_estimator)
@@ -118,13 +115,13 @@ class PolicyLoss:
             loss_n = loss_n + objective.kl_coefficient * kl_n
         if objective.entropy_coefficient:
             loss_n = loss_n - objective.entropy_coefficient * scores.entropy_N
-        columns = (terms.clipped_N, terms.ratio_N, kl_n.detach(), ~used_n, correction_n)
-        self.sums += torch.stack([column.double().sum() for column in (*columns, scores.log_nucleus_N)])
+        columns = (clipped_n, ratio_n.detach(), kl_n.detach(), ~used_n, correction_n, scores.log_nucleus_N)
+        self.sums += torch.stack([column.double().sum() for column in columns])
         return row.weights_N[tokens] * torch.where(used_n, loss_n, 0.0)
 
 
 def usable_tokens(scores: TokenScores, rollout_logprobs_N: Tensor) -> Tensor:
-    """[N] bool: the sampler's log-probability is finite and the token lies in the learner's own nucleus."""
+    """Return [N] bool: the sampler's log-probability is finite and the token lies in the learner's own nucleus."""
     return rollout_logprobs_N.isfinite() & (scores.inside_N > 0)
 
 

@@ -1,4 +1,4 @@
-"""What the configuration means to the algorithms, which take numbers and no configuration."""
+"""From the configuration to the parameters of the algorithms, which take no configuration object."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from learner.objective.objective import Objective
 
 
 def torch_dtype(config: LearnerConfig) -> torch.dtype:
-    """Of weights and activations."""
+    """Return the type of weights and activations."""
     return torch.bfloat16 if config.dtype == "bf16" else torch.float32
 
 
 def aggregation_of(config: LearnerConfig, *, warm_up: bool) -> Aggregation:
-    """How tokens are weighted; a warm-up has one response per group and always their mean (paper Eq. 11)."""
+    """Return how the tokens of a group share its weight; in the warm-up always by their mean (paper Eq. 11)."""
     algorithm = config.algorithm
     if algorithm.type == "dapo" or warm_up:
         return TOKEN_MEAN
@@ -25,7 +25,7 @@ def aggregation_of(config: LearnerConfig, *, warm_up: bool) -> Aggregation:
 
 
 def objective_of(config: LearnerConfig) -> Objective:
-    """The numbers of the loss."""
+    """Return the parameters of the policy loss."""
     algorithm, importance = config.algorithm, config.importance
     low, high = (
         (algorithm.clip_low, algorithm.clip_high) if algorithm.type == "dapo" else (algorithm.clip, algorithm.clip)

@@ -1,4 +1,4 @@
-"""Sums over the rows of a step, and the report they become once all ranks have added theirs."""
+"""Sums over the rows of a step, and the report made of them once they are added up over the ranks."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from curriculum.metric import declared_metrics
+from learner.collectives import add_up, take_maximum
 from learner.forward.logprobs import TokenScores
 from learner.forward.row_tensors import RowTensors
 from learner.objective.objective import TOKEN_SUMS, usable_tokens
 from learner.reports import SftReport, StepReport
 
 _COLUMNS = ("loss", "tokens", "entropy", "token_accuracy", *TOKEN_SUMS)
-"""Sums of a row, under the name of the field that they become in a report; `tokens` is their number."""
+"""Sums over the tokens of a row, each under the name of its field in a report; `tokens` is the number of tokens."""
 _Report = TypeVar("_Report", SftReport, StepReport)
 
 
@@ -51,7 +52,8 @@ class StepAccumulator:
     def add_gap(self, row: RowTensors, scores: TokenScores) -> None:
         """Compare with the engine's log-probabilities, before the first update; tokens that are left out do not count.
 
-        The engine reports log-probabilities of the distribution cut to its nucleus, so the learner's are cut to theirs.
+        The engine reports log-probabilities of the distribution restricted to its nucleus, so those of the learner are
+        restricted to its own nucleus as well.
         """
         if row.is_placeholder or not len(row.labels_N):
             return
@@ -64,8 +66,8 @@ class StepAccumulator:
         """End a mini-batch.
 
         Args:
-            grad_norm: None if its update was skipped; its sums are then dropped.
-            share: of the groups that the loss was normalised by, those that came.
+            grad_norm: L2 norm of the gradient; None if the update was skipped, whose sums are then dropped.
+            share: groups that came, as a share of those that the loss was normalised by.
         """
         if grad_norm is None:
             self._num_skipped += 1
@@ -77,11 +79,11 @@ class StepAccumulator:
         del self._rows[1:]
 
     def report(self, kind: type[_Report], **known: Any) -> _Report:
-        """Add up over the ranks and fill a report in. Collective.
+        """Add up over the ranks and return the report. Collective.
 
         Args:
-            kind: What to report.
-            known: The fields that do not come of rows and updates.
+            kind: type of the report.
+            known: the fields that are not computed from rows and updates.
         """
         sums = self._reduced()
         counts = {"tokens": sums["tokens"], "updates": len(self._updates), "compared_tokens": sums["compared_tokens"]}
@@ -100,16 +102,13 @@ class StepAccumulator:
         return kind(**means, **{name: total for name, total in totals.items() if name in wanted}, **known)
 
     def _reduced(self) -> dict[str, float]:
-        """Sums over the rows of all ranks, by column, the norms of the updates, and the gap with its tokens."""
-        import torch.distributed as dist
-
+        """Return sums over the rows of all ranks, by column, with those of the gap, and the sum of gradient norms."""
         sums = torch.stack(self._updates).sum(dim=0) if self._updates else self._rows[0]
-        sums = torch.cat((sums, self._gap_sum))
-        if dist.get_world_size() > 1:
-            dist.all_reduce(sums)
-            dist.all_reduce(self._gap_max, op=dist.ReduceOp.MAX)
+        sums = add_up(torch.cat((sums, self._gap_sum)))
+        take_maximum(self._gap_max)
         columns = (*_COLUMNS, "rollout_logprob_gap_mean", "compared_tokens")
-        return {"grad_norm": sum(self._grad_norms), **dict(zip(columns, sums.tolist(), strict=True))}
+        totals = {column: float(total) for column, total in zip(columns, sums.cpu(), strict=True)}
+        return {"grad_norm": sum(self._grad_norms), **totals}
 
 
 def _ratio(total: float, count: float) -> float:

@@ -1,1 +1,1 @@
-"""Full weights out of the learner."""
+"""Full weights from the learner to the engines."""

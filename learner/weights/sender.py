@@ -1,6 +1,6 @@
-"""The sending side of a weight update: full weights out of ZeRO-3 into memory that engines map, and to a group of them.
+"""The sending side of a weight update: full weights from ZeRO-3 to memory that engines map, and to a group of engines.
 
-Weights are gathered bucket by bucket, always in the same order, tied ones once.
+Weights are gathered bucket by bucket, always in the same order, tied weights once.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from actors.weights.update import (
 class WeightSource:
     """The parameters of a module, gathered while they are iterated over.
 
-    Waits for: the other ranks, in every bucket.  Unblocked by: all ranks iterating to the end, in step.
+    Waits for: the other ranks, in every bucket.  Unblocked by: all ranks iterating to the end.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -39,16 +39,16 @@ class WeightSource:
         self._parameters = list(module.named_parameters())
 
     def records(self) -> tuple[TensorRecord, ...]:
-        """Describe what iteration will yield, without checksums; gathers nothing."""
+        """Describe the tensors that iteration yields, without checksums; gather nothing."""
         return tuple(_record(name, weight) for name, weight in self._parameters)
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield every parameter as (name, full tensor), on every rank; it is gone when the next one is asked for."""
+        """Yield every parameter as (name, full tensor), on every rank; use it before the next one is requested."""
         for bucket in self.buckets():
             yield from bucket
 
     def buckets(self) -> Iterator[list[tuple[str, Tensor]]]:
-        """Yield as many parameters at a time as are gathered at once, as `bucket_slices` cuts them."""
+        """Yield the parameters in the buckets of `bucket_slices`; each bucket is gathered at once."""
         import deepspeed
 
         for bucket in self._buckets():
@@ -61,15 +61,15 @@ class WeightSource:
 
 
 class WeightSender:
-    """One rank's part in every update; rank 0 lays the weights out.
+    """One rank's part in every weight update; rank 0 writes the weights to memory.
 
-    Two segments take turns: engines may still read version n while version n + 1 is written, and the memory of a
-    segment is ready when it is written again. Whoever calls makes sure that nobody reads version n - 1 any more.
-    With a group the weights are broadcast as well; the segment is then for engines that restart.
+    Two segments are used in turn: engines may still read version n while version n + 1 is written, and pages of a
+    segment that is written again are already allocated. The caller must make sure that no engine reads version n - 1
+    any more. With a group the weights are broadcast as well; the segment is then for engines that restart.
     """
 
     def __init__(self, source: WeightSource, *, is_root: bool, every_byte: bool) -> None:
-        """Take the weights; `is_root` on rank 0, `every_byte` puts whole tensors into the checksums."""
+        """Take the weights; `is_root` on rank 0; `every_byte` computes the checksums over whole tensors."""
         self._source = source
         self._is_root = is_root
         self._stride = 1 if every_byte else SAMPLED_STRIDE
@@ -79,15 +79,15 @@ class WeightSender:
     def open_group(
         self, version: int, *, host: str, num_receivers: int, epoch: int, timeout_s: float, device: torch.device
     ) -> WeightUpdate:
-        """Send every version from this one on to a new group, instead of the one before, on rank 0.
+        """Send every version from this one on to a new group, which replaces the last one; called on rank 0.
 
         Args:
-            version: that is published next.
+            version: the version that is published next.
             host: address of this host for the receivers.
             num_receivers: workers of all engines.
             epoch: number of the group.
             timeout_s: longest wait for a member.
-            device: of the gathered weights.
+            device: device of the gathered weights.
 
         Returns:
             the announcement of the version for the first engine; those of later versions and for other engines differ
@@ -109,11 +109,13 @@ class WeightSender:
         )
 
     def publish(self, version: int) -> WeightUpdate | None:
-        """Gather the weights; collective. Rank 0 writes them, broadcasts them if there is a group, and returns where
-        they lie; the others return None.
+        """Gather the weights; on rank 0, write them to memory and broadcast them if there is a group. Collective.
+
+        Returns:
+            on rank 0 an update with the path of the memory, None on the others.
 
         Raises:
-            WeightGroupError: the group did not take them.
+            WeightGroupError: the group did not receive the weights.
         """
         if not self._is_root:
             for _ in self._source:
@@ -126,15 +128,18 @@ class WeightSender:
         return update
 
     def with_values(self, version: int, *, delta: bool) -> WeightUpdate:
-        """Return one of the last two versions for another host, on rank 0; with `delta` as changes against the one
-        before, if there is one.
+        """Return one of the last two versions with its values, for another host; called on rank 0.
+
+        Args:
+            version: one of the last two.
+            delta: give the values as changes from the version before, if that is still there.
 
         Raises:
             ValueError: the version is not there any more.
         """
         versions = [update.version for update, _ in self._written]
         if version not in versions:
-            raise ValueError(f"weights of version {version} are gone; the learner holds {versions}")
+            raise ValueError(f"weights of version {version} were overwritten; the learner holds {versions}")
         index = versions.index(version)
         base = self._written[index - 1] if delta and index > 0 else None
         return carrying_values(*self._written[index], base=base)
@@ -145,9 +150,9 @@ class WeightSender:
         return Segment(segment_offsets(self._source.records())[-1])
 
     def _write(self, segment: Segment, version: int) -> tuple[TensorRecord, ...]:
-        """Make one copy: from the gathered tensor to where the engines read it. The checksum is that of the source."""
+        """Copy every gathered tensor to where the engines read it; return the records, with checksums of the source."""
         offsets = segment_offsets(self._source.records())
-        records = []
+        records: list[TensorRecord] = []
         for (name, tensor), offset in zip(self._tensors(), offsets, strict=False):
             record = described(name, tensor, version=version, stride=self._stride)
             self._copy(tensor, segment.data[offset : offset + record.num_bytes])
@@ -158,19 +163,25 @@ class WeightSender:
         return iter(self._source) if self._member is None else broadcast(self._source, self._member)
 
     def _copy(self, tensor: Tensor, place: NDArray[np.uint8]) -> None:
-        """Copy a tensor; NumPy copies host memory with memcpy, which is what the transport is measured against."""
+        """Copy the bytes of a tensor; NumPy copies host memory with memcpy, at the speed of the memory."""
         data = tensor.reshape(-1).view(torch.uint8)
         if data.device.type == "cpu":
             np.copyto(place, data.numpy())
         else:
-            torch.from_numpy(place).copy_(data)
+            torch.as_tensor(place).copy_(data)
 
 
 def carrying_values(
     update: WeightUpdate, segment: Segment, *, base: tuple[WeightUpdate, Segment] | None
 ) -> WeightUpdate:
-    """Return an update that carries what lies in its segment: all of it, or with an earlier version of the same layout
-    as `base` the changes against that, of each tensor for which they are smaller."""
+    """Return an update that carries the values in its segment.
+
+    Args:
+        update: the update.
+        segment: memory that holds its values.
+        base: an earlier version with tensors of the same sizes, and its memory; a tensor is then given as its changes
+            from that version where these are smaller. None gives all tensors whole.
+    """
     values = update.pieces(segment.data)
     if base is None:
         return replace(update, source=values)
@@ -184,14 +195,14 @@ def carrying_values(
 
 
 def broadcast(source: WeightSource, member: GroupMember) -> Iterator[tuple[str, Tensor]]:
-    """Pass the tensors of a source on and send them to the group; all are there when the iteration has ended.
+    """Send the tensors of a source to the group and yield each of them; all have arrived when the iteration has ended.
 
-    While a bucket is on its way to the engines, the next one is gathered.
+    While a bucket is sent, the next one is gathered.
     Consumes: the source, so the other ranks of the learner iterate over theirs.  Waits for: the members of the group,
-    when two buckets are on their way.  Unblocked by: their receiving.
+    when two buckets are being sent.  Unblocked by: members that receive.
 
     Raises:
-        WeightGroupError: a member is gone or stands still.
+        WeightGroupError: a member died or makes no progress.
     """
     member.connect()
     under_way: deque[tuple[Tensor, Any]] = deque()
@@ -206,7 +217,7 @@ def broadcast(source: WeightSource, member: GroupMember) -> Iterator[tuple[str, 
 
 
 def packed(bucket: Sequence[tuple[str, Tensor]], device: torch.device) -> Tensor:
-    """Return [bytes] with the tensors one after the other, as `segment_offsets` places them; on this device."""
+    """Copy the tensors one after the other into [bytes] on the device, at the offsets of `segment_offsets`."""
     records = [_record(name, tensor) for name, tensor in bucket]
     offsets = segment_offsets(records)
     buffer = torch.empty(offsets[-1], dtype=torch.uint8, device=device)

@@ -1,16 +1,17 @@
-"""What a rank needs before its first step: the process group, its place among the ranks, DeepSpeed around a policy."""
+"""Set-up of a rank: the process group, its place among the ranks that share a row, DeepSpeed around a policy."""
 
 from __future__ import annotations
 
 import logging
 import os
 import warnings
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import torch
 
 from learner.attention.flash import unsupported_reason
 from learner.attention.ulysses import HeadExchange, check_heads
+from learner.collectives import new_group
 from learner.config import LearnerConfig
 from learner.forward.row_tensors import Placement
 from learner.objective.settings import torch_dtype
@@ -19,13 +20,12 @@ from learner.zero3.policy import Policy
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
-    from torch.distributed import ProcessGroup
 
 logger = logging.getLogger(__name__)
 
 
 def join_process_group(rank: int, world_size: int, on_gpu: bool) -> torch.device:
-    """Set the environment that DeepSpeed reads on import, join the ranks, return the device of this one."""
+    """Set the environment that DeepSpeed reads on import, join the ranks, and return the device of this one."""
     local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), DS_ACCELERATOR="cuda" if on_gpu else "cpu")
     if not on_gpu:
@@ -36,7 +36,7 @@ def join_process_group(rank: int, world_size: int, on_gpu: bool) -> torch.device
     )
     import deepspeed
 
-    # A compiled shared-memory all-reduce for inference that we never call; building it costs half a minute once.
+    # A shared-memory all-reduce for inference, which is never called here; compiling it would take half a minute.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if on_gpu:
         torch.cuda.set_device(local_rank)
@@ -45,35 +45,33 @@ def join_process_group(rank: int, world_size: int, on_gpu: bool) -> torch.device
 
 
 def place(config: LearnerConfig, policy: Policy, device: torch.device, *, rank: int) -> Placement:
-    """The device, and the group of ranks that share a row; every rank takes part in making every group.
+    """Create the groups of ranks that share a row; return the device and the place of this rank. Collective.
 
     Raises:
-        ValueError: the heads of the model cannot be shared by so many ranks.
+        UserError: the heads of the model cannot be shared by so many ranks.
     """
-    import torch.distributed as dist
-
     size = config.sequence_parallel
     if size == 1:
         return Placement(device=device)
-    shape: Any = policy.causal_lm.config
+    shape = policy.causal_lm.config
     check_heads(shape.num_attention_heads, shape.num_key_value_heads, size)
-    groups = [dist.new_group(list(range(start, start + size))) for start in range(0, config.num_ranks, size)]
-    exchange = HeadExchange(cast("ProcessGroup", groups[rank // size]), size)
+    groups = [new_group(list(range(start, start + size))) for start in range(0, config.num_ranks, size)]
+    exchange = HeadExchange(groups[rank // size], size)
     return Placement(device=device, exchange=exchange, rank=rank % size)
 
 
 def supports_sharing(config: LearnerConfig, policy: Policy, device: torch.device) -> bool:
-    """Whether the device has a kernel for shared prompts; logs why not."""
-    shape: Any = policy.causal_lm.config
+    """Return whether the device has a kernel for shared prompts; log why not."""
+    shape = policy.causal_lm.config
     head_width = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
     reason = unsupported_reason(device, torch_dtype(config), head_width)
     if reason is not None:
-        logger.warning("shared prompts off: %s; every response is forwarded behind its own prompt", reason)
+        logger.warning("shared prompts off: %s; every response is forwarded with its own copy of the prompt", reason)
     return reason is None
 
 
 def trained_engine(config: LearnerConfig, policy: Policy, *, on_gpu: bool) -> DeepSpeedEngine:
-    """ZeRO-3 with AdamW around a policy."""
+    """Wrap a policy in ZeRO-3 with AdamW."""
     import deepspeed
 
     optimizer = torch.optim.AdamW(policy.parameters(), lr=0.0, fused=True)
@@ -87,7 +85,7 @@ def trained_engine(config: LearnerConfig, policy: Policy, *, on_gpu: bool) -> De
 
 
 def frozen_engine(config: LearnerConfig, policy: Policy, *, on_gpu: bool) -> DeepSpeedEngine:
-    """ZeRO-3 around a policy that is only forwarded."""
+    """Wrap a policy that is only forwarded in ZeRO-3."""
     import deepspeed
 
     policy.requires_grad_(False).eval()

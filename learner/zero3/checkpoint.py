@@ -1,7 +1,7 @@
-"""Checkpoints of the learner: ZeRO-3 shards and random states in a folder that is either whole or not there.
+"""Checkpoints of the learner: ZeRO-3 shards and random states in a folder that is either complete or absent.
 
-A checkpoint is written under a temporary name; the marker `COMPLETE` goes in last and the folder is then renamed, so a
-run that dies while saving leaves nothing that could be loaded by mistake.
+A checkpoint is written under a temporary name; the marker `COMPLETE` is written last and the folder is then renamed, so
+a run that dies while saving leaves nothing that could be loaded by mistake.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 
 from curriculum.errors import UserError
 from curriculum.files import begin_folder, file_errors, finish_folder, partial_of, write_text
+from learner.collectives import barrier
 from learner.zero3.shard import Shard, shard_name
 
 if TYPE_CHECKING:
@@ -35,33 +36,33 @@ def save(engine: DeepSpeedEngine, directory: Path, *, manifest: dict[str, Any], 
     Args:
         engine: the DeepSpeed engine.
         directory: final name; an earlier checkpoint of that name is replaced.
-        manifest: what must agree when the checkpoint is loaded; plain JSON.
-        state: what is handed back then; plain JSON.
+        manifest: values that must be equal when the checkpoint is loaded; plain JSON.
+        state: values that `load` returns; plain JSON.
     """
     import torch.distributed as dist
 
     rank = dist.get_rank()
     partial = begin_folder(directory) if rank == 0 else partial_of(directory)
-    dist.barrier()
-    shard = Shard.of(engine)
+    barrier()
+    shard = Shard(engine)
     with file_errors(directory, "written"):
         shard.save(partial / shard_name(rank))
         torch.save(_random_state(), partial / f"rng_{rank}.pt")
-    dist.barrier()
+    barrier()
     if rank == 0:
         write_text(partial / _MANIFEST, json.dumps({**manifest, "world_size": dist.get_world_size()}) + "\n")
         write_text(partial / _INDEX, json.dumps(shard.index) + "\n")
         write_text(partial / _STATE, json.dumps({**state, _STEP: shard.step}) + "\n")
         write_text(partial / COMPLETE, "")
         finish_folder(directory)
-    dist.barrier()
+    barrier()
 
 
 def load(engine: DeepSpeedEngine, directory: Path, *, manifest: dict[str, Any]) -> dict[str, Any]:
     """Restore what `save` wrote and return its state. Collective.
 
-    The number of ranks may differ from the one that saved. Weights and optimizer are then the same; random states are
-    those of the old ranks, over and over, since there is one per rank.
+    The number of ranks may differ from the one that saved. Weights and optimizer are then the same; rank r takes the
+    random state of rank r modulo the ranks that saved.
 
     Raises:
         UserError: there is no complete checkpoint of that name, it was written with another manifest, or it belongs to
@@ -76,10 +77,10 @@ def load(engine: DeepSpeedEngine, directory: Path, *, manifest: dict[str, Any]) 
     state = json.loads((directory / _STATE).read_text())
     num_shards = int(found["world_size"])
     index = json.loads((directory / _INDEX).read_text())
-    Shard.of(engine).restore(directory, index, num_shards, step=state.pop(_STEP))
+    Shard(engine).restore(directory, index, num_shards, step=state.pop(_STEP))
     random_state = torch.load(directory / f"rng_{dist.get_rank() % num_shards}.pt", weights_only=True)
     _restore_random_state(random_state)
-    dist.barrier()
+    barrier()
     return state
 
 
@@ -96,7 +97,7 @@ def _random_state() -> dict[str, Any]:
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
         "python": random.getstate(),
-        "numpy": (kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, gauss),
+        "numpy": (kind, torch.as_tensor(np.asarray(keys).astype(np.int64)), position, has_gauss, gauss),
     }
 
 

@@ -7,13 +7,16 @@ from typing import Any
 from learner.config import LearnerConfig
 
 PERSISTENT_PARAMETER_ELEMENTS = 100_000
-"""Weights smaller than this stay whole on every rank: norms and biases of any model, all of a tiny one."""
+"""Weights smaller than this are not partitioned: norms and biases of any model, all weights of a tiny one."""
 BUCKET_ELEMENTS = 50_000_000
 """Elements reduced or gathered in one collective."""
 
 
 def zero3_config(config: LearnerConfig, *, on_gpu: bool = False) -> dict[str, Any]:
-    """Settings for `deepspeed.initialize` with an optimizer of our own and gradients accumulated over streamed rows."""
+    """Return the settings of `deepspeed.initialize` for a trained model.
+
+    The optimizer is passed to it; `LearnerEngine` sets where an accumulation of gradients ends.
+    """
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -27,7 +30,7 @@ def zero3_config(config: LearnerConfig, *, on_gpu: bool = False) -> dict[str, An
 
 
 def zero3_frozen_config(config: LearnerConfig, *, on_gpu: bool = False) -> dict[str, Any]:
-    """Settings for a model that is only forwarded; one that is only asked now and then stays in host memory."""
+    """Return the settings for a model that is only forwarded; one that is used rarely stays in host memory."""
     settings = zero3_config(config, on_gpu=on_gpu)
     settings["zero_optimization"].pop("offload_optimizer", None)
     if config.kl_coefficient == 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,6 @@ from curriculum.errors import UserError
 from learner.attention.shared_prefix import ATTENTION_KEY, register
 from learner.forward.logprobs import ResponseHead, TokenLoss
 from learner.forward.row_tensors import PromptTensors, RowTensors
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 TOKENIZER_FILES = (
     "tokenizer*",
@@ -29,17 +26,17 @@ TOKENIZER_FILES = (
 
 
 class Policy(nn.Module):
-    """Backbone and LM head of a Hugging Face model behind one `forward`, which is what DeepSpeed wraps."""
+    """Backbone and LM head of a Hugging Face model in one `forward`, the one that DeepSpeed wraps."""
 
-    def __init__(self, causal_lm: PreTrainedModel) -> None:
-        """Take over a model loaded with `attn_implementation="shared_prefix"`; its head becomes a `ResponseHead`.
+    def __init__(self, causal_lm: Any) -> None:
+        """Take a `PreTrainedModel` with `attn_implementation="shared_prefix"`; replace its head by a `ResponseHead`.
 
         Raises:
-            UserError: the LM head has a bias, or the model scales or caps its logits, which `ResponseHead` cannot.
+            UserError: the LM head has a bias, or the model scales or caps its logits, which `ResponseHead` does not do.
         """
         super().__init__()
         head = causal_lm.get_output_embeddings()
-        if not isinstance(head, nn.Linear) or head.bias is not None or _changes_logits(causal_lm.config):
+        if not isinstance(head, nn.Linear) or len(list(head.parameters())) > 1 or _changes_logits(causal_lm.config):
             raise UserError(
                 f"{type(causal_lm).__name__}: the LM head is not a plain matrix; use a Qwen2, Qwen3 or Llama model"
             )
@@ -49,12 +46,12 @@ class Policy(nn.Module):
     def forward(
         self, row: RowTensors | PromptTensors, loss: TokenLoss | None = None, prompt_states_SH: Tensor | None = None
     ) -> tuple[Tensor, ...]:
-        """Loss and scores of the response tokens of a row, or the last states of a row of prompts.
+        """Compute loss and scores of the response tokens of a row, or the last states of a row of prompts.
 
         Args:
             row: a packed row, or the prompts of one.
-            loss: of the tokens; None to have them scored only.
-            prompt_states_SH: what the prompts' pass returned, for a row of responses alone.
+            loss: of the tokens; None only scores them.
+            prompt_states_SH: result of the pass over the prompts, for a row of responses alone.
 
         Returns:
             the loss and the columns of `TokenScores`; for prompts, one tensor [S, H].
@@ -86,7 +83,8 @@ def load_policy(
 
     logging.disable_progress_bar()
     register()
-    causal_lm = AutoModelForCausalLM.from_pretrained(
+    loader: Any = AutoModelForCausalLM
+    causal_lm = loader.from_pretrained(
         model_path, dtype=dtype, attn_implementation=ATTENTION_KEY, trust_remote_code=trust_remote_code
     )
     if gradient_checkpointing:
@@ -95,12 +93,13 @@ def load_policy(
 
 
 def copy_tokenizer(model_path: str, directory: Path) -> None:
-    """Copy the tokenizer's files as they are: loading and saving them again may turn them into another class's."""
+    """Copy the files of the tokenizer unchanged: loading and saving a tokenizer may change its class."""
     source = Path(model_path)
     if not source.is_dir():
-        from huggingface_hub import snapshot_download
+        import huggingface_hub
 
-        source = Path(snapshot_download(model_path, allow_patterns=list(TOKENIZER_FILES)))
+        hub: Any = huggingface_hub
+        source = Path(hub.snapshot_download(model_path, allow_patterns=list(TOKENIZER_FILES)))
     for pattern in TOKENIZER_FILES:
         for path in source.glob(pattern):
             shutil.copyfile(path, directory / path.name)

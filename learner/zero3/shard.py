@@ -1,61 +1,53 @@
-"""One rank's share of weights and optimizer under ZeRO-3, on disk, and its restoration on any number of ranks.
+"""One rank's shard of weights and optimizer under ZeRO-3, on disk, and its restoration on any number of ranks.
 
-ZeRO-3 cuts every parameter, flattened, into equal stretches, one per rank, the last one padded. Each rank lays its
-stretches one after the other into a few flat fp32 tensors; the optimizer's moments have the same layout. These flat
-tensors are what a shard file holds (safetensors), and the index says where each parameter's stretch lies. A rank that
-restores wants other stretches if the number of ranks has changed; it reads them from the files of the ranks that had
-them, and nothing else.
+ZeRO-3 divides every parameter, flattened, into equal partitions, one per rank, the last one padded. Each rank stores
+its partitions one after the other in a few flat fp32 tensors; the moments of the optimizer have the same layout. A
+shard file holds these flat tensors (safetensors), and the index says where the partition of each parameter starts. If
+the number of ranks has changed, a rank that restores needs other partitions; it reads only these, from the files that
+hold them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from curriculum.errors import UserError
+
+_safetensors: Any = safetensors.torch  # its declarations have no complete types
 
 WEIGHTS = "weights"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """Columns of AdamW; absent before its first step."""
 
 Index = dict[str, list[int]]
-"""Per parameter: flat tensor, first element there, elements of the stretch, elements of the whole parameter."""
+"""Per parameter: flat tensor, first element there, elements of the partition, elements of the whole parameter."""
 
 
 def shard_name(rank: int) -> str:
-    """File of one rank."""
+    """Return the file name of the shard of one rank."""
     return f"rank_{rank:05d}.safetensors"
 
 
-@dataclass(slots=True)
 class Shard:
-    """The flat tensors of this rank, live."""
+    """The flat tensors of this rank, in use by the model and its optimizer."""
 
-    zero: Any
-    """DeepSpeed's ZeRO-3 optimizer."""
-    flats: list[Tensor]
-    """fp32 weights."""
-    index: Index
-    rank: int
-
-    @classmethod
-    def of(cls, engine: Any) -> Shard:
-        """What this rank of a `DeepSpeedEngine` holds now."""
-        zero: Any = engine.optimizer
-        index: Index = {}
-        rank = 0
+    def __init__(self, engine: Any) -> None:
+        """Take a `DeepSpeedEngine` with a ZeRO-3 optimizer."""
+        self._zero: Any = engine.optimizer
+        self._flats: list[Tensor] = self._zero.fp32_partitioned_groups_flat
+        self._rank = 0
+        self.index: Index = {}
         for name, parameter in engine.module.named_parameters():
-            flat, offset, length = zero.grad_position[zero.get_param_id(parameter)]
-            index[name] = [int(flat), int(offset), int(length), int(parameter.ds_numel)]
-            rank = zero._get_param_partition_rank(parameter)
-        return cls(zero, zero.fp32_partitioned_groups_flat, index, rank)
+            flat, offset, length = self._zero.grad_position[self._zero.get_param_id(parameter)]
+            self.index[name] = [int(flat), int(offset), int(length), int(parameter.ds_numel)]
+            self._rank = self._zero._get_param_partition_rank(parameter)
 
     @property
     def step(self) -> int | None:
@@ -65,7 +57,7 @@ class Shard:
 
     def save(self, path: Path) -> None:
         """Write the flat tensors."""
-        save_file({key: tensor.detach().contiguous() for key, tensor in self._columns()}, path)
+        _safetensors.save_file({key: tensor.detach().contiguous() for key, tensor in self._columns()}, path)
 
     def restore(self, directory: Path, index: Index, num_shards: int, *, step: int | None) -> None:
         """Fill the flat tensors, and the weights that the model computes with, from the shards in a folder.
@@ -74,10 +66,10 @@ class Shard:
             directory: with one file per rank that saved.
             index: of those files, the same for all of them.
             num_shards: ranks that saved.
-            step: updates of the optimizer then; None if there was none.
+            step: updates of the optimizer when it was saved; None if there was none.
 
         Raises:
-            ValueError: the shards hold other parameters.
+            UserError: the shards hold other parameters.
         """
         _check_same_parameters(directory, index, self.index)
         self._set_step(step)
@@ -86,25 +78,26 @@ class Shard:
             column, flat = key.split(".")
             for name, (own_flat, offset, length, numel) in self.index.items():
                 if own_flat == int(flat):
-                    stretch = tensor.detach()[offset : offset + length]
-                    _fill(stretch, self.rank * length, numel, column, index[name], files)
+                    partition = tensor.detach()[offset : offset + length]
+                    _fill(partition, self._rank * length, numel, column, index[name], files)
         self._refresh_model()
 
     def _columns(self) -> Iterator[tuple[str, Tensor]]:
-        for flat, weights in enumerate(self.flats):
+        """Yield the weights and moments of every flat tensor, named after both."""
+        for flat, weights in enumerate(self._flats):
             yield f"{WEIGHTS}.{flat}", weights
             state = self._optimizer_state(flat)
             for moment in MOMENTS if state else ():
                 yield f"{moment}.{flat}", state[moment]
 
     def _optimizer_state(self, flat: int) -> dict[str, Tensor]:
-        return self.zero.optimizer.state.get(self.flats[flat], {})
+        return self._zero.optimizer.state.get(self._flats[flat], {})
 
     def _set_step(self, step: int | None) -> None:
-        """Make the optimizer's state as it is after so many updates, moments still to be filled."""
-        state = self.zero.optimizer.state
+        """Give the optimizer the state that it has after this many updates, with moments of zero."""
+        state = self._zero.optimizer.state
         state.clear()
-        for weights in self.flats if step is not None else ():
+        for weights in self._flats if step is not None else ():
             state[weights] = {
                 "step": torch.tensor(float(step or 0), device=weights.device),
                 **{moment: torch.zeros_like(weights) for moment in MOMENTS},
@@ -112,9 +105,9 @@ class Shard:
 
     def _refresh_model(self) -> None:
         """Copy the fp32 weights into the partitions that the model computes with; small weights are gathered again."""
-        zero = self.zero
+        zero = self._zero
         zero.checkpoint_event_prologue()
-        for flat, weights in enumerate(self.flats):
+        for flat, weights in enumerate(self._flats):
             partition = zero.fp16_partitioned_groups_flat[flat]
             partition.data.copy_(weights.data)
             fresh = zero.unflatten(partition, zero.fp16_partitioned_groups[flat])
@@ -123,22 +116,32 @@ class Shard:
         zero.checkpoint_event_epilogue()
 
 
-def _fill(stretch: Tensor, start: int, numel: int, column: str, saved: list[int], files: list[Any]) -> None:
-    """Elements `start` onwards of a parameter, from the saved stretches; what lies behind its end is padding."""
+def _fill(partition: Tensor, start: int, numel: int, column: str, saved: list[int], files: list[Any]) -> None:
+    """Read a partition of a parameter from the saved ones; elements after the end of the parameter are padding.
+
+    Args:
+        partition: filled in place.
+        start: its first element in the parameter.
+        numel: elements of the whole parameter.
+        column: weights or a moment, as named in the files.
+        saved: entry of the parameter in the index of the files.
+        files: of the ranks that saved.
+    """
     flat, offset, length, _ = saved
-    end = min(start + len(stretch), numel)
-    stretch.zero_()
+    end = min(start + len(partition), numel)
+    partition.zero_()
     position = start
     while position < end:
         shard, inside = divmod(position, length)
         count = min(length - inside, end - position)
         first = offset + inside
         piece = files[shard].get_slice(f"{column}.{flat}")[first : first + count]
-        stretch[position - start : position - start + count].copy_(piece)
+        partition[position - start : position - start + count].copy_(piece)
         position += count
 
 
 def _check_same_parameters(directory: Path, saved: Index, own: Index) -> None:
+    """Raise unless the names and sizes of all parameters are equal."""
     sizes, own_sizes = ({name: entry[3] for name, entry in index.items()} for index in (saved, own))
     if sizes != own_sizes:
         names = sorted(name for name in sizes.keys() | own_sizes.keys() if sizes.get(name) != own_sizes.get(name))

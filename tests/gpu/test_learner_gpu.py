@@ -26,7 +26,7 @@ def test_attention_and_its_gradient_equal_those_of_the_cpu(lengths):
     grad = torch.randn(1, 8, 300, 64).bfloat16()
     found = {}
     for device in ("cpu", "cuda"):
-        spans = Spans.of(lengths, torch.device(device))
+        spans = Spans(lengths, torch.device(device))
         q, k, v, g = (x.to(device) for x in (*tensors, grad))
         out, lse = attend(q, k, v, spans, spans, causal=True, scale=0.125)
         gradients = attend_backward(g, q, k, v, out, lse, spans, spans, causal=True, scale=0.125)
@@ -39,10 +39,10 @@ def test_attention_and_its_gradient_equal_those_of_the_cpu(lengths):
 def test_merged_halves_equal_the_whole():
     q, k, v = (x.cuda() for x in _qkv(40, 256))
     device = q.device
-    queries = Spans.of((40,), device)
+    queries = Spans((40,), device)
 
     def over(keys):
-        spans = Spans.of((keys.stop - keys.start,), device)
+        spans = Spans((keys.stop - keys.start,), device)
         return attend(q, k[:, :, keys], v[:, :, keys], queries, spans, causal=False, scale=0.125)
 
     out, lse = merge(*over(slice(0, 100)), *over(slice(100, 256)))

@@ -24,7 +24,7 @@ from learner.batch.microbatch import TrainingGroup
 from learner.batch.packing import groups_of, plan_slice
 from learner.config import DapoConfig, GrpoConfig, ImportanceConfig, LearnerConfig
 from learner.engine import MAX_NONFINITE_UPDATES, LearnerEngine, Stage
-from learner.forward.running_batch import runs
+from learner.forward.running_batch import mini_batch_parts
 
 VOCAB = 1700
 LEARNING_RATE = 1e-3
@@ -77,15 +77,15 @@ def make_engine(learner: LearnerConfig, model: str, rank: int) -> LearnerEngine:
 def rl_step(engine: LearnerEngine, learner: LearnerConfig, batch: list[TrainingGroup], rank: int, *, size: int = 7):
     """One training step in `learner.slices` slices; the rank is handed its own groups only."""
     for first, last in pairwise(len(batch) * i // learner.slices for i in range(learner.slices + 1)):
-        for run in runs(first, last - first, batch_groups=size, num_mini_batches=learner.mini_batches):
-            own = [batch[i] for i in run.groups]
+        for part in mini_batch_parts(first, last - first, batch_groups=size, num_mini_batches=learner.mini_batches):
+            own = [batch[i] for i in part.groups]
             plan = plan_slice(
                 own,
                 num_ranks=learner.num_data_ranks,
                 max_tokens=learner.max_tokens_per_microbatch,
             )
             mine = groups_of(plan, rank // learner.sequence_parallel)
-            engine.accumulate(plan, {index: own[index] for index in mine}, run)
+            engine.accumulate(plan, {index: own[index] for index in mine}, part)
     return engine.update(learning_rate=LEARNING_RATE)
 
 

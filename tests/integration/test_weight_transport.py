@@ -127,9 +127,9 @@ def test_requests_that_run_during_updates_are_finished(findings):
 def test_a_version_from_the_past_or_the_future_is_refused_by_name(findings):
     past, future = findings["past"], findings["future"]
     assert isinstance(past, WeightVersionError)
-    assert "version 2 come from the past: the engine holds version 3" in str(past)
+    assert "version 2 are too old: the engine holds version 3" in str(past)
     assert isinstance(future, WeightVersionError)
-    assert "version 9 come from the future: the engine holds version 4 and takes 5 next" in str(future)
+    assert "version 9 are too new: the engine holds version 4 and loads 5 next" in str(future)
 
 
 def test_changes_alone_make_the_same_weights_to_the_last_bit(findings):

@@ -13,7 +13,6 @@ MAX_FUNCTION_LINES = 40
 
 LONG_FILES = {
     "learner/engine.py": (531, "one method per collective call of a rank, and the accumulation between them"),
-    "actors/engine.py": (409, "requests, pauses and weights of one vLLM engine share its locks"),
 }
 LONG_FUNCTIONS = {
     "actors/engine.py:VLLMEngine.__init__": (41, "one call of vLLM with all its arguments"),

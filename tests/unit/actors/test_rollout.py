@@ -34,11 +34,7 @@ def test_a_group_carries_lease_task_and_samples_in_order(sampled, fake_engine, l
     assert [t.response_ids.tolist() for t in group.trajectories] == [[7, 8, 2], [7, 9]]
     assert [t.rollout_logprobs.tolist() for t in group.trajectories] == [[-0.5, -0.25, -1.0], [-0.5, -2.0]]
     assert [t.finish_reason for t in group.trajectories] == ["stop", "length"]
-    assert [[(span.start, span.version) for span in t.versions] for t in group.trajectories] == [
-        [(0, 3)],
-        [(0, 2), (1, 3)],
-    ]
-    assert [t.policy_version for t in group.trajectories] == [3, 2]
+    assert [(t.policy_version, t.newest_policy_version) for t in group.trajectories] == [(3, 3), (2, 3)]
 
 
 def test_a_group_is_one_request(sampled, fake_engine, lease):

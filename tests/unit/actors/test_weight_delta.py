@@ -101,7 +101,7 @@ def test_an_update_that_says_where_its_values_lie_is_left_as_it_is():
 def test_changes_against_weights_that_are_not_there_are_refused():
     sent = changed(3, memory(), memory())
     copy = HostCopy()
-    with pytest.raises(WeightVersionError, match=r"changes against version 2, but this host holds version None"):
+    with pytest.raises(WeightVersionError, match=r"changes from version 2, but this host holds version None"):
         copy.write(sent)
     copy.write(whole(1, memory()))
     with pytest.raises(WeightVersionError, match=r"this host holds version 1; send them whole"):

@@ -82,7 +82,7 @@ def test_an_option_is_told_by_its_name(tmp_path):
 
 
 def test_a_home_that_is_not_there_is_told():
-    with pytest.raises(UserError, match="--judge: ~nobody-of-that-name is the home of nobody here"):
+    with pytest.raises(UserError, match="--judge: there is no user nobody-of-that-name here"):
         expanded("~nobody-of-that-name/model", name="--judge")
 
 

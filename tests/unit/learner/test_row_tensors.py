@@ -25,7 +25,7 @@ def _ranks(num_ranks):
 
 
 @pytest.mark.parametrize("num_ranks", [2, 3])
-def test_a_row_is_cut_into_equal_stretches_and_every_label_follows_its_predictor(groups, num_ranks):
+def test_a_row_is_cut_into_equal_parts_and_every_label_follows_its_predictor(groups, num_ranks):
     row = build_microbatch(WHOLE, groups, num_groups=2, aggregation=TOKEN_MEAN)
     shares = [RowTensors.of(row, placement) for placement in _ranks(num_ranks)]
     tokens = torch.cat([share.input_ids[0] for share in shares])
@@ -33,7 +33,7 @@ def test_a_row_is_cut_into_equal_stretches_and_every_label_follows_its_predictor
     assert tokens[: len(row.input_ids)].tolist() == row.input_ids.tolist()
     assert sorted(int(i) for share in shares for i in share.own_N) == list(range(len(row.labels)))
     for share, placement in zip(shares, _ranks(num_ranks), strict=True):
-        start = placement.stretch(len(row.input_ids))[0].start
+        start = placement.own_slice(len(row.input_ids))[0].start
         assert (share.predictors_N + start).tolist() == row.predictors[share.own_N].tolist()
         assert share.labels_N.tolist() == row.labels[share.own_N].tolist()
         assert sum(share.layout.spans.lengths) == num_ranks * share.input_ids.shape[1]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from learner.forward.running_batch import RunningBatch, runs
+from learner.forward.running_batch import RunningBatch, mini_batch_parts
 
 
 def _cut(start, count, batch_groups=10, num_mini_batches=4):
     return [
-        (run.mini_batch, tuple(run.groups), run.mini_batch_groups, run.closes)
-        for run in runs(start, count, batch_groups=batch_groups, num_mini_batches=num_mini_batches)
+        (part.mini_batch, tuple(part.groups), part.mini_batch_groups, part.is_last)
+        for part in mini_batch_parts(start, count, batch_groups=batch_groups, num_mini_batches=num_mini_batches)
     ]
 
 
@@ -31,19 +31,19 @@ def test_a_batch_with_fewer_groups_than_mini_batches_makes_one_update_per_group(
 
 def test_a_slice_beyond_the_batch_is_refused():
     with pytest.raises(ValueError, match="groups_per_batch=10; update first"):
-        runs(8, 3, batch_groups=10, num_mini_batches=1)
+        mini_batch_parts(8, 3, batch_groups=10, num_mini_batches=1)
 
 
 def test_a_batch_counts_its_groups_and_a_short_mini_batch_knows_its_share():
     batch = RunningBatch()
-    for run in runs(0, 4, batch_groups=10, num_mini_batches=4):
-        batch.take(run)
+    for part in mini_batch_parts(0, 4, batch_groups=10, num_mini_batches=4):
+        batch.add(part)
     assert batch.num_groups == 4
-    assert [update.share for update in batch.updates] == [1.0, pytest.approx(2 / 3)]
+    assert [mini_batch.share for mini_batch in batch.mini_batches] == [1.0, pytest.approx(2 / 3)]
 
 
 def test_slices_out_of_order_are_refused():
     batch = RunningBatch()
-    (later,) = runs(2, 3, batch_groups=10, num_mini_batches=4)
-    with pytest.raises(ValueError, match=r"groups 2 to 4 of the batch came, but 0 are there; slices come in order"):
-        batch.take(later)
+    (later,) = mini_batch_parts(2, 3, batch_groups=10, num_mini_batches=4)
+    with pytest.raises(ValueError, match=r"groups 2 to 4 of the batch came, but 0 groups came before; send"):
+        batch.add(later)

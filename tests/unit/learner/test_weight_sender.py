@@ -78,7 +78,7 @@ def test_a_version_that_was_written_over_is_refused_by_name():
     sender = WeightSender(source(), is_root=True, every_byte=False)
     for version in (1, 2, 3):
         sender.publish(version)
-    with pytest.raises(ValueError, match=r"weights of version 1 are gone; the learner holds \[2, 3\]"):
+    with pytest.raises(ValueError, match=r"weights of version 1 were overwritten; the learner holds \[2, 3\]"):
         sender.with_values(1, delta=False)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from actors.prompt import ChatPrompt, load_tokenizer
-from actors.trajectory import FinishReason, Group, Trajectory, VersionSpan
+from actors.trajectory import FinishReason, Group, Trajectory
 from curriculum.task import Task, TaskLease
 from reward.circuit import CircuitState
 from reward.config import OpenAIJudge, RewardConfig
@@ -31,7 +31,8 @@ def trajectory(response_ids):
         response_ids=response_ids,
         rollout_logprobs=np.zeros(len(response_ids), np.float32),
         finish_reason=FinishReason.STOP,
-        versions=(VersionSpan(start=0, version=0),),
+        policy_version=0,
+        newest_policy_version=0,
     )
 
 

@@ -1,0 +1,23 @@
+"""What the product calls of deepspeed, which comes without complete types."""
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from . import ops as ops
+from . import zero as zero
+
+class DeepSpeedEngine:
+    module: nn.Module
+    optimizer: Any
+    def __call__(self, *inputs: Any) -> tuple[Tensor, ...]: ...
+    def set_gradient_accumulation_boundary(self, is_boundary: bool) -> None: ...
+    def backward(self, loss: Tensor) -> None: ...
+    def step(self) -> None: ...
+    def was_step_applied(self) -> bool: ...
+
+def initialize(
+    *, model: nn.Module, optimizer: Optimizer | None = ..., config: dict[str, Any], dist_init_required: bool
+) -> tuple[DeepSpeedEngine, Any, Any, Any]: ...
+def init_distributed(dist_backend: str, *, auto_mpi_discovery: bool, verbose: bool) -> None: ...
