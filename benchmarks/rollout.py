@@ -154,8 +154,8 @@ class BareSide:
     """`LLM.generate` in this process, all prompts in one call."""
 
     def __init__(self, model: str, config: RolloutConfig, sampling: Sampling, max_model_len: int) -> None:
-        from actors.vllm_arguments import engine_arguments, set_environment
         from actors.prompt import ChatPrompt, load_tokenizer
+        from actors.vllm_arguments import engine_arguments, set_environment
 
         set_environment(on_gpu=False)
         from vllm import LLM
