@@ -109,7 +109,7 @@ class VLLMEngine:
     def capacity_tokens(self) -> int:
         """Tokens that the KV cache holds."""
         num_tokens = self._engine.vllm_config.cache_config.kv_cache_size_tokens
-        assert num_tokens is not None, "vLLM knows the size of its cache once it has started"
+        assert num_tokens is not None, "vLLM sets the size of its cache when it starts"
         return num_tokens
 
     @property

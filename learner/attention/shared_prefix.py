@@ -129,7 +129,7 @@ def dense_layout(segments: Sequence[PrefixSegment], device: torch.device) -> Row
         ValueError: a segment has several responses.
     """
     if any(len(segment.response_tokens) > 1 for segment in segments):
-        raise ValueError("the dense path forwards every response behind its own copy of the prompt; unshare the plan")
+        raise ValueError("the dense path needs one prompt per response; unshare the plan")
     return replace(whole_layout(segments, device), which=Pass.DENSE)
 
 

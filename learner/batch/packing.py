@@ -90,10 +90,7 @@ def plan_slice(
 
 
 def unshare(plan: SlicePlan) -> SlicePlan:
-    """Plan the same responses on the same ranks, each in a row of its own behind its own copy of the prompt.
-
-    For the dense path.
-    """
+    """Plan the same responses on the same ranks for the dense path: one row, with its own prompt, per response."""
     return _in_step(
         [
             [RowPlan(responses={group: (i,)}) for row in rank for group, own in row.responses.items() for i in own]
