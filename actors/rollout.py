@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from actors.faults import FaultKind, FaultyGroup
 from actors.repetition import ends_in_repetition
-from actors.trajectory import FinishReason, Group, Trajectory
+from actors.trajectory import FinishReason, Group, Trajectory, VersionSpan
 from curriculum.task import Task, TaskLease
 
 
@@ -165,13 +165,12 @@ def _version_fault(sample: Sample, newest_version: int) -> _Fault | None:
 
 def _trajectory(sample: Sample, version_at_start: int) -> Trajectory:
     ids: NDArray[np.int32] = np.asarray(sample.token_ids, dtype=np.int32)
-    versions = [int(version) for _, version in sample.versions] if len(ids) else [version_at_start]
+    spans = sample.versions if len(ids) else [(0, str(version_at_start))]
     return Trajectory(
         response_ids=ids,
         rollout_logprobs=np.asarray(sample.logprobs, dtype=np.float32),
         finish_reason=_finish_reason(sample),
-        policy_version=min(versions),
-        newest_policy_version=max(versions),
+        versions=tuple(VersionSpan(start=start, version=int(version)) for start, version in spans),
     )
 
 

@@ -30,6 +30,16 @@ class FinishReason(StrEnum):
         return self is FinishReason.DEADLINE
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionSpan:
+    """Consecutive tokens that one policy sampled, up to the start of the next span or the end of the answer."""
+
+    start: int
+    """Index of the first token in the answer."""
+    version: int
+    """Version of the policy, in weight updates."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Trajectory:
     """One sampled answer; its text is decoded from `response_ids` where it is needed."""
@@ -39,11 +49,9 @@ class Trajectory:
     rollout_logprobs: NDArray[np.float32]
     """[R] log-probability (nats) of each token under the policy that sampled it, after temperature and top-p."""
     finish_reason: FinishReason
-    policy_version: int
-    """Oldest policy that sampled any of the tokens, in weight updates; for an answer that was cut before its first
-    token, the policy at its start."""
-    newest_policy_version: int
-    """Newest policy that sampled any of the tokens; larger than `policy_version` if weights changed meanwhile."""
+    versions: tuple[VersionSpan, ...]
+    """Which policy sampled which tokens: spans in order, the first one starts at 0. An answer that was cut before its
+    first token has one span, of the policy at its start."""
 
     def __post_init__(self) -> None:
         if self.response_ids.size == 0 and not self.finish_reason.is_cut:
@@ -53,11 +61,22 @@ class Trajectory:
                 f"{self.response_ids.size} response tokens but {self.rollout_logprobs.size} log-probabilities; "
                 "ask the engine for the log-probability of every sampled token"
             )
-        if self.policy_version > self.newest_policy_version:
+        starts = [span.start for span in self.versions]
+        if starts[:1] != [0] or starts != sorted(set(starts)) or starts[-1] >= max(1, self.response_ids.size):
             raise ValueError(
-                f"oldest policy version {self.policy_version} is above the newest, {self.newest_policy_version}; swap "
-                "them"
+                f"spans of policy versions start at {starts} in an answer of {self.response_ids.size} tokens; they "
+                "must start at 0 and grow"
             )
+
+    @property
+    def policy_version(self) -> int:
+        """Oldest policy that sampled any of the tokens."""
+        return min(span.version for span in self.versions)
+
+    @property
+    def newest_policy_version(self) -> int:
+        """Newest policy that sampled any of the tokens; larger than the oldest if weights changed meanwhile."""
+        return max(span.version for span in self.versions)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

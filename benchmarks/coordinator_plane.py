@@ -13,7 +13,7 @@ import numpy as np
 import ray
 
 from actors.coordinator_leases import CoordinatorLeases
-from actors.trajectory import FinishReason, Group, GroupMeta, Trajectory
+from actors.trajectory import FinishReason, Group, GroupMeta, Trajectory, VersionSpan
 from benchmarks.line import say
 from cluster.processes.curriculum import ray_curriculum
 from curriculum.config import CurriculumConfig, FixedSteps, PhaseConfig
@@ -252,8 +252,7 @@ def make_answers(group_size: int, response_tokens: int) -> tuple[Trajectory, ...
             response_ids=rng.integers(0, 150_000, response_tokens, dtype=np.int32),
             rollout_logprobs=-rng.random(response_tokens, dtype=np.float32),
             finish_reason=FinishReason.STOP,
-            policy_version=0,
-            newest_policy_version=0,
+            versions=(VersionSpan(start=0, version=0),),
         )
         for _ in range(group_size)
     )

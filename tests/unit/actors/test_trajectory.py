@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 
-from actors.trajectory import FinishReason, Group, GroupMeta, Trajectory
+from actors.trajectory import FinishReason, Group, GroupMeta, Trajectory, VersionSpan
 from curriculum.task import Task, TaskLease
 
 TASK = Task(
@@ -21,13 +21,12 @@ TASK = Task(
 LEASE = TaskLease(lease_id=4, task_id="t", attempt=0, replayed=True, phase=1)
 
 
-def trajectory(num_tokens=2, *, num_logprobs=None, reason=FinishReason.STOP, version=1, newest=None):
+def trajectory(num_tokens=2, *, num_logprobs=None, reason=FinishReason.STOP, version=1, spans=None):
     return Trajectory(
         response_ids=np.arange(num_tokens, dtype=np.int32),
         rollout_logprobs=np.zeros(num_tokens if num_logprobs is None else num_logprobs, np.float32),
         finish_reason=reason,
-        policy_version=version,
-        newest_policy_version=version if newest is None else newest,
+        versions=tuple(VersionSpan(start=start, version=v) for start, v in spans or [(0, version)]),
     )
 
 
@@ -50,10 +49,15 @@ def test_only_an_answer_that_was_cut_may_be_empty():
     assert [reason for reason in FinishReason if reason.is_cut] == [FinishReason.DEADLINE]
 
 
-def test_the_oldest_version_of_an_answer_is_not_above_its_newest():
-    assert trajectory(version=4, newest=6).newest_policy_version == 6
-    with pytest.raises(ValueError, match="oldest policy version 5 is above the newest, 4"):
-        trajectory(version=5, newest=4)
+def test_an_answer_that_outlived_an_update_is_as_old_as_its_oldest_token():
+    t = trajectory(6, spans=[(0, 4), (2, 5), (5, 6)])
+    assert (t.policy_version, t.newest_policy_version) == (4, 6)
+
+
+@pytest.mark.parametrize("spans", [[(1, 4)], [(0, 4), (2, 5)], [(0, 4), (0, 5)], [(0, 1), (-1, 2)]])
+def test_spans_of_versions_that_do_not_fit_the_tokens_are_refused(spans):
+    with pytest.raises(ValueError, match="must start at 0 and grow"):
+        trajectory(2, spans=spans)
 
 
 def test_a_group_needs_an_answer():
@@ -66,7 +70,7 @@ def test_the_driver_sees_lengths_truncations_cuts_and_the_oldest_version():
         trajectory(2, version=5),
         trajectory(4, version=4, reason=FinishReason.LENGTH),
         trajectory(1, version=5, reason=FinishReason.REPETITION),
-        trajectory(3, version=5, newest=6, reason=FinishReason.DEADLINE),
+        trajectory(3, spans=[(0, 5), (1, 6)], reason=FinishReason.DEADLINE),
     )
     assert GroupMeta.of(g) == GroupMeta(
         lease=LEASE,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from actors.rollout import Sampling
-from actors.trajectory import FinishReason, Group, GroupMeta, Trajectory
+from actors.trajectory import FinishReason, Group, GroupMeta, Trajectory, VersionSpan
 from actors.weights.update import WeightReceipt, WeightUpdate
 from cluster.group import ScoredGroup
 from cluster.loop import TrainingLoop
@@ -45,8 +45,7 @@ def make_group(lease, num_samples: int, policy_version: int = 0) -> Group:
         response_ids=np.array([5, 6, 2], np.int32),
         rollout_logprobs=np.array([-0.1, -0.2, -0.3], np.float32),
         finish_reason=FinishReason.STOP,
-        policy_version=policy_version,
-        newest_policy_version=policy_version,
+        versions=(VersionSpan(start=0, version=policy_version),),
     )
     return Group(task=task, lease=lease, trajectories=(trajectory,) * num_samples, temperature=1.0, engine="fake")
 

@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from actors.trajectory import FinishReason, Group, Trajectory
+from actors.trajectory import FinishReason, Group, Trajectory, VersionSpan
 from curriculum.task import Demonstration, Task, TaskLease
 from learner.batch.aggregation import RESPONSE_MEAN, TOKEN_MEAN
 from learner.batch.microbatch import PhasedMicroBatch, PrefixSegment, TrainingGroup
@@ -104,8 +104,7 @@ def test_answers_without_an_advantage_are_left_out_and_no_array_is_copied():
             response_ids=np.full(length, 7, np.int32),
             rollout_logprobs=np.full(length, -0.5, np.float32),
             finish_reason=FinishReason.STOP,
-            policy_version=0,
-            newest_policy_version=0,
+            versions=(VersionSpan(start=0, version=0),),
         )
         for length in (3, 2, 4)
     )

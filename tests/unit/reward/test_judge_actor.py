@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from actors.prompt import ChatPrompt, load_tokenizer
-from actors.trajectory import FinishReason, Group, Trajectory
+from actors.trajectory import FinishReason, Group, Trajectory, VersionSpan
 from curriculum.task import Task, TaskLease
 from reward.circuit import CircuitState
 from reward.config import OpenAIJudge, RewardConfig
@@ -31,8 +31,7 @@ def trajectory(response_ids):
         response_ids=response_ids,
         rollout_logprobs=np.zeros(len(response_ids), np.float32),
         finish_reason=FinishReason.STOP,
-        policy_version=0,
-        newest_policy_version=0,
+        versions=(VersionSpan(start=0, version=0),),
     )
 
 

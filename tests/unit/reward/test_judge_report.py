@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from actors.trajectory import FinishReason, Group, GroupMeta, Trajectory
+from actors.trajectory import FinishReason, Group, GroupMeta, Trajectory, VersionSpan
 from cluster.group import ScoredGroup
 from cluster.run.trajectory_log import write_trajectories
 from curriculum.task import Task, TaskLease
@@ -192,8 +192,7 @@ def trajectory():
         response_ids=np.array([1], np.int32),
         rollout_logprobs=np.array([-0.1], np.float32),
         finish_reason=FinishReason.STOP,
-        policy_version=0,
-        newest_policy_version=0,
+        versions=(VersionSpan(start=0, version=0),),
     )
 
 
