@@ -22,6 +22,8 @@ from pathlib import Path
 
 import pytest
 
+from actors.prompt import ChatPrompt, load_tokenizer
+from curriculum.dataset import load_tasks
 from curriculum.synthetic import VALUES, generate_demonstrations, generate_items
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two workers share the cores
@@ -359,9 +361,16 @@ def head(workshop):
 def submitted(workshop, head):
     """Two learner ranks, submitted as a job to a running cluster; in the second phase no answer can be right."""
     url, _ = head
-    rows = read_jsonl(workshop.overrides["data.train"])
-    impossible = [{**row, "answers": ["nowhere"]} if "-long-" in row["id"] else row for row in rows]
     short, long = workshop.overrides["curriculum.phases"]
+    tasks = load_tasks(
+        workshop.overrides["data.train"],
+        encoder=ChatPrompt(load_tokenizer(ROOT / "recipes/assets/local_base")),
+        phase_limits=(short["max_prompt_tokens"], long["max_prompt_tokens"]),
+        over_long="drop",
+    ).records
+    of_second_phase = {task.task_id for task in tasks if task.phase == 1}
+    rows = read_jsonl(workshop.overrides["data.train"])
+    impossible = [{**row, "answers": ["nowhere"]} if row["id"] in of_second_phase else row for row in rows]
     arguments = workshop.recipe(
         data__train=write_jsonl(workshop.folder / "impossible.jsonl", impossible),
         curriculum__phases=[{**short, "end": {"type": "steps", "steps": 1}}, long],
