@@ -134,7 +134,7 @@ def _fresh_draw_us(num_tasks: int, seed: int) -> float:
 
 
 def _replayed_draw_us(num_members: int, seed: int) -> float:
-    """Likewise for the pool; every drawn member is then heard of, as in a run."""
+    """Process time per draw of the replay pool; the accuracy of every drawn member is then reported, as in a run."""
     task_ids = [f"task-{index:08d}" for index in range(num_members)]
     num_draws = max(num_members, MIN_POOL_DRAWS // num_members * num_members)
     accuracies = dict.fromkeys(task_ids, 0.0)

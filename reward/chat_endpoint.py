@@ -65,7 +65,7 @@ class ChatEndpoint:
             max_retries: further attempts after a failed one.
             max_backoff_s: longest pause between two attempts.
             max_concurrency: attempts under way at once; None where the caller limits them.
-            circuit: hears of every attempt, and may refuse the next one.
+            circuit: is told of every attempt, and may refuse the next one.
         """
         from openai import AsyncOpenAI
 

@@ -22,7 +22,8 @@ class OnPolicySource:
     """Fulfils `BatchSource` with `max_policy_lag = 0`.
 
     Consumes: leases, through calls in flight.  Waits for: the slowest answer of each wave.  Unblocked by: every group.
-    Waves run in the background, so that a slice is sampled while the learner works on the one before it.
+    A wave is the groups that are asked for together. Waves run in the background, so that a slice is sampled while the
+    learner works on the one before it.
     """
 
     def __init__(

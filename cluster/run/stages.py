@@ -30,7 +30,7 @@ class Stages:
             progress: advanced by every step.
             journal: writes everything down.
             learner: saved in every checkpoint.
-            curriculum: likewise, in its state after the last finished step; None in a run of a warm-up alone.
+            curriculum: saved in its state after the last finished step; None in a run of a warm-up alone.
             checkpoint_every: steps from one checkpoint to the next.
             evaluate: measures held-out accuracy after the stage of that name; None where nothing is held out.
         """

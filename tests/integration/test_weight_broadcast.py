@@ -153,7 +153,7 @@ async def _error(call) -> Exception | None:
 
 
 async def _death(engine: VLLMEngine) -> EngineDied | None:
-    """What an engine says of its own death, of which it hears a moment later."""
+    """What an engine says of its own death, of which it is told a moment later."""
     for _ in range(200):
         try:
             engine.check_alive()

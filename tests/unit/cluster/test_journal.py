@@ -1,4 +1,4 @@
-"""The journal: everybody hears of every step, and nothing undefined is written."""
+"""The journal: every place gets every step, and nothing undefined is written."""
 
 from __future__ import annotations
 

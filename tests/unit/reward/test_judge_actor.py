@@ -1,4 +1,4 @@
-"""The plain object behind the actor handle: what the driver hears of a judge that is down."""
+"""The plain object behind the actor handle: what the driver is told of a judge that is down."""
 
 import asyncio
 from dataclasses import replace
