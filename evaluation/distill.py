@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from actors.prompt import ChatPrompt, load_tokenizer
+from actors.thinking import whole_thought
 from curriculum.files import file_errors, whole_file
 from evaluation.benchmarks import merge_items
 from evaluation.config import DistillConfig
@@ -151,7 +152,7 @@ def write_demonstrations(kept: Sequence[tuple[Item, Answer]], path: Path) -> Non
             "context": item.context,
             "question": item.question,
             "answers": list(item.answers),
-            "response": answer.text,
+            "response": whole_thought(answer.text),
         }
         for item, answer in kept
     ]

@@ -8,7 +8,6 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.prompt import fill_template
 from evaluation.record import Item
 
 
@@ -27,8 +26,8 @@ class PromptEncoder(Protocol):
         """
         ...
 
-    def neutralise(self, text: str) -> str:
-        """Return the text without control tokens."""
+    def fill_template(self, context: str, question: str) -> str:
+        """Return the user message; control tokens that the two hold are broken."""
         ...
 
 
@@ -56,6 +55,4 @@ def make_prompt(item: Item, encoder: PromptEncoder, *, max_tokens: int) -> Promp
     if is_cut:
         context = encoder.truncate_middle(context, item.question, max_tokens)
         token_ids = encoder.encode(context, item.question)
-    return Prompt(
-        text=encoder.neutralise(fill_template(context, item.question)), token_ids=token_ids, document_cut=is_cut
-    )
+    return Prompt(text=encoder.fill_template(context, item.question), token_ids=token_ids, document_cut=is_cut)

@@ -3,21 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from functools import lru_cache
-from typing import Final
 
-FAMILIES: Final[Mapping[str, tuple[str, str]]] = {
-    "think": ("<think>", "</think>"),
-    "thinking": ("<thinking>", "</thinking>"),
-    "thought": ("<thought>", "</thought>"),
-    "reasoning": ("<reasoning>", "</reasoning>"),
-    "mistral": ("[THINK]", "[/THINK]"),
-    "seed": ("<seed:think>", "</seed:think>"),
-    "kimi": ("◁think▷", "◁/think▷"),
-    "harmony": ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),
-}
-"""Opening and closing tag by name of the family. A response may use any of them."""
+from actors.thinking import FAMILIES
 
 _END_OF_TURN = re.compile(r"(?:\s|<[|｜][^|｜<>]{1,60}[|｜]>|</?s>|<eos>|<end_of_turn>)*\Z")
 

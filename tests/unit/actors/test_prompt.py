@@ -18,7 +18,8 @@ def real():
 
 
 def text_of(prompt, tokenizer, context, question):
-    return tokenizer.decode(prompt.encode(context, question).tolist())
+    ids = prompt.encode(context, question).tolist()
+    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
 def test_the_prompt_is_that_of_the_paper(tokenizer):
@@ -43,8 +44,9 @@ def test_control_tokens_in_documents_and_questions_are_broken(tokenizer):
     assert prompt.neutralise("a<end>b") == "a< end>b"
 
 
-def test_a_token_that_contains_another_one_is_broken_as_a_whole(tokenizer):
-    tokenizer.get_added_vocab = lambda: {"<e>": 0, "<e><e>": 1}
+def test_a_token_that_contains_another_one_is_broken_as_a_whole(families):
+    tokenizer = families["qwen3"]()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<e>", "<e><e>"]})
     assert ChatPrompt(tokenizer).neutralise("<e><e><e>") == "< e><e>< e>"
 
 

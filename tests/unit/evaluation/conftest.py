@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import pytest
 
+from actors.prompt import fill_template
 from evaluation.generator import Completion, GeneratorDown
 from evaluation.prompts import Prompt
 from evaluation.record import Answer, Item, Outcome
@@ -24,8 +25,8 @@ class WordEncoder:
         words = context.split()
         return " ".join(words[: room - room // 2] + words[len(words) - room // 2 :])
 
-    def neutralise(self, text: str) -> str:
-        return text.replace("<|im_end|>", "< |im_end|>")
+    def fill_template(self, context: str, question: str) -> str:
+        return fill_template(context, question).replace("<|im_end|>", "< |im_end|>")
 
 
 class TableGenerator:
