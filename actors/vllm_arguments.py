@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from actors.config import EngineConfig
+from actors.model_folder import yarn_length
 from actors.rollout import Sampling
 
 CPU_ENVIRONMENT = {
@@ -39,12 +40,14 @@ def engine_arguments(
     """Return the arguments of vLLM for a model and its resources."""
     from vllm.config import WeightTransferConfig
 
+    length = yarn_length(model_path, trust_remote_code=trust_remote_code)
     resources = _gpu_resources(config) if on_gpu else _cpu_resources(config, max_model_len)
     return {
         "model": model_path,
         "dtype": DTYPES[config.dtype],
         "seed": seed,
         "max_model_len": max_model_len,
+        "hf_overrides": {} if length is None else {"max_position_embeddings": length},
         "tensor_parallel_size": config.tensor_parallel_size,
         "max_num_seqs": config.max_num_seqs,
         "enforce_eager": config.enforce_eager,

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.model_folder import context_length, folder_or_hub_id
+from actors.model_folder import context_length, folder_or_hub_id, yarn_length
 from curriculum.errors import UserError
 
 BASE = Path(__file__).parents[3] / "recipes" / "assets" / "local_base"
@@ -43,6 +43,70 @@ def test_the_context_length_is_that_of_the_configuration(tmp_path):
 def test_rope_scaling_extends_the_context(tmp_path):
     rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 100, "rope_theta": 10000.0}
     assert context_length(with_config(tmp_path, rope_parameters=rope), key="model.path") == 400
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 100}
+
+
+@pytest.mark.parametrize(
+    ("changes", "length"),
+    [
+        ({"rope_parameters": None}, 100),
+        ({"rope_scaling": {"type": "linear", "factor": 4.0}}, 400),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2}}, 200),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, 400),
+        ({"rope_parameters": {**YARN, "factor": None}}, 100),
+        ({"rope_parameters": YARN, "max_position_embeddings": 400}, 400),
+        ({"rope_parameters": {"full_attention": YARN, "sliding_attention": {"rope_type": "default"}}}, 400),
+        (
+            {
+                "rope_parameters": {
+                    **YARN,
+                    "rope_type": "llama3",
+                    "factor": 8.0,
+                    "low_freq_factor": 1.0,
+                    "high_freq_factor": 4.0,
+                    "original_max_position_embeddings": 50,
+                }
+            },
+            100,
+        ),
+    ],
+)
+def test_every_kind_of_rope_scaling_gives_the_length_that_the_engine_takes(tmp_path, changes, length):
+    assert context_length(with_config(tmp_path, **changes), key="model.path") == length
+
+
+def test_only_a_model_with_yarn_needs_its_length_told_to_the_engine(tmp_path):
+    assert yarn_length(with_config(tmp_path, rope_parameters=YARN)) == 400
+    assert yarn_length(with_config(tmp_path, rope_parameters={"rope_type": "linear", "factor": 4.0})) is None
+    assert yarn_length(str(BASE)) is None
+
+
+def test_a_nested_configuration_of_text_is_read_and_gemma_states_the_scaled_length(tmp_path):
+    text = {
+        "model_type": "gemma3_text",
+        "max_position_embeddings": 131072,
+        "rope_scaling": {"factor": 8.0, "type": "linear"},
+    }
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": text}))
+    assert context_length(str(tmp_path), key="model.path") == 131072
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rope_parameters": {**YARN, "factor": "4.0"}}, "the rope factor is '4.0', not a number from 1 on"),
+        ({"rope_parameters": {**YARN, "factor": 0.5}}, "the rope factor is 0.5"),
+        ({"rope_scaling": "yarn"}, "config.json cannot be used .*rope_parameters.*; mend it"),
+        ({"max_position_embeddings": "4096"}, "config.json cannot be used .*max_position_embeddings.*'4096'"),
+        ({"max_position_embeddings": -1}, "max_position_embeddings is -1, not a number from 2 on"),
+    ],
+)
+def test_lengths_and_factors_that_are_no_numbers_are_one_clear_line(tmp_path, changes, message):
+    with pytest.raises(UserError, match=message) as caught:
+        context_length(with_config(tmp_path, **changes), key="model.path")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_folder_without_a_configuration_is_told_with_its_key(tmp_path):
