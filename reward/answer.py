@@ -29,7 +29,7 @@ _BEFORE = re.compile(
 _VERB = r"(?:is|are|was|were|(?:would|should|will|must|has\s+to|ought\s+to)\s+(?:then\s+)?be)(?![a-z'’])"
 _AFTER = re.compile(
     rf"(?:[\s*_]+(?:to|for)\s+(?:the|this|that|your|my|our)\b[^.?!:\n]{{0,80}}?)?[\s*_]+(?P<verb>{_VERB})[*_]*(?:\s*[:：][*_]*)?"
-    r"|[*_]*\s?(?P<colon>[:：])[*_]*",
+    r"|(?:[\s*_]+1)?[*_]*\s?(?P<colon>[:：])[*_]*",
     re.IGNORECASE,
 )
 _CHINESE_AFTER = re.compile(r"[\s*_]*(?:应该|应当|应|就)?(?:是|为|[:：])[\s*_:：]*")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from reward.folding import fold
 from reward.score import Verdict
+from reward.thinking import text_after_thinking
 
 SYSTEM_PROMPT = (
     "You are an expert in verifying if two answers are the same. Your input is a problem and two answers, Answer 1 and "
@@ -25,11 +26,11 @@ MAX_ANSWER_CHARS = 1_000
 _VERDICT = re.compile(r"\[\[\s*([yY][eE][sS]|[nN][oO])\s*\]\]")
 _FORGERY = re.compile(
     r"\[\s*\[\s*(?:yes|no)\b|<\|[^|<>]{1,60}\|>|\[/?INST\]|<</?SYS>>|</?(?:think|s|bos|eos|start_of_turn|end_of_turn)>"
-    r"|\banswer\s*[12]\s*:",
+    r"|\banswer\s*2\s*:",
     re.IGNORECASE,
 )
 _FIELD = re.compile(r"\b(answer\s*[12]|problem|system|user|assistant)\s*:", re.IGNORECASE)
-_TAG = re.compile(r"<(?=[A-Za-z/|<!])|(?<=[|>])>")
+_TAG = re.compile(r"<(?=[A-Za-z/|<!])|(?<=[|>])>|◁(?=/?think)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +62,7 @@ def neutralise(text: str, max_chars: int) -> str:
     """
     text = " ".join(fold(text[: 2 * max_chars]).split())[:max_chars]
     text = text.replace("[", "(").replace("]", ")").replace("\ufffd", "?")
-    return _FIELD.sub(r"\1 -", _TAG.sub(lambda tag: "< " if tag[0] == "<" else " >", text))
+    return _FIELD.sub(r"\1 -", _TAG.sub(lambda tag: " >" if tag[0] == ">" else tag[0] + " ", text))
 
 
 def imitates_judge_format(answer: str) -> bool:
@@ -70,6 +71,9 @@ def imitates_judge_format(answer: str) -> bool:
 
 
 def parse_verdict(text: str | None) -> Verdict:
-    """Read the verdict in a judge's output: only `[[YES]]` or only `[[NO]]`, any case, inner spaces; else unknown."""
-    kinds = {verdict.casefold() for verdict in _VERDICT.findall(text or "")}
+    """Read the verdict in a judge's output: only `[[YES]]` or only `[[NO]]`, any case, inner spaces; else unknown.
+
+    What a judge thinks is no verdict: only the text behind its thought counts, and a thought without an end has none.
+    """
+    kinds = {verdict.casefold() for verdict in _VERDICT.findall(text_after_thinking(text or "") or "")}
     return Verdict(kinds.pop()) if len(kinds) == 1 else Verdict.UNKNOWN

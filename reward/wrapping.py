@@ -16,6 +16,7 @@ _END_OF_TURN = re.compile(
     r"\s*(?:<[|｜][^|｜<>]{1,60}[|｜]>|</?s>|<eos>|<(?:end|start)_of_turn>|\[/?INST\])\s*\Z", re.IGNORECASE
 )
 _EMPHASIS = re.compile(r"(?<!\d)\*\*|\*\*(?!\d)|~~|\$\$")
+_LABEL = re.compile(r"answer 1 ?: ?(?=\S)", re.IGNORECASE)
 _BULLET = re.compile(r"\s*(?:[-*•·‣▪►➤→>#–—―]+\s+)+(?=\S)")
 _DASH = re.compile(r"\s*[–—―](?=[\d.(]|[$€£¥]\s?\d)")
 _CITATIONS = re.compile(r"(?<=\S)\s*(?:\^?\[\^?\d{1,3}(?:\s*[,;-]\s*\d{1,3})*\]|【[^】\n]{1,40}】)+\Z")
@@ -51,7 +52,7 @@ def clean_answer(text: str) -> str:
     text = _EMPHASIS.sub("", text)
     text = _BULLET.sub("", text, count=1) if _BULLET.match(text) else text
     text = fold(_DASH.sub("- ", text, count=1) if _DASH.match(text) else text)
-    text = " ".join(text.split())
+    text = _LABEL.sub("", " ".join(text.split()), count=1) if _LABEL.match(text.lstrip()) else " ".join(text.split())
     if imitates_judge_format(text):
         return text  # an attack stays as it is, so that it is seen
     for _ in range(_MAX_LAYERS):
