@@ -41,8 +41,8 @@ class ChatPrompt:
     which chat templates look for.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
-        """Take a Hugging Face tokenizer.
+    def __init__(self, tokenizer: Any, *, template_arguments: Mapping[str, Any] | None = None) -> None:
+        """Take a Hugging Face tokenizer, and arguments of its chat template such as `enable_thinking`.
 
         Raises:
             UserError: the tokenizer has no chat template, one that cannot be rendered, or no end-of-sequence token.
@@ -56,6 +56,7 @@ class ChatPrompt:
         if tokenizer.eos_token_id is None:
             raise UserError(f"model {name!r}: its tokenizer has no eos_token; set one in tokenizer_config.json")
         self._tokenizer = tokenizer
+        self._template_arguments = dict(template_arguments or {})
         try:
             self._generation_prompt = self._written_behind("user", add_generation_prompt=True)
             self._end_of_turn_id = self._find_end_of_turn()
@@ -149,16 +150,18 @@ class ChatPrompt:
         return self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
 
     def _encode_conversation(self, messages: Sequence[Mapping[str, str]]) -> NDArray[np.int32]:
-        return self._ids(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        return self._ids(self._rendered(messages, add_generation_prompt=True))
+
+    def _rendered(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool) -> str:
+        return self._tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=add_generation_prompt, **self._template_arguments
+        )
 
     def _written_behind(self, role: str, *, add_generation_prompt: bool) -> str:
         """Return what the chat template writes behind the content of the last message of a role."""
         roles = ("user", "assistant") if role == "assistant" else ("user",)
         messages = [{"role": name, "content": _PROBE} for name in roles]
-        text = self._tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
-        return text.rpartition(_PROBE)[2]
+        return self._rendered(messages, add_generation_prompt=add_generation_prompt).rpartition(_PROBE)[2]
 
     def _find_end_of_turn(self) -> int:
         """Return the token with which the template ends a turn of the assistant; end of sequence where it has none."""

@@ -17,7 +17,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
-from pydantic import BaseModel
+from pydantic import BaseModel, JsonValue
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
@@ -224,6 +224,8 @@ def _type(annotation: Any) -> str:
         return "[" + ", ".join(_type(part) for part in parts) + "]"
     if origin is dict:
         return f"map of {_type(parts[0])} to {_type(parts[1])}"
+    if annotation is JsonValue:
+        return "any value"
     if issubclass(annotation, Enum):
         return " or ".join(f"`{member.value}`" for member in annotation)
     if issubclass(annotation, BaseModel):

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from actors.config import EngineConfig
 from curriculum.config import StrictModel
-from reward.config import RewardConfig
+from reward.config import RequestFields, RewardConfig
 
 
 class EngineModel(StrictModel):
@@ -57,6 +57,8 @@ class EndpointGenerator(StrictModel):
     max_retries: int = Field(default=3, ge=0)
     """Further attempts after a failed one, with exponential back-off."""
     max_backoff_s: float = Field(default=30.0, gt=0)
+    request_fields: RequestFields = Field(default_factory=dict)
+    """Further fields of every request, for example {chat_template_kwargs: {enable_thinking: false}}."""
     trust_remote_code: bool = False
 
 

@@ -8,7 +8,7 @@ import os
 import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
 from curriculum.errors import UserError
@@ -20,6 +20,8 @@ FIRST_BACKOFF_S = 0.5
 """Pause before the second attempt; it doubles with every further one."""
 LISTING_TIMEOUT_S = 10.0
 """Longest wait for the list of models of an endpoint."""
+MAX_MESSAGE_CHARS = 200
+"""Characters that are kept of what a server says about an error."""
 _RATE_LIMITED = 429
 _RETRIED_STATUS = frozenset({408, 409, 425, _RATE_LIMITED})
 _ABOUT_THE_REQUEST = frozenset({400, 413, 422})
@@ -54,6 +56,7 @@ class ChatEndpoint:
         max_backoff_s: float = MAX_BACKOFF_S,
         max_concurrency: int | None = None,
         circuit: CircuitBreaker | None = None,
+        request_fields: Mapping[str, Any] | None = None,
     ) -> None:
         """Open the client; no request is sent yet.
 
@@ -66,6 +69,7 @@ class ChatEndpoint:
             max_backoff_s: longest pause between two attempts.
             max_concurrency: attempts under way at once; None where the caller limits them.
             circuit: is told of every attempt, and may refuse the next one.
+            request_fields: sent with every request beside its own fields.
         """
         from openai import AsyncOpenAI
 
@@ -75,6 +79,8 @@ class ChatEndpoint:
         self._max_backoff_s = max_backoff_s
         self._slots = nullcontext() if max_concurrency is None else asyncio.Semaphore(max_concurrency)
         self._circuit = circuit
+        self._request_fields = dict(request_fields or {})
+        self._has_answered = False
         client: Any = AsyncOpenAI
         self._client = client(base_url=base_url, api_key=_key(api_key_env), timeout=timeout_s, max_retries=0)
 
@@ -118,12 +124,14 @@ class ChatEndpoint:
         try:
             async with asyncio.timeout(self._timeout_s):
                 reply = await self._client.chat.completions.with_raw_response.create(
-                    model=self._model, messages=messages, **parameters
+                    model=self._model, messages=messages, extra_body=self._request_fields, **parameters
                 )
                 completion = read_reply(reply.http_response.text, read)
         except (OpenAIError, OSError, ValueError) as error:
-            self._tell_circuit(failure_text(error) if is_outage(error, is_last=is_last) else None)
+            counts = is_outage(error, is_last=is_last, has_answered=self._has_answered)
+            self._tell_circuit(failure_text(error) if counts else None)
             raise
+        self._has_answered = True
         self._tell_circuit(None)
         return completion
 
@@ -145,13 +153,20 @@ def is_retried(error: Exception) -> bool:
     return status is None or status >= 500 or status in _RETRIED_STATUS
 
 
-def is_outage(error: Exception, *, is_last: bool) -> bool:
+def is_outage(error: Exception, *, is_last: bool, has_answered: bool = True) -> bool:
     """Return whether an error counts against the endpoint.
 
-    One that refuses a single request, or asks for a pause, works; a rate limit that outlasts all attempts does not.
+    One that refuses a single request, or asks for a pause, works; a rate limit that outlasts all attempts does not, and
+    neither does an endpoint that has refused every request: what they share is wrong.
     """
     status = _status(error)
-    return is_last if status == _RATE_LIMITED else status not in _ABOUT_THE_REQUEST
+    return is_last if status == _RATE_LIMITED else not (has_answered and status in _ABOUT_THE_REQUEST)
+
+
+def is_refusal(error: BaseException | None) -> bool:
+    """Return whether an endpoint understood a request and will refuse it again (a wrong key, argument or length)."""
+    status = _status(error) if isinstance(error, Exception) else None
+    return status is not None and 400 <= status < 500 and status not in _RETRIED_STATUS
 
 
 def retry_after_s(error: Exception) -> float | None:
@@ -169,13 +184,21 @@ def backoff_s(attempt: int, retry_after_s: float | None, *, longest_s: float) ->
 
 
 def failure_text(error: Exception) -> str:
-    """Return why an attempt has no reply, in one short line."""
+    """Return why an attempt has no reply, in one short line; a status comes with what the server says about it."""
     status = _status(error)
     if status is not None:
-        return f"HTTP {status}"
+        message = _server_message(getattr(error, "body", None))
+        return f"HTTP {status}: {message}" if message else f"HTTP {status}"
     if isinstance(error, BadReplyError):
         return str(error)
     return f"{type(error).__name__}: {' '.join(str(error.__cause__ or error).split())}"[:200]
+
+
+def _server_message(body: object) -> str:
+    """Return the message in the body of an error, on one line."""
+    fields = cast("Mapping[str, Any]", body) if isinstance(body, Mapping) else {"message": body}
+    texts = [text for key in ("message", "detail", "error") if isinstance(text := fields.get(key), str)]
+    return " ".join(texts[0].split())[:MAX_MESSAGE_CHARS] if texts else ""
 
 
 def _status(error: Exception) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, JsonValue, model_validator
 
 from actors.config import EngineConfig
 from curriculum.config import StrictModel
@@ -26,6 +26,24 @@ class RuleSet(StrEnum):
     """Exact match after normalisation, as the paper describes it."""
     RELEASED = "released"
     """The released code's scores, to compare with published numbers; they reward junk, so no run trains on them."""
+
+
+OWN_FIELDS = ("model", "messages", "temperature", "max_tokens", "stream", "n", "seed")
+"""Fields of a request that are never taken from `request_fields`: they decide what is asked, and how."""
+
+
+def check_request_fields(fields: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    """Return further fields of a request.
+
+    Raises:
+        ValueError: one of them would replace a field that is set here.
+    """
+    if taken := [name for name in fields if name in OWN_FIELDS]:
+        raise ValueError(f"{', '.join(taken)} cannot be set here; leave out {', '.join(OWN_FIELDS)}")
+    return fields
+
+
+RequestFields = Annotated[dict[str, JsonValue], AfterValidator(check_request_fields)]
 
 
 class NoJudge(StrictModel):
@@ -61,6 +79,8 @@ class VllmJudge(StrictModel):
     """Judge actors, one engine each."""
     timeout_s: float = Field(default=300.0, gt=0)
     """Longest wait for one question; after it the question counts as unknown."""
+    template_arguments: dict[str, JsonValue] = Field(default_factory=dict)
+    """Arguments of the judge's chat template, for example {enable_thinking: false}."""
 
     @model_validator(mode="after")
     def _judgement_fits(self) -> Self:
@@ -111,6 +131,8 @@ class OpenAIJudge(StrictModel):
     """Longest wait for one reply."""
     max_concurrency: int = Field(default=64, gt=0)
     """Requests in flight at once."""
+    request_fields: RequestFields = Field(default_factory=dict)
+    """Further fields of every request, for example {chat_template_kwargs: {enable_thinking: false}}."""
 
     @property
     def name(self) -> str:

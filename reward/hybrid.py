@@ -14,8 +14,8 @@ from reward.rules import RuleOutcome, apply_rules
 from reward.score import Score, Verdict
 from reward.text_rule import text_key
 
-MAX_JUDGED_TRUTHS = 8
-"""Accepted answers that the judge compares with one rejected answer; those with the same normal form count once."""
+TRUTHS_AT_ONCE = 8
+"""Accepted answers that the judge compares with one rejected answer at a time; without a yes the next ones follow."""
 BATCH_GRACE_S = 5.0
 """A judge keeps its deadline itself, question by question; a whole batch is ended only this much later."""
 
@@ -65,8 +65,7 @@ class HybridScorer:
             )
         outcomes = [self._apply_rules(data_source, response, answers) for response in responses]
         asked = [self._questions(question, outcome) for outcome in outcomes]
-        verdicts = await self._ask([q for questions in asked for q in questions])
-        judged = [combined_verdict([verdicts[q] for q in questions]) if questions else None for questions in asked]
+        judged = await self._judged(asked)
         scores = [
             _score(outcome, verdict, length, self._config.overlong)
             for outcome, verdict, length in zip(outcomes, judged, num_tokens, strict=True)
@@ -95,8 +94,9 @@ class HybridScorer:
             return []
         return judge_questions(question, outcome.answer, outcome.truths)
 
-    async def _ask(self, questions: list[JudgeQuestion]) -> dict[JudgeQuestion, Verdict]:
-        return await self._judge.ask(questions) if self._judge is not None and questions else {}
+    async def _judged(self, asked: Sequence[list[JudgeQuestion]]) -> list[Verdict | None]:
+        """Return one verdict per response over all of its questions; None where it has none."""
+        return await judged_in_parts(asked, self._judge) if self._judge is not None else [None] * len(asked)
 
     def _count(self, scores: Sequence[Score]) -> None:
         before = self._report
@@ -109,10 +109,27 @@ class HybridScorer:
 
 
 def judge_questions(question: str, answer: str, truths: Sequence[str]) -> list[JudgeQuestion]:
-    """Return one question per accepted answer of a different normal form, at most `MAX_JUDGED_TRUTHS`."""
+    """Return one question per accepted answer of a different normal form."""
     distinct = {text_key(truth).words or truth: truth for truth in reversed(truths)}
-    chosen = list(reversed(distinct.values()))[:MAX_JUDGED_TRUTHS]
-    return [JudgeQuestion(question=question, answer=answer, truth=truth) for truth in chosen]
+    return [JudgeQuestion(question=question, answer=answer, truth=truth) for truth in reversed(distinct.values())]
+
+
+async def judged_in_parts(asked: Sequence[Sequence[JudgeQuestion]], judge: CachingJudge) -> list[Verdict | None]:
+    """Ask the questions of every answer, `TRUTHS_AT_ONCE` of each at a time, until one is yes or none is left.
+
+    Returns:
+        the combined verdict of each answer; None for one without a question.
+    """
+    verdicts: list[list[Verdict]] = [[] for _ in asked]
+    for start in range(0, max((len(questions) for questions in asked), default=0), TRUTHS_AT_ONCE):
+        parts = [
+            [] if Verdict.YES in known else questions[start : start + TRUTHS_AT_ONCE]
+            for questions, known in zip(asked, verdicts, strict=True)
+        ]
+        found = await judge.ask([question for part in parts for question in part])
+        for known, part in zip(verdicts, parts, strict=True):
+            known += [found[question] for question in part]
+    return [combined_verdict(known) if known else None for known in verdicts]
 
 
 def _caching(config: RewardConfig, judge: Judge) -> CachingJudge:

@@ -45,6 +45,7 @@ class OpenAIJudgeClient:
             max_backoff_s=max_backoff_s,
             max_concurrency=config.max_concurrency,
             circuit=self._circuit,
+            request_fields=config.request_fields,
         )
 
     async def judge(self, questions: Sequence[JudgeQuestion]) -> list[Verdict]:

@@ -21,7 +21,7 @@ class VllmJudgeEngine:
 
     def __init__(self, config: VllmJudge, *, on_gpu: bool) -> None:
         """Load the model; block until it can answer."""
-        self._prompt = ChatPrompt(load_tokenizer(config.model))
+        self._prompt = ChatPrompt(load_tokenizer(config.model), template_arguments=config.template_arguments)
         self._timeout_s = config.timeout_s
         self._max_prompt_tokens = config.max_model_len - config.max_tokens
         self._sampling = Sampling(num_samples=1, temperature=0.0, top_p=1.0, max_response_tokens=config.max_tokens)

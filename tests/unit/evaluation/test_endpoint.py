@@ -118,6 +118,35 @@ def test_a_refusal_of_one_prompt_is_not_tried_again(serve):
     assert len(server.requests) == 1
 
 
+REFUSAL = '{"error": {"message": "max_tokens is too large:\\n 77 > 64", "type": "BadRequestError"}}'
+
+
+def test_what_the_server_says_about_a_refusal_is_kept_on_one_line(serve):
+    (error,) = ask(serve((400, REFUSAL)).url)
+    assert str(error) == "HTTP 400: max_tokens is too large: 77 > 64"
+
+
+@pytest.mark.parametrize("status", [400, 401, 404])
+def test_a_refusal_that_all_requests_share_is_told_after_the_first_few(serve, status):
+    server = serve((status, REFUSAL))
+    found = ask(server.url, prompts=3)
+    assert [type(error) for error in found] == [NoReplyError, NoReplyError, GeneratorDown]
+    assert f"it refuses every request (HTTP {status}: max_tokens is too large: 77 > 64); change" in str(found[2])
+    assert "again" not in str(found[2])
+
+
+def test_refusals_in_different_words_concern_their_prompts_only(serve):
+    server = serve(*[(400, json.dumps({"message": f"{i} tokens are too many"})) for i in range(9)], (200, chat()))
+    found = ask(server.url, prompts=10)
+    assert not any(isinstance(error, GeneratorDown) for error in found)
+
+
+def test_further_fields_are_sent_with_every_request(serve):
+    server = serve((200, chat()))
+    ask(server.url, request_fields={"chat_template_kwargs": {"enable_thinking": False}})
+    assert server.requests[0]["chat_template_kwargs"] == {"enable_thinking": False}
+
+
 def test_retries_end(serve):
     server = serve((503, "{}"))
     assert isinstance(ask(server.url)[0], NoReplyError)
@@ -133,8 +162,8 @@ def test_an_endpoint_that_is_gone_is_given_up():
 
 def test_one_answer_in_between_shows_that_the_endpoint_is_there(serve):
     failures = [(400, "{}")] * (MAX_FAILURES_IN_A_ROW - 1)
-    server = serve(*failures, (200, chat()), *failures, (200, chat()))
-    found = ask(server.url, prompts=2 * MAX_FAILURES_IN_A_ROW)
+    server = serve((200, chat()), *failures, (200, chat()), *failures, (200, chat()))
+    found = ask(server.url, prompts=2 * MAX_FAILURES_IN_A_ROW + 1)
     assert not any(isinstance(error, GeneratorDown) for error in found)
 
 

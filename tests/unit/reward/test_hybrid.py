@@ -79,6 +79,16 @@ def test_every_accepted_answer_is_tried_by_the_judge_and_one_yes_is_enough():
     assert scores[0].accuracy == 1.0
 
 
+def test_more_accepted_answers_than_fit_at_once_are_asked_in_parts_until_one_is_yes():
+    answers = tuple(f"city {name}" for name in "abcdefghijklmnopqrstuvwxyz")
+    judge = FakeJudge(("it", "city k"))
+    (found,) = score(HybridScorer(RewardConfig(), judge), [say("it")], answers=answers)
+    assert [len(batch) for batch in judge.batches] == [8, 8]
+    assert found.accuracy == 1.0
+    (missed,) = score(HybridScorer(RewardConfig(), FakeJudge()), [say("it")], answers=answers)
+    assert (missed.judge, missed.accuracy) == (Verdict.NO, 0.0)
+
+
 def test_one_unknown_among_the_accepted_answers_is_no_zero():
     class HalfDeaf:
         async def judge(self, questions):

@@ -162,6 +162,31 @@ def test_an_open_circuit_refuses_without_asking_and_closes_when_the_endpoint_is_
     assert drained_again == []
 
 
+def test_an_endpoint_that_refuses_every_question_opens_the_circuit_with_its_words(endpoint):
+    async def session():
+        client = open_client(endpoint.url, max_failures=2)
+        endpoint.fault = (400, {}, '{"error": {"message": "unknown field:\\n reasoning"}}')
+        verdicts = [await client.judge([question(answer)]) for answer in "123"]
+        await client.close()
+        return verdicts, client.drain_events()
+
+    verdicts, (event,) = asyncio.run(session())
+    assert verdicts == [[UNKNOWN]] * 3
+    assert (event.state, event.reason) == (CircuitState.OPEN, "HTTP 400: unknown field: reasoning")
+    assert len(endpoint.requests) == 2
+
+
+def test_further_fields_are_sent_with_every_question(endpoint):
+    ask(endpoint.url, "7", request_fields={"chat_template_kwargs": {"enable_thinking": False}})
+    assert endpoint.requests[0]["chat_template_kwargs"] == {"enable_thinking": False}
+
+
+@pytest.mark.parametrize("name", ["model", "messages", "max_tokens", "stream"])
+def test_further_fields_replace_none_of_the_requests_own(name):
+    with pytest.raises(ValueError, match=f"{name} cannot be set here"):
+        OpenAIJudge(base_url="http://127.0.0.1:1/v1", model="m", request_fields={name: "x"})
+
+
 def test_a_trial_that_fails_keeps_the_circuit_open(endpoint):
     async def session():
         client = open_client(endpoint.url, max_retries=0, max_failures=1, timeout_s=1.0)
