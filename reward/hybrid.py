@@ -123,7 +123,7 @@ async def judged_in_parts(asked: Sequence[Sequence[JudgeQuestion]], judge: Cachi
     verdicts: list[list[Verdict]] = [[] for _ in asked]
     for start in range(0, max((len(questions) for questions in asked), default=0), TRUTHS_AT_ONCE):
         parts = [
-            [] if Verdict.YES in known else questions[start : start + TRUTHS_AT_ONCE]
+            questions[start : start + TRUTHS_AT_ONCE] if Verdict.YES not in known else ()
             for questions, known in zip(asked, verdicts, strict=True)
         ]
         found = await judge.ask([question for part in parts for question in part])
