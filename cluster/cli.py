@@ -60,6 +60,8 @@ def check(recipe: Recipe, overrides: Overrides = None) -> None:
         sys.stdout.write(dump_recipe(config))
         batches = 0 if prepared.demonstrations is None else len(prepared.demonstrations)
         _say(f"ok: warm-up of {batches} steps, {len(prepared.tasks)} tasks in {len(config.curriculum.phases)} phases")
+        for note in prepared.notes:
+            _say(note)
         for key, rejects in prepared.rejects.items():
             if rejects:
                 _say(f"{key}: {len(rejects)} rows refused; see them with: qwenlong data inspect FILE --recipe {recipe}")

@@ -47,6 +47,8 @@ def train(config: RunConfig, *, run_dir: Path, resume: bool, console: Console) -
     """
     console.say(f"reading model and data of {config.name}")
     prepared = prepare(config)
+    for note in prepared.notes:
+        console.say(note)
     check_ray(config)
     folder = RunFolder.open(run_dir) if resume else RunFolder.create(run_dir)
     with folder.locked():

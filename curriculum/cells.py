@@ -18,6 +18,8 @@ def row_id(row: Row) -> str | None:
     value = row.values.get("id")
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # a column of integers with a gap is read as floats
     if not isinstance(value, str | int) or isinstance(value, bool):
         raise RowError(RejectReason.WRONG_TYPE, f"id is {type(value).__name__}, expected text or an integer")
     return _encodable(str(value).strip(), "id")
@@ -63,8 +65,12 @@ def answers_of(row: Row) -> tuple[str, ...]:
 
 
 def accepted_answers(value: Any, column: str) -> tuple[str, ...]:
-    """Return the distinct non-empty answers, in order; numbers become text."""
-    answers = dict.fromkeys(_answer_text(entry, column) for entry in _as_list(value))
+    """Return the distinct non-empty answers, in order; numbers become text, and a JSON list of texts its entries.
+
+    An entry that is null is none.
+    """
+    entries = [entry for part in _as_list(value) for entry in (texts_in_json(part) or [part]) if entry is not None]
+    answers = dict.fromkeys(_answer_text(entry, column) for entry in entries)
     accepted = tuple(_encodable(answer, column) for answer in answers if answer.strip())
     if not accepted:
         raise RowError(RejectReason.EMPTY, f"{column} has no entry")
@@ -91,6 +97,18 @@ def _decoded_list(value: Any) -> Any:
         parsed = decoded(value)
         return cast("list[Any]", parsed) if isinstance(parsed, list) else value
     return value
+
+
+def texts_in_json(value: Any) -> list[str] | None:
+    """Return the entries of a text that is a JSON list of texts; None for everything else.
+
+    A list of numbers stays the text that it is: it may be an interval.
+    """
+    parsed = _decoded_list(value) if isinstance(value, str) else value
+    if not isinstance(value, str) or not isinstance(parsed, list):
+        return None
+    entries = [entry for entry in cast("list[Any]", parsed) if entry is not None]
+    return entries if entries and all(isinstance(entry, str) for entry in entries) else None
 
 
 def decoded(value: Any) -> Any:

@@ -82,6 +82,9 @@ class DataConfig(StrictModel):
     """Held-out questions; None turns the evaluations between stages off."""
     over_long: Literal["drop", "truncate_middle"] = "drop"
     """What happens to an item whose prompt is longer than the last phase admits."""
+    unpayable: Literal["judge", "reject"] = "judge"
+    """What happens to a question with accepted answers that no response can match by the rule of their kind ("twelve"
+    as a number): the judge decides about all of its answers, or it is refused. Without a judge it is refused."""
 
 
 class RetrospectiveConfig(StrictModel):

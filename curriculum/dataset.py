@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Generic, Literal, Protocol, TypeVar
 
@@ -72,6 +72,7 @@ def load_tasks(
     over_long: Literal["drop", "truncate_middle"],
     key: str = "data.train",
     every_phase: bool = True,
+    is_payable: Callable[[QuestionItem], bool] | None = None,
 ) -> Loaded[Task]:
     """Read a source into tasks with phases.
 
@@ -82,13 +83,22 @@ def load_tasks(
         over_long: `drop` refuses prompts beyond the last limit, `truncate_middle` cuts their documents to fit it.
         key: Recipe key of the source, for messages.
         every_phase: Insist on at least one task in every phase.
+        is_payable: Whether some response can earn a reward for an item; items for which none can are refused.
 
     Raises:
         UserError: The source cannot be read, its columns fit no layout, no row is usable, or a phase stays empty.
     """
     table = open_table(source, key=key)
     name = f"{key}={table.name}"
-    found = convert_rows(table, QUESTION_LAYOUTS, lambda item: _task(item, encoder, phase_limits, over_long), name=name)
+
+    def make(item: QuestionItem) -> Task:
+        if is_payable is not None and not is_payable(item):
+            answers = " or ".join(map(repr, item.answers))
+            detail = f"no response matches {answers:.80} by the rule of data source {item.data_source!r:.40}"
+            raise RowError(RejectReason.UNPAYABLE, detail + "; change the answer or reward.kinds, or name a judge")
+        return _task(item, encoder, phase_limits, over_long)
+
+    found = convert_rows(table, QUESTION_LAYOUTS, make, name=name, merge=_with_answers_of)
     if every_phase:
         _check_phases(name, found.records, phase_limits)
     return found
@@ -124,7 +134,12 @@ def load_demonstrations(
 
 
 def convert_rows(
-    table: Table, layouts: Sequence[Layout[ItemT]], make: Callable[[ItemT], RecordT], *, name: str
+    table: Table,
+    layouts: Sequence[Layout[ItemT]],
+    make: Callable[[ItemT], RecordT],
+    *,
+    name: str,
+    merge: Callable[[RecordT, ItemT], RecordT] | None = None,
 ) -> Loaded[RecordT]:
     """Turn the rows of a table into records; rows that cannot be used and repetitions are refused.
 
@@ -133,6 +148,7 @@ def convert_rows(
         layouts: Candidates in order of preference.
         make: Makes the record of an item; raises `RowError` to refuse it.
         name: `key=value` of the source, for messages.
+        merge: Puts what a repetition adds into the record of its first row.
 
     Raises:
         UserError: The columns fit no layout, or no row is usable.
@@ -140,6 +156,7 @@ def convert_rows(
     layout = choose_layout(layouts, table.columns, name=name) if table.columns else None
     repetitions = _Repetitions()
     records: list[RecordT] = []
+    record_of_row: dict[int, int] = {}
     rejects: list[Reject] = []
     num_rows = 0
     for row in table.rows:
@@ -149,8 +166,13 @@ def convert_rows(
         elif layout is not None:
             try:
                 item = layout.parse(row)
-                repetitions.refuse(row.number, item)
+                first = repetitions.first_row(row.number, item)
+                if first is not None:
+                    if merge is not None and first in record_of_row:
+                        records[record_of_row[first]] = merge(records[record_of_row[first]], item)
+                    raise RowError(RejectReason.DUPLICATE, f"the same content as row {first}")
                 records.append(make(item))
+                record_of_row[row.number] = len(records) - 1
             except RowError as error:
                 rejects.append(_reject(row, error))
     if not records:
@@ -165,16 +187,20 @@ class _Repetitions:
         self._row_of_content: dict[str, int] = {}
         self._row_of_id: dict[str, int] = {}
 
-    def refuse(self, number: int, item: QuestionItem | DemonstrationItem) -> None:
-        """Remember the item of row `number`; raise `RowError` where its content or its id occurred before."""
+    def first_row(self, number: int, item: QuestionItem | DemonstrationItem) -> int | None:
+        """Remember the item of row `number`; return the earlier row of the same content, if there is one.
+
+        Raises:
+            RowError: its id occurred before with another content.
+        """
         content = derived_id(*item.content)
         if content in self._row_of_content:
-            detail = f"the same content as row {self._row_of_content[content]}"
-            raise RowError(RejectReason.DUPLICATE, detail)
+            return self._row_of_content[content]
         if item.item_id in self._row_of_id:
             detail = f"row {self._row_of_id[item.item_id]} has the id {item.item_id!r} and another content"
             raise RowError(RejectReason.ID_CONFLICT, detail)
         self._row_of_content[content] = self._row_of_id[item.item_id] = number
+        return None
 
 
 def _why_nothing_is_usable(num_rows: int, rejects: Sequence[Reject]) -> str:
@@ -213,6 +239,13 @@ def _task(
         prompt_ids=prompt_ids,
         phase=phase,
     )
+
+
+def _with_answers_of(task: Task, item: QuestionItem) -> Task:
+    """Return a task that also accepts what a repetition of its question accepts."""
+    if item.data_source != task.data_source:
+        return task
+    return replace(task, answers=tuple(dict.fromkeys([*task.answers, *item.answers])))
 
 
 def _truncated(item: QuestionItem, encoder: PromptEncoder, max_tokens: int) -> NDArray[np.int32]:

@@ -25,6 +25,8 @@ class RejectReason(StrEnum):
     ID_CONFLICT = "id_conflict"
     OVER_LONG = "over_long"
     NOT_ENCODABLE = "not_encodable"
+    UNPAYABLE = "unpayable"
+    """No response can match its accepted answers by the rule of their kind, and no judge decides."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import chain
 
 from curriculum.dataset import Loaded, convert_rows
@@ -34,7 +35,9 @@ def load_items(source: str) -> Loaded[Item]:
         UserError: The source cannot be read, its columns fit no layout, or no row is usable.
     """
     name, table = _open(source)
-    return convert_rows(table, BENCHMARK_LAYOUTS, lambda item: _item(name, item), name=f"benchmark {source}")
+    return convert_rows(
+        table, BENCHMARK_LAYOUTS, lambda item: _item(name, item), name=f"benchmark {source}", merge=_with_answers_of
+    )
 
 
 def merge_items(sources: Iterable[Loaded[Item]], *, max_items: int | None) -> tuple[Item, ...]:
@@ -55,6 +58,11 @@ def merge_items(sources: Iterable[Loaded[Item]], *, max_items: int | None) -> tu
             items[item.key] = item
             counts[item.benchmark] += 1
     return tuple(items.values())
+
+
+def _with_answers_of(item: Item, repetition: QuestionItem) -> Item:
+    """Return an item that also accepts what a repetition of its question accepts."""
+    return replace(item, answers=tuple(dict.fromkeys([*item.answers, *repetition.answers])))
 
 
 def _item(name: str | None, item: QuestionItem) -> Item:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import cast
 
+from curriculum.cells import texts_in_json
 from reward.judge_prompt import imitates_judge_format
 from reward.thinking import text_after_thinking
 from reward.wrapping import MAX_ANSWER_CHARS, clean_answer, without_wrappers_of_sentence
@@ -126,7 +127,7 @@ def accepted_answers(ground_truth: object) -> tuple[str, ...]:
         ValueError: where the ground truth holds no answer, or something that is not one.
     """
     if isinstance(ground_truth, str | Real):
-        ground_truth = (ground_truth,)
+        ground_truth = texts_in_json(ground_truth) or (ground_truth,)
     if not isinstance(ground_truth, Iterable) or isinstance(ground_truth, bytes | dict):
         raise ValueError(f"ground_truth={ground_truth!r:.80} is no answer; give a string or a list of strings")
     answers = tuple(dict.fromkeys(_bare_truth(item) for item in cast("Iterable[object]", ground_truth)))

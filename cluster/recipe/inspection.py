@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from actors.model_folder import folder_or_hub_id
 from actors.prompt import ChatPrompt, load_tokenizer
 from cluster.recipe.load import load_recipe
+from cluster.recipe.truths import SourceTruths, truths_by_source
 from curriculum.dataset import Loaded, load_tasks
 from curriculum.errors import UserError
 from curriculum.phase_lengths import PhaseLengths, phase_lengths
 from curriculum.rejects import count_reasons, write_rejects
 from curriculum.task import Task
+from reward.config import RewardConfig
 
 BAR_WIDTH = 40
+MAX_EXAMPLES = 3
+"""Questions that are named for each data source."""
 
 
 def inspect_data(source: str, recipe: Path, overrides: Sequence[str], rejects: Path | None) -> None:
@@ -42,20 +46,30 @@ def inspect_data(source: str, recipe: Path, overrides: Sequence[str], rejects: P
         every_phase=False,
     )
     names = [phase.name for phase in config.curriculum.phases]
-    _print(found, dict(zip(names, phase_lengths(found.records, limits), strict=True)))
+    _print(found, dict(zip(names, phase_lengths(found.records, limits), strict=True)), config.reward)
     if rejects is not None:
         write_rejects(found.rejects, rejects)
 
 
-def _print(found: Loaded[Task], phases: Mapping[str, PhaseLengths]) -> None:
+def _print(found: Loaded[Task], phases: Mapping[str, PhaseLengths], reward: RewardConfig) -> None:
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"{len(found.records)} tasks, {len(found.rejects)} rows refused")
-    _print_counts(console, "data source", dict(Counter(task.data_source for task in found.records).most_common()))
+    console.print(_truth_table(truths_by_source(found.records, reward)))
     console.print(_length_table(phases))
     for name, phase in phases.items():
         _print_histogram(console, phase, name)
     if found.rejects:
         _print_counts(console, "refused because", count_reasons(found.rejects))
+
+
+def _truth_table(sources: Sequence[SourceTruths]) -> Table:
+    """Show kind and number of questions of each data source, and those that only a judge can reward."""
+    table = Table("data source", "kind", "questions", "for the judge only", "such as")
+    for source in sources:
+        examples = ", ".join(f"{task.task_id}: {task.answers[0]!r}" for task in source.unpayable[:MAX_EXAMPLES])
+        counts = (str(source.num_tasks), str(len(source.unpayable)))
+        table.add_row(Text(source.data_source), str(source.kind), *counts, Text(examples))
+    return table
 
 
 def _print_counts(console: Console, title: str, counts: Mapping[str, int]) -> None:

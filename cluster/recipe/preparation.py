@@ -9,6 +9,7 @@ from pathlib import Path
 from actors.model_folder import context_length, folder_or_hub_id
 from actors.prompt import ChatPrompt, load_tokenizer
 from cluster.recipe.config import RunConfig
+from cluster.recipe.truths import note_on_truths, payable_filter
 from curriculum.dataset import load_demonstrations, load_tasks
 from curriculum.errors import UserError
 from curriculum.rejects import Reject
@@ -32,6 +33,8 @@ class Prepared:
     """Held-out tasks by the name of the phase of their length; empty without `data.evaluation`."""
     rejects: Mapping[str, tuple[Reject, ...]]
     """Refused rows by recipe key."""
+    notes: tuple[str, ...]
+    """What a person should know about the data, one line each."""
 
 
 def prepare(config: RunConfig) -> Prepared:
@@ -48,7 +51,12 @@ def prepare(config: RunConfig) -> Prepared:
     tasks: tuple[Task, ...] = ()
     if limits and config.data.train is not None:
         found = load_tasks(
-            config.data.train, encoder=prompt, phase_limits=limits, over_long=config.data.over_long, key="data.train"
+            config.data.train,
+            encoder=prompt,
+            phase_limits=limits,
+            over_long=config.data.over_long,
+            key="data.train",
+            is_payable=payable_filter(config),
         )
         tasks, rejects["data.train"] = found.records, found.rejects
     demonstrations = None
@@ -59,6 +67,7 @@ def prepare(config: RunConfig) -> Prepared:
         demonstrations = DemonstrationBatches(
             found.records, batch_size=config.sft.batch_size, epochs=config.sft.epochs, seed=config.seed
         )
+    note = note_on_truths(tasks, config.reward, key="data.train")
     return Prepared(
         model_path=model_path,
         prompt=prompt,
@@ -66,6 +75,7 @@ def prepare(config: RunConfig) -> Prepared:
         demonstrations=demonstrations,
         heldout=_heldout(config, prompt, limits, rejects),
         rejects=rejects,
+        notes=(note,) if note else (),
     )
 
 
@@ -138,6 +148,7 @@ def _heldout(
         over_long=config.data.over_long,
         key="data.evaluation",
         every_phase=False,
+        is_payable=payable_filter(config),
     )
     rejects["data.evaluation"] = found.rejects
     by_phase = {

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from cluster.cli import app
 from cluster.recipe.load import dump_recipe, load_recipe
 from curriculum.synthetic import generate_items
+from reward.kind import kind_of
 
 ROOT = Path(__file__).parents[3]
 LOCAL = ROOT / "recipes" / "local.yaml"
@@ -273,7 +274,7 @@ def test_an_inspection_counts_and_writes_the_rejects(run, tmp_path):
     assert "3 tasks, 1 rows refused" in result.stdout
     sources = Counter(row["data_source"] for row in rows)
     cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in result.stdout.splitlines() if "│" in line]
-    assert all([source, str(count)] in cells for source, count in sources.items())
+    assert all([source, str(kind_of(source)), str(count), "0", ""] in cells for source, count in sources.items())
     assert ["duplicate", "1"] in cells
     (reject,) = [json.loads(line) for line in (run.folder / "bad.jsonl").read_text().splitlines()]
     assert (reject["number"], reject["reason"]) == (4, "duplicate")

@@ -95,7 +95,10 @@ def test_our_own_row_is_read_as_it_is():
         ({"answers": ["", " ", "a"]}, ("a",)),
         ({"answers": [], "answer": "a"}, ("a",)),
         ({"answers": None, "answer": "a"}, ("a",)),
-        ({"answers": None, "answer": '["a"]'}, ('["a"]',)),
+        ({"answers": None, "answer": '["a", "b"]'}, ("a", "b")),
+        ({"answers": None, "answer": "[0, 1]"}, ("[0, 1]",)),
+        ({"answers": ['["a", "b"]', "c"]}, ("a", "b", "c")),
+        ({"answers": ["a", None]}, ("a",)),
         ({"answers": ["b"], "answer": "a"}, ("b",)),
     ],
 )
@@ -112,7 +115,7 @@ def test_answers_may_be_a_list_a_json_list_an_array_or_one_value(columns, answer
         ({"context": 7}, RejectReason.WRONG_TYPE),
         ({"question": ["who?"]}, RejectReason.WRONG_TYPE),
         ({"answers": [True]}, RejectReason.WRONG_TYPE),
-        ({"answers": [None]}, RejectReason.WRONG_TYPE),
+        ({"answers": [None]}, RejectReason.EMPTY),
         ({"answers": [float("nan")]}, RejectReason.WRONG_TYPE),
         ({"answers": {"a": 1}}, RejectReason.WRONG_TYPE),
         ({"id": 1.5}, RejectReason.WRONG_TYPE),
@@ -128,6 +131,10 @@ def test_answers_may_be_a_list_a_json_list_an_array_or_one_value(columns, answer
 )
 def test_a_bad_cell_names_its_reason(columns, reason):
     assert reason_of(parse_own, row(**{**OWN, **columns})) == reason
+
+
+def test_an_id_that_was_read_as_a_float_is_an_integer():
+    assert parse_own(row(**{**OWN, "id": 12.0})).item_id == "12"
 
 
 def test_a_missing_id_is_derived_from_the_content_alone():
