@@ -53,14 +53,14 @@ class Command:
             self.end()
             raise AssertionError(f"still running after {timeout_s:.0f} s:\n{self.output[-4000:]}") from None
 
-    def wait_for(self, found, what: str, timeout_s: float = START_S):
+    def wait_for(self, found, what: str, timeout_s: float = START_S, *, poll_s: float = 0.02):
         """Polls `found()` until it is true; the command must stay alive meanwhile."""
         deadline = time.monotonic() + timeout_s
         while not (value := found()):
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self.end()
                 raise AssertionError(f"no {what}; exit status {self.process.poll()}:\n{self.output[-4000:]}")
-            time.sleep(0.02)
+            time.sleep(poll_s)
         return value
 
     def survivors(self, patience_s: float = 30.0) -> list[str]:
@@ -71,18 +71,19 @@ class Command:
         tolerated = RAY_AGENTS if self.process.returncode == -signal.SIGKILL else ()
         deadline = time.monotonic() + patience_s
         while True:
-            left = [command for _, command in self._marked() if not command.startswith(tolerated)]
+            left = [command for _, command in self.processes() if not command.startswith(tolerated)]
             if not left or time.monotonic() > deadline:
                 return left
             time.sleep(0.2)
 
     def end(self) -> None:
         """Kills whatever carries the marker."""
-        for pid, _ in self._marked():
+        for pid, _ in self.processes():
             kill(pid)
         self.process.wait(30)
 
-    def _marked(self) -> list[tuple[int, str]]:
+    def processes(self) -> list[tuple[int, str]]:
+        """Process ids and command lines of all that carry the marker."""
         wanted = f"{MARKER}={self.marker}".encode()
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
