@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 
+from actors.local_ray import LocalRay, local_ray
 from cluster.processes.placement import check_capacity
 from cluster.recipe.config import RunConfig
 from cluster.run.folder import RunFolder
@@ -46,44 +47,38 @@ def ray_session(config: RunConfig, folder: RunFolder, say: Callable[[str], None]
         RunFailed: the Ray to join does not answer, none can be started, or the cluster is too small.
     """
     address = _address_to_join(config)
-    common: dict[str, Any] = {"log_to_driver": False, "namespace": folder.path.name, "logging_level": "ERROR"}
-    if address:
-        say(f"joining Ray at {address}")
-        context = _init(address=address, **common)
-    else:
-        context = _start_local(config, common)
-    if context.dashboard_url:
-        say(f"Ray dashboard: http://{context.dashboard_url}")
-    _link_logs(folder)
-    try:
+    with contextlib.ExitStack() as stack:
+        if address:
+            say(f"joining Ray at {address}")
+        else:
+            address = stack.enter_context(_started_here(config, say)).address
+        stack.callback(ray.shutdown)
+        context = _init(address, folder.path.name)
+        if context.dashboard_url:
+            say(f"Ray dashboard: http://{context.dashboard_url}")
+        _link_logs(folder)
         check_capacity(config)
         yield
-    finally:
-        ray.shutdown()
 
 
-def _start_local(config: RunConfig, common: dict[str, Any]) -> Any:
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    return _init(
-        address="local",
+def _started_here(config: RunConfig, say: Callable[[str], None]) -> contextlib.AbstractContextManager[LocalRay]:
+    return local_ray(
+        say,
         num_cpus=NUM_CPUS,
         include_dashboard=True,
         dashboard_host="127.0.0.1",
         dashboard_port=config.cluster.dashboard_port or _free_port(FIRST_DASHBOARD_PORT),
         object_store_memory=config.cluster.object_store_bytes,
-        **common,
     )
 
 
-def _init(**arguments: Any) -> Any:
+def _init(address: str, namespace: str) -> Any:
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
-        return ray.init(**arguments)
+        return ray.init(address=address, namespace=namespace, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise RunFailed(
-            f"Ray at {arguments['address']}: {first_line(error)}; unset RAY_ADDRESS or set "
-            "cluster.address=local to start one here"
+            f"Ray at {address}: {first_line(error)}; unset RAY_ADDRESS or set cluster.address=local to start one here"
         ) from error
 
 
