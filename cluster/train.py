@@ -24,7 +24,7 @@ from cluster.run.journal import Journal, Tracker
 from cluster.run.progress import Progress
 from cluster.run.stopping import Interrupted, StopRequest, StopSignal
 from cluster.run.summary import summarise
-from cluster.run.tracking import WandbTracker
+from cluster.run.tracking import FINISH_S, WandbTracker
 from curriculum.files import write_text
 from curriculum.leases import LeaseCounts
 from curriculum.rejects import write_rejects
@@ -55,8 +55,8 @@ def train(config: RunConfig, *, run_dir: Path, resume: bool, console: Console) -
                 write_text(folder.recipe, dump_recipe(config))
             _write_rejects(folder, prepared, console)
             console.say(f"run folder: {folder.path}")
-            with ray_session(config, folder, console.say):
-                asyncio.run(_drive(config, prepared, folder, console, request))
+            with ray_session(config, folder, console.say), _trackers(config, folder, console) as trackers:
+                asyncio.run(_drive(config, prepared, folder, console, trackers, request))
     return folder.path
 
 
@@ -67,13 +67,18 @@ def _resumable(folder: RunFolder, request: StopRequest) -> Generator[None]:
     try:
         yield
     except (Interrupted, KeyboardInterrupt):
-        raise Interrupted(folder.path) from None
+        raise Interrupted.in_folder(folder.path) from None
 
 
 async def _drive(
-    config: RunConfig, prepared: Prepared, folder: RunFolder, console: Console, request: StopRequest
+    config: RunConfig,
+    prepared: Prepared,
+    folder: RunFolder,
+    console: Console,
+    trackers: list[Tracker],
+    request: StopRequest,
 ) -> None:
-    with request.listen() as stop, _trackers(config, folder, console) as trackers:
+    with request.listen() as stop:
         started = time.monotonic()
         console.say("starting the actors")
 
@@ -201,5 +206,7 @@ def _trackers(config: RunConfig, folder: RunFolder, console: Console) -> Generat
     )
     try:
         yield [*trackers, wandb]
-    finally:
-        wandb.finish()
+    except BaseException:
+        wandb.finish(within_s=FINISH_S)
+        raise
+    wandb.finish()

@@ -26,9 +26,14 @@ class Interrupted(UserError):
 
     exit_status = 130
 
-    def __init__(self, folder: Path | None = None) -> None:
-        """Take the run folder, where it is known."""
-        super().__init__(f"stopped; go on with: {resume_command(folder)}" if folder else "stopped")
+    def __init__(self, message: str = "stopped; go on with --resume and the run folder") -> None:
+        """Take what the last line of the command says."""
+        super().__init__(message)
+
+    @classmethod
+    def in_folder(cls, folder: Path) -> Interrupted:
+        """Return the error with the command that continues the run of this folder."""
+        return cls(f"stopped; go on with: {resume_command(folder)}")
 
 
 def resume_command(folder: Path) -> str:
