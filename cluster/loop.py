@@ -8,6 +8,7 @@ weights travel to the engines while the learner begins the next batch.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from math import ceil
@@ -39,6 +40,9 @@ from learner.sft import DemonstrationBatches
 OUTAGE_PAUSE_S = 5.0
 """Pause before a step that found the judge away samples again."""
 
+CLOSE_S = 5.0
+"""Longest wait at the end of a run for engines to drop what they are working on."""
+
 
 class JudgeLost(RunFailed):
     """The judge has been away too long; everything up to the last finished step has been saved."""
@@ -51,8 +55,8 @@ class PhaseFruitless(RunFailed):
 class TrainingLoop:
     """Runs the recipe from wherever `progress` stands.
 
-    Consumes: scored groups.  Waits for: a batch, then the learner.  Unblocked by: `stop`, at once while it waits for a
-    batch, otherwise when the step is done.
+    Consumes: scored groups.  Waits for: a batch, then the learner.  Unblocked by: `stop`, at once unless an optimizer
+    update is being made; the step of such an update is finished, every other one is dropped.
     """
 
     def __init__(
@@ -98,14 +102,20 @@ class TrainingLoop:
                 self._progress.base_accuracy = await self._evaluate("base")
             await self._warm_up()
             await self._reinforce()
-            await self._weights.settle()
+            await self._stop.unless_stopped(self._weights.settle())
         except (Interrupted, JudgeLost, PhaseFruitless):
             await self._stages.save()
             raise
         finally:
-            await self._weights.close()
-            if self._batches is not None:
-                await self._batches.close()
+            await self._close()
+
+    async def _close(self) -> None:
+        """End what runs in the background; an engine that does not answer is not waited for."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_S):
+                await self._weights.close()
+                if self._batches is not None:
+                    await self._batches.close()
 
     async def _warm_up(self) -> None:
         batches = self._demonstrations
@@ -189,7 +199,7 @@ class TrainingLoop:
 
     async def _accumulate(self, step: Step, groups: Sequence[ScoredGroup]) -> None:
         work = self._learner.accumulate(groups, batch_groups=self._config.groups_per_batch)
-        await step.clock.wait(Part.LEARNER, work)
+        await step.clock.wait(Part.LEARNER, self._stop.unless_stopped(work))
 
     async def _update(self, step: Step) -> None:
         step.learner = await step.clock.wait(Part.LEARNER, self._learner.update(step.learning_rate))
@@ -243,8 +253,10 @@ class TrainingLoop:
         self._stages.open(state.name, kind="rl")
 
     async def _send_new_version(self) -> None:
+        """Send the weights; a stop does not wait for their arrival, since a resumed run sends them again."""
         self._progress.policy_version += 1
-        await self._weights.send(self._progress.policy_version)
+        with contextlib.suppress(Interrupted):
+            await self._stop.unless_stopped(self._weights.send(self._progress.policy_version))
 
     async def _weights_delivered(self, report: SyncReport) -> None:
         self._journal.sync(report)
@@ -254,7 +266,7 @@ class TrainingLoop:
         """Measure the held-out accuracy under the newest weights; None where nothing is held out."""
         if not self._heldout:
             return None
-        await self._weights.settle()
+        await self._stop.unless_stopped(self._weights.settle())
         accuracy = await self._stop.unless_stopped(self._heldout.accuracy())
         self._journal.judge_events(await self._rollouts.judge_events())
         self._journal.evaluation(after, accuracy)

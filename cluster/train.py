@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
-import signal
 import time
 from collections.abc import Generator
 from pathlib import Path
@@ -24,8 +22,9 @@ from cluster.run.console import Console
 from cluster.run.folder import RunFolder
 from cluster.run.journal import Journal, Tracker
 from cluster.run.progress import Progress
+from cluster.run.stopping import Interrupted, StopRequest, StopSignal
 from cluster.run.summary import summarise
-from cluster.run.tracking import WandbTracker
+from cluster.run.tracking import FINISH_S, WandbTracker
 from curriculum.files import write_text
 from curriculum.leases import LeaseCounts
 from curriculum.rejects import write_rejects
@@ -45,23 +44,41 @@ def train(config: RunConfig, *, run_dir: Path, resume: bool, console: Console) -
         RunFailed: the cluster could not be started, or a part of it is gone for good.
         Interrupted: stopped by a signal; a checkpoint has been written.
     """
-    console.say(f"reading model and data of {config.name}")
-    prepared = prepare(config)
-    check_ray(config)
-    folder = RunFolder.open(run_dir) if resume else RunFolder.create(run_dir)
-    with folder.locked():
-        if not resume:
-            write_text(folder.recipe, dump_recipe(config))
-        _write_rejects(folder, prepared, console)
-        console.say(f"run folder: {folder.path}")
-        with ray_session(config, folder, console.say):
-            asyncio.run(_drive(config, prepared, folder, console))
+    request = StopRequest(console.say)
+    with request.handled():
+        console.say(f"reading model and data of {config.name}")
+        prepared = prepare(config)
+        check_ray(config)
+        folder = RunFolder.open(run_dir) if resume else RunFolder.create(run_dir)
+        with folder.locked(), _resumable(folder, request):
+            if not resume:
+                write_text(folder.recipe, dump_recipe(config))
+            _write_rejects(folder, prepared, console)
+            console.say(f"run folder: {folder.path}")
+            with ray_session(config, folder, console.say), _trackers(config, folder, console) as trackers:
+                asyncio.run(_drive(config, prepared, folder, console, trackers, request))
     return folder.path
 
 
-async def _drive(config: RunConfig, prepared: Prepared, folder: RunFolder, console: Console) -> None:
-    stop = asyncio.Event()
-    with _stop_on_signals(stop, console), _trackers(config, folder) as trackers:
+@contextlib.contextmanager
+def _resumable(folder: RunFolder, request: StopRequest) -> Generator[None]:
+    """End a block that is interrupted with the command that continues the run."""
+    request.folder = folder.path
+    try:
+        yield
+    except (Interrupted, KeyboardInterrupt):
+        raise Interrupted.in_folder(folder.path) from None
+
+
+async def _drive(
+    config: RunConfig,
+    prepared: Prepared,
+    folder: RunFolder,
+    console: Console,
+    trackers: list[Tracker],
+    request: StopRequest,
+) -> None:
+    with request.listen() as stop:
         started = time.monotonic()
         console.say("starting the actors")
 
@@ -69,7 +86,7 @@ async def _drive(config: RunConfig, prepared: Prepared, folder: RunFolder, conso
             folder.append_event("fault", **fields)
             console.say("fault: " + ", ".join(f"{key}={value}" for key, value in fields.items()))
 
-        async with launch(config, prepared, folder, fault) as processes:
+        async with launch(config, prepared, folder, fault, stop) as processes:
             console.say(f"actors ready after {time.monotonic() - started:.0f} s")
             folder.append_event("actors_ready", pids=processes.pids)
             await _run(config, prepared, folder, console, trackers, processes, stop)
@@ -92,7 +109,8 @@ async def _run(
         fetch=processes.rollouts.fetch,
         decode=prepared.prompt.decode,
     )
-    progress = await _restore(folder, processes, journal)
+    unless_stopped = StopSignal(stop).unless_stopped
+    progress = await unless_stopped(_restore(folder, processes, journal))
     loop = TrainingLoop(
         config=config,
         curriculum=processes.curriculum,
@@ -106,7 +124,7 @@ async def _run(
         stop=stop,
     )
     await loop.run()
-    await processes.learner.export(folder.model)
+    await unless_stopped(processes.learner.export(folder.model))
     await _summarise(config, folder, console, journal, progress, processes.curriculum)
 
 
@@ -175,7 +193,7 @@ def _write_rejects(folder: RunFolder, prepared: Prepared, console: Console) -> N
 
 
 @contextlib.contextmanager
-def _trackers(config: RunConfig, folder: RunFolder) -> Generator[list[Tracker]]:
+def _trackers(config: RunConfig, folder: RunFolder, console: Console) -> Generator[list[Tracker]]:
     trackers: list[Tracker] = [RayGauges(folder.path.name)]
     if not config.tracking.wandb:
         yield trackers
@@ -184,28 +202,11 @@ def _trackers(config: RunConfig, folder: RunFolder) -> Generator[list[Tracker]]:
         name=folder.path.name,
         directory=folder.path,
         recipe=config.model_dump(mode="json"),
+        say=console.say,
     )
     try:
         yield [*trackers, wandb]
-    finally:
-        wandb.finish()
-
-
-@contextlib.contextmanager
-def _stop_on_signals(stop: asyncio.Event, console: Console) -> Generator[None]:
-    """Ask the loop to stop at the first SIGINT or SIGTERM; end the process at once at the second."""
-    loop = asyncio.get_running_loop()
-
-    def ask(number: int) -> None:
-        if stop.is_set():
-            os._exit(128 + number)
-        console.say("stopping after this step; repeat it to stop at once without a checkpoint")
-        stop.set()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, ask, number)
-    try:
-        yield
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
+    except BaseException:
+        wandb.finish(within_s=FINISH_S)
+        raise
+    wandb.finish()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
+from actors.weights.tensors import host_store
 from actors.weights.update import WeightUpdate
 from curriculum.task import Demonstration
 from learner.batch.microbatch import TrainingGroup, TrainingItem
@@ -21,6 +21,9 @@ from learner.engine import LearnerEngine, Stage
 from learner.forward.running_batch import MiniBatchPart, mini_batch_parts
 from learner.reports import SftReport, StepReport
 from learner.weights.sender import WeightSender
+
+RENDEZVOUS_S = 600.0
+"""Longest wait, in seconds, of a call to the store where the ranks meet."""
 
 _ray: Any = ray  # where its declarations have no complete types
 
@@ -39,10 +42,10 @@ class LearnerActor:
         return f"learner-{getattr(self, '_rank', '?')}"
 
     def rendezvous(self) -> tuple[str, int]:
-        """Return the address and a free port of this node, where the ranks connect; called on rank 0."""
-        with socket.socket() as attempt:
-            attempt.bind(("", 0))
-            return _ray.util.get_node_ip_address(), attempt.getsockname()[1]
+        """Open the store where the ranks connect; return its address and port; called on rank 0."""
+        host = _ray.util.get_node_ip_address()
+        self._store = host_store(host, RENDEZVOUS_S)
+        return host, self._store.port
 
     def start(
         self,
@@ -57,6 +60,7 @@ class LearnerActor:
     ) -> int:
         """Join the other ranks and load the model; return the process id."""
         os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = master[0], str(master[1])
+        os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"  # torch joins the store of `rendezvous`, on rank 0 too
         self._config = config
         self._engine = LearnerEngine(
             config,

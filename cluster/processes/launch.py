@@ -22,6 +22,7 @@ from cluster.recipe.config import RunConfig
 from cluster.recipe.preparation import Prepared
 from cluster.roles import Curriculum
 from cluster.run.folder import RunFolder
+from cluster.run.stopping import StopSignal
 from cluster.weights.sync import MAX_PROBE_GAP, Probe, WeightSync
 from cluster.weights.transports import Collective, HostMemory
 from curriculum.coordinator_actor import CoordinatorActor
@@ -94,18 +95,20 @@ class _Actors:
 
 @contextlib.asynccontextmanager
 async def launch(
-    config: RunConfig, prepared: Prepared, folder: RunFolder, on_fault: Callable[..., None]
+    config: RunConfig, prepared: Prepared, folder: RunFolder, on_fault: Callable[..., None], stop: asyncio.Event
 ) -> AsyncGenerator[Processes]:
     """Start all actors and yield their roles; end them on the way out.
 
     Raises:
+        Interrupted: `stop` was set before all of them were ready.
         RunFailed: an actor did not come up (the message holds its own error), or Ray lost a process or a value that
             the run needs.
         UserError: the rewards pay for meaningless answers.
     """
     actors = _Actors(config, on_fault)
     try:
-        yield await _start_actors(config, prepared, folder, on_fault, actors)
+        starting = _start_actors(config, prepared, folder, on_fault, actors)
+        yield await StopSignal(stop).unless_stopped(starting)
     except RayTaskError:
         raise  # an error that an actor raised is reported like one that was raised here
     except RayError as error:
@@ -120,7 +123,7 @@ async def _start_actors(
     coordinator = _create_coordinator(config, prepared, actors) if prepared.tasks else None
     engines = _create_rollouts(config, prepared, actors) if coordinator else {}
     judges = _create_judges(config, prepared, actors) if coordinator else {}
-    ranks = _create_ranks(config, actors)
+    ranks = await _create_ranks(config, actors)
     rollouts = RayRollouts(
         actors.supervised(
             engines,
@@ -185,10 +188,10 @@ def _create_coordinator(config: RunConfig, prepared: Prepared, actors: _Actors) 
     )
 
 
-def _create_ranks(config: RunConfig, actors: _Actors) -> list[Any]:
+async def _create_ranks(config: RunConfig, actors: _Actors) -> list[Any]:
     return [
         actors.create(LearnerActor, f"learner-{rank}", options, rank=rank, num_ranks=config.learner.num_ranks)
-        for rank, options in enumerate(learner_options(config))
+        for rank, options in enumerate(await learner_options(config))
     ]
 
 

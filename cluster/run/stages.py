@@ -41,6 +41,8 @@ class Stages:
         self._checkpoint_every = checkpoint_every
         self._evaluate = evaluate
         self._curriculum_state: dict[str, Any] | None = None
+        self._saved: object = None
+        """What the latest checkpoint holds of the run."""
 
     @property
     def current(self) -> StageProgress:
@@ -86,5 +88,9 @@ class Stages:
         self._curriculum_state = await self._curriculum.state_dict() if self._curriculum else None
 
     async def save(self) -> None:
-        """Write a checkpoint of the run after its last finished step."""
+        """Write a checkpoint of the run after its last finished step, unless the latest one holds just that."""
+        state = (self._progress.state_dict(), self._curriculum_state)
+        if state == self._saved:
+            return
         await self._journal.checkpoint(self._progress, self._curriculum_state, self._learner)
+        self._saved = state

@@ -193,6 +193,76 @@ def test_a_stop_while_answers_are_sampled_saves_the_last_finished_step(bench):
     assert b.calls[-2:] == ["save", "abort"], "no request outlives the run"
 
 
+def stop_at(b, call):
+    """Run, and stop as soon as `call` has been made; return the state of the checkpoint."""
+
+    async def run():
+        running = asyncio.create_task(b.loop().run())
+        while call not in b.calls:
+            await asyncio.sleep(0)
+        b.stop.set()
+        await running
+
+    with pytest.raises(Interrupted):
+        asyncio.run(run())
+    return json.loads((b.folder.latest_checkpoint() / "state.json").read_text())
+
+
+def test_a_stop_while_a_slice_is_trained_on_drops_the_step_and_waits_for_nothing(bench):
+    b = bench(accuracies=always_mixed)
+
+    async def train():
+        if len(b.learner.batches) == 1:
+            b.calls.append("second step")
+            await asyncio.Event().wait()
+
+    b.learner.train = train
+    saved = stop_at(b, "second step")
+    assert saved["progress"]["step"] == 1
+    assert len(b.learner.batches) == 1, "no update"
+
+
+def test_a_stop_while_weights_travel_counts_the_step_that_made_them(bench):
+    b = bench(accuracies=always_mixed)
+
+    async def travel():
+        b.calls.append("travelling")
+        await asyncio.Event().wait()
+
+    b.transport.travel = travel
+    saved = stop_at(b, "travelling")
+    assert (saved["progress"]["step"], saved["progress"]["policy_version"]) == (1, 1)
+    assert len(metrics_without_times(b)) == 1
+
+
+def test_a_stop_during_a_step_of_the_warm_up_saves_that_step(bench):
+    b = bench(accuracies=always_mixed, demonstrations=6)
+    saved = stop_at(b, "sft 2")
+    assert saved["progress"]["step"] == b.calls.count("sft 2")
+
+
+def test_a_stop_right_after_a_checkpoint_does_not_write_it_again(bench):
+    b = bench(accuracies=always_mixed, checkpoint={"every_steps": 1, "keep_last": 9})
+    saved = stop_at(b, "save")
+    assert saved["progress"]["step"] == b.calls.count("save")
+
+
+def test_an_engine_that_does_not_answer_is_not_waited_for_at_the_end(bench, monkeypatch):
+    b = bench(accuracies=always_mixed)
+    monkeypatch.setattr("cluster.loop.CLOSE_S", 0.01)
+    b.rollouts.block, b.rollouts.abort = asyncio.Event(), asyncio.Event().wait
+
+    async def stop():
+        running = asyncio.create_task(b.loop().run())
+        while "blocked" not in b.calls:
+            await asyncio.sleep(0)
+        b.stop.set()
+        await asyncio.wait_for(running, 5)
+
+    with pytest.raises(Interrupted):
+        asyncio.run(stop())
+
+
 def test_a_run_resumed_from_its_checkpoint_trains_on_the_same_batches(bench):
     often_mixed = lambda lease: [1.0, 0.0] if lease.lease_id % 3 else [1.0, 1.0]  # noqa: E731
     whole = bench(name="whole", accuracies=often_mixed)
