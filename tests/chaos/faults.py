@@ -88,11 +88,9 @@ def _training_faults() -> list[Fault]:
 
 
 def _ray_faults() -> list[Fault]:
-    return [
-        _signal(part, number, "", (), named_by=r"(?i)\b(ray|node|head|gcs)\b", ends=(1,))
-        for part in ("raylet", "gcs")
-        for number in (KILL, STOP)
-    ]
+    named = {"named_by": r"(?i)\b(ray|raylet|node|head|gcs)\b", "ends": (1,)}
+    hit = [(part, number) for part in ("raylet", "gcs") for number in (KILL, STOP)]
+    return [_signal(part, number, "", (), **named) for part, number in [*hit, ("ray head", KILL)]]
 
 
 def _driver_faults() -> list[Fault]:
@@ -161,7 +159,7 @@ def _hit(part: str, number: signal.Signals, methods: tuple[str, ...], scene: Sce
 def _kill_in_checkpoint(scene: Scene) -> float:
     """Kill the driver while a checkpoint is written."""
     scene.command.wait_for(lambda: list(scene.run.folder.glob("checkpoints/.*.partial")), "checkpoint", 60, poll_s=1e-3)
-    time.sleep(scene.rng.uniform(0, 0.03))
+    time.sleep(scene.rng.uniform(0, 0.01))
     return _to_driver(KILL, scene)
 
 

@@ -64,17 +64,21 @@ class Command:
         return value
 
     def survivors(self, patience_s: float = 30.0) -> list[str]:
-        """Command lines of the descendants that are still there after the patience.
-
-        After a SIGKILL of the driver Ray's own agents try to reach the dead cluster for up to a minute before they end.
-        """
-        tolerated = RAY_AGENTS if self.process.returncode == -signal.SIGKILL else ()
+        """Command lines of the descendants that are still there after the patience."""
         deadline = time.monotonic() + patience_s
         while True:
-            left = [command for _, command in self.processes() if not command.startswith(tolerated)]
+            left = [command for _, command in self.processes() if not command.startswith(self.tolerated)]
             if not left or time.monotonic() > deadline:
                 return left
             time.sleep(0.2)
+
+    @property
+    def tolerated(self) -> tuple[str, ...]:
+        """Command lines, by their beginnings, that may outlive it.
+
+        After a SIGKILL of the driver Ray's own agents try to reach the dead cluster for up to a minute before they end.
+        """
+        return RAY_AGENTS if self.process.returncode == -signal.SIGKILL else ()
 
     def end(self) -> None:
         """Kills whatever carries the marker."""
