@@ -64,6 +64,7 @@ class WatchedActor:
     def go_down(self, now: float) -> None:
         """Note that its process is gone; the next answer is that of another one."""
         self.question, self.beat, self._since = None, None, now
+        self.voice = Voice(self._config.notice_s)
 
     def silent_s(self, now: float) -> float:
         """Seconds that the open question is old; 0 without one, and while the actor starts."""
@@ -104,6 +105,7 @@ class Watch:
         note: Callable[..., None],
         on_fault: Callable[..., None],
         diagnosis: Diagnosis,
+        kill: Callable[[str, tuple[int, ...]], None] = kill_on_node,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         """Take the bounds and what is told.
@@ -115,8 +117,10 @@ class Watch:
             note: records the event `standstill` or `wait`.
             on_fault: is told of every actor that is killed.
             diagnosis: is written before an actor is killed.
+            kill: kills processes of a node.
             now: clock (seconds).
         """
+        self._kill_on_node = kill
         self._config = config
         self._waits = waits
         self._say = say
@@ -234,7 +238,7 @@ class Watch:
         """Return those that stand still; ranks that wait for a silent one are not to blame."""
         still = [actor for actor in actors if actor.stands_still(now)]
         ranks = [actor for actor in actors if actor.name.startswith(LEARNER)]
-        silent = [rank for rank in ranks if rank.silent_s(now) >= self._config.notice_s]
+        silent = [rank for rank in ranks if rank.beat is None or rank.silent_s(now) >= self._config.notice_s]
         return [actor for actor in still if not silent or actor in silent or actor not in ranks]
 
     def _speak_of_waits(self, now: float) -> None:
@@ -275,7 +279,7 @@ class Watch:
         others = [other for other in self._actors.values() if other is not actor]
         self._diagnosis.write(complaint, [actor, *others])
         self._on_fault(actor=actor.name, error="Standstill", doing=beat.doing, action="killing it", why=complaint)
-        kill_on_node(beat.node_id, (beat.pid, *beat.children))
+        self._kill_on_node(beat.node_id, (beat.pid, *beat.children))
         actor.go_down(self._now())
 
     def _tell(self, who: str, line: str, still_s: float) -> None:
