@@ -26,6 +26,7 @@ from cluster.run.heldout import HeldOut
 from cluster.run.journal import Journal
 from cluster.run.metrics import sft_metrics, step_metrics
 from cluster.run.progress import Accuracy, Progress
+from cluster.run.recovery import CoordinatorLost
 from cluster.run.stages import Stages
 from cluster.run.step import Part, Step, StepClock
 from cluster.run.stopping import Interrupted, StopSignal
@@ -95,6 +96,8 @@ class TrainingLoop:
             Interrupted: the run was asked to stop; its last finished step has been saved, as in the cases below.
             JudgeLost: the judge stayed away too long.
             PhaseFruitless: nothing could be trained on and `curriculum.after_fruitless` says stop.
+            CoordinatorLost: it died; the last finished step has been saved unless the running one had updated weights.
+            RestartFromCheckpoint: something else that the run needs is gone, and nothing could be saved.
         """
         try:
             await self._stages.remember_curriculum()
@@ -105,6 +108,10 @@ class TrainingLoop:
             await self._stop.unless_stopped(self._weights.settle())
         except (Interrupted, JudgeLost, PhaseFruitless):
             await self._stages.save()
+            raise
+        except CoordinatorLost:
+            if self._stages.is_between_steps:
+                await self._stages.save()
             raise
         finally:
             await self._close()
@@ -182,7 +189,8 @@ class TrainingLoop:
         batches = self._required_batches
         while True:
             while groups := await step.clock.wait(
-                Part.ROLLOUT, self._stop.unless_stopped(batches.next_slice(step.order))
+                Part.ROLLOUT,
+                self._stop.unless_stopped(self._journal.waiting("a batch", batches.next_slice(step.order))),
             ):
                 yield groups
             found = batches.close_batch()
@@ -202,15 +210,18 @@ class TrainingLoop:
         await step.clock.wait(Part.LEARNER, self._stop.unless_stopped(work))
 
     async def _update(self, step: Step) -> None:
+        self._stages.is_between_steps = False
         step.learner = await step.clock.wait(Part.LEARNER, self._learner.update(step.learning_rate))
 
     async def _send_weights(self, step: Step) -> None:
-        await step.clock.wait(Part.SYNC, self._send_new_version())
+        sending = self._journal.waiting("weights in the engines", self._send_new_version())
+        await step.clock.wait(Part.SYNC, sending)
         step.sync = self._weights.last
 
     async def _tell_curriculum(self, step: Step) -> None:
         """Close the step in the curriculum; leases that a phase leaves unused when it ends belong to its last step."""
         batches, version = self._required_batches, self._progress.policy_version
+        self._stages.is_between_steps = False
         step.curriculum = await batches.finish_step(
             self._progress.step, num_trained_groups=len(step.batch), version=version
         )
@@ -243,6 +254,7 @@ class TrainingLoop:
             schedule=sft.schedule,
             floor=sft.learning_rate_floor,
         )
+        self._stages.is_between_steps = False
         report = await self._learner.sft_step(batches[stage.steps], learning_rate)
         self._journal.step(self._progress, stage, sft_metrics(report, clock), total_steps=len(batches))
         await self._stages.finish_step(clock.step_s)

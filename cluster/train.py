@@ -7,13 +7,15 @@ import contextlib
 import json
 import time
 from collections.abc import Generator
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from cluster.loop import TrainingLoop
+from cluster.processes.diagnosis import Diagnosis
+from cluster.processes.heartbeats import Watch
 from cluster.processes.launch import Processes, launch
 from cluster.processes.ray_session import check_ray, ray_session
-from cluster.processes.supervision import RayGauges
+from cluster.processes.supervision import ActorLost, RayGauges
 from cluster.recipe.config import RunConfig
 from cluster.recipe.load import dump_recipe
 from cluster.recipe.preparation import Prepared, prepare
@@ -22,9 +24,12 @@ from cluster.run.console import Console
 from cluster.run.folder import RunFolder
 from cluster.run.journal import Journal, Tracker
 from cluster.run.progress import Progress
+from cluster.run.recovery import FaultRecord, RestartBudget, RestartFromCheckpoint
 from cluster.run.stopping import Interrupted, StopRequest, StopSignal
 from cluster.run.summary import summarise
 from cluster.run.tracking import FINISH_S, WandbTracker
+from cluster.run.waits import Waits
+from curriculum.errors import RunFailed
 from curriculum.files import write_text
 from curriculum.leases import LeaseCounts
 from curriculum.rejects import write_rejects
@@ -78,18 +83,43 @@ async def _drive(
     trackers: list[Tracker],
     request: StopRequest,
 ) -> None:
-    with request.listen() as stop:
-        started = time.monotonic()
-        console.say("starting the actors")
+    """Launch and run; after what cannot be repaired in place, again from the last checkpoint."""
+    waits = Waits(config.cluster.notice_s)
+    diagnosis = Diagnosis(folder.path / "diagnosis.txt")
+    faults = FaultRecord(partial(folder.append_event, "fault"), console.say)
+    restarts = RestartBudget(config.cluster.max_run_restarts, faults, diagnosis=diagnosis.path)
+    watch = Watch(
+        config.cluster,
+        waits,
+        say=console.say,
+        note=partial(folder.append_event, "standstill"),
+        on_fault=faults.add,
+        diagnosis=diagnosis,
+    )
+    with request.listen() as stop, watch.watching():
+        while True:
+            started = time.monotonic()
+            console.say("starting the actors")
+            try:
+                async with launch(config, prepared, folder, faults.add, watch, waits, stop) as processes:
+                    console.say(f"actors ready after {time.monotonic() - started:.0f} s")
+                    folder.append_event("actors_ready", pids=processes.pids)
+                    diagnosis.facts = processes.facts
+                    await watch.guard(_run(config, prepared, folder, console, trackers, processes, stop, waits))
+                return
+            except RestartFromCheckpoint as cause:
+                console.close_stage()
+                if stop.is_set():
+                    raise Interrupted from cause
+                restarts.spend(cause, step=_last_step(folder))
+            except ActorLost as error:
+                raise RunFailed(f"{error}; {faults.summary()}") from error
 
-        def fault(**fields: Any) -> None:
-            folder.append_event("fault", **fields)
-            console.say("fault: " + ", ".join(f"{key}={value}" for key, value in fields.items()))
 
-        async with launch(config, prepared, folder, fault, stop) as processes:
-            console.say(f"actors ready after {time.monotonic() - started:.0f} s")
-            folder.append_event("actors_ready", pids=processes.pids)
-            await _run(config, prepared, folder, console, trackers, processes, stop)
+def _last_step(folder: RunFolder) -> int:
+    """Return the number of steps in the last checkpoint."""
+    checkpoint = folder.latest_checkpoint()
+    return 0 if checkpoint is None else int(checkpoint.name.removeprefix("step-"))
 
 
 async def _run(
@@ -100,6 +130,7 @@ async def _run(
     trackers: list[Tracker],
     processes: Processes,
     stop: asyncio.Event,
+    waits: Waits,
 ) -> None:
     journal = Journal(
         folder=folder,
@@ -108,6 +139,7 @@ async def _run(
         checkpoint=config.checkpoint,
         fetch=processes.rollouts.fetch,
         decode=prepared.prompt.decode,
+        waits=waits,
     )
     unless_stopped = StopSignal(stop).unless_stopped
     progress = await unless_stopped(_restore(folder, processes, journal))
@@ -124,7 +156,8 @@ async def _run(
         stop=stop,
     )
     await loop.run()
-    await unless_stopped(processes.learner.export(folder.model))
+    export = journal.waiting("the export of the model", processes.learner.export(folder.model))
+    await unless_stopped(export)
     await _summarise(config, folder, console, journal, progress, processes.curriculum)
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from actors.trajectory import Group
 from cluster.group import ScoredGroup
@@ -16,9 +16,12 @@ from cluster.run.folder import RunFolder
 from cluster.run.metrics import METRICS
 from cluster.run.progress import Accuracy, Progress, StageProgress
 from cluster.run.trajectory_log import write_trajectories
+from cluster.run.waits import Waits
 from curriculum.metric import Metrics
 from curriculum.transition import Transition
 from reward.circuit import CircuitState, JudgeEvent
+
+_T = TypeVar("_T")
 
 _CIRCUIT_EVENTS = {
     CircuitState.OPEN: "judge_circuit_opened",
@@ -47,6 +50,7 @@ class Journal:
         checkpoint: CheckpointConfig,
         fetch: Callable[[Sequence[Any]], Sequence[Group]],
         decode: Callable[[Sequence[int]], str],
+        waits: Waits | None = None,
     ) -> None:
         """Take the places to write to.
 
@@ -57,7 +61,9 @@ class Journal:
             checkpoint: how many checkpoints are kept.
             fetch: turns references into groups; may block.
             decode: turns the token ids of an answer into its text; may block.
+            waits: is told what the loop waits for.
         """
+        self._waits = waits or Waits()
         self._folder = folder
         self._console = console
         self._trackers = trackers
@@ -123,6 +129,11 @@ class Journal:
         self._folder.append_event("fault", **fields)
         self._console.say("fault: " + ", ".join(f"{key}={value}" for key, value in fields.items()))
 
+    async def waiting(self, what: str, work: Awaitable[_T]) -> _T:
+        """Await `work`; if it takes long, it is spoken of as a wait for `what`."""
+        with self._waits.on(what):
+            return await work
+
     def event(self, event: str, **fields: Any) -> None:
         """Record any other event."""
         self._folder.append_event(event, **fields)
@@ -132,7 +143,7 @@ class Journal:
         if progress.step == 0:
             return
         partial = self._folder.begin_checkpoint(progress.step)
-        await learner.save(partial / "learner")
+        await self.waiting("a checkpoint", learner.save(partial / "learner"))
         state = {"progress": progress.state_dict(), "curriculum": curriculum}
         self._folder.write_json(partial / "state.json", state)
         path = self._folder.finish_checkpoint(partial, progress.step, self._checkpoint.keep_last)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from curriculum.errors import RunFailed
@@ -37,14 +38,35 @@ class CoordinatorLost(RestartFromCheckpoint):
         super().__init__(reason, part="coordinator")
 
 
+class FaultRecord:
+    """Every fault that was handled: told at once, and counted by who had it."""
+
+    def __init__(self, note: Callable[..., Any], say: Callable[[str], Any]) -> None:
+        """Take what records the fields of an event `fault`, and what prints a line."""
+        self._note = note
+        self._say = say
+        self._counts: Counter[str] = Counter()
+
+    def add(self, **fields: Any) -> None:
+        """Record a fault; an actor that is back or a run that goes on is told, not counted."""
+        self._note(**fields)
+        self._say("fault: " + ", ".join(f"{key}={value}" for key, value in fields.items()))
+        if "error" in fields or "kind" in fields:
+            self._counts[str(fields.get("actor") or fields.get("engine") or fields.get("part"))] += 1
+
+    def summary(self) -> str:
+        """Return the counts by actor, in one line."""
+        return "faults of this command: " + (", ".join(f"{who} {count}" for who, count in self._counts.items()) or "0")
+
+
 class RestartBudget:
     """How often a run may be launched again, and what for."""
 
-    def __init__(self, max_restarts: int, on_fault: Callable[..., Any]) -> None:
-        """Take the budget (`cluster.max_run_restarts`), and what is called with every restart as an event `fault`."""
+    def __init__(self, max_restarts: int, faults: FaultRecord, *, diagnosis: Path) -> None:
+        """Take the budget (`cluster.max_run_restarts`), what is told of every restart, and the file of standstills."""
         self._max_restarts = max_restarts
-        self._on_fault = on_fault
-        self._causes: Counter[str] = Counter()
+        self._faults = faults
+        self._diagnosis = diagnosis
         self._steps: list[int] = []
 
     @property
@@ -56,21 +78,20 @@ class RestartBudget:
         """Count one restart, which goes on after `step` finished steps.
 
         Raises:
-            RunFailed: the budget is used up; the message has the causes by part.
+            RunFailed: the budget is used up; the message has all faults by actor.
         """
-        self._causes[cause.part] += 1
         left = self._max_restarts - self.num_restarts - 1
         if left < 0:
             raise RunFailed(f"{cause.reason}; {self._summary(step)}") from cause
         self._steps.append(step)
-        self._on_fault(
+        self._faults.add(
             part=cause.part, error=cause.reason, action="restarting the run", from_step=step, restarts_left=left
         )
 
     def _summary(self, step: int) -> str:
-        causes = ", ".join(f"{part} {count}" for part, count in self._causes.most_common())
+        read = f"{self._diagnosis} and the logs in logs/" if self._diagnosis.is_file() else "the logs in logs/"
         stuck = " without a new checkpoint in between" if self._steps and self._steps[0] == step else ""
         return (
-            f"it was launched again {self.num_restarts} times{stuck} (cluster.max_run_restarts={self._max_restarts}; "
-            f"failures: {causes}): read the logs of the actors in logs/, remove the cause, then go on with --resume"
+            f"it was launched again {self.num_restarts} times{stuck} (cluster.max_run_restarts={self._max_restarts}); "
+            f"{self._faults.summary()}; read {read}, remove the cause, then go on with --resume"
         )

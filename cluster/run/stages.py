@@ -43,6 +43,8 @@ class Stages:
         self._curriculum_state: dict[str, Any] | None = None
         self._saved: object = None
         """What the latest checkpoint holds of the run."""
+        self.is_between_steps = False
+        """Whether learner and progress are still those of `remember_curriculum`, so that they may be saved together."""
 
     @property
     def current(self) -> StageProgress:
@@ -86,6 +88,7 @@ class Stages:
     async def remember_curriculum(self) -> None:
         """Keep the state of the curriculum as it is now, between two steps; it is what a checkpoint holds."""
         self._curriculum_state = await self._curriculum.state_dict() if self._curriculum else None
+        self.is_between_steps = True
 
     async def save(self) -> None:
         """Write a checkpoint of the run after its last finished step, unless the latest one holds just that."""
