@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -18,7 +19,10 @@ import tempfile
 import time
 import urllib.request
 import uuid
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,7 +37,7 @@ MARKER = "QWENLONG_TEST_COMMAND"
 RAY = Path(sys.executable).with_name("ray")
 ROLLOUT = "rollout-0"
 RAY_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
-SHARING_REFERENCE = ("test_faults.py", "test_training_run.py", "test_weight_sync.py")
+SHARING_REFERENCE = ("test_faults.py", "test_network.py", "test_training_run.py", "test_weight_sync.py")
 START_S, RUN_S = 300.0, 300.0
 """Longest waits, in seconds, for actors to be ready and for a run to end."""
 
@@ -96,6 +100,16 @@ class Command:
             time.sleep(0.02)
         return value
 
+    def listeners(self) -> list[tuple[str, int, str]]:
+        """Address, port and command line of every socket on which a descendant listens."""
+        sockets = _listening_sockets()
+        found = []
+        for pid, command in self._marked():
+            with contextlib.suppress(OSError):
+                targets = {os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir()}
+                found += [(*sockets[target], command) for target in targets & sockets.keys()]
+        return sorted(found)
+
     def survivors(self, patience_s: float = 30.0) -> list[str]:
         """Command lines of the descendants that are still there after the patience.
 
@@ -128,6 +142,20 @@ class Command:
         return found
 
 
+def _listening_sockets() -> dict[str, tuple[str, int]]:
+    """Address and port by the name that a file descriptor of the socket shows."""
+    found = {}
+    for family, table in ((socket.AF_INET, "tcp"), (socket.AF_INET6, "tcp6")):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            _, local, _, state, *_, inode = line.split()[:10]
+            address, _, port = local.partition(":")
+            words = bytes.fromhex(address)
+            packed = b"".join(words[i : i + 4][::-1] for i in range(0, len(words), 4))  # words of this machine's order
+            if state == "0A":
+                found[f"socket:[{inode}]"] = (socket.inet_ntop(family, packed), int(port, 16))
+    return found
+
+
 def _listen_to_interrupts() -> None:
     """As in a terminal: a shell that runs the tests in the background hands down an ignored SIGINT."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -155,6 +183,12 @@ class Run:
         """Of each command, the descendants that outlived it."""
         self.checkpoints: list[list[str]] = []
         """Names of the checkpoints after each command."""
+        self.stop_s: list[float] = []
+        """Seconds from each stop to the end of the command."""
+        self.listeners: list[tuple[str, int, str]] = []
+        """Address, port and command line of every socket on which a process of the run listened."""
+        self.stranger: subprocess.CompletedProcess[str] | None = None
+        """A process without the token that tried to join the Ray of the run."""
 
     def finish(self, command: Command) -> None:
         """Waits for the end of a command and notes what it left."""
@@ -162,6 +196,16 @@ class Run:
         self.survivors.append(command.survivors())
         self.checkpoints.append(sorted(path.name for path in (self.folder / "checkpoints").glob("step-*")))
         self.output = command.output
+
+    def stop(self, command: Command, *signals: int) -> None:
+        """Sends signals to the process group, as a terminal, `timeout` and schedulers do, and waits for the end."""
+        started = time.monotonic()
+        for number in signals:
+            os.killpg(command.process.pid, number)
+            time.sleep(0.2)
+        command.wait()
+        self.stop_s.append(time.monotonic() - started)
+        self.finish(command)
 
     def wait_for_steps(self, command: Command, num_steps: int) -> None:
         command.wait_for(lambda: len(self.metrics) >= num_steps, f"step {num_steps}")
@@ -197,15 +241,39 @@ class Run:
         ]
 
 
+@dataclass(frozen=True)
+class Cluster:
+    """A Ray that tests have started themselves."""
+
+    url: str
+    """Of its dashboard, which takes jobs."""
+    address: str
+    """Of itself, which a run can join."""
+    token: str
+
+    def get(self, path: str) -> Any:
+        """JSON that the dashboard answers with; None if it does not."""
+        request = urllib.request.Request(f"{self.url}{path}", headers={"Authorization": f"Bearer {self.token}"})
+        try:
+            with urllib.request.urlopen(request, timeout=5) as reply:
+                return json.load(reply)
+        except OSError:
+            return None
+
+
 class Workshop:
     """Starts commands in a folder of its own and cleans up behind them."""
 
     def __init__(self, folder: Path, ray_folder: Path, overrides: dict[str, object]) -> None:
         self.folder = folder
         self.overrides = overrides
+        self.token_file = ray_folder / "token"
+        self.token_file.touch(mode=0o600)
+        self.token_file.write_text(secrets.token_hex(32))
+        self.token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token_file)}
+        """Of the Ray that tests start themselves, as docs/operations.md tells people to."""
         self.environment = {
             "RAY_TMPDIR": str(ray_folder),
-            "RAY_AUTH_MODE": "disabled",
             "RAY_ADDRESS": "",
             "WANDB_API_KEY": "",
             "PYTHONPATH": str(ROOT),
@@ -220,7 +288,7 @@ class Workshop:
     def join(self, address: str, run: Run, **overrides: object) -> Command:
         """The same in a running Ray."""
         arguments = (*self.recipe(**overrides), "--run-dir", run.folder)
-        return self.run(sys.executable, "-m", "cluster.cli", "train", *arguments, RAY_ADDRESS=address)
+        return self.run(sys.executable, "-m", "cluster.cli", "train", *arguments, RAY_ADDRESS=address, **self.token)
 
     def resume(self, run: Run) -> Command:
         return self.start("train", "--resume", run.folder)
@@ -312,24 +380,38 @@ def write_jsonl(path: Path, rows: list[dict]) -> str:
 
 @pytest.fixture(scope="session")
 def reference(workshop):
-    """The whole recipe, undisturbed."""
+    """The whole recipe, undisturbed; a stranger tries to join it."""
     run = workshop.new_run("reference")
     command = workshop.train(run)
-    run.finish(command)
+    run.wait_for_steps(command, NUM_SFT_STEPS + 1)
+    run.listeners = command.listeners()
+    with ThreadPoolExecutor() as executor:
+        stranger = executor.submit(_join_as_a_stranger, run.listeners)
+        run.finish(command)
+        run.stranger = stranger.result()
     assert run.exit_statuses == [0], run.output[-4000:]
     return run
 
 
+def _join_as_a_stranger(listeners: list[tuple[str, int, str]]) -> subprocess.CompletedProcess[str]:
+    """A process of an empty environment, but for the variable that lets Ray take a loopback address as it is."""
+    (port,) = {port for _, port, command in listeners if "gcs_server" in command}
+    program = f"import ray; ray.init(address='127.0.0.1:{port}'); ray.get(ray.remote(print).remote())"
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        env={"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
 @pytest.fixture(scope="session")
 def disturbed(workshop):
-    """The same run in three sittings: a rollout actor killed, then Ctrl-C; SIGKILL to the driver; the end."""
+    """The same run in three sittings: a rollout actor killed, then two signals; SIGKILL to the driver; the end."""
     run = workshop.new_run("disturbed")
     command = workshop.train(run)
     run.wait_for_steps(command, NUM_SFT_STEPS + 1)
     run.kill(ROLLOUT)
     run.wait_for_steps(command, NUM_SFT_STEPS + 2)
-    os.killpg(command.process.pid, signal.SIGINT)
-    run.finish(command)
+    run.stop(command, signal.SIGTERM, signal.SIGTERM)
 
     num_steps = len(run.metrics)
     command = workshop.resume(run)
@@ -343,24 +425,24 @@ def disturbed(workshop):
 
 @pytest.fixture(scope="module")
 def head(workshop):
-    """A Ray of `ray start`; the addresses of its dashboard, which takes jobs, and of itself, which a run can join."""
+    """A Ray of `ray start`, with a token, as docs/operations.md tells people to."""
     port, dashboard = free_port(), free_port()
     ports = ("ray-client-server-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port")
     command = workshop.run(
         RAY, "start", "--head", "--block", "--num-cpus=4", "--object-store-memory=200000000", "--disable-usage-stats",
         "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--port={port}",
         *(f"--{name}={free_port()}" for name in ports), f"--temp-dir={workshop.environment['RAY_TMPDIR']}/head",
+        **workshop.token,
     )  # fmt: skip
-    url = f"http://127.0.0.1:{dashboard}"
-    command.wait_for(lambda: answers(f"{url}/api/jobs/"), "dashboard of the cluster")
-    yield url, f"127.0.0.1:{port}"
+    cluster = Cluster(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{port}", workshop.token_file.read_text())
+    command.wait_for(lambda: cluster.get("/api/jobs/") is not None, "dashboard of the cluster")
+    yield cluster
     command.end()
 
 
 @pytest.fixture(scope="module")
 def submitted(workshop, head):
     """Two learner ranks, submitted as a job to a running cluster; in the second phase no answer can be right."""
-    url, _ = head
     short, long = workshop.overrides["curriculum.phases"]
     tasks = load_tasks(
         workshop.overrides["data.train"],
@@ -380,19 +462,12 @@ def submitted(workshop, head):
     )
     run = workshop.new_run("submitted")
     command = workshop.run(
-        RAY, "job", "submit", "--address", url, "--working-dir", ".", "--",
+        RAY, "job", "submit", "--address", head.url, "--working-dir", ".", "--",
         Path(sys.executable).with_name("qwenlong"), "train", *arguments, "--run-dir", run.folder,
+        **workshop.token,
     )  # fmt: skip
     run.finish(command)
     return run
-
-
-def answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=2) as reply:
-            return reply.status == 200
-    except OSError:
-        return False
 
 
 def read_jsonl(path: str) -> list[dict]:
