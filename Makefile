@@ -11,8 +11,6 @@ READY := $(VENV)/.ready
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 TORCH := $(shell grep '^torch==' requirements-cpu.lock)
 
-export RAY_AUTH_MODE ?= disabled
-
 .PHONY: help setup demo check test unit integration docs bench lock lint format clean
 help:
 	@sed -n 's/^# //p' Makefile

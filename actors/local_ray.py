@@ -32,8 +32,8 @@ ENVIRONMENT = {
 """Of Ray and so of every actor. With the first Ray takes the loopback address for its node, on Linux as on macOS."""
 ELSEWHERE = ("RAY_ADDRESS", "RAY_AUTH_TOKEN")
 """What would lead to another Ray."""
-START_S, NOTICE_S, END_S = 180.0, 15.0, 5.0
-"""Seconds: longest wait for the start, until it is mentioned, and for an orderly end."""
+START_S, NOTICE_S, END_S, FORCE_S = 180.0, 15.0, 5.0, 2.0
+"""Seconds: longest wait for the start, until it is mentioned, for an orderly end, and for a forced one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,13 +62,15 @@ def local_ray(say: Callable[[str], None], **arguments: Any) -> Generator[LocalRa
     folder = _private_folder()
     token_file = folder / "token"
     head = _start(head_environment(os.environ, folder, token_file), folder / "head.log", arguments)
+    has_started = False
     try:
         reply = _reply(head, folder / "head.log", say)
+        has_started = True
         _use_token(token_file)
         yield LocalRay(address=reply["address"], dashboard=reply["dashboard"], token_file=token_file)
     finally:
-        _end(head)
-        token_file.unlink()
+        _end(head, orderly=has_started)
+        token_file.unlink(missing_ok=True)
 
 
 def _private_folder() -> Path:
@@ -140,12 +142,16 @@ def _use_token(token_file: Path) -> None:
     AuthenticationTokenLoader.instance().reset_cache()
 
 
-def _end(head: subprocess.Popen[str]) -> None:
-    """Ask for an orderly end, then force it."""
+def _end(head: subprocess.Popen[str], *, orderly: bool) -> None:
+    """End Ray with all its processes: ask for it if that is worth the wait, then force what is left."""
     assert head.stdin is not None
     head.stdin.close()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        head.wait(END_S)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(head.pid, signal.SIGKILL)
-    head.wait()
+    if orderly:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            head.wait(END_S)
+    deadline = time.monotonic() + FORCE_S
+    with contextlib.suppress(ProcessLookupError):  # the group is empty
+        while time.monotonic() < deadline:  # a process may be just about to start another one
+            os.killpg(head.pid, signal.SIGKILL)
+            head.poll()
+            time.sleep(0.02)

@@ -199,21 +199,21 @@ def _fill(scene: Scene) -> float:
 
 def flip_a_bit(run: Run, rng: Random) -> str:
     """Flip one bit of one file of the newest checkpoint; a large file is likelier."""
-    file = _a_file(run, rng)
+    checkpoint, file = _a_file(run, rng)
     data = bytearray(file.read_bytes())
     data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
     file.write_bytes(data)
-    return file.name.replace(".", r"\.")
+    return f"{checkpoint.name} is damaged"
 
 
 def cut_a_file(run: Run, rng: Random) -> str:
     """Cut one file of the newest checkpoint short."""
-    file = _a_file(run, rng)
+    checkpoint, file = _a_file(run, rng)
     os.truncate(file, rng.randrange(file.stat().st_size))
-    return file.name.replace(".", r"\.")
+    return f"{checkpoint.name} is damaged"
 
 
-def _a_file(run: Run, rng: Random) -> Path:
+def _a_file(run: Run, rng: Random) -> tuple[Path, Path]:
     newest = max(path.parent for path in run.folder.glob("checkpoints/step-*/COMPLETE"))
     files = sorted(path for path in newest.rglob("*") if path.is_file() and path.stat().st_size)
-    return rng.choices(files, weights=[path.stat().st_size for path in files])[0]
+    return newest, rng.choices(files, weights=[path.stat().st_size for path in files])[0]

@@ -63,6 +63,16 @@ class Command:
             time.sleep(poll_s)
         return value
 
+    def listeners(self) -> list[tuple[str, int, str]]:
+        """Address, port and command line of every socket on which a descendant listens."""
+        sockets = _listening_sockets()
+        found = []
+        for pid, command in self.processes():
+            with contextlib.suppress(OSError):
+                targets = {os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir()}
+                found += [(*sockets[target], command) for target in targets & sockets.keys()]
+        return sorted(found)
+
     def survivors(self, patience_s: float = 30.0) -> list[str]:
         """Command lines of the descendants that are still there after the patience."""
         deadline = time.monotonic() + patience_s
@@ -98,6 +108,20 @@ class Command:
             except OSError:
                 continue  # it ended meanwhile, or is a zombie
         return found
+
+
+def _listening_sockets() -> dict[str, tuple[str, int]]:
+    """Address and port by the name that a file descriptor of the socket shows."""
+    found = {}
+    for family, table in ((socket.AF_INET, "tcp"), (socket.AF_INET6, "tcp6")):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            _, local, _, state, *_, inode = line.split()[:10]
+            address, _, port = local.partition(":")
+            words = bytes.fromhex(address)
+            packed = b"".join(words[i : i + 4][::-1] for i in range(0, len(words), 4))  # words of this machine's order
+            if state == "0A":
+                found[f"socket:[{inode}]"] = (socket.inet_ntop(family, packed), int(port, 16))
+    return found
 
 
 def _listen_to_interrupts() -> None:

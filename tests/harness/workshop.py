@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import secrets
 import shutil
+import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from tests.harness.command import ROOT, Command, free_port, kill
@@ -25,6 +29,12 @@ class Run:
         """Of each command, the descendants that outlived it."""
         self.checkpoints: list[list[str]] = []
         """Names of the checkpoints after each command."""
+        self.stop_s: list[float] = []
+        """Seconds from each stop to the end of the command."""
+        self.listeners: list[tuple[str, int, str]] = []
+        """Address, port and command line of every socket on which a process of the run listened."""
+        self.stranger: subprocess.CompletedProcess[str] | None = None
+        """A process without the token that tried to join the Ray of the run."""
 
     def finish(self, command: Command) -> None:
         """Waits for the end of a command and notes what it left."""
@@ -32,6 +42,16 @@ class Run:
         self.survivors.append(command.survivors())
         self.checkpoints.append(sorted(path.name for path in (self.folder / "checkpoints").glob("step-*")))
         self.output = command.output
+
+    def stop(self, command: Command, *signals: int) -> None:
+        """Sends signals to the process group, as a terminal, `timeout` and schedulers do, and waits for the end."""
+        started = time.monotonic()
+        for number in signals:
+            os.killpg(command.process.pid, number)
+            time.sleep(0.2)
+        command.wait()
+        self.stop_s.append(time.monotonic() - started)
+        self.finish(command)
 
     def wait_for_steps(self, command: Command, num_steps: int) -> None:
         command.wait_for(lambda: len(self.metrics) >= num_steps, f"step {num_steps}")
@@ -74,9 +94,13 @@ class Workshop:
         self.folder = folder
         self.overrides = overrides
         self.ray_folder = Path(tempfile.mkdtemp(prefix="qwenlong-"))  # short: Ray puts sockets into it
+        self.token_file = self.ray_folder / "token"
+        self.token_file.touch(mode=0o600)
+        self.token_file.write_text(secrets.token_hex(32))
+        self.token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token_file)}
+        """Of the Ray that tests start themselves, as docs/operations.md tells people to."""
         self.environment = {
             "RAY_TMPDIR": str(self.ray_folder),
-            "RAY_AUTH_MODE": "disabled",
             "RAY_ADDRESS": "",
             "WANDB_API_KEY": "",
             "PYTHONPATH": str(ROOT),
@@ -91,7 +115,7 @@ class Workshop:
     def join(self, address: str, run: Run, **overrides: object) -> Command:
         """The same in a running Ray."""
         arguments = (*self.recipe(**overrides), "--run-dir", run.folder)
-        return self.run(sys.executable, "-m", "cluster.cli", "train", *arguments, RAY_ADDRESS=address)
+        return self.run(sys.executable, "-m", "cluster.cli", "train", *arguments, RAY_ADDRESS=address, **self.token)
 
     def resume(self, run: Run) -> Command:
         return self.start("train", "--resume", run.folder)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
 import sys
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +25,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two workers share
 
 RAY = Path(sys.executable).with_name("ray")
 ROLLOUT = "rollout-0"
-SHARING_REFERENCE = ("test_faults.py", "test_training_run.py", "test_weight_sync.py")
+SHARING_REFERENCE = ("test_faults.py", "test_network.py", "test_training_run.py", "test_weight_sync.py")
 
 
 def pytest_xdist_make_scheduler(config, log):
@@ -35,6 +40,26 @@ def pytest_xdist_make_scheduler(config, log):
     return ByRun(config, log)
 
 
+@dataclass(frozen=True)
+class Cluster:
+    """A Ray that tests have started themselves."""
+
+    url: str
+    """Of its dashboard, which takes jobs."""
+    address: str
+    """Of itself, which a run can join."""
+    token: str
+
+    def get(self, path: str) -> Any:
+        """JSON that the dashboard answers with; None if it does not."""
+        request = urllib.request.Request(f"{self.url}{path}", headers={"Authorization": f"Bearer {self.token}"})
+        try:
+            with urllib.request.urlopen(request, timeout=5) as reply:
+                return json.load(reply)
+        except OSError:
+            return None
+
+
 @pytest.fixture(scope="session")
 def workshop(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
@@ -45,24 +70,38 @@ def workshop(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def reference(workshop):
-    """The whole recipe, undisturbed."""
+    """The whole recipe, undisturbed; a stranger tries to join it."""
     run = workshop.new_run("reference")
     command = workshop.train(run)
-    run.finish(command)
+    run.wait_for_steps(command, NUM_SFT_STEPS + 1)
+    run.listeners = command.listeners()
+    with ThreadPoolExecutor() as executor:
+        stranger = executor.submit(_join_as_a_stranger, run.listeners)
+        run.finish(command)
+        run.stranger = stranger.result()
     assert run.exit_statuses == [0], run.output[-4000:]
     return run
 
 
+def _join_as_a_stranger(listeners: list[tuple[str, int, str]]) -> subprocess.CompletedProcess[str]:
+    """A process of an empty environment, but for the variable that lets Ray take a loopback address as it is."""
+    (port,) = {port for _, port, command in listeners if "gcs_server" in command}
+    program = f"import ray; ray.init(address='127.0.0.1:{port}'); ray.get(ray.remote(print).remote())"
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        env={"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
 @pytest.fixture(scope="session")
 def disturbed(workshop):
-    """The same run in three sittings: a rollout actor killed, then Ctrl-C; SIGKILL to the driver; the end."""
+    """The same run in three sittings: a rollout actor killed, then two signals; SIGKILL to the driver; the end."""
     run = workshop.new_run("disturbed")
     command = workshop.train(run)
     run.wait_for_steps(command, NUM_SFT_STEPS + 1)
     run.kill(ROLLOUT)
     run.wait_for_steps(command, NUM_SFT_STEPS + 2)
-    os.killpg(command.process.pid, signal.SIGINT)
-    run.finish(command)
+    run.stop(command, signal.SIGTERM, signal.SIGTERM)
 
     num_steps = len(run.metrics)
     command = workshop.resume(run)
@@ -76,24 +115,24 @@ def disturbed(workshop):
 
 @pytest.fixture(scope="module")
 def head(workshop):
-    """A Ray of `ray start`; the addresses of its dashboard, which takes jobs, and of itself, which a run can join."""
+    """A Ray of `ray start`, with a token, as docs/operations.md tells people to."""
     port, dashboard = free_port(), free_port()
     ports = ("ray-client-server-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port")
     command = workshop.run(
         RAY, "start", "--head", "--block", "--num-cpus=4", "--object-store-memory=200000000", "--disable-usage-stats",
         "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--port={port}",
         *(f"--{name}={free_port()}" for name in ports), f"--temp-dir={workshop.environment['RAY_TMPDIR']}/head",
+        **workshop.token,
     )  # fmt: skip
-    url = f"http://127.0.0.1:{dashboard}"
-    command.wait_for(lambda: answers(f"{url}/api/jobs/"), "dashboard of the cluster")
-    yield url, f"127.0.0.1:{port}"
+    cluster = Cluster(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{port}", workshop.token_file.read_text())
+    command.wait_for(lambda: cluster.get("/api/jobs/") is not None, "dashboard of the cluster")
+    yield cluster
     command.end()
 
 
 @pytest.fixture(scope="module")
 def submitted(workshop, head):
     """Two learner ranks, submitted as a job to a running cluster; in the second phase no answer can be right."""
-    url, _ = head
     short, long = workshop.overrides["curriculum.phases"]
     tasks = load_tasks(
         workshop.overrides["data.train"],
@@ -113,16 +152,9 @@ def submitted(workshop, head):
     )
     run = workshop.new_run("submitted")
     command = workshop.run(
-        RAY, "job", "submit", "--address", url, "--working-dir", ".", "--",
+        RAY, "job", "submit", "--address", head.url, "--working-dir", ".", "--",
         Path(sys.executable).with_name("qwenlong"), "train", *arguments, "--run-dir", run.folder,
+        **workshop.token,
     )  # fmt: skip
     run.finish(command)
     return run
-
-
-def answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=2) as reply:
-            return reply.status == 200
-    except OSError:
-        return False
