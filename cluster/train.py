@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
 import time
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,12 @@ from cluster.recipe.config import RunConfig
 from cluster.recipe.load import dump_recipe
 from cluster.recipe.preparation import Prepared, prepare
 from cluster.roles import Curriculum
+from cluster.run.checkpoints import Checkpoint
 from cluster.run.console import Console
 from cluster.run.folder import RunFolder
 from cluster.run.journal import Journal, Tracker
 from cluster.run.progress import Progress
+from cluster.run.room import check_room, told_what_is_whole
 from cluster.run.summary import summarise
 from cluster.run.tracking import WandbTracker
 from curriculum.files import write_text
@@ -31,14 +32,24 @@ from curriculum.leases import LeaseCounts
 from curriculum.rejects import write_rejects
 
 
-def train(config: RunConfig, *, run_dir: Path, resume: bool, console: Console) -> Path:
+def train(
+    config: RunConfig,
+    *,
+    run_dir: Path,
+    resume: bool,
+    console: Console,
+    step: int | None = None,
+    allowed: Collection[str] = (),
+) -> Path:
     """Train from a recipe; return the run folder.
 
     Args:
         config: the recipe.
         run_dir: a new folder, or with `resume` the folder of an earlier run of the same recipe.
-        resume: go on from the last complete checkpoint, or from the start if there is none.
+        resume: go on from the newest checkpoint that is whole, or from the start if there is none.
         console: where progress is printed.
+        step: with `resume`, go on from the checkpoint of this many finished steps.
+        allowed: recipe keys whose data or model may have another content than before.
 
     Raises:
         UserError: the recipe, its data or the folder cannot be used.
@@ -49,17 +60,24 @@ def train(config: RunConfig, *, run_dir: Path, resume: bool, console: Console) -
     prepared = prepare(config)
     check_ray(config)
     folder = RunFolder.open(run_dir) if resume else RunFolder.create(run_dir)
-    with folder.locked():
+    with folder.locked(), told_what_is_whole(folder):
         if not resume:
             write_text(folder.recipe, dump_recipe(config))
-        _write_rejects(folder, prepared, console)
         console.say(f"run folder: {folder.path}")
+        folder.mend(console.say)
+        checkpoint = folder.checkpoints.choose(console.say, step=step)
+        if checkpoint and (changed := checkpoint.changed_inputs(config, prepared.inputs, allowed=allowed)):
+            folder.append_event("inputs_changed", keys=changed)
+        check_room(folder, config, prepared.model_path)
+        _write_rejects(folder, prepared, console)
         with ray_session(config, folder, console.say):
-            asyncio.run(_drive(config, prepared, folder, console))
+            asyncio.run(_drive(config, prepared, folder, console, checkpoint))
     return folder.path
 
 
-async def _drive(config: RunConfig, prepared: Prepared, folder: RunFolder, console: Console) -> None:
+async def _drive(
+    config: RunConfig, prepared: Prepared, folder: RunFolder, console: Console, checkpoint: Checkpoint | None
+) -> None:
     stop = asyncio.Event()
     with _stop_on_signals(stop, console), _trackers(config, folder) as trackers:
         started = time.monotonic()
@@ -72,7 +90,7 @@ async def _drive(config: RunConfig, prepared: Prepared, folder: RunFolder, conso
         async with launch(config, prepared, folder, fault) as processes:
             console.say(f"actors ready after {time.monotonic() - started:.0f} s")
             folder.append_event("actors_ready", pids=processes.pids)
-            await _run(config, prepared, folder, console, trackers, processes, stop)
+            await _run(config, prepared, folder, console, checkpoint, trackers, processes, stop)
 
 
 async def _run(
@@ -80,6 +98,7 @@ async def _run(
     prepared: Prepared,
     folder: RunFolder,
     console: Console,
+    checkpoint: Checkpoint | None,
     trackers: list[Tracker],
     processes: Processes,
     stop: asyncio.Event,
@@ -91,8 +110,10 @@ async def _run(
         checkpoint=config.checkpoint,
         fetch=processes.rollouts.fetch,
         decode=prepared.prompt.decode,
+        inputs=prepared.inputs,
+        stop=stop,
     )
-    progress = await _restore(folder, processes, journal)
+    progress = await _restore(checkpoint, folder, console, processes, journal)
     loop = TrainingLoop(
         config=config,
         curriculum=processes.curriculum,
@@ -106,7 +127,7 @@ async def _run(
         stop=stop,
     )
     await loop.run()
-    await processes.learner.export(folder.model)
+    await journal.until_room(lambda: processes.learner.export(folder.model))
     await _summarise(config, folder, console, journal, progress, processes.curriculum)
 
 
@@ -122,7 +143,8 @@ async def _summarise(
     leases, imbalance = await _balance(curriculum, progress)
     if imbalance:
         journal.fault(part="ledger", error=imbalance)
-    folder.write_json(folder.summary, summarise(config, progress, leases, imbalance))
+    summary = summarise(config, progress, leases, imbalance)
+    await journal.until_room(lambda: asyncio.to_thread(folder.write_json, folder.summary, summary))
     journal.event("finished")
     console.summary(progress)
     for line in _notices(progress):
@@ -130,21 +152,23 @@ async def _summarise(
     console.say(f"model:   {folder.model}\nsummary: {folder.summary}")
 
 
-async def _restore(folder: RunFolder, processes: Processes, journal: Journal) -> Progress:
-    """Load the last complete checkpoint, if there is one, into every process; return the progress to start from."""
-    checkpoint = folder.latest_checkpoint()
+async def _restore(
+    checkpoint: Checkpoint | None, folder: RunFolder, console: Console, processes: Processes, journal: Journal
+) -> Progress:
+    """Load a checkpoint, if there is one, into every process; return the progress to start from."""
     if checkpoint is None:
         journal.event("started")
         return Progress()
-    state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-    progress = Progress.from_state_dict(state["progress"])
+    progress = checkpoint.progress
     await processes.learner.start_stage(progress.learner_stage)
-    await processes.learner.load(checkpoint / "learner")
+    await processes.learner.load(checkpoint.learner)
     if processes.curriculum is not None:
-        await processes.curriculum.load_state_dict(state["curriculum"])
+        await processes.curriculum.load_state_dict(checkpoint.curriculum or {})
         await processes.weights.send(progress.policy_version)
         await processes.weights.settle()
-    journal.event("resumed", step=progress.step, checkpoint=checkpoint.name)
+    for path in folder.checkpoints.set_aside_after(progress.step):
+        console.say(f"a later checkpoint is kept as {path.name} until the run has passed its step")
+    journal.event("resumed", step=progress.step, checkpoint=checkpoint.path.name)
     return progress
 
 
