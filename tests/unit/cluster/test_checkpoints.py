@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from cluster.recipe.config import RunConfig
 from cluster.run.checkpoints import Checkpoints
 from cluster.run.progress import Progress
 from curriculum.errors import UserError
@@ -152,3 +153,34 @@ def test_setting_aside_twice_keeps_the_later_one(checkpoints):
         save(checkpoints, 10, content=content)
         checkpoints.set_aside_after(5)
     assert (checkpoints.path / "step-000010.aside" / "learner" / "shard").read_text() == "second"
+
+
+def config():
+    return RunConfig.model_validate(
+        {
+            "name": "test",
+            "device": "cpu",
+            "model": {"path": "none/none"},
+            "data": {"train": "answers.jsonl"},
+            "sft": {"epochs": 0},
+            "curriculum": {"phases": [{"name": "p", "max_prompt_tokens": 9, "end": {"type": "steps", "steps": 1}}]},
+        }
+    )
+
+
+def test_data_that_changed_since_the_checkpoint_is_refused_by_key_and_file(checkpoints):
+    save(checkpoints, 5)
+    checkpoint = checkpoints.choose(quiet)
+    assert checkpoint.changed_inputs(config(), {"data.train": "abc"}, allowed=()) == []
+    with pytest.raises(UserError) as caught:
+        checkpoint.changed_inputs(config(), {"data.train": "xyz", "data.sft": "new"}, allowed=("data.sft",))
+    assert str(caught.value) == (
+        "data.train=answers.jsonl: its content has changed since step-000005 of this run; bring the old one back, or "
+        "accept the new one with --allow-change data.train"
+    )
+
+
+def test_an_allowed_change_is_returned_to_be_recorded(checkpoints):
+    save(checkpoints, 5)
+    found = checkpoints.choose(quiet).changed_inputs(config(), {"data.train": "xyz"}, allowed=("data.train",))
+    assert found == ["data.train"]
