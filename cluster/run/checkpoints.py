@@ -174,6 +174,8 @@ def _proved(path: Path, say: Callable[[str], None]) -> Checkpoint:
     check_seal(path, say)
     try:
         state = json.loads((path / _STATE).read_text(encoding="utf-8"))
+        if not isinstance(state["curriculum"], dict | None):
+            raise TypeError("curriculum is no mapping")
         return Checkpoint(
             path=path,
             progress=Progress.from_state_dict(state["progress"]),

@@ -60,10 +60,14 @@ def _compare(needs: dict[Path, int], config: RunConfig) -> None:
         needed, free = sum(needs[path] for path in paths), shutil.disk_usage(paths[0]).free
         if needed > free:
             raise UserError(
-                f"{paths[0]}: the run will write {needed / 1e9:.1f} GB there (checkpoint.keep_last="
-                f"{config.checkpoint.keep_last} and one more while it is written, and the model), {free / 1e9:.1f} GB "
+                f"{paths[0]}: the run will write {_bytes(needed)} there (checkpoint.keep_last="
+                f"{config.checkpoint.keep_last} and one more while it is written, and the model), {_bytes(free)} "
                 "are free; free some space, lower checkpoint.keep_last, or choose a folder elsewhere with --run-dir"
             )
+
+
+def _bytes(num: int) -> str:
+    return f"{num / 1e9:.1f} GB" if num >= 1e9 else f"{num / 1e6:.1f} MB"
 
 
 def _size(folder: Path) -> int:

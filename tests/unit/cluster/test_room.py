@@ -77,7 +77,9 @@ def test_a_link_to_the_root_of_a_disk_is_refused(folder, config, small_disk):
 def test_too_little_space_is_told_with_both_sizes_and_the_way_out(folder, config, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: Usage(0, 0, 10_000_000))
     monkeypatch.setattr("cluster.run.room.num_parameters", lambda path: 1_000_000)
-    with pytest.raises(UserError, match=r"will write 0\.0 GB there .*, 0\.0 GB are free; free some space, lower check"):
+    with pytest.raises(
+        UserError, match=r"will write 40\.0 MB there .*, 10\.0 MB are free; free some space, lower check"
+    ):
         check_room(folder, config, str(BASE))
 
 
