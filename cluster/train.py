@@ -79,7 +79,7 @@ async def _drive(
     config: RunConfig, prepared: Prepared, folder: RunFolder, console: Console, checkpoint: Checkpoint | None
 ) -> None:
     stop = asyncio.Event()
-    with _stop_on_signals(stop, console), _trackers(config, folder, console) as trackers:
+    with _stop_on_signals(stop, console), _trackers(config, folder) as trackers:
         started = time.monotonic()
         console.say("starting the actors")
 
@@ -199,7 +199,7 @@ def _write_rejects(folder: RunFolder, prepared: Prepared, console: Console) -> N
 
 
 @contextlib.contextmanager
-def _trackers(config: RunConfig, folder: RunFolder, console: Console) -> Generator[list[Tracker]]:
+def _trackers(config: RunConfig, folder: RunFolder) -> Generator[list[Tracker]]:
     trackers: list[Tracker] = [RayGauges(folder.path.name)]
     if not config.tracking.wandb:
         yield trackers
@@ -208,7 +208,6 @@ def _trackers(config: RunConfig, folder: RunFolder, console: Console) -> Generat
         name=folder.path.name,
         directory=folder.path,
         recipe=config.model_dump(mode="json"),
-        say=console.say,
     )
     try:
         yield [*trackers, wandb]

@@ -43,13 +43,14 @@ class Checkpoint:
         Args:
             config: names data and model, for the message.
             inputs: their digests now.
-            allowed: keys that may change.
+            allowed: keys and sections that may change.
 
         Raises:
             UserError: others have changed; one line for each.
         """
         changed = [key for key, digest in inputs.items() if self.inputs.get(key, digest) != digest]
-        refused = [f"{key}={reduce(getattr, key.split('.'), config)}" for key in changed if key not in allowed]
+        free = {key for key in changed for part in allowed if f"{key}.".startswith(f"{part}.")}
+        refused = [f"{key}={reduce(getattr, key.split('.'), config)}" for key in changed if key not in free]
         if refused:
             raise UserError(
                 "\n".join(

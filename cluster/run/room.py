@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections import defaultdict
 from collections.abc import Generator
@@ -81,6 +82,7 @@ def told_what_is_whole(folder: RunFolder) -> Generator[None]:
     Raises:
         UserError: instead of a `DiskError`.
     """
+    logging.raiseExceptions = False  # a log of a library that finds the disk full prints a traceback otherwise
     try:
         yield
     except DiskError as error:

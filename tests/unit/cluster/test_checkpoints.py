@@ -173,14 +173,15 @@ def test_data_that_changed_since_the_checkpoint_is_refused_by_key_and_file(check
     checkpoint = checkpoints.choose(quiet)
     assert checkpoint.changed_inputs(config(), {"data.train": "abc"}, allowed=()) == []
     with pytest.raises(UserError) as caught:
-        checkpoint.changed_inputs(config(), {"data.train": "xyz", "data.sft": "new"}, allowed=("data.sft",))
+        checkpoint.changed_inputs(config(), {"data.train": "xyz", "data.sft": "new"}, allowed=("data.tr", "data.sft"))
     assert str(caught.value) == (
         "data.train=answers.jsonl: its content has changed since step-000005 of this run; bring the old one back, or "
         "accept the new one with --allow-change data.train"
     )
 
 
-def test_an_allowed_change_is_returned_to_be_recorded(checkpoints):
+@pytest.mark.parametrize("allowed", ["data.train", "data"])
+def test_an_allowed_change_is_returned_to_be_recorded(checkpoints, allowed):
     save(checkpoints, 5)
-    found = checkpoints.choose(quiet).changed_inputs(config(), {"data.train": "xyz"}, allowed=("data.train",))
+    found = checkpoints.choose(quiet).changed_inputs(config(), {"data.train": "xyz"}, allowed=(allowed,))
     assert found == ["data.train"]
