@@ -68,6 +68,7 @@ def train(
         checkpoint = folder.checkpoints.choose(console.say, step=step)
         if checkpoint and (changed := checkpoint.changed_inputs(config, prepared.inputs, allowed=allowed)):
             folder.append_event("inputs_changed", keys=changed)
+        folder.check_reference(checkpoint, console.say)
         check_room(folder, config, prepared.model_path)
         _write_rejects(folder, prepared, console)
         with ray_session(config, folder, console.say):

@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from cluster.run.checkpoints import Checkpoints
+from cluster.run.checkpoints import Checkpoint, Checkpoints
 from cluster.run.json_lines import JsonLines
 from curriculum.errors import UserError
-from curriculum.files import clear_leftovers, file_errors, lock_file, write_text
+from curriculum.files import clear_leftovers, file_errors, lock_file, remove_folder, write_text
+from curriculum.seal import Damaged, check_seal
 
 
 class RunFolder:
@@ -128,6 +129,25 @@ class RunFolder:
             clear_leftovers(path)
         model = self.model.resolve()
         clear_leftovers(model.parent, model.name)
+
+    def check_reference(self, checkpoint: Checkpoint | None, say: Callable[[str], None]) -> None:
+        """Read the reference policy; remove a damaged one where the run goes on from before it was written.
+
+        Raises:
+            UserError: it is damaged, and the checkpoint needs it.
+        """
+        if not self.reference.exists():
+            return
+        try:
+            check_seal(self.reference, say)
+        except Damaged as error:
+            if checkpoint is not None and checkpoint.progress.learner_stage == "rl":
+                raise UserError(
+                    f"{self.reference}: damaged ({error}), and training measures the KL against it; put it back from a "
+                    "copy, or go on with --step from a checkpoint of the warm-up, which writes it again"
+                ) from error
+            say(f"{self.reference.name} is damaged: {error}; it will be written again")
+            remove_folder(self.reference)
 
     def write_json(self, path: Path, value: Any) -> None:
         """Replace a JSON file atomically."""

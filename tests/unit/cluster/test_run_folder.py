@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
+from cluster.run.checkpoints import Checkpoint
 from cluster.run.folder import RunFolder
+from cluster.run.progress import Progress, StageProgress
 from curriculum.errors import UserError
+from curriculum.seal import seal
 
 
 @pytest.fixture
@@ -97,6 +101,33 @@ def test_a_model_on_another_disk_is_mended_there_and_nothing_else_of_that_disk(f
     folder.mend(print)
     assert sorted(path.name for path in disk.iterdir()) == [".other.partial", "model"]
     assert (folder.model / "weights").read_text() == ".model.partial", "killed between its two names"
+
+
+def checkpoint_of(kind):
+    progress = Progress(step=5, stage=StageProgress(name=kind, kind=kind))
+    return Checkpoint(path=Path("step-000005"), progress=progress, curriculum=None, inputs={})
+
+
+def test_a_reference_policy_that_is_whole_passes(folder):
+    folder.reference.mkdir()
+    (folder.reference / "model.safetensors").write_text("weights")
+    seal(folder.reference)
+    folder.check_reference(checkpoint_of("rl"), pytest.fail)
+
+
+def test_a_damaged_reference_policy_is_refused_where_the_checkpoint_needs_it(folder):
+    folder.reference.mkdir()
+    with pytest.raises(UserError, match=r"reference: damaged \(COMPLETE: is missing\), and training measures the KL"):
+        folder.check_reference(checkpoint_of("rl"), pytest.fail)
+
+
+@pytest.mark.parametrize("checkpoint", [None, checkpoint_of("sft")])
+def test_before_the_reinforcement_learning_a_damaged_reference_policy_is_written_again(folder, checkpoint):
+    folder.reference.mkdir()
+    said = []
+    folder.check_reference(checkpoint, said.append)
+    assert said == ["reference is damaged: COMPLETE: is missing; it will be written again"]
+    assert not folder.reference.exists()
 
 
 def test_a_second_process_is_kept_out_until_the_first_lets_go(tmp_path):
