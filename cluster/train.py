@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import time
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from functools import partial
 from pathlib import Path
 
@@ -20,11 +19,13 @@ from cluster.recipe.config import RunConfig
 from cluster.recipe.load import dump_recipe
 from cluster.recipe.preparation import Prepared, prepare
 from cluster.roles import Curriculum
+from cluster.run.checkpoints import Checkpoint
 from cluster.run.console import Console
 from cluster.run.folder import RunFolder
 from cluster.run.journal import Journal, Tracker
 from cluster.run.progress import Progress
 from cluster.run.recovery import FaultRecord, RestartBudget, RestartFromCheckpoint
+from cluster.run.room import check_room, told_what_is_whole
 from cluster.run.stopping import Interrupted, StopRequest, StopSignal
 from cluster.run.summary import summarise
 from cluster.run.tracking import FINISH_S, WandbTracker
@@ -35,14 +36,24 @@ from curriculum.leases import LeaseCounts
 from curriculum.rejects import write_rejects
 
 
-def train(config: RunConfig, *, run_dir: Path, resume: bool, console: Console) -> Path:
+def train(
+    config: RunConfig,
+    *,
+    run_dir: Path,
+    resume: bool,
+    console: Console,
+    step: int | None = None,
+    allowed: Collection[str] = (),
+) -> Path:
     """Train from a recipe; return the run folder.
 
     Args:
         config: the recipe.
         run_dir: a new folder, or with `resume` the folder of an earlier run of the same recipe.
-        resume: go on from the last complete checkpoint, or from the start if there is none.
+        resume: go on from the newest checkpoint that is whole, or from the start if there is none.
         console: where progress is printed.
+        step: with `resume`, go on from the checkpoint of this many finished steps.
+        allowed: recipe keys whose data or model may have another content than before.
 
     Raises:
         UserError: the recipe, its data or the folder cannot be used.
@@ -55,13 +66,19 @@ def train(config: RunConfig, *, run_dir: Path, resume: bool, console: Console) -
         prepared = prepare(config)
         check_ray(config)
         folder = RunFolder.open(run_dir) if resume else RunFolder.create(run_dir)
-        with folder.locked(), _resumable(folder, request):
+        with folder.locked(), _resumable(folder, request), told_what_is_whole(folder):
             if not resume:
                 write_text(folder.recipe, dump_recipe(config))
-            _write_rejects(folder, prepared, console)
             console.say(f"run folder: {folder.path}")
+            folder.mend(console.say)
+            checkpoint = folder.checkpoints.choose(console.say, step=step)
+            if checkpoint and (changed := checkpoint.changed_inputs(config, prepared.inputs, allowed=allowed)):
+                folder.append_event("inputs_changed", keys=changed)
+            folder.check_reference(checkpoint, console.say)
+            check_room(folder, config, prepared.model_path)
+            _write_rejects(folder, prepared, console)
             with ray_session(config, folder, console.say), _trackers(config, folder, console) as trackers:
-                asyncio.run(_drive(config, prepared, folder, console, trackers, request))
+                asyncio.run(_drive(config, prepared, folder, console, checkpoint, trackers, request))
     return folder.path
 
 
@@ -80,6 +97,7 @@ async def _drive(
     prepared: Prepared,
     folder: RunFolder,
     console: Console,
+    checkpoint: Checkpoint | None,
     trackers: list[Tracker],
     request: StopRequest,
 ) -> None:
@@ -105,21 +123,18 @@ async def _drive(
                     console.say(f"actors ready after {time.monotonic() - started:.0f} s")
                     folder.append_event("actors_ready", pids=processes.pids)
                     diagnosis.facts = processes.facts
-                    await watch.guard(_run(config, prepared, folder, console, trackers, processes, stop, waits))
+                    await watch.guard(
+                        _run(config, prepared, folder, console, checkpoint, trackers, processes, stop, waits)
+                    )
                 return
             except RestartFromCheckpoint as cause:
                 console.close_stage()
                 if stop.is_set():
                     raise Interrupted from cause
-                restarts.spend(cause, step=_last_step(folder))
+                checkpoint = folder.checkpoints.choose(console.say)
+                restarts.spend(cause, step=checkpoint.progress.step if checkpoint else 0)
             except ActorLost as error:
                 raise RunFailed(f"{error}; {faults.summary()}") from error
-
-
-def _last_step(folder: RunFolder) -> int:
-    """Return the number of steps in the last checkpoint."""
-    checkpoint = folder.latest_checkpoint()
-    return 0 if checkpoint is None else int(checkpoint.name.removeprefix("step-"))
 
 
 async def _run(
@@ -127,6 +142,7 @@ async def _run(
     prepared: Prepared,
     folder: RunFolder,
     console: Console,
+    checkpoint: Checkpoint | None,
     trackers: list[Tracker],
     processes: Processes,
     stop: asyncio.Event,
@@ -140,9 +156,11 @@ async def _run(
         fetch=processes.rollouts.fetch,
         decode=prepared.prompt.decode,
         waits=waits,
+        inputs=prepared.inputs,
+        stop=stop,
     )
     unless_stopped = StopSignal(stop).unless_stopped
-    progress = await unless_stopped(_restore(folder, processes, journal))
+    progress = await unless_stopped(_restore(checkpoint, folder, console, processes, journal))
     loop = TrainingLoop(
         config=config,
         curriculum=processes.curriculum,
@@ -156,8 +174,8 @@ async def _run(
         stop=stop,
     )
     await loop.run()
-    export = journal.waiting("the export of the model", processes.learner.export(folder.model))
-    await unless_stopped(export)
+    export = journal.until_room(lambda: processes.learner.export(folder.model))
+    await unless_stopped(journal.waiting("the export of the model", export))
     await _summarise(config, folder, console, journal, progress, processes.curriculum)
 
 
@@ -173,7 +191,8 @@ async def _summarise(
     leases, imbalance = await _balance(curriculum, progress)
     if imbalance:
         journal.fault(part="ledger", error=imbalance)
-    folder.write_json(folder.summary, summarise(config, progress, leases, imbalance))
+    summary = summarise(config, progress, leases, imbalance)
+    await journal.until_room(lambda: asyncio.to_thread(folder.write_json, folder.summary, summary))
     journal.event("finished")
     console.summary(progress)
     for line in _notices(progress):
@@ -181,21 +200,23 @@ async def _summarise(
     console.say(f"model:   {folder.model}\nsummary: {folder.summary}")
 
 
-async def _restore(folder: RunFolder, processes: Processes, journal: Journal) -> Progress:
-    """Load the last complete checkpoint, if there is one, into every process; return the progress to start from."""
-    checkpoint = folder.latest_checkpoint()
+async def _restore(
+    checkpoint: Checkpoint | None, folder: RunFolder, console: Console, processes: Processes, journal: Journal
+) -> Progress:
+    """Load a checkpoint, if there is one, into every process; return the progress to start from."""
     if checkpoint is None:
         journal.event("started")
         return Progress()
-    state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-    progress = Progress.from_state_dict(state["progress"])
+    progress = checkpoint.progress
     await processes.learner.start_stage(progress.learner_stage)
-    await processes.learner.load(checkpoint / "learner")
+    await processes.learner.load(checkpoint.learner)
     if processes.curriculum is not None:
-        await processes.curriculum.load_state_dict(state["curriculum"])
+        await processes.curriculum.load_state_dict(checkpoint.curriculum or {})
         await processes.weights.send(progress.policy_version)
         await processes.weights.settle()
-    journal.event("resumed", step=progress.step, checkpoint=checkpoint.name)
+    for path in folder.checkpoints.set_aside_after(progress.step):
+        console.say(f"a later checkpoint is kept as {path.name} until the run has passed its step")
+    journal.event("resumed", step=progress.step, checkpoint=checkpoint.path.name)
     return progress
 
 

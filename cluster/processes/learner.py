@@ -15,6 +15,7 @@ from actors.weights.update import WeightUpdate
 from cluster.group import ScoredGroup
 from cluster.run.recovery import LearnerLost
 from curriculum.errors import UserError
+from curriculum.seal import seal
 from curriculum.task import Demonstration
 from learner.reports import SftReport, StepReport
 
@@ -37,6 +38,7 @@ class RayLearner:
         reference = self._reference if stage == "rl" else None
         if reference is not None and not reference.exists():
             await self.export(reference)
+            await asyncio.to_thread(seal, reference)
         await self._all("start_stage", stage, None if reference is None else str(reference))
 
     async def sft_step(self, demonstrations: Sequence[Demonstration], learning_rate: float) -> SftReport:

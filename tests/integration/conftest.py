@@ -25,7 +25,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two workers share
 
 RAY = Path(sys.executable).with_name("ray")
 ROLLOUT = "rollout-0"
-SHARING_REFERENCE = ("test_faults.py", "test_network.py", "test_training_run.py", "test_weight_sync.py")
+SHARING_REFERENCE = (
+    "test_checkpoints.py",
+    "test_faults.py",
+    "test_network.py",
+    "test_training_run.py",
+    "test_weight_sync.py",
+)
 
 
 def pytest_xdist_make_scheduler(config, log):

@@ -188,7 +188,7 @@ def test_a_stop_while_answers_are_sampled_saves_the_last_finished_step(bench):
 
     with pytest.raises(Interrupted):
         asyncio.run(stop_in_the_second_step())
-    state = json.loads((b.folder.latest_checkpoint() / "state.json").read_text())
+    state = json.loads((b.folder.checkpoints.newest() / "state.json").read_text())
     assert state["progress"]["step"] == 1
     assert b.calls[-2:] == ["save", "abort"], "no request outlives the run"
 
@@ -269,7 +269,7 @@ def test_a_run_resumed_from_its_checkpoint_trains_on_the_same_batches(bench):
     whole.run()
     half = bench(name="half", accuracies=often_mixed, checkpoint={"every_steps": 1, "keep_last": 9})
     half.run()
-    saved = json.loads((half.folder.checkpoints / "step-000002" / "state.json").read_text())
+    saved = json.loads((half.folder.checkpoints.path / "step-000002" / "state.json").read_text())
     resumed = bench(name="resumed", accuracies=often_mixed)
     resumed.coordinator.load_state_dict(saved["curriculum"])
     resumed.progress = Progress.from_state_dict(saved["progress"])
@@ -285,7 +285,7 @@ def test_a_resumed_run_masks_negatives_as_the_run_did_that_it_continues(bench):
     whole.run()
     half = bench(name="half", accuracies=always_mixed, learner=control, checkpoint={"every_steps": 1, "keep_last": 9})
     half.run()
-    saved = json.loads((half.folder.checkpoints / "step-000001" / "state.json").read_text())
+    saved = json.loads((half.folder.checkpoints.path / "step-000001" / "state.json").read_text())
     resumed = bench(name="resumed", accuracies=always_mixed, learner=control)
     resumed.coordinator.load_state_dict(saved["curriculum"])
     resumed.progress = Progress.from_state_dict(saved["progress"])
@@ -322,7 +322,7 @@ def test_a_phase_without_anything_to_train_on_stops_the_run_where_the_recipe_say
     b = bench(accuracies=lambda lease: [0.0, 0.0], curriculum=fruitless)
     with pytest.raises(PhaseFruitless, match=r"short trained on nothing in 1 steps in a row .*--resume"):
         b.run()
-    saved = json.loads((b.folder.latest_checkpoint() / "state.json").read_text())
+    saved = json.loads((b.folder.checkpoints.newest() / "state.json").read_text())
     resumed = bench(name="resumed", accuracies=always_mixed, curriculum=fruitless)
     resumed.coordinator.load_state_dict(saved["curriculum"])
     resumed.progress = Progress.from_state_dict(saved["progress"])
