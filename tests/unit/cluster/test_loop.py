@@ -205,7 +205,7 @@ def stop_at(b, call):
 
     with pytest.raises(Interrupted):
         asyncio.run(run())
-    return json.loads((b.folder.latest_checkpoint() / "state.json").read_text())
+    return json.loads((b.folder.checkpoints.newest() / "state.json").read_text())
 
 
 def test_a_stop_while_a_slice_is_trained_on_drops_the_step_and_waits_for_nothing(bench):
