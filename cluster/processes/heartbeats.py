@@ -77,6 +77,10 @@ class WatchedActor:
             return 0.0
         return max(self.silent_s(now), self.beat.still_s)
 
+    def moves(self, now: float) -> bool:
+        """Return whether it gets on, or starts, so that those who wait for it need not give up."""
+        return self.beat is None or (self.beat.doing != IDLE and self.still_s(now) < self._config.notice_s)
+
     def complaint(self, now: float) -> str:
         """Say what is missing and since when."""
         doing = "" if self.beat is None or self.beat.doing == IDLE else f" in {self.beat.doing}"
@@ -219,8 +223,7 @@ class Watch:
     def judge(self, actors: list[WatchedActor]) -> None:
         """Speak of what stands still, and kill what has done so for too long."""
         now = self._now()
-        if any(actor.beat and actor.beat.doing != IDLE and actor.still_s(now) < self._config.notice_s
-               for actor in actors):  # fmt: skip
+        if any(actor.moves(now) for actor in actors):
             self._moved = now
         for actor in actors:
             self._speak_of(actor, now)
