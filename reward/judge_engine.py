@@ -22,14 +22,14 @@ class VllmJudgeEngine:
     open the circuit: from then on every question is unknown at once, but for one that tries the engine now and then.
     """
 
-    def __init__(self, config: VllmJudge, *, on_gpu: bool) -> None:
-        """Load the model; block until it can answer."""
+    def __init__(self, config: VllmJudge, *, on_gpu: bool, engine: VLLMEngine | None = None) -> None:
+        """Load the model, unless there is an `engine` that serves it; block until it can answer."""
         self._prompt = ChatPrompt(load_tokenizer(config.model))
         self._circuit = CircuitBreaker(config.name, max_failures=MAX_FAILURES, cooldown_s=config.cooldown_s)
         self._timeout_s = config.timeout_s
         self._max_prompt_tokens = config.max_model_len - config.max_tokens
         self._sampling = Sampling(num_samples=1, temperature=0.0, top_p=1.0, max_response_tokens=config.max_tokens)
-        self._engine = VLLMEngine(
+        self._engine = engine or VLLMEngine(
             config.model,
             config.engine_config(on_gpu=on_gpu),
             max_model_len=config.max_model_len,

@@ -25,6 +25,7 @@ from curriculum.errors import RunFailed
 from curriculum.heartbeat import IDLE, Heartbeat
 
 _T = TypeVar("_T")
+_ray: Any = ray  # where its declarations have no complete types
 
 LONGEST_POLL_S = 5.0
 HEAD_S = 45.0
@@ -75,6 +76,10 @@ class WatchedActor:
         if self.beat is None:
             return 0.0
         return max(self.silent_s(now), self.beat.still_s)
+
+    def moves(self, now: float) -> bool:
+        """Return whether it gets on, or starts, so that those who wait for it need not give up."""
+        return self.beat is None or (self.beat.doing != IDLE and self.still_s(now) < self._config.notice_s)
 
     def complaint(self, now: float) -> str:
         """Say what is missing and since when."""
@@ -152,12 +157,16 @@ class Watch:
         loop = asyncio.get_running_loop()
         self._lost = loop.create_future()
         self._loop = loop
-        for target in (self._look_after_actors, self._look_after_head):
-            threading.Thread(target=target, name=target.__name__, daemon=True).start()
+        targets = (self._look_after_actors, self._look_after_head)
+        threads = [threading.Thread(target=target, name=target.__name__, daemon=True) for target in targets]
+        for thread in threads:
+            thread.start()
         try:
             yield
         finally:
             self._ended.set()
+            for thread in threads:
+                thread.join(timeout=1.0 if self.head_is_lost else self._poll_s)
 
     async def guard(self, work: Coroutine[Any, Any, _T]) -> _T:
         """Await `work`; give it up when the watch finds that it cannot go on.
@@ -190,7 +199,7 @@ class Watch:
         own = ray.get_runtime_context().get_node_id()
         while not self._ended.wait(self._poll_s):
             try:
-                nodes = ray.nodes()
+                nodes = _ray.nodes()
             except Exception:
                 continue  # it has not answered
             if any(node["NodeID"] == own and node["Alive"] for node in nodes):
@@ -201,7 +210,7 @@ class Watch:
         questions = {actor.ask(self._now()): actor for actor in actors}
         if not questions:
             return
-        answered, _ = ray.wait(list(questions), num_returns=len(questions), timeout=self._poll_s / 2)
+        answered, _ = _ray.wait(list(questions), num_returns=len(questions), timeout=self._poll_s / 2)
         for question in answered:
             actor = questions[question]
             try:
@@ -214,8 +223,7 @@ class Watch:
     def judge(self, actors: list[WatchedActor]) -> None:
         """Speak of what stands still, and kill what has done so for too long."""
         now = self._now()
-        if any(actor.beat and actor.beat.doing != IDLE and actor.still_s(now) < self._config.notice_s
-               for actor in actors):  # fmt: skip
+        if any(actor.moves(now) for actor in actors):
             self._moved = now
         for actor in actors:
             self._speak_of(actor, now)
@@ -267,15 +275,15 @@ class Watch:
             )
 
     def _down(self, actor: WatchedActor, error: RayActorError) -> None:
-        was_up = actor.beat is not None
+        was_up = actor.beat is not None and self._actors.get(actor.name) is actor
         actor.go_down(self._now())
         if was_up and actor.name.startswith(LEARNER):
             self._give_up(LearnerLost(f"{actor.name} died ({type(error).__name__})"))
 
     def _kill(self, actor: WatchedActor, complaint: str) -> None:
         beat = actor.beat
-        if beat is None:
-            return
+        if beat is None or self._actors.get(actor.name) is not actor:
+            return  # it was ended meanwhile
         others = [other for other in self._actors.values() if other is not actor]
         self._diagnosis.write(complaint, [actor, *others])
         self._on_fault(actor=actor.name, error="Standstill", doing=beat.doing, action="killing it", why=complaint)
@@ -298,4 +306,4 @@ class Watch:
 
 
 def _address() -> str:
-    return ray.get_runtime_context().gcs_address
+    return _ray.get_runtime_context().gcs_address

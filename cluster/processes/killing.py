@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from curriculum.heartbeat import kill_processes
+
+_ray: Any = ray  # where its declarations have no complete types
 
 
 def kill_on_node(node_id: str, pids: tuple[int, ...]) -> None:
@@ -14,4 +18,4 @@ def kill_on_node(node_id: str, pids: tuple[int, ...]) -> None:
         kill_processes(pids)
         return
     place = NodeAffinitySchedulingStrategy(node_id, soft=False)
-    ray.remote(num_cpus=0)(kill_processes).options(scheduling_strategy=place).remote(pids)
+    _ray.remote(num_cpus=0)(kill_processes).options(scheduling_strategy=place).remote(pids)

@@ -32,7 +32,7 @@ from cluster.weights.sync import MAX_PROBE_GAP, Probe, WeightSync
 from cluster.weights.transports import Collective, HostMemory
 from curriculum.coordinator_actor import CoordinatorActor
 from curriculum.errors import RunFailed, one_line, root_cause
-from curriculum.heartbeat import Lifeline
+from curriculum.heartbeat import Lifeline, kill_processes
 from curriculum.task import TaskEntry
 from curriculum.task_table import TaskColumns
 from learner.learner_actor import LearnerActor
@@ -87,7 +87,7 @@ class _Actors:
     def create(self, cls: Any, name: str, options: dict[str, Any], /, **arguments: Any) -> Any:
         """Start an actor of `cls` under `name`; return its handle. From now on its heartbeats are watched."""
         is_async = inspect.iscoroutinefunction(cls.heartbeat)
-        remote: Any = ray.remote(cls) if is_async else ray.remote(concurrency_groups={HEARTBEAT: 1})(cls)
+        remote = _ray.remote(cls) if is_async else _ray.remote(concurrency_groups={HEARTBEAT: 1})(cls)
         handle = remote.options(name=name, **options).remote(lifeline=self._lifeline, **arguments)
         self._handles[name] = handle
         heartbeat = handle.heartbeat if is_async else handle.heartbeat.options(concurrency_group=HEARTBEAT)
@@ -116,11 +116,16 @@ class _Actors:
         ]
 
     def end(self) -> None:
-        """End all of them; without Ray's head they end by themselves, once the driver asks no more."""
+        """End all of them; without Ray's head those on other nodes end by themselves, once the driver asks no more."""
         self._watched = self._watch.forget_all()
         if not self._watch.head_is_lost:
             for handle in self._handles.values():
                 ray.kill(handle)
+            return
+        own_node = ray.get_runtime_context().get_node_id()
+        for actor in self._watched:
+            if actor.beat is not None and actor.beat.node_id == own_node:
+                kill_processes((actor.beat.pid, *actor.beat.children))
 
     async def gone(self) -> None:
         """Wait until names and devices of actors that were ended are free; what is stopped is killed for good."""

@@ -144,6 +144,14 @@ def test_a_wait_of_the_driver_is_told_and_is_over_when_nothing_moves(scene):
     assert s.killed == []
 
 
+def test_nothing_is_given_up_while_an_actor_starts_again(scene):
+    s = scene("rollout-0", "learner-0")
+    with s.waits.on("a batch"):
+        s.pass_time(5000, learner_0=beat("idle"))
+    assert s.killed == []
+    assert not any("nothing moves" in line for line in s.lines)
+
+
 def test_work_that_the_watch_gives_up_is_cancelled_and_its_reason_raised(scene):
     s = scene()
 

@@ -11,6 +11,7 @@ import pytest
 from cluster.loop import JudgeLost, PhaseFruitless
 from cluster.roles import GroupLost
 from cluster.run.progress import Progress
+from cluster.run.recovery import CoordinatorLost
 from cluster.run.stopping import Interrupted
 
 ONE_PHASE = [{"name": "short", "max_prompt_tokens": 25, "end": {"type": "steps", "steps": 1}}]
@@ -349,3 +350,45 @@ def test_lost_groups_are_replaced_and_a_run_that_loses_group_after_group_stops(b
     assert (some.progress.ledger.trained, some.progress.ledger.failed) == (4, 2)
     with pytest.raises(GroupLost, match="its node died"):
         losing(lambda lease: True).run()
+
+
+def saved_steps(b):
+    return sorted(path.name for path in b.folder.checkpoints.glob("step-*"))
+
+
+def test_a_coordinator_that_dies_while_a_batch_is_sampled_costs_no_finished_step(bench):
+    often_mixed = lambda lease: [1.0, 0.0] if lease.lease_id % 3 else [1.0, 1.0]  # noqa: E731
+    whole = bench(name="whole", accuracies=often_mixed)
+    whole.run()
+    b = bench(name="died", accuracies=often_mixed)
+
+    async def die_in_the_third_step(lease):
+        if b.progress.step == 2:
+            raise CoordinatorLost
+
+    b.rollouts.sample = die_in_the_third_step
+    with pytest.raises(CoordinatorLost):
+        b.run()
+    assert saved_steps(b) == ["step-000002"]
+    saved = json.loads((b.folder.latest_checkpoint() / "state.json").read_text())
+    again = bench(name="again", accuracies=often_mixed)
+    again.coordinator.load_state_dict(saved["curriculum"])
+    again.progress = Progress.from_state_dict(saved["progress"])
+    again.rollouts.policy_version = again.progress.policy_version
+    again.run()
+    assert again.learner.batches == whole.learner.batches[2:]
+
+
+def test_a_coordinator_that_dies_after_the_update_of_a_step_takes_that_step_with_it(bench):
+    b = bench(accuracies=always_mixed, checkpoint={"every_steps": 1, "keep_last": 9})
+
+    async def dies():
+        if b.progress.step == 2:
+            raise CoordinatorLost
+
+    b.transport.travel = dies  # the weights of the third step do not arrive, the learner has them
+    with pytest.raises(CoordinatorLost):
+        b.run()
+    assert saved_steps(b) == ["step-000001", "step-000002"]
+    saved = json.loads((b.folder.latest_checkpoint() / "state.json").read_text())
+    assert (saved["progress"]["step"], saved["progress"]["policy_version"]) == (2, 2)
