@@ -26,7 +26,7 @@ from tests.harness.workshop import Run, Workshop
 
 NUM_SHORT_STEPS, NUM_LONG_STEPS = 24, 56
 NUM_STEPS = NUM_SFT_STEPS + NUM_SHORT_STEPS + NUM_LONG_STEPS
-LAST_RUN_S = 75.0
+LAST_RUN_S = 120.0
 """Time that is kept (seconds) for a run to end."""
 BOUNDS = {
     "cluster.notice_s": 2.0,

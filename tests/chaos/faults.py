@@ -95,14 +95,11 @@ def _ray_faults() -> list[Fault]:
 
 def _driver_faults() -> list[Fault]:
     asked = {"named_by": "stopp|interrupt", "ends": (INTERRUPTED,)}
-    kill = partial(_signal, "driver", KILL, named_by=None, ends=(-KILL,))
     return [
-        kill("", (), lag=0),
-        kill("", (), lag=2),
+        _signal("driver", KILL, "", (), named_by=None, ends=(-KILL,), lag=2),
         Fault(name="kill driver in a checkpoint", strike=_kill_in_checkpoint, named_by=None, ends=(-KILL,)),
         Fault(name="stop driver for a while", strike=_pause_driver, named_by=None),
-        Fault(name="SIGTERM", strike=partial(_to_driver, signal.SIGTERM), lag=0, **asked),
-        Fault(name="SIGTERM, lag 2", strike=partial(_to_driver, signal.SIGTERM), lag=2, **asked),
+        Fault(name="SIGTERM", strike=partial(_to_driver, signal.SIGTERM), **asked),
         Fault(name="SIGTERM to group", strike=partial(_to_group, signal.SIGTERM), **asked),
         Fault(name="SIGINT to group", strike=partial(_to_group, signal.SIGINT), **asked),
         Fault(name="SIGHUP to group", strike=partial(_to_group, signal.SIGHUP), **asked),
@@ -147,13 +144,17 @@ def _signal(
 
 def _hit(part: str, number: signal.Signals, methods: tuple[str, ...], scene: Scene, *, of: str | None = None) -> float:
     """Send a signal to a part while the actor that it belongs to is in one of the methods."""
-    pid = scene.parts.find(part)
-    if methods:
-        wait_until_in(scene.parts.find(of) if of else pid, *methods)
-    time.sleep(scene.rng.uniform(0, 0.02))
-    now = time.monotonic()
-    send(pid, number)
-    return now
+    while True:
+        pid = scene.parts.find(part)
+        if methods:
+            wait_until_in(scene.parts.find(of) if of else pid, *methods)
+        time.sleep(scene.rng.uniform(0, 0.02))
+        now = time.monotonic()
+        try:
+            send(pid, number)
+        except ProcessLookupError:
+            continue  # it was just being replaced
+        return now
 
 
 def _kill_in_checkpoint(scene: Scene) -> float:

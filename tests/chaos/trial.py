@@ -16,7 +16,7 @@ from tests.harness.command import Command
 from tests.harness.recipe import NUM_SFT_STEPS
 from tests.harness.workshop import Run, Workshop
 
-NAMED_S, RECOVERED_S, ENDED_S, SURVIVED_S = 60.0, 180.0, 60.0, 45.0
+NAMED_S, RECOVERED_S, ENDED_S, SURVIVED_S = 60.0, 180.0, 90.0, 45.0
 """Longest waits (seconds): until a fault is named, until training goes on, until a command that must end has ended, and
 until its last process is gone."""
 STEPS_LEFT = 8
@@ -31,7 +31,7 @@ class Outcome:
 
     fault: str
     lag: int
-    step: int
+    step: int = 0
     """Steps that the run had written down."""
     named_s: float | None = None
     """Seconds until a line named it."""
@@ -77,12 +77,13 @@ class Trial:
         Raises:
             Unrecoverable: not even a resume made it train again; the outcome is the argument.
         """
-        self._let_train()
-        before = self._steps
-        outcome = Outcome(fault=fault.name, lag=self._lag, step=len(before))
-        mark, num_failed = len(self._command.output), self._failed
-        scene = Scene(run=self.run, command=self._command, parts=self._parts, disk=self._disk, rng=self._rng)
+        outcome = Outcome(fault=fault.name, lag=self._lag)
         try:
+            self._let_train()
+            before = self._steps
+            outcome.step = len(before)
+            mark, num_failed = len(self._command.output), self._failed
+            scene = Scene(run=self.run, command=self._command, parts=self._parts, disk=self._disk, rng=self._rng)
             struck = fault.strike(scene)
             if fault.ends and fault.undo is None:
                 self._await_end(fault, outcome, struck, mark)
