@@ -3,6 +3,7 @@
 # make test   make check, then the tests that start Ray, vLLM and DeepSpeed: what continuous integration runs
 # make docs   install, then write docs/metrics.md and docs/recipe.md from the docstrings in the code
 # make lock   resolve pyproject.toml again into the lock files for CPU and GPU; needs uv (pip install uv)
+# make chaos  install, then kill, freeze and damage real runs for half an hour; SEED=n chooses order and moments
 # make bench  install, then measure every claim of speed and memory, and print a table
 PYTHON ?= python3.11
 VENV := .venv
@@ -11,9 +12,7 @@ READY := $(VENV)/.ready
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 TORCH := $(shell grep '^torch==' requirements-cpu.lock)
 
-export RAY_AUTH_MODE ?= disabled
-
-.PHONY: help setup demo check test unit integration docs bench lock lint format clean
+.PHONY: help setup demo check test unit integration chaos docs bench lock lint format clean
 help:
 	@sed -n 's/^# //p' Makefile
 
@@ -49,6 +48,10 @@ integration: $(READY)
 
 test: check
 	@$(MAKE) --no-print-directory integration
+
+SEED ?= 0
+chaos: $(READY)
+	$(BIN)/python -m tests.chaos --seed $(SEED) $(ARGS)
 
 docs: $(READY)
 	$(BIN)/python -m docs.generate

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from typing import Any, NoReturn
 
 from actors.config import EngineConfig
+from actors.core_pulse import CorePulse
 from actors.rollout import Sample, Sampling
 from actors.vllm_arguments import engine_arguments, sampling_params, set_environment
 from actors.weights.update import (
@@ -24,6 +25,7 @@ from actors.weights.update import (
     WeightVersionError,
 )
 from curriculum.errors import RunFailed, first_line
+from curriculum.heartbeat import IDLE, Heartbeat, Pulse
 
 UNLABELLED = "default"
 """Weight version of vLLM before the first update."""
@@ -99,6 +101,7 @@ class VLLMEngine:
         self._policy_version = 0
         self._receipt: WeightReceipt | None = None
         self._group: WeightGroup | None = None
+        self._core = CorePulse(self._engine.is_sleeping)
 
     @property
     def policy_version(self) -> int:
@@ -170,6 +173,16 @@ class VLLMEngine:
         """
         if self._engine.errored:
             raise EngineDied("the vLLM engine died")
+
+    def beat(self, pulse: Pulse, node_id: str) -> Heartbeat:
+        """Answer the driver: what the engine does, and for how long its core has owed an answer.
+
+        Raises:
+            EngineDied: the engine process died.
+        """
+        self.check_alive()
+        doing = "load_weights" if self._updating.locked() else "generate" if self.num_running else IDLE
+        return pulse.beat(node_id, doing=doing, still_s=self._core.still_s())
 
     async def load_weights(self, update: WeightUpdate) -> WeightReceipt:
         """Replace all weights by those of a segment, or by those that the learner is about to send.

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from math import prod
+from pathlib import Path
 from typing import Any
+
+import xxhash
 
 from curriculum.errors import UserError, first_line
 from curriculum.files import expanded, file_errors
 from curriculum.hub import is_hub_id
+
+WHOLE_BYTES = 1 << 28
+"""Files up to this size are digested whole, larger ones by samples."""
+_NUM_SAMPLES, _SAMPLE_BYTES = 256, 1 << 16
+_NO_PART = ("README", "LICENSE", ".git")
 
 
 def folder_or_hub_id(model: str, *, key: str, others: str = "") -> str:
@@ -106,3 +115,59 @@ def _number(value: Any, name: str, *, at_least: int) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not at_least <= value < float("inf"):
         raise UserError(f"{name} is {value!r}, not a number from {at_least} on; mend its config.json")
     return value
+
+
+def model_digest(model: str) -> str:
+    """Return what tells a model from another one: the commit of a hub id, or a digest of the files of a folder.
+
+    Configuration and tokenizer are read whole, weights beyond `WHOLE_BYTES` by their size and 256 blocks of 64 KiB, the
+    first and the last among them: that tells trained weights apart, and takes a second instead of minutes.
+
+    Args:
+        model: folder or hub id; of a hub id the configuration has been loaded.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    folder = Path(model)
+    if not folder.is_dir():
+        return _commit(model)
+    digest = xxhash.xxh3_128()
+    with file_errors(folder, "read"):
+        for path in sorted(path for path in folder.iterdir() if path.is_file()):
+            if not path.name.startswith(_NO_PART):
+                digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+                _add_content(digest, path)
+    return digest.hexdigest()
+
+
+def num_parameters(model: str) -> int | None:
+    """Return the number of weights in the safetensors of a folder; None for a hub id or other files."""
+    import safetensors
+
+    opened: Any = safetensors.safe_open
+    files = sorted(Path(model).glob("*.safetensors")) if Path(model).is_dir() else []
+    total = 0
+    for path in files:
+        with opened(path, framework="numpy") as file:
+            total += sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    return total or None
+
+
+def _add_content(digest: xxhash.xxh3_128, path: Path) -> None:
+    num_bytes = path.stat().st_size
+    with path.open("rb", buffering=0) as file:
+        if num_bytes <= WHOLE_BYTES:
+            digest.update(file.read())
+            return
+        for sample in range(_NUM_SAMPLES):
+            file.seek((num_bytes - _SAMPLE_BYTES) * sample // (_NUM_SAMPLES - 1))
+            digest.update(file.read(_SAMPLE_BYTES))
+
+
+def _commit(hub_id: str) -> str:
+    """Return the commit whose configuration lies in the cache; the id itself if there is none."""
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache(hub_id, "config.json")
+    return Path(path).parent.name if isinstance(path, str) else hub_id

@@ -18,6 +18,7 @@ from actors.rollout import Sampling
 from actors.trajectory import Group, GroupMeta
 from actors.weights.update import HostCopy, WeightReceipt, WeightUpdate
 from actors.worker import GroupWorker
+from curriculum.heartbeat import Heartbeat, Lifeline, Pulse
 from curriculum.task import Task, TaskLease
 from curriculum.task_table import TaskTable
 
@@ -44,8 +45,10 @@ class RolloutActor:
         engine_seed: int,
         on_gpu: bool,
         trust_remote_code: bool,
+        lifeline: Lifeline | None = None,
     ) -> None:
         self._name = name
+        self._pulse = Pulse(lifeline)
         coordinator_actor = _ray.get_actor(coordinator)
         # not an argument: Ray warns of actors that restart with arguments in the object store
         (columns,) = _ray.get(coordinator_actor.task_columns.remote())
@@ -86,6 +89,13 @@ class RolloutActor:
         except EngineDied:
             end_process()
         return os.getpid()
+
+    async def heartbeat(self) -> Heartbeat:
+        """Say what the engine does; if its process died, end this one."""
+        try:
+            return self._engine.beat(self._pulse, await self.node_id())
+        except EngineDied:
+            end_process()
 
     async def num_slots(self) -> int:
         """Return the number of groups that the engine is expected to hold at a time."""

@@ -20,14 +20,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
-import os
-import shutil
-import tempfile
 import time
+from contextlib import ExitStack
 
 import ray
 from ray.experimental import get_object_locations
 
+from actors.local_ray import local_ray
 from benchmarks.coordinator_plane import Load, Plane, make_answers, make_group, make_tasks
 from benchmarks.line import Claim, environment, print_line, say
 from curriculum.retrospective import RetrospectivePool
@@ -49,21 +48,14 @@ def main() -> None:
         group_size=options.group_size, batch_size=options.batch, num_holders=options.holders,
         num_in_flight=options.in_flight,
     )  # fmt: skip
-    folder = tempfile.mkdtemp(prefix="data-plane-")
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(
-        address="local", num_cpus=4, include_dashboard=False, _temp_dir=folder, log_to_driver=False,
-        logging_level=logging.ERROR, object_store_memory=options.object_store_bytes,
-    )  # fmt: skip
-    try:
+    arguments = {"num_cpus": 4, "include_dashboard": False, "object_store_memory": options.object_store_bytes}
+    with local_ray(say, **arguments) as started, ExitStack() as stack:
+        stack.callback(ray.shutdown)
+        ray.init(address=started.address, log_to_driver=False, logging_level=logging.ERROR)
         stored = _stored_bytes(options.prompt_tokens, options.response_tokens, options.group_size)
         plane = Plane(load, seed=options.seed)
         rate = asyncio.run(plane.groups_per_second(options.groups, options.repeats))
         soak = asyncio.run(plane.soak(options.soak_groups))
-    finally:
-        ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
     per_100k = {name: growth * 100_000 for name, growth in soak.growth_mb_per_group.items()}
     claims = [
         Claim.at_least("metadata through the coordinator", max(rate), "groups/s", 2000),

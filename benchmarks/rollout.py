@@ -20,12 +20,14 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from actors.config import EngineConfig, RolloutConfig
+from actors.local_ray import local_ray
 from actors.rollout import Sampling, sampling_seed
 from benchmarks.line import Claim, environment, print_line, say
 from curriculum.task import Task, TaskLease
@@ -224,16 +226,17 @@ class RolloutSide:
 
         from actors.rollout_actor import RolloutActor
 
+        self._stack = ExitStack()
+        started = self._stack.enter_context(
+            local_ray(say, num_cpus=2, object_store_memory=200_000_000, include_dashboard=False)
+        )
         ray.init(
-            address="local",
-            num_cpus=2,
-            object_store_memory=200_000_000,
-            include_dashboard=False,
+            address=started.address,
             configure_logging=False,
             log_to_driver=False,
             runtime_env={"env_vars": {"OMP_NUM_THREADS": str(threads)}},
         )
-        self._ray = ray
+        self._stack.callback(ray.shutdown)
         self._sampling = sampling
         columns = [ray.put(TaskColumns.of(tasks))]
         self._tasks = ray.remote(TaskServer).options(name=COORDINATOR, num_cpus=0).remote(columns)
@@ -269,7 +272,7 @@ class RolloutSide:
 
     def close(self) -> None:
         """Ends the Ray of this benchmark."""
-        self._ray.shutdown()
+        self._stack.close()
 
 
 def _rates(found: dict[str, Any], side: str) -> list[float]:

@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import statistics
 import tempfile
 import time
@@ -33,12 +32,11 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-
 import numpy as np
 import ray
 
 from actors.config import EngineConfig, RolloutConfig, SyncConfig
+from actors.local_ray import local_ray
 from benchmarks.line import Claim, environment, print_line, say
 from benchmarks.weight_sync_actors import MeasuredLearner, MeasuredRollout, Nobody
 from benchmarks.weight_sync_model import TINY_LEARNING_RATE, delta_share, save_model
@@ -148,14 +146,13 @@ def main() -> None:
         model = save_model(Path(folder), options)
         num_bytes = (model / "model.safetensors").stat().st_size
         say(f"model of {num_bytes / 1e6:.0f} MB")
-        ray.init(
-            address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
-            object_store_memory=max(3 * num_bytes, 200 << 20),
-        )  # fmt: skip
-        try:
-            detail = asyncio.run(measure(model, options))
-        finally:
-            ray.shutdown()
+        store_bytes = max(3 * num_bytes, 200 << 20)
+        with local_ray(say, num_cpus=4, include_dashboard=False, object_store_memory=store_bytes) as started:
+            ray.init(address=started.address, log_to_driver=False, logging_level="ERROR")
+            try:
+                detail = asyncio.run(measure(model, options))
+            finally:
+                ray.shutdown()
         detail["delta"] = {
             "share of the bytes": delta_share(model),
             "learning rate": TINY_LEARNING_RATE,

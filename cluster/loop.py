@@ -8,6 +8,7 @@ weights travel to the engines while the learner begins the next batch.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from math import ceil
@@ -25,6 +26,7 @@ from cluster.run.heldout import HeldOut
 from cluster.run.journal import Journal
 from cluster.run.metrics import sft_metrics, step_metrics
 from cluster.run.progress import Accuracy, Progress
+from cluster.run.recovery import CoordinatorLost
 from cluster.run.stages import Stages
 from cluster.run.step import Part, Step, StepClock
 from cluster.run.stopping import Interrupted, StopSignal
@@ -39,6 +41,9 @@ from learner.sft import DemonstrationBatches
 OUTAGE_PAUSE_S = 5.0
 """Pause before a step that found the judge away samples again."""
 
+CLOSE_S = 5.0
+"""Longest wait at the end of a run for engines to drop what they are working on."""
+
 
 class JudgeLost(RunFailed):
     """The judge has been away too long; everything up to the last finished step has been saved."""
@@ -51,8 +56,8 @@ class PhaseFruitless(RunFailed):
 class TrainingLoop:
     """Runs the recipe from wherever `progress` stands.
 
-    Consumes: scored groups.  Waits for: a batch, then the learner.  Unblocked by: `stop`, at once while it waits for a
-    batch, otherwise when the step is done.
+    Consumes: scored groups.  Waits for: a batch, then the learner.  Unblocked by: `stop`, at once unless an optimizer
+    update is being made; the step of such an update is finished, every other one is dropped.
     """
 
     def __init__(
@@ -91,6 +96,8 @@ class TrainingLoop:
             Interrupted: the run was asked to stop; its last finished step has been saved, as in the cases below.
             JudgeLost: the judge stayed away too long.
             PhaseFruitless: nothing could be trained on and `curriculum.after_fruitless` says stop.
+            CoordinatorLost: it died; the last finished step has been saved unless the running one had updated weights.
+            RestartFromCheckpoint: something else that the run needs is gone, and nothing could be saved.
         """
         try:
             await self._stages.remember_curriculum()
@@ -98,14 +105,24 @@ class TrainingLoop:
                 self._progress.base_accuracy = await self._evaluate("base")
             await self._warm_up()
             await self._reinforce()
-            await self._weights.settle()
+            await self._stop.unless_stopped(self._weights.settle())
         except (Interrupted, JudgeLost, PhaseFruitless):
             await self._stages.save()
             raise
+        except CoordinatorLost:
+            if self._stages.is_between_steps:
+                await self._stages.save()
+            raise
         finally:
-            await self._weights.close()
-            if self._batches is not None:
-                await self._batches.close()
+            await self._close()
+
+    async def _close(self) -> None:
+        """End what runs in the background; an engine that does not answer is not waited for."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_S):
+                await self._weights.close()
+                if self._batches is not None:
+                    await self._batches.close()
 
     async def _warm_up(self) -> None:
         batches = self._demonstrations
@@ -172,7 +189,8 @@ class TrainingLoop:
         batches = self._required_batches
         while True:
             while groups := await step.clock.wait(
-                Part.ROLLOUT, self._stop.unless_stopped(batches.next_slice(step.order))
+                Part.ROLLOUT,
+                self._stop.unless_stopped(self._journal.waiting("a batch", batches.next_slice(step.order))),
             ):
                 yield groups
             found = batches.close_batch()
@@ -189,18 +207,21 @@ class TrainingLoop:
 
     async def _accumulate(self, step: Step, groups: Sequence[ScoredGroup]) -> None:
         work = self._learner.accumulate(groups, batch_groups=self._config.groups_per_batch)
-        await step.clock.wait(Part.LEARNER, work)
+        await step.clock.wait(Part.LEARNER, self._stop.unless_stopped(work))
 
     async def _update(self, step: Step) -> None:
+        self._stages.is_between_steps = False
         step.learner = await step.clock.wait(Part.LEARNER, self._learner.update(step.learning_rate))
 
     async def _send_weights(self, step: Step) -> None:
-        await step.clock.wait(Part.SYNC, self._send_new_version())
+        sending = self._journal.waiting("weights in the engines", self._send_new_version())
+        await step.clock.wait(Part.SYNC, sending)
         step.sync = self._weights.last
 
     async def _tell_curriculum(self, step: Step) -> None:
         """Close the step in the curriculum; leases that a phase leaves unused when it ends belong to its last step."""
         batches, version = self._required_batches, self._progress.policy_version
+        self._stages.is_between_steps = False
         step.curriculum = await batches.finish_step(
             self._progress.step, num_trained_groups=len(step.batch), version=version
         )
@@ -233,6 +254,7 @@ class TrainingLoop:
             schedule=sft.schedule,
             floor=sft.learning_rate_floor,
         )
+        self._stages.is_between_steps = False
         report = await self._learner.sft_step(batches[stage.steps], learning_rate)
         self._journal.step(self._progress, stage, sft_metrics(report, clock), total_steps=len(batches))
         await self._stages.finish_step(clock.step_s)
@@ -243,8 +265,10 @@ class TrainingLoop:
         self._stages.open(state.name, kind="rl")
 
     async def _send_new_version(self) -> None:
+        """Send the weights; a stop does not wait for their arrival, since a resumed run sends them again."""
         self._progress.policy_version += 1
-        await self._weights.send(self._progress.policy_version)
+        with contextlib.suppress(Interrupted):
+            await self._stop.unless_stopped(self._weights.send(self._progress.policy_version))
 
     async def _weights_delivered(self, report: SyncReport) -> None:
         self._journal.sync(report)
@@ -254,7 +278,7 @@ class TrainingLoop:
         """Measure the held-out accuracy under the newest weights; None where nothing is held out."""
         if not self._heldout:
             return None
-        await self._weights.settle()
+        await self._stop.unless_stopped(self._weights.settle())
         accuracy = await self._stop.unless_stopped(self._heldout.accuracy())
         self._journal.judge_events(await self._rollouts.judge_events())
         self._journal.evaluation(after, accuracy)

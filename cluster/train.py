@@ -4,77 +4,139 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import os
-import signal
 import time
-from collections.abc import Generator
+from collections.abc import Collection, Generator
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from cluster.loop import TrainingLoop
+from cluster.processes.diagnosis import Diagnosis
+from cluster.processes.heartbeats import Watch
 from cluster.processes.launch import Processes, launch
 from cluster.processes.ray_session import check_ray, ray_session
-from cluster.processes.supervision import RayGauges
+from cluster.processes.supervision import ActorLost, RayGauges
 from cluster.recipe.config import RunConfig
 from cluster.recipe.load import dump_recipe
 from cluster.recipe.preparation import Prepared, prepare
 from cluster.roles import Curriculum
+from cluster.run.checkpoints import Checkpoint
 from cluster.run.console import Console
 from cluster.run.folder import RunFolder
 from cluster.run.journal import Journal, Tracker
 from cluster.run.progress import Progress
+from cluster.run.recovery import FaultRecord, RestartBudget, RestartFromCheckpoint
+from cluster.run.room import check_room, told_what_is_whole
+from cluster.run.stopping import Interrupted, StopRequest, StopSignal
 from cluster.run.summary import summarise
-from cluster.run.tracking import WandbTracker
+from cluster.run.tracking import FINISH_S, WandbTracker
+from cluster.run.waits import Waits
+from curriculum.errors import RunFailed
 from curriculum.files import write_text
 from curriculum.leases import LeaseCounts
 from curriculum.rejects import write_rejects
 
 
-def train(config: RunConfig, *, run_dir: Path, resume: bool, console: Console) -> Path:
+def train(
+    config: RunConfig,
+    *,
+    run_dir: Path,
+    resume: bool,
+    console: Console,
+    step: int | None = None,
+    allowed: Collection[str] = (),
+) -> Path:
     """Train from a recipe; return the run folder.
 
     Args:
         config: the recipe.
         run_dir: a new folder, or with `resume` the folder of an earlier run of the same recipe.
-        resume: go on from the last complete checkpoint, or from the start if there is none.
+        resume: go on from the newest checkpoint that is whole, or from the start if there is none.
         console: where progress is printed.
+        step: with `resume`, go on from the checkpoint of this many finished steps.
+        allowed: recipe keys whose data or model may have another content than before.
 
     Raises:
         UserError: the recipe, its data or the folder cannot be used.
         RunFailed: the cluster could not be started, or a part of it is gone for good.
         Interrupted: stopped by a signal; a checkpoint has been written.
     """
-    console.say(f"reading model and data of {config.name}")
-    prepared = prepare(config)
-    for note in prepared.notes:
-        console.say(note)
-    check_ray(config)
-    folder = RunFolder.open(run_dir) if resume else RunFolder.create(run_dir)
-    with folder.locked():
-        if not resume:
-            write_text(folder.recipe, dump_recipe(config))
-        _write_rejects(folder, prepared, console)
-        console.say(f"run folder: {folder.path}")
-        with ray_session(config, folder, console.say):
-            asyncio.run(_drive(config, prepared, folder, console))
+    request = StopRequest(console.say)
+    with request.handled():
+        console.say(f"reading model and data of {config.name}")
+        prepared = prepare(config)
+        for note in prepared.notes:
+            console.say(note)
+        check_ray(config)
+        folder = RunFolder.open(run_dir) if resume else RunFolder.create(run_dir)
+        with folder.locked(), _resumable(folder, request), told_what_is_whole(folder):
+            if not resume:
+                write_text(folder.recipe, dump_recipe(config))
+            console.say(f"run folder: {folder.path}")
+            folder.mend(console.say)
+            checkpoint = folder.checkpoints.choose(console.say, step=step)
+            if checkpoint and (changed := checkpoint.changed_inputs(config, prepared.inputs, allowed=allowed)):
+                folder.append_event("inputs_changed", keys=changed)
+            folder.check_reference(checkpoint, console.say)
+            check_room(folder, config, prepared.model_path)
+            _write_rejects(folder, prepared, console)
+            with ray_session(config, folder, console.say), _trackers(config, folder, console) as trackers:
+                asyncio.run(_drive(config, prepared, folder, console, checkpoint, trackers, request))
     return folder.path
 
 
-async def _drive(config: RunConfig, prepared: Prepared, folder: RunFolder, console: Console) -> None:
-    stop = asyncio.Event()
-    with _stop_on_signals(stop, console), _trackers(config, folder) as trackers:
-        started = time.monotonic()
-        console.say("starting the actors")
+@contextlib.contextmanager
+def _resumable(folder: RunFolder, request: StopRequest) -> Generator[None]:
+    """End a block that is interrupted with the command that continues the run."""
+    request.folder = folder.path
+    try:
+        yield
+    except (Interrupted, KeyboardInterrupt):
+        raise Interrupted.in_folder(folder.path) from None
 
-        def fault(**fields: Any) -> None:
-            folder.append_event("fault", **fields)
-            console.say("fault: " + ", ".join(f"{key}={value}" for key, value in fields.items()))
 
-        async with launch(config, prepared, folder, fault) as processes:
-            console.say(f"actors ready after {time.monotonic() - started:.0f} s")
-            folder.append_event("actors_ready", pids=processes.pids)
-            await _run(config, prepared, folder, console, trackers, processes, stop)
+async def _drive(
+    config: RunConfig,
+    prepared: Prepared,
+    folder: RunFolder,
+    console: Console,
+    checkpoint: Checkpoint | None,
+    trackers: list[Tracker],
+    request: StopRequest,
+) -> None:
+    """Launch and run; after what cannot be repaired in place, again from the last checkpoint."""
+    waits = Waits(config.cluster.notice_s)
+    diagnosis = Diagnosis(folder.path / "diagnosis.txt")
+    faults = FaultRecord(partial(folder.append_event, "fault"), console.say)
+    restarts = RestartBudget(config.cluster.max_run_restarts, faults, diagnosis=diagnosis.path)
+    watch = Watch(
+        config.cluster,
+        waits,
+        say=console.say,
+        note=partial(folder.append_event, "standstill"),
+        on_fault=faults.add,
+        diagnosis=diagnosis,
+    )
+    with request.listen() as stop, watch.watching():
+        while True:
+            started = time.monotonic()
+            console.say("starting the actors")
+            try:
+                async with launch(config, prepared, folder, faults.add, watch, waits, stop) as processes:
+                    console.say(f"actors ready after {time.monotonic() - started:.0f} s")
+                    folder.append_event("actors_ready", pids=processes.pids)
+                    diagnosis.facts = processes.facts
+                    await watch.guard(
+                        _run(config, prepared, folder, console, checkpoint, trackers, processes, stop, waits)
+                    )
+                return
+            except RestartFromCheckpoint as cause:
+                console.close_stage()
+                if stop.is_set():
+                    raise Interrupted from cause
+                checkpoint = folder.checkpoints.choose(console.say)
+                restarts.spend(cause, step=checkpoint.progress.step if checkpoint else 0)
+            except ActorLost as error:
+                raise RunFailed(f"{error}; {faults.summary()}") from error
 
 
 async def _run(
@@ -82,9 +144,11 @@ async def _run(
     prepared: Prepared,
     folder: RunFolder,
     console: Console,
+    checkpoint: Checkpoint | None,
     trackers: list[Tracker],
     processes: Processes,
     stop: asyncio.Event,
+    waits: Waits,
 ) -> None:
     journal = Journal(
         folder=folder,
@@ -93,8 +157,12 @@ async def _run(
         checkpoint=config.checkpoint,
         fetch=processes.rollouts.fetch,
         decode=prepared.prompt.decode,
+        waits=waits,
+        inputs=prepared.inputs,
+        stop=stop,
     )
-    progress = await _restore(folder, processes, journal)
+    unless_stopped = StopSignal(stop).unless_stopped
+    progress = await unless_stopped(_restore(checkpoint, folder, console, processes, journal))
     loop = TrainingLoop(
         config=config,
         curriculum=processes.curriculum,
@@ -108,7 +176,8 @@ async def _run(
         stop=stop,
     )
     await loop.run()
-    await processes.learner.export(folder.model)
+    export = journal.until_room(lambda: processes.learner.export(folder.model))
+    await unless_stopped(journal.waiting("the export of the model", export))
     await _summarise(config, folder, console, journal, progress, processes.curriculum)
 
 
@@ -124,7 +193,8 @@ async def _summarise(
     leases, imbalance = await _balance(curriculum, progress)
     if imbalance:
         journal.fault(part="ledger", error=imbalance)
-    folder.write_json(folder.summary, summarise(config, progress, leases, imbalance))
+    summary = summarise(config, progress, leases, imbalance)
+    await journal.until_room(lambda: asyncio.to_thread(folder.write_json, folder.summary, summary))
     journal.event("finished")
     console.summary(progress)
     for line in _notices(progress):
@@ -132,21 +202,23 @@ async def _summarise(
     console.say(f"model:   {folder.model}\nsummary: {folder.summary}")
 
 
-async def _restore(folder: RunFolder, processes: Processes, journal: Journal) -> Progress:
-    """Load the last complete checkpoint, if there is one, into every process; return the progress to start from."""
-    checkpoint = folder.latest_checkpoint()
+async def _restore(
+    checkpoint: Checkpoint | None, folder: RunFolder, console: Console, processes: Processes, journal: Journal
+) -> Progress:
+    """Load a checkpoint, if there is one, into every process; return the progress to start from."""
     if checkpoint is None:
         journal.event("started")
         return Progress()
-    state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-    progress = Progress.from_state_dict(state["progress"])
+    progress = checkpoint.progress
     await processes.learner.start_stage(progress.learner_stage)
-    await processes.learner.load(checkpoint / "learner")
+    await processes.learner.load(checkpoint.learner)
     if processes.curriculum is not None:
-        await processes.curriculum.load_state_dict(state["curriculum"])
+        await processes.curriculum.load_state_dict(checkpoint.curriculum or {})
         await processes.weights.send(progress.policy_version)
         await processes.weights.settle()
-    journal.event("resumed", step=progress.step, checkpoint=checkpoint.name)
+    for path in folder.checkpoints.set_aside_after(progress.step):
+        console.say(f"a later checkpoint is kept as {path.name} until the run has passed its step")
+    journal.event("resumed", step=progress.step, checkpoint=checkpoint.path.name)
     return progress
 
 
@@ -177,7 +249,7 @@ def _write_rejects(folder: RunFolder, prepared: Prepared, console: Console) -> N
 
 
 @contextlib.contextmanager
-def _trackers(config: RunConfig, folder: RunFolder) -> Generator[list[Tracker]]:
+def _trackers(config: RunConfig, folder: RunFolder, console: Console) -> Generator[list[Tracker]]:
     trackers: list[Tracker] = [RayGauges(folder.path.name)]
     if not config.tracking.wandb:
         yield trackers
@@ -186,28 +258,11 @@ def _trackers(config: RunConfig, folder: RunFolder) -> Generator[list[Tracker]]:
         name=folder.path.name,
         directory=folder.path,
         recipe=config.model_dump(mode="json"),
+        say=console.say,
     )
     try:
         yield [*trackers, wandb]
-    finally:
-        wandb.finish()
-
-
-@contextlib.contextmanager
-def _stop_on_signals(stop: asyncio.Event, console: Console) -> Generator[None]:
-    """Ask the loop to stop at the first SIGINT or SIGTERM; end the process at once at the second."""
-    loop = asyncio.get_running_loop()
-
-    def ask(number: int) -> None:
-        if stop.is_set():
-            os._exit(128 + number)
-        console.say("stopping after this step; repeat it to stop at once without a checkpoint")
-        stop.set()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, ask, number)
-    try:
-        yield
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
+    except BaseException:
+        wandb.finish(within_s=FINISH_S)
+        raise
+    wandb.finish()

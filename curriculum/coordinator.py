@@ -26,7 +26,7 @@ from typing import Any
 
 from curriculum.config import CurriculumConfig
 from curriculum.difficulty import DifficultyTable
-from curriculum.errors import UserError
+from curriculum.errors import UserError, one_line
 from curriculum.leases import LeaseBook, LeaseCounts
 from curriculum.phases import PhaseClock
 from curriculum.retrospective import RetrospectivePool, draw_pool
@@ -229,18 +229,28 @@ class Coordinator:
         """Restore a state of the same tasks, phases and seed; leases that were held wait again, in order.
 
         Raises:
-            UserError: The state belongs to other tasks, phases or seed, or to another format.
+            UserError: The state belongs to other tasks, phases or seed, or to another format, or is none.
         """
         if state.get("format") != STATE_FORMAT:
             raise UserError(
                 f"curriculum state: format={state.get('format')!r}, this version reads {STATE_FORMAT}; "
                 "resume with the version that wrote the checkpoint"
             )
-        if state["fingerprint"] != self._fingerprint:
+        if state.get("fingerprint") != self._fingerprint:
             raise UserError(
-                f"curriculum state: fingerprint={state['fingerprint']}, the recipe gives {self._fingerprint}; "
+                f"curriculum state: fingerprint={state.get('fingerprint')}, the recipe gives {self._fingerprint}; "
                 "resume with the same tasks, phases and seed, or start a new run"
             )
+        try:
+            self._restore(state)
+        except (LookupError, TypeError, ValueError, AttributeError, AssertionError) as error:
+            raise UserError(
+                f"curriculum state: not what a coordinator writes ({one_line(error)}); resume from another checkpoint"
+            ) from error
+
+    # ---- inside
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
         self._enter(state["phase"], members=())
         self._finished = state["finished"]
         self._clock.load_state_dict(state["clock"])
@@ -249,8 +259,6 @@ class Coordinator:
         self._pool.load_state_dict(state["pool"])
         self._book.load_state_dict(state["leases"])
         self._counts.load_state_dict(state["tally"])
-
-    # ---- inside
 
     def _num_replay_slots(self, num_tasks: int) -> int:
         retrospective = self._config.retrospective

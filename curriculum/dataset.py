@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Generic, Literal, Protocol, TypeVar
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from curriculum.cells import row_id
@@ -62,6 +63,8 @@ class Loaded(Generic[RecordT]):
 
     records: tuple[RecordT, ...]
     rejects: tuple[Reject, ...]
+    digest: str
+    """Of the rows as they are stored, before phases and tokenizer look at them: 128 bits in hex."""
 
 
 def load_tasks(
@@ -158,9 +161,10 @@ def convert_rows(
     records: list[RecordT] = []
     record_of_row: dict[int, int] = {}
     rejects: list[Reject] = []
-    num_rows = 0
+    num_rows, digest = 0, xxhash.xxh3_128()
     for row in table.rows:
         num_rows += 1
+        digest.update(repr(row).encode("utf-8", errors="backslashreplace"))
         if isinstance(row, Reject):
             rejects.append(row)
         elif layout is not None:
@@ -177,7 +181,7 @@ def convert_rows(
                 rejects.append(_reject(row, error))
     if not records:
         raise UserError(f"{name}: {_why_nothing_is_usable(num_rows, rejects)}")
-    return Loaded(records=tuple(records), rejects=tuple(rejects))
+    return Loaded(records=tuple(records), rejects=tuple(rejects), digest=digest.hexdigest())
 
 
 class _Repetitions:

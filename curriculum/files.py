@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import shutil
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from typing import IO, Literal
 
@@ -27,6 +29,20 @@ _WAY_OUT = {
 }
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_UNWRITABLE = (*_FULL, errno.EROFS, errno.EIO)
+_FOREIGN_NUMBER = re.compile(r"\(os error (\d+)\)")
+"""The number of a refusal in the text of a library that does not raise `OSError`, as safetensors and tokenizers."""
+
+
+class DiskError(UserError):
+    """A disk does not take what a command writes: it is full, read-only or broken."""
+
+
+class DiskFull(DiskError):
+    """A disk has no room, or a quota is used up: it may have some later."""
+
+
 @contextmanager
 def file_errors(name: Path | str, deed: Literal["read", "written"]) -> Generator[None]:
     """Raise what the file system refuses in a block as one line; keep everything but file access out of the block.
@@ -36,15 +52,35 @@ def file_errors(name: Path | str, deed: Literal["read", "written"]) -> Generator
         deed: what the block does to it.
 
     Raises:
-        UserError: with the file, the reason and a way out.
+        DiskFull: there is no room for it.
+        DiskError: the disk cannot be written at all.
+        UserError: for any other reason; all with the file, the reason and a way out.
     """
     try:
         yield
-    except OSError as error:
-        reason, way_out = error.strerror or str(error), _WAY_OUT.get(error.errno or 0, "check its disk")
-        if error.errno == errno.ENOENT and deed == "written":
+    except Exception as error:
+        number = _error_number(error)
+        if number is None:
+            raise
+        reason = os.strerror(number) if number else str(error)
+        way_out = _WAY_OUT.get(number, "check its disk")
+        if number == errno.ENOENT and deed == "written":
             way_out = "make its folder first"
-        raise UserError(f"{name}: cannot be {deed} ({reason}); {way_out}") from error
+        raise _kind(number, deed)(f"{name}: cannot be {deed} ({reason}); {way_out}") from error
+
+
+def _error_number(error: Exception) -> int | None:
+    """Return the number of a refusal of the file system, 0 for one without, None for any other error."""
+    if isinstance(error, OSError):
+        return error.errno or 0
+    found = _FOREIGN_NUMBER.search(str(error))
+    return int(found[1]) if found else None
+
+
+def _kind(number: int, deed: Literal["read", "written"]) -> type[UserError]:
+    if deed == "written" and number in _FULL:
+        return DiskFull
+    return DiskError if deed == "written" and number in _UNWRITABLE else UserError
 
 
 def expanded(path: str, *, name: str) -> Path:
@@ -62,21 +98,25 @@ def expanded(path: str, *, name: str) -> Path:
 
 def partial_of(path: Path) -> Path:
     """Return the hidden name beside a file or folder under which it is written before it gets its own."""
-    return path.with_name(f".{path.name}.partial")
+    return _hidden(_target(path), "partial")
 
 
 @contextmanager
 def whole_file(path: Path, *, name: Path | str | None = None) -> Generator[Path]:
     """Yield a path to write to; the file gets its own name, and replaces an earlier one, when the block ends well.
 
+    It is on disk then. A link is followed.
+
     Raises:
         UserError: it cannot get its name. Errors of the block are not changed; see `file_errors`.
     """
-    partial = partial_of(path)
+    partial, target = partial_of(path), _target(path)
     try:
         yield partial
         with file_errors(name or path, "written"):
-            os.replace(partial, path)
+            sync(partial)
+            os.replace(partial, target)
+            sync(target.parent)
     finally:
         with suppress(OSError):  # what went wrong is told already, and a file that got its name is gone from here
             partial.unlink()
@@ -88,14 +128,24 @@ def write_text(path: Path, text: str, *, name: Path | str | None = None) -> None
     Raises:
         UserError: the file cannot be written.
     """
-    with whole_file(path, name=name) as partial, file_errors(name or path, "written"), partial.open("wb") as file:
-        file.write(text.encode("utf-8", errors="backslashreplace"))
-        file.flush()
-        os.fsync(file.fileno())
+    with whole_file(path, name=name) as partial, file_errors(name or path, "written"):
+        partial.write_bytes(text.encode("utf-8", errors="backslashreplace"))
+
+
+def sync(path: Path) -> None:
+    """Wait until the content of a file, or the names in a folder, are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # file systems that keep folders elsewhere
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def begin_folder(path: Path) -> Path:
-    """Make an empty folder under a hidden name beside `path`; `finish_folder` gives it its own.
+    """Make an empty folder under a hidden name beside `path`; `finish_folder` gives it its own. A link is followed.
 
     Raises:
         UserError: it cannot be made.
@@ -108,14 +158,62 @@ def begin_folder(path: Path) -> Path:
 
 
 def finish_folder(path: Path) -> None:
-    """Give the folder of `begin_folder` its name; an earlier one is kept until then, and is deleted."""
-    replaced = path.with_name(f".{path.name}.replaced")
+    """Give the folder of `begin_folder` its name, once it is on disk; an earlier one is kept until then, and deleted.
+
+    Raises:
+        UserError: it cannot be written to its end.
+    """
+    target, partial = _target(path), partial_of(path)
+    replaced = _hidden(target, "replaced")
     with file_errors(path, "written"):
+        for entry in (*partial.rglob("*"), partial):
+            sync(entry)
         shutil.rmtree(replaced, ignore_errors=True)
-        if path.exists():
-            path.rename(replaced)
-        partial_of(path).rename(path)
+        if target.exists():
+            target.rename(replaced)
+        partial.rename(target)
+        sync(target.parent)
         shutil.rmtree(replaced, ignore_errors=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder such that one that is half removed never has its name."""
+    removed = _hidden(path, "removed")
+    with file_errors(path, "written"):
+        shutil.rmtree(removed, ignore_errors=True)
+        path.rename(removed)
+        shutil.rmtree(removed, ignore_errors=True)
+
+
+def clear_leftovers(folder: Path, name: str | None = None) -> None:
+    """Remove what killed writers left in a folder; what was killed between two names gets the newer one.
+
+    Args:
+        folder: no one else may be writing in it.
+        name: look for the leftovers of this file or folder alone; None for those of all.
+
+    Raises:
+        UserError: something cannot be removed.
+    """
+    pattern = "*" if name is None else escape(name)
+    with file_errors(folder, "written"):
+        for replaced in folder.glob(f".{pattern}.replaced"):
+            path = folder / replaced.name.removeprefix(".").removesuffix(".replaced")
+            if not path.exists():
+                newer = partial_of(path)
+                (newer if newer.exists() else replaced).rename(path)
+        kinds = ("partial", "replaced", "removed")
+        for leftover in [path for kind in kinds for path in folder.glob(f".{pattern}.{kind}")]:
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+
+
+def _target(path: Path) -> Path:
+    """Return what a link points to, also where nothing is yet; any other path as it is."""
+    return path.resolve() if path.is_symlink() else path
+
+
+def _hidden(path: Path, kind: Literal["partial", "replaced", "removed"]) -> Path:
+    return path.with_name(f".{path.name}.{kind}")
 
 
 def lock_file(path: Path, *, busy: str) -> IO[bytes]:

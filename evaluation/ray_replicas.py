@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import sys
 import zlib
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
+from actors.local_ray import local_ray
 from curriculum.errors import first_line, one_line
 from evaluation.config import RayGenerator, SamplingConfig
 from evaluation.generator import Completion, GeneratorDown
@@ -61,9 +63,7 @@ class RayReplicas:
             GeneratorDown: Ray or a replica does not start.
         """
         check_length(config, sampling.max_prompt_tokens + sampling.max_response_tokens)
-        self._owns_ray = not ray.is_initialized()
-        if self._owns_ray:
-            _join()
+        self._ray = ExitStack() if ray.is_initialized() else _join()
         options: dict[str, Any] = {
             "num_cpus": 1 if config.on_gpu else 0,
             "num_gpus": config.engine.tensor_parallel_size if config.on_gpu else 0,
@@ -75,8 +75,9 @@ class RayReplicas:
             ray.remote(ReplicaActor).options(**options).remote(name=name, config=config, sampling=sampling)
             for name in (f"evaluation-{index}" for index in range(config.num_replicas))
         ]
-        with _as_down("the replicas did not start"):
+        with self._ray, _as_down("the replicas did not start"):
             ray.get([replica.ready.remote() for replica in self._replicas])
+            self._ray = self._ray.pop_all()
 
     async def generate(self, prompt: Prompt, *, seed: int) -> Completion:
         """Sample one answer; a replica that dies meanwhile is restarted by Ray and asked again."""
@@ -89,27 +90,27 @@ class RayReplicas:
         await asyncio.gather(*[replica.close.remote() for replica in self._replicas], return_exceptions=True)
         for replica in self._replicas:
             ray.kill(replica)
-        if self._owns_ray:
-            ray.shutdown()
+        self._ray.close()
 
 
-def _join() -> None:
-    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if address := os.environ.get("RAY_ADDRESS"):
-        _init(address=address)
-        return
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    _init(address="local", include_dashboard=False)
+def _join() -> ExitStack:
+    """Join the Ray of RAY_ADDRESS, or start one for this process; return what ends that again."""
+    with ExitStack() as stack:
+        address = os.environ.get("RAY_ADDRESS")
+        if not address:
+            address = stack.enter_context(local_ray(_say, include_dashboard=False)).address
+        stack.callback(ray.shutdown)
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise GeneratorDown(
+                f"Ray at {address}: {first_line(error)}; start it, or unset RAY_ADDRESS to start one here"
+            ) from error
+        return stack.pop_all()
 
 
-def _init(**arguments: Any) -> None:
-    try:
-        ray.init(**arguments, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise GeneratorDown(
-            f"Ray at {arguments['address']}: {first_line(error)}; start it, or unset RAY_ADDRESS to start one here"
-        ) from error
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
 
 
 @contextmanager

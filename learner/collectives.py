@@ -2,20 +2,44 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch.distributed
 from torch import Tensor
+
+from curriculum.errors import UserError
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 _dist: Any = torch.distributed
 
+_T = TypeVar("_T")
+
 
 def barrier() -> None:
     """Wait until all ranks have made this call."""
     _dist.barrier()
+
+
+def together(work: Callable[[], _T]) -> list[_T]:
+    """Do a part of some work on every rank; return the results of all ranks, in their order, once all are done.
+
+    Raises:
+        UserError: the first one that a rank raised, on every rank, so that none waits for it and all may try again.
+    """
+    own: _T | UserError
+    try:
+        own = work()
+    except UserError as error:
+        own = error
+    results: list[Any] = [None] * _dist.get_world_size()
+    _dist.all_gather_object(results, own)
+    for result in results:
+        if isinstance(result, UserError):
+            raise result
+    return results
 
 
 def add_up(x: Tensor, group: ProcessGroup | None = None) -> Tensor:

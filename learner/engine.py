@@ -20,13 +20,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from curriculum.errors import RunFailed
-from curriculum.files import begin_folder, file_errors, finish_folder
 from curriculum.task import Demonstration
 from learner.batch.aggregation import Aggregation
 from learner.batch.microbatch import TrainingGroup
 from learner.batch.packing import PLACEHOLDER, SlicePlan, plan_slice, unshare
 from learner.batch.rows import build_microbatch, demonstration_group, single_row
-from learner.collectives import barrier
+from learner.collectives import together
 from learner.config import LearnerConfig
 from learner.forward import sharing_check
 from learner.forward.activations import offloaded_layer_inputs
@@ -42,7 +41,7 @@ from learner.reports import SftReport, StepReport
 from learner.weights.sender import WeightSource
 from learner.zero3 import checkpoint
 from learner.zero3.building import frozen_engine, join_process_group, place, supports_sharing, trained_engine
-from learner.zero3.policy import Policy, copy_tokenizer, load_policy
+from learner.zero3.policy import Policy, load_policy
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -255,13 +254,7 @@ class LearnerEngine:
         Rank 0 writes under a temporary name and renames it; an earlier folder of that name is replaced.
         """
         weights = dict(self.gather_weights())
-        if self._rank == 0:
-            partial = begin_folder(directory)
-            with file_errors(directory, "written"):
-                self._policy.causal_lm.save_pretrained(partial, state_dict=weights)
-                copy_tokenizer(self._model_path, partial)
-            finish_folder(directory)
-        barrier()
+        together(lambda: self._policy.write(directory, weights, self._model_path) if self._rank == 0 else None)
 
     # checkpoints -------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,11 @@ from typing import Any
 import numpy as np
 import ray
 from numpy.typing import NDArray
+from torch.nn.modules.module import register_module_forward_hook
 
+from actors.weights.tensors import host_store
 from actors.weights.update import WeightUpdate
+from curriculum.heartbeat import Heartbeat, Lifeline, Pulse, reported
 from curriculum.task import Demonstration
 from learner.batch.microbatch import TrainingGroup, TrainingItem
 from learner.batch.packing import groups_of, plan_slice
@@ -21,6 +23,9 @@ from learner.engine import LearnerEngine, Stage
 from learner.forward.running_batch import MiniBatchPart, mini_batch_parts
 from learner.reports import SftReport, StepReport
 from learner.weights.sender import WeightSender
+
+RENDEZVOUS_S = 600.0
+"""Longest wait, in seconds, of a call to the store where the ranks meet."""
 
 _ray: Any = ray  # where its declarations have no complete types
 
@@ -31,19 +36,25 @@ class LearnerActor:
     Consumes: batches of the driver.  Waits for: the other ranks, in every collective.  Unblocked by: their calls.
     """
 
-    def __init__(self, *, rank: int, num_ranks: int) -> None:
+    def __init__(self, *, rank: int, num_ranks: int, lifeline: Lifeline | None = None) -> None:
+        self._pulse = Pulse(lifeline)
         self._rank = rank
         self._num_ranks = num_ranks
 
     def __repr__(self) -> str:
         return f"learner-{getattr(self, '_rank', '?')}"
 
-    def rendezvous(self) -> tuple[str, int]:
-        """Return the address and a free port of this node, where the ranks connect; called on rank 0."""
-        with socket.socket() as attempt:
-            attempt.bind(("", 0))
-            return _ray.util.get_node_ip_address(), attempt.getsockname()[1]
+    def heartbeat(self) -> Heartbeat:
+        """Say what this rank does; called in a thread of its own, so that it answers at any time."""
+        return self._pulse.beat(self.node_id())
 
+    def rendezvous(self) -> tuple[str, int]:
+        """Open the store where the ranks connect; return its address and port; called on rank 0."""
+        host = _ray.util.get_node_ip_address()
+        self._store = host_store(host, RENDEZVOUS_S)
+        return host, self._store.port
+
+    @reported
     def start(
         self,
         *,
@@ -57,6 +68,8 @@ class LearnerActor:
     ) -> int:
         """Join the other ranks and load the model; return the process id."""
         os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = master[0], str(master[1])
+        os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"  # torch joins the store of `rendezvous`, on rank 0 too
+        register_module_forward_hook(self._progress)
         self._config = config
         self._engine = LearnerEngine(
             config,
@@ -70,14 +83,17 @@ class LearnerActor:
         self._sender = WeightSender(self._engine.weights, is_root=self._rank == 0, every_byte=delta)
         return os.getpid()
 
+    @reported
     def start_stage(self, stage: str, reference_path: str | None) -> None:
         """Begin the warm-up (`sft`) or the reinforcement learning (`rl`) with a fresh optimizer."""
         self._engine.start_stage(Stage(stage), reference_path=reference_path)
 
+    @reported
     def sft_step(self, demonstrations: Sequence[Demonstration], learning_rate: float) -> SftReport:
         """Make one update of the warm-up."""
         return self._engine.sft_step(demonstrations, learning_rate=learning_rate)
 
+    @reported
     def accumulate(self, items: Sequence[TrainingItem], batch_groups: int) -> None:
         """Add the next groups to the running batch; fetch those of this rank and no others.
 
@@ -92,6 +108,7 @@ class LearnerActor:
         for part in parts:
             self._accumulate_part(items[part.groups.start - start : part.groups.stop - start], part)
 
+    @reported
     def update(self, learning_rate: float) -> StepReport:
         """Make the optimizer updates of the running batch."""
         return self._engine.update(learning_rate=learning_rate)
@@ -100,6 +117,7 @@ class LearnerActor:
         """Return Ray's id of the host."""
         return ray.get_runtime_context().get_node_id()
 
+    @reported
     def open_weight_group(self, version: int, *, num_receivers: int, epoch: int, timeout_s: float) -> WeightUpdate:
         """Broadcast every version from this one on to a new group; called on rank 0, see `WeightSender.open_group`."""
         return self._sender.open_group(
@@ -111,6 +129,7 @@ class LearnerActor:
             device=self._engine.device,
         )
 
+    @reported
     def publish_weights(self, version: int) -> WeightUpdate | None:
         """Gather the weights into memory that engines map, and broadcast them to the group if there is one.
 
@@ -134,9 +153,14 @@ class LearnerActor:
         """
         return _ray.put(self._sender.with_values(version, delta=delta))
 
+    @reported
     def score(self, token_ids: NDArray[np.int32]) -> tuple[float, ...]:
         """Return [T - 1] the log-probability (nats, temperature 1) of each of the T tokens but the first."""
         return self._engine.score(token_ids)
+
+    def _progress(self, *_: Any) -> None:
+        """Note that a layer was computed, in any pass."""
+        self._pulse.progress()
 
     def _accumulate_part(self, items: Sequence[TrainingItem], part: MiniBatchPart) -> None:
         plan = plan_slice(
@@ -149,14 +173,17 @@ class LearnerActor:
         own = {i: TrainingGroup.of(group, items[i].advantages) for i, group in zip(mine, groups, strict=True)}
         self._engine.accumulate(plan, own, part)
 
+    @reported
     def save(self, directory: Path) -> None:
         """Write this rank's part of a checkpoint."""
         self._engine.save(directory)
 
+    @reported
     def load(self, directory: Path) -> None:
         """Restore a checkpoint."""
         self._engine.load(directory)
 
+    @reported
     def export(self, directory: Path) -> None:
         """Write a Hugging Face folder."""
         self._engine.export(directory)

@@ -110,6 +110,11 @@ class VllmJudge(StrictModel):
         return f"vllm {self.model}"
 
     @property
+    def cooldown_s(self) -> float:
+        """How long an open circuit lets the engine rest before one question tries it again, in seconds."""
+        return self.timeout_s / 2
+
+    @property
     def deadline_s(self) -> float:
         """Longest wait for one question, in seconds."""
         return self.timeout_s

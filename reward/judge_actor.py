@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 
+import ray
+
 from actors.prompt import ChatPrompt, load_tokenizer
 from actors.trajectory import FinishReason, Group
+from curriculum.heartbeat import Heartbeat, Lifeline, Pulse
 from reward.circuit import JudgeEvent
 from reward.config import RewardConfig
 from reward.hybrid import HybridScorer
 from reward.judge_back_end import open_judge
-from reward.judge_endpoint import OpenAIJudgeClient
+from reward.judge_engine import VllmJudgeEngine
 from reward.junk_check import check_for_junk
 from reward.score import Score
 
@@ -26,12 +29,21 @@ class JudgeActor:
         policy_path: folder or hub id of the policy, whose tokenizer turns its answers into text.
         on_gpu: where the judge's engine runs.
         trust_remote_code: whether that tokenizer may bring code of its own.
+        lifeline: how long this process lives without its driver.
     """
 
     def __init__(
-        self, *, name: str, config: RewardConfig, policy_path: str, on_gpu: bool, trust_remote_code: bool
+        self,
+        *,
+        name: str,
+        config: RewardConfig,
+        policy_path: str,
+        on_gpu: bool,
+        trust_remote_code: bool,
+        lifeline: Lifeline | None = None,
     ) -> None:
         self._name = name
+        self._pulse = Pulse(lifeline)
         self._prompt = ChatPrompt(load_tokenizer(policy_path, trust_remote_code=trust_remote_code))
         self._judge = open_judge(config.judge, on_gpu=on_gpu)
         self._scorer = HybridScorer(config, self._judge)
@@ -42,6 +54,13 @@ class JudgeActor:
     async def ready(self) -> int:
         """Return the process id, once the judge can answer."""
         return os.getpid()
+
+    async def heartbeat(self) -> Heartbeat:
+        """Say what the judge does; if its engine died, this process ends."""
+        node_id = ray.get_runtime_context().get_node_id()
+        if isinstance(self._judge, VllmJudgeEngine):
+            return self._judge.beat(self._pulse, node_id)
+        return self._pulse.beat(node_id)
 
     async def check_for_junk(self) -> None:
         """Raise a `UserError` where the rewards pay for junk."""
@@ -68,8 +87,8 @@ class JudgeActor:
         )
 
     async def drain_events(self) -> list[JudgeEvent]:
-        """Return the changes of the judge's circuit breaker since the last call; an engine in this process has none."""
-        return self._judge.drain_events() if isinstance(self._judge, OpenAIJudgeClient) else []
+        """Return the changes of the judge's circuit breaker since the last call."""
+        return [] if self._judge is None else self._judge.drain_events()
 
 
 def _unknown(reason: FinishReason) -> Score:

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from actors.engine import EngineDied, VLLMEngine, end_process
 from actors.prompt import ChatPrompt, load_tokenizer
 from actors.rollout import Sampling
-from reward.config import VllmJudge
+from curriculum.heartbeat import Heartbeat, Pulse
+from reward.circuit import CircuitBreaker, JudgeEvent
+from reward.config import MAX_FAILURES, VllmJudge
 from reward.judge_prompt import JudgeQuestion, judge_messages, parse_verdict
 from reward.score import Verdict
 
@@ -16,16 +18,18 @@ from reward.score import Verdict
 class VllmJudgeEngine:
     """A judge model in vLLM with greedy decoding, so that equal questions get equal verdicts.
 
-    If the engine process dies, this process ends with it and Ray restarts both.
+    If the engine process dies, this process ends with it and Ray restarts both. Questions that get no verdict in time
+    open the circuit: from then on every question is unknown at once, but for one that tries the engine now and then.
     """
 
-    def __init__(self, config: VllmJudge, *, on_gpu: bool) -> None:
-        """Load the model; block until it can answer."""
+    def __init__(self, config: VllmJudge, *, on_gpu: bool, engine: VLLMEngine | None = None) -> None:
+        """Load the model, unless there is an `engine` that serves it; block until it can answer."""
         self._prompt = ChatPrompt(load_tokenizer(config.model), template_arguments=config.template_arguments)
+        self._circuit = CircuitBreaker(config.name, max_failures=MAX_FAILURES, cooldown_s=config.cooldown_s)
         self._timeout_s = config.timeout_s
         self._max_prompt_tokens = config.max_model_len - config.max_tokens
         self._sampling = Sampling(num_samples=1, temperature=0.0, top_p=1.0, max_response_tokens=config.max_tokens)
-        self._engine = VLLMEngine(
+        self._engine = engine or VLLMEngine(
             config.model,
             config.engine_config(on_gpu=on_gpu),
             max_model_len=config.max_model_len,
@@ -38,6 +42,17 @@ class VllmJudgeEngine:
         """Return one verdict per question, in their order; vLLM batches them."""
         return await asyncio.gather(*[self._verdict(question) for question in questions])
 
+    def drain_events(self) -> list[JudgeEvent]:
+        """Return the changes of the circuit breaker since the last call."""
+        return self._circuit.drain_events()
+
+    def beat(self, pulse: Pulse, node_id: str) -> Heartbeat:
+        """Answer the driver: what the engine does; if its process died, this one ends."""
+        try:
+            return self._engine.beat(pulse, node_id)
+        except EngineDied:
+            end_process()
+
     async def close(self) -> None:
         """End the engine process."""
         self._engine.shutdown()
@@ -46,11 +61,15 @@ class VllmJudgeEngine:
         prompt_ids = self._prompt.encode_messages(judge_messages(question))
         if len(prompt_ids) > self._max_prompt_tokens:
             return Verdict.UNKNOWN
+        if not self._circuit.admits():
+            return Verdict.UNKNOWN
         try:
             async with asyncio.timeout(self._timeout_s):
                 samples = await self._engine.sample(prompt_ids.tolist(), self._sampling, seed=0)
         except TimeoutError:
+            self._circuit.failed(f"no verdict within reward.judge.timeout_s={self._timeout_s:g}")
             return Verdict.UNKNOWN
         except EngineDied:
             end_process()
+        self._circuit.succeeded()
         return parse_verdict(self._prompt.decode(samples[0].token_ids))

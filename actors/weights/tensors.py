@@ -6,6 +6,7 @@ group of the learner's ranks and of the groups of vLLM.
 
 from __future__ import annotations
 
+import socket
 import time
 import warnings
 import zlib
@@ -218,9 +219,17 @@ class GroupMember:
 
 
 def host_store(host: str, timeout_s: float) -> TCPStore:
-    """Open a store on a free port of this host, for rank 0."""
-    timeout = timedelta(seconds=timeout_s)
-    return TCPStore(host, 0, is_master=True, timeout=timeout, wait_for_workers=False)
+    """Open a store on a free port of this host, for rank 0; it listens on that address and no other."""
+    listener = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    port = listener.getsockname()[1]
+    return TCPStore(
+        host,
+        port,
+        is_master=True,
+        timeout=timedelta(seconds=timeout_s),
+        wait_for_workers=False,
+        master_listen_fd=listener.detach(),
+    )
 
 
 def join_store(group: WeightGroup) -> TCPStore:

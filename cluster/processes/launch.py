@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -13,8 +14,10 @@ from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
 from actors.model_folder import folder_or_hub_id
 from actors.rollout_actor import RolloutActor
-from cluster.processes.curriculum import ray_curriculum
-from cluster.processes.learner import RayLearner
+from cluster.processes.curriculum import ray_curriculum, released_by
+from cluster.processes.heartbeats import Watch
+from cluster.processes.killing import kill_on_node
+from cluster.processes.learner import HEARTBEAT, RayLearner
 from cluster.processes.placement import judge_options, learner_options, rollout_options
 from cluster.processes.rollouts import RayRollouts
 from cluster.processes.supervision import SupervisedActor
@@ -22,10 +25,14 @@ from cluster.recipe.config import RunConfig
 from cluster.recipe.preparation import Prepared
 from cluster.roles import Curriculum
 from cluster.run.folder import RunFolder
+from cluster.run.recovery import RestartFromCheckpoint
+from cluster.run.stopping import StopSignal
+from cluster.run.waits import Wait, Waits
 from cluster.weights.sync import MAX_PROBE_GAP, Probe, WeightSync
 from cluster.weights.transports import Collective, HostMemory
 from curriculum.coordinator_actor import CoordinatorActor
-from curriculum.errors import RunFailed, one_line
+from curriculum.errors import RunFailed, one_line, root_cause
+from curriculum.heartbeat import Lifeline, kill_processes
 from curriculum.task import TaskEntry
 from curriculum.task_table import TaskColumns
 from learner.learner_actor import LearnerActor
@@ -33,6 +40,10 @@ from reward.config import VllmJudge
 from reward.judge_actor import JudgeActor
 
 _T = TypeVar("_T")
+_ray: Any = ray  # where its declarations have no complete types
+
+END_S = 30.0
+"""Longest wait for actors that were ended to be gone."""
 
 PROBE_TOKENS = 64
 """Tokens that engines and learner both score, which shows whether they hold the same weights."""
@@ -49,21 +60,38 @@ class Processes:
     learner: RayLearner
     weights: WeightSync
     pids: dict[str, int]
-    """Process id of every actor with a model, by name."""
+    """Process id of every actor, by name."""
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a diagnosis tells of the loop: versions and groups in flight."""
+        last = self.weights.last
+        return {
+            "policy_version in all engines": None if last is None else last.version,
+            "groups in flight": self.rollouts.in_flight,
+            "slots of the engines": self.rollouts.num_slots,
+        }
 
 
 class _Actors:
-    """Every actor of a run, so that all of them can be ended."""
+    """Every actor of a run, so that all of them can be watched and ended."""
 
-    def __init__(self, config: RunConfig, on_fault: Callable[..., None]) -> None:
+    def __init__(self, config: RunConfig, on_fault: Callable[..., None], watch: Watch, waits: Waits) -> None:
         self._config = config
         self._on_fault = on_fault
-        self._handles: list[Any] = []
+        self._watch = watch
+        self.waits = waits
+        self._handles: dict[str, Any] = {}
+        cluster = config.cluster
+        self._lifeline = Lifeline(orphan_s=cluster.orphan_s, startup_s=cluster.startup_timeout_s)
 
-    def create(self, cls: type, name: str, options: dict[str, Any], /, **arguments: Any) -> Any:
-        """Start an actor of `cls` under `name`; return its handle."""
-        handle = ray.remote(cls).options(name=name, **options).remote(**arguments)
-        self._handles.append(handle)
+    def create(self, cls: Any, name: str, options: dict[str, Any], /, **arguments: Any) -> Any:
+        """Start an actor of `cls` under `name`; return its handle. From now on its heartbeats are watched."""
+        is_async = inspect.iscoroutinefunction(cls.heartbeat)
+        remote = _ray.remote(cls) if is_async else _ray.remote(concurrency_groups={HEARTBEAT: 1})(cls)
+        handle = remote.options(name=name, **options).remote(lifeline=self._lifeline, **arguments)
+        self._handles[name] = handle
+        heartbeat = handle.heartbeat if is_async else handle.heartbeat.options(concurrency_group=HEARTBEAT)
+        self._watch.add(name, heartbeat.remote)
         return handle
 
     def supervised(
@@ -82,36 +110,69 @@ class _Actors:
                 on_fault=self._on_fault,
                 before_restart=before_restart,
                 after_restart=after_restart,
+                waits=self.waits,
             )
             for name, handle in handles.items()
         ]
 
     def end(self) -> None:
-        """End all of them."""
-        for handle in self._handles:
-            ray.kill(handle)
+        """End all of them; without Ray's head those on other nodes end by themselves, once the driver asks no more."""
+        self._watched = self._watch.forget_all()
+        if not self._watch.head_is_lost:
+            for handle in self._handles.values():
+                ray.kill(handle)
+            return
+        own_node = ray.get_runtime_context().get_node_id()
+        for actor in self._watched:
+            if actor.beat is not None and actor.beat.node_id == own_node:
+                kill_processes((actor.beat.pid, *actor.beat.children))
+
+    async def gone(self) -> None:
+        """Wait until names and devices of actors that were ended are free; what is stopped is killed for good."""
+        for actor in self._watched:
+            if actor.beat is not None:
+                kill_on_node(actor.beat.node_id, (actor.beat.pid, *actor.beat.children))
+        with self.waits.on("the ended actors to be gone", is_bounded=True), contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(END_S):
+                while any(_exists(name) for name in self._handles):
+                    await asyncio.sleep(0.2)
 
 
 @contextlib.asynccontextmanager
 async def launch(
-    config: RunConfig, prepared: Prepared, folder: RunFolder, on_fault: Callable[..., None]
+    config: RunConfig,
+    prepared: Prepared,
+    folder: RunFolder,
+    on_fault: Callable[..., None],
+    watch: Watch,
+    waits: Waits,
+    stop: asyncio.Event,
 ) -> AsyncGenerator[Processes]:
     """Start all actors and yield their roles; end them on the way out.
 
     Raises:
-        RunFailed: an actor did not come up (the message holds its own error), or Ray lost a process or a value that
-            the run needs.
+        Interrupted: `stop` was set before all of them were ready.
+        RunFailed: an actor did not come up (the message holds its own error).
+        RestartFromCheckpoint: Ray lost a process or a value that the run needs; all actors are gone.
         UserError: the rewards pay for meaningless answers.
     """
-    actors = _Actors(config, on_fault)
+    actors = _Actors(config, on_fault, watch, waits)
+    is_restart = False
     try:
-        yield await _start_actors(config, prepared, folder, on_fault, actors)
-    except RayTaskError:
-        raise  # an error that an actor raised is reported like one that was raised here
+        starting = _start_actors(config, prepared, folder, on_fault, actors)
+        yield await watch.guard(StopSignal(stop).unless_stopped(starting))
+    except RestartFromCheckpoint:
+        is_restart = True
+        raise
     except RayError as error:
-        raise RunFailed(f"{one_line(error)}; read the logs of the actors in logs/, then go on with --resume") from error
+        if isinstance(error, RayTaskError) and not isinstance(root_cause(error), RayError):
+            raise  # an error that an actor raised is reported like one that was raised here
+        is_restart = True
+        raise RestartFromCheckpoint(one_line(error)) from error
     finally:
         actors.end()
+        if is_restart:
+            await actors.gone()
 
 
 async def _start_actors(
@@ -120,22 +181,27 @@ async def _start_actors(
     coordinator = _create_coordinator(config, prepared, actors) if prepared.tasks else None
     engines = _create_rollouts(config, prepared, actors) if coordinator else {}
     judges = _create_judges(config, prepared, actors) if coordinator else {}
-    ranks = _create_ranks(config, actors)
+    with actors.waits.on(f"placement of {config.learner.num_ranks} learner ranks", is_bounded=True):
+        ranks = await _create_ranks(config, actors)
     rollouts = RayRollouts(
         actors.supervised(
             engines,
-            before_restart=coordinator.release.remote if coordinator else None,
+            before_restart=released_by(coordinator) if coordinator else None,
             after_restart=lambda name, handle: weights.bring_up_to_date(name, handle),
         ),
         actors.supervised(judges),
         on_fault=on_fault,
+        waits=actors.waits,
     )
     learner = RayLearner(ranks, reference=folder.reference if config.learner.needs_reference else None)
     weights = _weight_sync(config, prepared, rollouts, learner)
     ranks_ready = await _start_ranks(config, prepared, ranks)
-    pids = await _wait_until_ready(config, engines, judges, ranks_ready)
+    with actors.waits.on("actors to start", is_bounded=True) as wait:
+        pids = await _wait_until_ready(config, engines, judges, ranks_ready, wait)
     if engines:
         await rollouts.learn_slots()
+    if coordinator:
+        pids[COORDINATOR] = (await coordinator.heartbeat.options(concurrency_group=HEARTBEAT).remote()).pid
     curriculum = ray_curriculum(coordinator) if coordinator else None
     return Processes(curriculum=curriculum, rollouts=rollouts, learner=learner, weights=weights, pids=pids)
 
@@ -145,12 +211,13 @@ async def _wait_until_ready(
     engines: Mapping[str, Any],
     judges: Mapping[str, Any],
     ranks_ready: Sequence[tuple[str, Awaitable[int]]],
+    wait: Wait,
 ) -> dict[str, int]:
     """Return the process id of every actor with a model; check the rewards while engines and ranks start."""
     timeout_s = config.cluster.startup_timeout_s
-    pids = await _wait(_named_ready(judges), timeout_s)
+    pids = await _wait(_named_ready(judges), timeout_s, wait)
     await asyncio.gather(*[judge.check_for_junk.remote() for judge in judges.values()])
-    return pids | await _wait([*_named_ready(engines), *ranks_ready], timeout_s)
+    return pids | await _wait([*_named_ready(engines), *ranks_ready], timeout_s, wait)
 
 
 def _weight_sync(config: RunConfig, prepared: Prepared, rollouts: RayRollouts, learner: RayLearner) -> WeightSync:
@@ -185,10 +252,10 @@ def _create_coordinator(config: RunConfig, prepared: Prepared, actors: _Actors) 
     )
 
 
-def _create_ranks(config: RunConfig, actors: _Actors) -> list[Any]:
+async def _create_ranks(config: RunConfig, actors: _Actors) -> list[Any]:
     return [
         actors.create(LearnerActor, f"learner-{rank}", options, rank=rank, num_ranks=config.learner.num_ranks)
-        for rank, options in enumerate(learner_options(config))
+        for rank, options in enumerate(await learner_options(config))
     ]
 
 
@@ -258,14 +325,22 @@ def _named_ready(handles: Mapping[str, Any]) -> list[tuple[str, Awaitable[int]]]
     return [(name, handle.ready.remote()) for name, handle in handles.items()]
 
 
-async def _wait(waiting: Sequence[tuple[str, Awaitable[int]]], timeout_s: float) -> dict[str, int]:
-    """Return the process ids by name, once all are ready."""
+async def _wait(waiting: Sequence[tuple[str, Awaitable[int]]], timeout_s: float, wait: Wait) -> dict[str, int]:
+    """Return the process ids by name, once all are ready; `wait` names those that are not."""
+    missing = [name for name, _ in waiting]
+
+    async def ready(name: str, reply: Awaitable[int]) -> int:
+        pid = await _named(name, reply)
+        missing.remove(name)
+        wait.what = f"{', '.join(missing)} to start"
+        return pid
+
     try:
         async with asyncio.timeout(timeout_s):
-            pids = await asyncio.gather(*[_named(name, ref) for name, ref in waiting])
+            pids = await asyncio.gather(*[ready(name, reply) for name, reply in waiting])
             return {name: pid for (name, _), pid in zip(waiting, pids, strict=True)}
     except TimeoutError as error:
-        names = ", ".join(name for name, _ in waiting)
+        names = ", ".join(missing)
         raise RunFailed(
             f"not all of {names} were ready within cluster.startup_timeout_s={timeout_s:.0f}; "
             "raise it or read their logs under the run's logs folder"
@@ -275,5 +350,18 @@ async def _wait(waiting: Sequence[tuple[str, Awaitable[int]]], timeout_s: float)
 async def _named(name: str, reply: Awaitable[_T]) -> _T:
     try:
         return await reply
-    except (ActorDiedError, RayTaskError) as error:
+    except ActorDiedError as error:
+        if error.actor_init_failed:
+            raise RunFailed(f"{name} did not start: {one_line(error)}") from error
+        raise RestartFromCheckpoint(f"{name} died while it started", part=name.partition("-")[0]) from error
+    except RayTaskError as error:
         raise RunFailed(f"{name} did not start: {one_line(error)}") from error
+
+
+def _exists(name: str) -> bool:
+    """Return whether an actor of that name is there."""
+    try:
+        _ray.get_actor(name)
+    except ValueError:
+        return False
+    return True

@@ -9,13 +9,20 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 
 from actors.weights.update import WeightUpdate
 from cluster.group import ScoredGroup
-from cluster.processes.supervision import ActorLost
+from cluster.run.recovery import LearnerLost
+from curriculum.errors import UserError
+from curriculum.seal import seal
 from curriculum.task import Demonstration
 from learner.reports import SftReport, StepReport
+
+DEATH_CHECKS, DEATH_CHECK_S = 5, 1.0
+"""How often, and how far apart, ranks are asked whether they are alive, after one of them got an error."""
+HEARTBEAT = "heartbeat"
+"""Concurrency group of the actors that answer heartbeats in a thread of their own."""
 
 
 class RayLearner:
@@ -31,6 +38,7 @@ class RayLearner:
         reference = self._reference if stage == "rl" else None
         if reference is not None and not reference.exists():
             await self.export(reference)
+            await asyncio.to_thread(seal, reference)
         await self._all("start_stage", stage, None if reference is None else str(reference))
 
     async def sft_step(self, demonstrations: Sequence[Demonstration], learning_rate: float) -> SftReport:
@@ -94,11 +102,38 @@ class RayLearner:
         return (await self._call(self._ranks[:1], method, *arguments, **options))[0]
 
     async def _call(self, ranks: Sequence[Any], method: str, *arguments: Any, **options: Any) -> list[Any]:
-        """Call these ranks; if one dies the run ends, since the others wait for it in a collective."""
+        """Call these ranks.
+
+        Raises:
+            LearnerLost: one is gone; the others wait for it in a collective, or got an error from it.
+        """
         calls = [getattr(rank, method).remote(*arguments, **options) for rank in ranks]
         try:
             return await asyncio.gather(*calls)
-        except RayActorError as error:
-            raise ActorLost(
-                f"a learner rank died in {method}; continue from the last checkpoint with --resume"
-            ) from error
+        except UserError:
+            raise
+        except (RayActorError, RayTaskError) as error:
+            gone = await self._gone()
+            if not gone and isinstance(error, RayTaskError):
+                raise
+            raise LearnerLost(f"{', '.join(gone) or 'a learner rank'} died in {method}") from error
+
+    async def _gone(self) -> list[str]:
+        """Return the names of the ranks that are dead; that is known a little later than what it does to others."""
+        for _ in range(DEATH_CHECKS):
+            dead = await asyncio.gather(*[_is_dead(rank) for rank in self._ranks])
+            if any(dead):
+                return [f"learner-{rank}" for rank, is_dead in enumerate(dead) if is_dead]
+            await asyncio.sleep(DEATH_CHECK_S)
+        return []
+
+
+async def _is_dead(rank: Any) -> bool:
+    try:
+        async with asyncio.timeout(DEATH_CHECK_S):
+            await rank.heartbeat.options(concurrency_group=HEARTBEAT).remote()
+    except RayActorError:
+        return True
+    except TimeoutError:
+        return False
+    return False

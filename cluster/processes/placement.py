@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError
 from ray.util.placement_group import placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -54,7 +54,7 @@ def judge_options(config: RunConfig) -> dict[str, Any]:
     return _options(config, gpus=gpus, restarts=config.cluster.max_actor_restarts)
 
 
-def learner_options(config: RunConfig) -> list[dict[str, Any]]:
+async def learner_options(config: RunConfig) -> list[dict[str, Any]]:
     """Return the Ray options of each learner rank: on as few nodes as possible, and never restarted on its own.
 
     Raises:
@@ -65,8 +65,9 @@ def learner_options(config: RunConfig) -> list[dict[str, Any]]:
         return [options] * config.learner.num_ranks
     group: Any = placement_group([{"GPU": 1, "CPU": 1}] * config.learner.num_ranks, strategy="PACK")
     try:
-        ray.get(group.ready(), timeout=config.cluster.startup_timeout_s)
-    except GetTimeoutError as error:
+        async with asyncio.timeout(config.cluster.startup_timeout_s):
+            await group.ready()
+    except TimeoutError as error:
         raise RunFailed(
             f"learner.num_ranks={config.learner.num_ranks}: the cluster has not given them their GPUs within "
             f"cluster.startup_timeout_s={config.cluster.startup_timeout_s:.0f}; end what uses them, or raise it"

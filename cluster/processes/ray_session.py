@@ -12,6 +12,8 @@ from typing import Any
 
 import ray
 
+from actors.local_ray import LocalRay, local_ray
+from cluster.processes.exposure import exposure
 from cluster.processes.placement import check_capacity
 from cluster.recipe.config import RunConfig
 from cluster.run.folder import RunFolder
@@ -21,6 +23,9 @@ from curriculum.files import file_errors
 FIRST_DASHBOARD_PORT = 8265
 NUM_CPUS = 8
 """Logical CPUs of a Ray that is started for a run; with `device: cpu` the actors reserve none of them."""
+
+SOCKET_TABLES, LISTENING = (Path("/proc/net/tcp"), Path("/proc/net/tcp6")), "0A"
+"""Where Linux tells who listens, and how it says so."""
 
 
 def check_ray(config: RunConfig) -> None:
@@ -46,44 +51,45 @@ def ray_session(config: RunConfig, folder: RunFolder, say: Callable[[str], None]
         RunFailed: the Ray to join does not answer, none can be started, or the cluster is too small.
     """
     address = _address_to_join(config)
-    common: dict[str, Any] = {"log_to_driver": False, "namespace": folder.path.name, "logging_level": "ERROR"}
-    if address:
-        say(f"joining Ray at {address}")
-        context = _init(address=address, **common)
-    else:
-        context = _start_local(config, common)
-    if context.dashboard_url:
-        say(f"Ray dashboard: http://{context.dashboard_url}")
-    _link_logs(folder)
-    try:
+    with contextlib.ExitStack() as stack:
+        joins, with_token = address is not None, ""
+        if address is None:
+            started = stack.enter_context(_started_here(config, say))
+            address, with_token = started.address, f" (its token is in {started.token_file})"
+        else:
+            say(f"joining Ray at {address}")
+        stack.callback(ray.shutdown)
+        context = _init(address, folder.path.name)
+        if joins:
+            say(exposure(address, context.dashboard_url))
+        if context.dashboard_url:
+            say(f"Ray dashboard: http://{context.dashboard_url}{with_token}")
+        _link_logs(folder)
         check_capacity(config)
         yield
-    finally:
-        ray.shutdown()
 
 
-def _start_local(config: RunConfig, common: dict[str, Any]) -> Any:
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    return _init(
-        address="local",
+def _started_here(config: RunConfig, say: Callable[[str], None]) -> contextlib.AbstractContextManager[LocalRay]:
+    return local_ray(
+        say,
         num_cpus=NUM_CPUS,
         include_dashboard=True,
         dashboard_host="127.0.0.1",
         dashboard_port=config.cluster.dashboard_port or _free_port(FIRST_DASHBOARD_PORT),
         object_store_memory=config.cluster.object_store_bytes,
-        **common,
     )
 
 
-def _init(**arguments: Any) -> Any:
+def _init(address: str, namespace: str) -> Any:
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
-        return ray.init(**arguments)
+        return ray.init(address=address, namespace=namespace, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError) as error:
+        wants_token = "AuthenticationError" in str(error.__cause__)
+        way_in = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH as for its ray start, or " if wants_token else ""
         raise RunFailed(
-            f"Ray at {arguments['address']}: {first_line(error)}; unset RAY_ADDRESS or set "
-            "cluster.address=local to start one here"
+            f"Ray at {address}: {first_line(error)}; {way_in}unset RAY_ADDRESS or set cluster.address=local to start "
+            "one here"
         ) from error
 
 
@@ -92,12 +98,20 @@ def _address_to_join(config: RunConfig) -> str | None:
 
 
 def _running_address() -> str | None:
-    """Return the address that `ray start --head` wrote down, if something listens there."""
+    """Return the address that `ray start --head` wrote down, if a Ray of this user listens there."""
     note = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / "ray" / "ray_current_cluster"
-    if not note.is_file():
+    if not note.is_file() or note.stat().st_uid != os.getuid():
         return None
     address = note.read_text(encoding="utf-8").strip()
-    return address if _listens(address) else None
+    return address if _listens(address) and _users_at(address) <= {os.getuid()} else None
+
+
+def _users_at(address: str) -> set[int]:
+    """Return the ids of the users whose processes listen at the port of this address; empty where that is not told."""
+    port = f"{int(address.rpartition(':')[2]):04X}"
+    tables = [table.read_text().splitlines()[1:] for table in SOCKET_TABLES if table.is_file()]
+    sockets = [line.split() for lines in tables for line in lines]
+    return {int(fields[7]) for fields in sockets if fields[3] == LISTENING and fields[1].endswith(f":{port}")}
 
 
 def _listens(address: str) -> bool:

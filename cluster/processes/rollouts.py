@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import ray
-from ray.exceptions import ObjectLostError, RayActorError
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
 from actors.faults import DeadlineMissed, FaultyGroup
 from actors.rollout import Sampling
@@ -19,6 +19,8 @@ from actors.trajectory import Group, GroupMeta
 from cluster.group import ScoredGroup
 from cluster.processes.supervision import ActorLost, SupervisedActor
 from cluster.roles import GroupLost
+from cluster.run.recovery import CoordinatorLost
+from cluster.run.waits import Waits
 from curriculum.task import Task, TaskLease
 from reward.circuit import JudgeEvent
 
@@ -35,8 +37,13 @@ class RayRollouts:
         judges: Sequence[SupervisedActor],
         *,
         on_fault: Callable[..., None],
+        waits: Waits | None = None,
     ) -> None:
-        """Take the actors; `on_fault` is called for every group that has to be sampled again."""
+        """Take the actors; `on_fault` is called for every group that has to be sampled again.
+
+        `waits` hears of every group that arrives.
+        """
+        self._waits = waits or Waits()
         self._rollouts = rollouts
         self._judges = judges
         self._next_judge = itertools.cycle(judges)
@@ -57,6 +64,11 @@ class RayRollouts:
     def num_slots(self) -> int:
         """Groups that the live engines are expected to hold at a time."""
         return sum(self._slots.get(actor.name, 1) for actor in self._alive())
+
+    @property
+    def in_flight(self) -> dict[str, int]:
+        """Groups that each actor works on, by name."""
+        return dict(self._in_flight)
 
     async def abort(self) -> None:
         """Abort every answer in every engine; calls of `next_group` return None, and their leases stay held."""
@@ -89,6 +101,8 @@ class RayRollouts:
                 meta, num_slots, group = actor.handle.next_group.options(num_returns=3).remote(sampling)
                 meta, self._slots[actor.name] = await meta, await num_slots
             except RayActorError as error:
+                if isinstance(error, RayTaskError):  # the actor lives; the only one that it calls is gone
+                    raise CoordinatorLost from error
                 await self._repair(actor, incarnation, error)
                 continue
             except (FaultyGroup, DeadlineMissed) as error:
@@ -108,6 +122,12 @@ class RayRollouts:
             GroupLost: engines failed at a group too often, or it was aborted.
         """
         actors = itertools.cycle(self._alive())
+        with self._waits.on(f"answers to {len(tasks)} questions"):
+            return await self._answer_all(tasks, sampling, actors)
+
+    async def _answer_all(
+        self, tasks: Sequence[Task], sampling: Sampling, actors: Iterator[SupervisedActor]
+    ) -> list[ScoredGroup]:
         leases = [
             TaskLease(lease_id=index, task_id=task.task_id, attempt=0, replayed=False, phase=task.phase)
             for index, task in enumerate(tasks)
@@ -218,6 +238,7 @@ class RayRollouts:
             scores = await judge.call(lambda handle: handle.score_group.remote(group))
         except ObjectLostError as error:
             raise GroupLost(meta.lease.lease_id, meta.lease.task_id, type(error).__name__) from error
+        self._waits.progress()
         return ScoredGroup(meta=meta, scores=scores, group=group)
 
 

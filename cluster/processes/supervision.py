@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayTaskError
 from ray.util.metrics import Gauge
 
+from cluster.run.waits import Waits
 from curriculum.errors import RunFailed
 
 POLL_S = 1.0
@@ -33,6 +34,7 @@ class SupervisedActor:
         on_fault: Callable[..., None],
         before_restart: Callable[[str], Awaitable[Any]] | None = None,
         after_restart: Callable[[str, Any], Awaitable[None]] | None = None,
+        waits: Waits | None = None,
     ) -> None:
         """Take an actor that has a method `ready`.
 
@@ -43,6 +45,7 @@ class SupervisedActor:
             on_fault: called at every death and return.
             before_restart: runs once per death, with the name; gives back what the actor held.
             after_restart: runs once the actor is ready again, with name and handle; brings it up to date.
+            waits: is told of the wait for a restart.
         """
         self.name = name
         self.handle = handle
@@ -51,6 +54,7 @@ class SupervisedActor:
         self._on_fault = on_fault
         self._before_restart = before_restart
         self._after_restart = after_restart
+        self._waits = waits or Waits()
         self._incarnation = 0
         self._repairing = asyncio.Lock()
 
@@ -65,6 +69,8 @@ class SupervisedActor:
             try:
                 return await invoke(self.handle)
             except RayActorError as error:
+                if isinstance(error, RayTaskError):
+                    raise  # the actor lives; another one that it called died
                 await self.repair(incarnation, error)
         raise ActorLost(f"{self.name} died {attempts} times in the same call; read its log under the run's logs folder")
 
@@ -104,9 +110,10 @@ class SupervisedActor:
     async def _wait_until_up_to_date(self) -> None:
         """Wait until the actor is ready and up to date; one that dies again meanwhile is waited for again."""
         try:
-            async with asyncio.timeout(self._startup_timeout_s):
-                while not await self._is_up_to_date():
-                    await asyncio.sleep(POLL_S)
+            with self._waits.on(f"{self.name} to come back", is_bounded=True):
+                async with asyncio.timeout(self._startup_timeout_s):
+                    while not await self._is_up_to_date():
+                        await asyncio.sleep(POLL_S)
         except TimeoutError as error:
             self._give_up()
             raise ActorLost(

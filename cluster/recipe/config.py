@@ -44,6 +44,24 @@ class ClusterConfig(StrictModel):
     """How often each rollout and judge actor may be restarted before it counts as lost."""
     startup_timeout_s: float = Field(default=900.0, gt=0)
     """Longest wait for an actor to load its model, in seconds."""
+    max_run_restarts: int = Field(default=3, ge=0)
+    """How often the whole run may go on from its last checkpoint by itself, after the death of a learner rank, of the
+    coordinator or of a node."""
+    notice_s: float = Field(default=30.0, gt=0)
+    """Seconds without an answer or progress after which a line says who waits for whom; again at doubling intervals."""
+    standstill_s: float = Field(default=600.0, gt=0)
+    """Seconds without an answer or progress after which an actor is killed, and so restarted; not for loading or
+    writing a model, which have `startup_timeout_s` if that is longer."""
+    orphan_s: float = Field(default=120.0, gt=0)
+    """Seconds without a sign of the driver after which an actor ends itself and frees its GPU."""
+
+    @model_validator(mode="after")
+    def _notice_comes_first(self) -> Self:
+        if self.standstill_s <= self.notice_s:
+            raise ValueError(
+                f"cluster.standstill_s={self.standstill_s:g} is not above cluster.notice_s={self.notice_s:g}; raise it"
+            )
+        return self
 
 
 class TrackingConfig(StrictModel):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from actors.model_folder import context_length, folder_or_hub_id
+from actors.model_folder import context_length, folder_or_hub_id, model_digest
 from actors.prompt import ChatPrompt, load_tokenizer
 from cluster.recipe.config import RunConfig
 from cluster.recipe.truths import note_on_truths, payable_filter
@@ -35,6 +35,8 @@ class Prepared:
     """Refused rows by recipe key."""
     notes: tuple[str, ...]
     """What a person should know about the data, one line each."""
+    inputs: Mapping[str, str]
+    """Digests of the content of data and model, by recipe key."""
 
 
 def prepare(config: RunConfig) -> Prepared:
@@ -48,6 +50,7 @@ def prepare(config: RunConfig) -> Prepared:
     prompt = ChatPrompt(load_tokenizer(model_path, trust_remote_code=config.model.trust_remote_code))
     limits = [phase.max_prompt_tokens for phase in config.curriculum.phases]
     rejects: dict[str, tuple[Reject, ...]] = {}
+    inputs = {"model.path": model_digest(model_path)}
     tasks: tuple[Task, ...] = ()
     if limits and config.data.train is not None:
         found = load_tasks(
@@ -59,11 +62,12 @@ def prepare(config: RunConfig) -> Prepared:
             is_payable=payable_filter(config),
         )
         tasks, rejects["data.train"] = found.records, found.rejects
+        inputs["data.train"] = found.digest
     demonstrations = None
     if config.sft.epochs and config.data.sft is not None:
         room = min(config.learner.max_tokens_per_microbatch, _max_positions(config, model_path))
         found = load_demonstrations(config.data.sft, encoder=prompt, max_tokens=room, judge_prompt=_judge_prompt)
-        rejects["data.sft"] = found.rejects
+        rejects["data.sft"], inputs["data.sft"] = found.rejects, found.digest
         demonstrations = DemonstrationBatches(
             found.records, batch_size=config.sft.batch_size, epochs=config.sft.epochs, seed=config.seed
         )
@@ -73,9 +77,10 @@ def prepare(config: RunConfig) -> Prepared:
         prompt=prompt,
         tasks=tasks,
         demonstrations=demonstrations,
-        heldout=_heldout(config, prompt, limits, rejects),
+        heldout=_heldout(config, prompt, limits, rejects, inputs),
         rejects=rejects,
         notes=(note,) if note else (),
+        inputs=inputs,
     )
 
 
@@ -137,7 +142,11 @@ def _max_positions(config: RunConfig, model_path: str) -> int:
 
 
 def _heldout(
-    config: RunConfig, prompt: ChatPrompt, limits: list[int], rejects: dict[str, tuple[Reject, ...]]
+    config: RunConfig,
+    prompt: ChatPrompt,
+    limits: list[int],
+    rejects: dict[str, tuple[Reject, ...]],
+    inputs: dict[str, str],
 ) -> dict[str, tuple[Task, ...]]:
     if config.data.evaluation is None or not limits:
         return {}
@@ -150,7 +159,7 @@ def _heldout(
         every_phase=False,
         is_payable=payable_filter(config),
     )
-    rejects["data.evaluation"] = found.rejects
+    rejects["data.evaluation"], inputs["data.evaluation"] = found.rejects, found.digest
     by_phase = {
         phase.name: tuple(task for task in found.records if task.phase == index)
         for index, phase in enumerate(config.curriculum.phases)

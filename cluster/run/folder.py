@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from cluster.run.checkpoints import Checkpoint, Checkpoints
+from cluster.run.json_lines import JsonLines
 from curriculum.errors import UserError
-from curriculum.files import begin_folder, file_errors, finish_folder, lock_file, write_text
-
-COMPLETE = "COMPLETE"
-"""Marker that is written last into a checkpoint; a checkpoint without it is ignored."""
+from curriculum.files import clear_leftovers, file_errors, lock_file, remove_folder, write_text
+from curriculum.seal import Damaged, check_seal
 
 
 class RunFolder:
@@ -22,6 +21,9 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         """Take an existing folder; see `create` and `open`."""
         self.path = path
+        self.checkpoints = Checkpoints(path / "checkpoints")
+        self._metrics = JsonLines(path / "metrics.jsonl")
+        self._events = JsonLines(path / "events.jsonl")
 
     @classmethod
     def create(cls, path: Path) -> RunFolder:
@@ -94,49 +96,59 @@ class RunFolder:
         return self.path / "logs"
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
-        """Add one line to metrics.jsonl."""
-        _append(self.path / "metrics.jsonl", record)
+        """Add one line to metrics.jsonl; on a full disk it waits for `write_waiting`."""
+        self._metrics.append(record)
 
     def append_event(self, event: str, **fields: Any) -> None:
-        """Add one line to events.jsonl: the time (seconds since the epoch), the kind, and its fields."""
-        _append(self.path / "events.jsonl", {"time": round(time.time(), 3), "event": event, **fields})
+        """Add one line to events.jsonl: the time (seconds since the epoch), the kind, and its fields.
+
+        On a full disk it waits for `write_waiting`.
+        """
+        self._events.append({"time": round(time.time(), 3), "event": event, **fields})
+
+    def write_waiting(self) -> None:
+        """Return when all lines so far are on disk.
+
+        Raises:
+            DiskFull: there is no room for them; they go on waiting.
+            UserError: they cannot be written for any other reason.
+        """
+        self._metrics.sync()
+        self._events.sync()
+
+    def mend(self, say: Callable[[str], None]) -> None:
+        """Remove what writers that died left: unfinished last lines, files and folders without their names.
+
+        Raises:
+            UserError: something cannot be read or removed.
+        """
+        for lines in (self._metrics, self._events):
+            if done := lines.repair():
+                say(done)
+        for path in (self.path, self.trajectories, self.checkpoints.path):
+            clear_leftovers(path)
+        model = self.model.resolve()
+        clear_leftovers(model.parent, model.name)
+
+    def check_reference(self, checkpoint: Checkpoint | None, say: Callable[[str], None]) -> None:
+        """Read the reference policy; remove a damaged one where the run goes on from before it was written.
+
+        Raises:
+            UserError: it is damaged, and the checkpoint needs it.
+        """
+        if not self.reference.exists():
+            return
+        try:
+            check_seal(self.reference, say)
+        except Damaged as error:
+            if checkpoint is not None and checkpoint.progress.learner_stage == "rl":
+                raise UserError(
+                    f"{self.reference}: damaged ({error}), and training measures the KL against it; put it back from a "
+                    "copy, or go on with --step from a checkpoint of the warm-up, which writes it again"
+                ) from error
+            say(f"{self.reference.name} is damaged: {error}; it will be written again")
+            remove_folder(self.reference)
 
     def write_json(self, path: Path, value: Any) -> None:
         """Replace a JSON file atomically."""
         write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-    # ---- checkpoints
-
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of the checkpoints."""
-        return self.path / "checkpoints"
-
-    def begin_checkpoint(self, step: int) -> Path:
-        """Create an empty folder to write a checkpoint into; it counts only after `finish_checkpoint`."""
-        return begin_folder(self._checkpoint(step))
-
-    def finish_checkpoint(self, partial: Path, step: int, keep_last: int) -> Path:
-        """Mark a checkpoint as complete, give it its name, and remove all but the newest `keep_last`."""
-        with file_errors(partial, "written"):
-            (partial / COMPLETE).touch()
-        finish_folder(self._checkpoint(step))
-        for old in self._complete_checkpoints()[:-keep_last]:
-            (old / COMPLETE).unlink()
-            shutil.rmtree(old)
-        return self._checkpoint(step)
-
-    def latest_checkpoint(self) -> Path | None:
-        """Return the newest complete checkpoint, or None."""
-        return next(reversed(self._complete_checkpoints()), None)
-
-    def _checkpoint(self, step: int) -> Path:
-        return self.checkpoints / f"step-{step:06d}"
-
-    def _complete_checkpoints(self) -> list[Path]:
-        return sorted(path.parent for path in self.checkpoints.glob(f"step-*/{COMPLETE}"))
-
-
-def _append(path: Path, record: Mapping[str, Any]) -> None:
-    with file_errors(path, "written"), path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record, ensure_ascii=False) + "\n")

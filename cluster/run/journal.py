@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 from actors.trajectory import Group
 from cluster.group import ScoredGroup
@@ -14,11 +15,15 @@ from cluster.roles import Learner, SyncReport
 from cluster.run.console import Console
 from cluster.run.folder import RunFolder
 from cluster.run.metrics import METRICS
+from cluster.run.patience import Patience
 from cluster.run.progress import Accuracy, Progress, StageProgress
 from cluster.run.trajectory_log import write_trajectories
+from cluster.run.waits import Waits
 from curriculum.metric import Metrics
 from curriculum.transition import Transition
 from reward.circuit import CircuitState, JudgeEvent
+
+_T = TypeVar("_T")
 
 _CIRCUIT_EVENTS = {
     CircuitState.OPEN: "judge_circuit_opened",
@@ -47,6 +52,9 @@ class Journal:
         checkpoint: CheckpointConfig,
         fetch: Callable[[Sequence[Any]], Sequence[Group]],
         decode: Callable[[Sequence[int]], str],
+        waits: Waits | None = None,
+        inputs: Mapping[str, str] | None = None,
+        stop: asyncio.Event | None = None,
     ) -> None:
         """Take the places to write to.
 
@@ -57,13 +65,19 @@ class Journal:
             checkpoint: how many checkpoints are kept.
             fetch: turns references into groups; may block.
             decode: turns the token ids of an answer into its text; may block.
+            waits: is told what the loop waits for.
+            inputs: digests of the data and the model by recipe key, for the checkpoints.
+            stop: ends the waiting for a full disk.
         """
+        self._waits = waits or Waits()
         self._folder = folder
         self._console = console
         self._trackers = trackers
         self._checkpoint = checkpoint
         self._fetch = fetch
         self._decode = decode
+        self._inputs = dict(inputs or {})
+        self._patience = Patience(console.say, stop or asyncio.Event())
 
     def step(self, progress: Progress, stage: StageProgress, metrics: Metrics, *, total_steps: int | None) -> None:
         """Record the metrics of a step, before it is counted in `progress`.
@@ -82,7 +96,7 @@ class Journal:
     async def trajectories(self, step: int, sampled: Sequence[ScoredGroup]) -> None:
         """Write every answer of a step; fetch and write them in a thread."""
         if sampled:
-            await asyncio.to_thread(self._write_trajectories, step, sampled)
+            await self.until_room(lambda: asyncio.to_thread(self._write_trajectories, step, sampled))
 
     def evaluation(self, after: str, accuracy: Accuracy) -> None:
         """Record the held-out accuracy by length, measured after a stage."""
@@ -123,6 +137,11 @@ class Journal:
         self._folder.append_event("fault", **fields)
         self._console.say("fault: " + ", ".join(f"{key}={value}" for key, value in fields.items()))
 
+    async def waiting(self, what: str, work: Awaitable[_T]) -> _T:
+        """Await `work`; if it takes long, it is spoken of as a wait for `what`."""
+        with self._waits.on(what):
+            return await work
+
     def event(self, event: str, **fields: Any) -> None:
         """Record any other event."""
         self._folder.append_event(event, **fields)
@@ -131,12 +150,30 @@ class Journal:
         """Save the run after its last finished step; do nothing before the first."""
         if progress.step == 0:
             return
-        partial = self._folder.begin_checkpoint(progress.step)
-        await learner.save(partial / "learner")
-        state = {"progress": progress.state_dict(), "curriculum": curriculum}
-        self._folder.write_json(partial / "state.json", state)
-        path = self._folder.finish_checkpoint(partial, progress.step, self._checkpoint.keep_last)
+        state = {"progress": progress.state_dict(), "curriculum": curriculum, "inputs": self._inputs}
+        path = await self.waiting(
+            "a checkpoint", self.until_room(lambda: self._write_checkpoint(progress.step, state, learner))
+        )
         self._folder.append_event("checkpoint", step=progress.step, path=str(path.relative_to(self._folder.path)))
+
+    async def until_room(self, write: Callable[[], Awaitable[_T]]) -> _T:
+        """Write something, and the lines that wait; while a disk is full, wait for room and say so.
+
+        Raises:
+            DiskFull: there was no room for too long.
+        """
+
+        async def write_all() -> _T:
+            await asyncio.to_thread(self._folder.write_waiting)
+            return await write()
+
+        return await self._patience.until_room(write_all)
+
+    async def _write_checkpoint(self, step: int, state: dict[str, Any], learner: Learner) -> Path:
+        checkpoints = self._folder.checkpoints
+        partial = checkpoints.begin(step)
+        await learner.save(partial / "learner")
+        return await asyncio.to_thread(checkpoints.finish, partial, step, state, keep_last=self._checkpoint.keep_last)
 
     def _write_trajectories(self, step: int, sampled: Sequence[ScoredGroup]) -> None:
         groups = self._fetch([group.group for group in sampled])

@@ -41,6 +41,10 @@ class Stages:
         self._checkpoint_every = checkpoint_every
         self._evaluate = evaluate
         self._curriculum_state: dict[str, Any] | None = None
+        self._saved: object = None
+        """What the latest checkpoint holds of the run."""
+        self.is_between_steps = False
+        """Whether learner and progress are still those of `remember_curriculum`, so that they may be saved together."""
 
     @property
     def current(self) -> StageProgress:
@@ -84,7 +88,12 @@ class Stages:
     async def remember_curriculum(self) -> None:
         """Keep the state of the curriculum as it is now, between two steps; it is what a checkpoint holds."""
         self._curriculum_state = await self._curriculum.state_dict() if self._curriculum else None
+        self.is_between_steps = True
 
     async def save(self) -> None:
-        """Write a checkpoint of the run after its last finished step."""
+        """Write a checkpoint of the run after its last finished step, unless the latest one holds just that."""
+        state = (self._progress.state_dict(), self._curriculum_state)
+        if state == self._saved:
+            return
         await self._journal.checkpoint(self._progress, self._curriculum_state, self._learner)
+        self._saved = state

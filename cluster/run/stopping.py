@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+import contextlib
+import os
+import shlex
+import signal
+import time
+from collections.abc import Awaitable, Callable, Generator
+from pathlib import Path
+from typing import Any, TypeVar
 
 from curriculum.errors import UserError
 
 _T = TypeVar("_T")
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+REPEAT_S = 2.0
+"""Signals that follow the first within so many seconds are the same request: `timeout` and schedulers send several."""
 
 
 class Interrupted(UserError):
@@ -16,8 +26,82 @@ class Interrupted(UserError):
 
     exit_status = 130
 
-    def __str__(self) -> str:
-        return "stopped; go on with --resume and the run folder"
+    def __init__(self, message: str = "stopped; go on with --resume and the run folder") -> None:
+        """Take what the last line of the command says."""
+        super().__init__(message)
+
+    @classmethod
+    def in_folder(cls, folder: Path) -> Interrupted:
+        """Return the error with the command that continues the run of this folder."""
+        return cls(f"stopped; go on with: {resume_command(folder)}")
+
+
+def resume_command(folder: Path) -> str:
+    """Return the command that continues a run."""
+    return f"qwenlong train --resume {shlex.quote(str(folder))}"
+
+
+class StopRequest:
+    """What signals ask of the driver: the first one stops the run, one that comes later ends the process at once.
+
+    Until `listen` a stop raises `KeyboardInterrupt`, from then on it sets an event.
+    """
+
+    def __init__(self, say: Callable[[str], None], *, now: Callable[[], float] = time.monotonic) -> None:
+        """Take what prints a line, and a clock in seconds."""
+        self.folder: Path | None = None
+        """The run folder, once there is one."""
+        self._say = say
+        self._now = now
+        self._asked_at: float | None = None
+        self._set: Callable[[], None] | None = None
+
+    @contextlib.contextmanager
+    def handled(self) -> Generator[None]:
+        """Handle the signals in a block of the main thread."""
+        before = {number: signal.getsignal(number) for number in SIGNALS}
+        self._take_signals()
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def listen(self) -> Generator[asyncio.Event]:
+        """Yield the event that a stop sets, in a running loop; after the block a stop changes nothing any more."""
+        loop, event = asyncio.get_running_loop(), asyncio.Event()
+        self._set = lambda: _call_if_open(loop, event.set)
+        self._take_signals()  # Ray and others have set handlers of their own meanwhile
+        yield event
+
+    def receive(self, number: int, frame: Any = None) -> None:
+        """Take a signal."""
+        if self._asked_at is None:
+            self._asked_at = self._now()
+            if self._set is None:
+                raise KeyboardInterrupt
+            self._say(self._announcement())
+            self._set()
+        elif self._now() - self._asked_at > REPEAT_S:
+            os._exit(128 + number)
+
+    def _take_signals(self) -> None:
+        for number in SIGNALS:
+            signal.signal(number, self.receive)
+
+    def _announcement(self) -> str:
+        way_back = f"; go on with: {resume_command(self.folder)}" if self.folder else ""
+        return f"stopping, with a checkpoint of the last finished step{way_back} (a second signal ends it at once)"
+
+
+def _call_if_open(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
+    with contextlib.suppress(RuntimeError):  # it has just been closed: the run is over
+        loop.call_soon_threadsafe(call)
+
+
+async def _never() -> None:
+    await asyncio.Event().wait()
 
 
 class StopSignal:
@@ -26,7 +110,7 @@ class StopSignal:
     Consumes: nothing.  Waits for: the work it is given.  Unblocked by: the work, a stop, or a failure.
     """
 
-    def __init__(self, stop: asyncio.Event, failure: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, stop: asyncio.Event, failure: Callable[[], Awaitable[None]] = _never) -> None:
         """Take the event that asks the run to stop, and what raises the error of a weight update in flight."""
         self._stop = stop
         self._failure = failure

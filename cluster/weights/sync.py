@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 from actors.weights.update import TensorRecord, WeightLoadError, WeightReceipt, WeightUpdate, WeightVersionError
 from cluster.roles import SyncReport
+from cluster.run.recovery import RestartFromCheckpoint
 from curriculum.errors import RunFailed, root_cause
 
 MAX_PROBE_GAP = {"fp32": 1e-3, "bf16": 0.1}
@@ -27,6 +28,10 @@ _T = TypeVar("_T")
 
 class WeightSyncError(RunFailed):
     """An engine does not hold the weights that the learner sent; training on its answers would be silently wrong."""
+
+
+class EngineSilent(WeightSyncError, RestartFromCheckpoint):
+    """An engine died or did not answer during an update that the others have, or have half of."""
 
 
 class Engines(Protocol):
@@ -244,14 +249,15 @@ async def in_time(name: str, expected: str, reply: Awaitable[_T], *, timeout_s: 
     """Await the reply of an engine; `expected` names it in errors.
 
     Raises:
-        WeightSyncError: the engine, which it names, is late or cannot load what it was sent.
+        EngineSilent: the engine, which it names, is late.
+        WeightSyncError: it cannot load what it was sent.
     """
     started = time.monotonic()
     try:
         async with asyncio.timeout(timeout_s):
             return await reply
     except TimeoutError as error:
-        raise WeightSyncError(
+        raise EngineSilent(
             f"{name}: no {expected} after {time.monotonic() - started:.0f} s "
             f"(rollout.sync.timeout_s={timeout_s:g}); raise it or read the actor's log under logs/"
         ) from error

@@ -11,6 +11,7 @@ from actors.config import SyncConfig
 from actors.weights.update import WeightGroupError, WeightReceipt, WeightUpdate
 from cluster.weights.sync import (
     Engines,
+    EngineSilent,
     Receipts,
     SendingLearner,
     WeightSyncError,
@@ -191,6 +192,8 @@ async def _receipts(sent: WeightUpdate, receiving: asyncio.Task[dict[str, Any]])
 def broken(version: int, outcomes: Mapping[str, Any], learner: BaseException | None) -> WeightSyncError:
     """Return the error of a broadcast that failed: first the engines that gave no answer, then the other ones.
 
+    Engines that are silent or dead can be replaced; those that refuse cannot.
+
     Args:
         version: the version that was sent.
         outcomes: receipt or error of each engine.
@@ -202,6 +205,8 @@ def broken(version: int, outcomes: Mapping[str, Any], learner: BaseException | N
     parts = [_describe(name, errors[name], version) for name in ordered]
     if learner is not None:
         parts.append(f"learner: {learner}")
+    if silent:
+        return EngineSilent("; ".join(parts))
     return WeightSyncError("; ".join(parts) + "; resume from the last checkpoint")
 
 

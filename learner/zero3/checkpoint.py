@@ -1,29 +1,34 @@
 """Checkpoints of the learner: ZeRO-3 shards and random states in a folder that is either complete or absent.
 
-A checkpoint is written under a temporary name; the marker `COMPLETE` is written last and the folder is then renamed, so
-a run that dies while saving leaves nothing that could be loaded by mistake.
+A checkpoint is written under a temporary name and sealed (`curriculum/seal.py`): each rank digests the files that it
+wrote, the marker `COMPLETE` is written last, and the folder is then renamed, so a run that dies while saving leaves
+nothing that could be loaded by mistake. Whether a file was damaged later is checked by the driver, before any rank
+starts.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import random
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
-from curriculum.errors import UserError
-from curriculum.files import begin_folder, file_errors, finish_folder, partial_of, write_text
-from learner.collectives import barrier
+from curriculum.errors import UserError, first_line
+from curriculum.files import begin_folder, file_errors, finish_folder, partial_of, sync, write_text
+from curriculum.seal import COMPLETE, FileDigest, digest_file, seal
+from learner.collectives import barrier, together
 from learner.zero3.shard import Shard, shard_name
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
-COMPLETE = "COMPLETE"
-"""File whose presence says that every rank has written everything."""
 _MANIFEST = "manifest.json"
 _INDEX = "index.json"
 _STEP = "optimizer_step"
@@ -38,24 +43,38 @@ def save(engine: DeepSpeedEngine, directory: Path, *, manifest: dict[str, Any], 
         directory: final name; an earlier checkpoint of that name is replaced.
         manifest: values that must be equal when the checkpoint is loaded; plain JSON.
         state: values that `load` returns; plain JSON.
+
+    Raises:
+        UserError: a rank cannot write its files; on all ranks, which may try again.
     """
     import torch.distributed as dist
 
     rank = dist.get_rank()
-    partial = begin_folder(directory) if rank == 0 else partial_of(directory)
-    barrier()
-    shard = Shard(engine)
-    with file_errors(directory, "written"):
-        shard.save(partial / shard_name(rank))
-        torch.save(_random_state(), partial / f"rng_{rank}.pt")
-    barrier()
-    if rank == 0:
+    partial, shard = partial_of(directory), Shard(engine)
+
+    def finish(digests: dict[str, FileDigest]) -> None:
         write_text(partial / _MANIFEST, json.dumps({**manifest, "world_size": dist.get_world_size()}) + "\n")
         write_text(partial / _INDEX, json.dumps(shard.index) + "\n")
         write_text(partial / _STATE, json.dumps({**state, _STEP: shard.step}) + "\n")
-        write_text(partial / COMPLETE, "")
+        seal(partial, digests)
         finish_folder(directory)
-    barrier()
+
+    together(lambda: begin_folder(directory) if rank == 0 else None)
+    digests = together(lambda: _write_own(shard, partial, rank, name=directory))
+    together(lambda: finish({name: digest for own in digests for name, digest in own.items()}) if rank == 0 else None)
+
+
+def _write_own(shard: Shard, partial: Path, rank: int, *, name: Path) -> dict[str, FileDigest]:
+    """Write the files of this rank and wait until they are on disk; return their digests."""
+    random_state = io.BytesIO()
+    torch.save(_random_state(), random_state)
+    paths = shard_file, random_file = partial / shard_name(rank), partial / f"rng_{rank}.pt"
+    with file_errors(name, "written"):
+        shard.save(shard_file)
+        random_file.write_bytes(random_state.getvalue())
+        for path in paths:
+            sync(path)
+        return {path.name: digest_file(path) for path in paths}
 
 
 def load(engine: DeepSpeedEngine, directory: Path, *, manifest: dict[str, Any]) -> dict[str, Any]:
@@ -65,23 +84,36 @@ def load(engine: DeepSpeedEngine, directory: Path, *, manifest: dict[str, Any]) 
     random state of rank r modulo the ranks that saved.
 
     Raises:
-        UserError: there is no complete checkpoint of that name, it was written with another manifest, or it belongs to
-            another model.
+        UserError: there is no complete checkpoint of that name, it was written with another manifest, it belongs to
+            another model, or its files are not those of a checkpoint.
     """
     import torch.distributed as dist
 
     if not (directory / COMPLETE).is_file():
         raise UserError(f"{directory} is not a complete checkpoint (no {COMPLETE}); resume from an earlier one")
-    found = json.loads((directory / _MANIFEST).read_text())
-    _check_manifest(directory, found, manifest)
-    state = json.loads((directory / _STATE).read_text())
-    num_shards = int(found["world_size"])
-    index = json.loads((directory / _INDEX).read_text())
-    Shard(engine).restore(directory, index, num_shards, step=state.pop(_STEP))
-    random_state = torch.load(directory / f"rng_{dist.get_rank() % num_shards}.pt", weights_only=True)
-    _restore_random_state(random_state)
+    with _readable(directory):
+        found = json.loads((directory / _MANIFEST).read_text())
+        _check_manifest(directory, found, manifest)
+        state = json.loads((directory / _STATE).read_text())
+        num_shards = int(found["world_size"])
+        index = json.loads((directory / _INDEX).read_text())
+        Shard(engine).restore(directory, index, num_shards, step=state.pop(_STEP))
+        random_state = torch.load(directory / f"rng_{dist.get_rank() % num_shards}.pt", weights_only=True)
+        _restore_random_state(random_state)
     barrier()
     return state
+
+
+@contextmanager
+def _readable(directory: Path) -> Generator[None]:
+    """Raise in one line what only files that `save` did not write can cause."""
+    try:
+        with file_errors(directory, "read"):
+            yield
+    except (ValueError, TypeError, LookupError, AttributeError, SafetensorError) as error:
+        raise UserError(
+            f"{directory}: not the files of a checkpoint ({first_line(error)}); resume from an earlier one"
+        ) from error
 
 
 def _check_manifest(directory: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:

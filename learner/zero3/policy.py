@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from curriculum.errors import UserError
+from curriculum.files import begin_folder, file_errors, finish_folder
 from learner.attention.shared_prefix import ATTENTION_KEY, register
 from learner.forward.logprobs import ResponseHead, TokenLoss
 from learner.forward.row_tensors import PromptTensors, RowTensors
@@ -69,6 +70,23 @@ class Policy(nn.Module):
         head = cast(ResponseHead, self.causal_lm.get_output_embeddings())
         return head(hidden_TH[row.predictors_N], row.labels_N, row.temperature_N, row.top_p_N, loss)
 
+    def write(self, directory: Path, weights: dict[str, Tensor], model_path: str) -> None:
+        """Write a Hugging Face folder with these weights; it appears whole, and replaces an earlier one.
+
+        Args:
+            directory: the folder; a link is followed.
+            weights: full weights by their Hugging Face names.
+            model_path: folder or hub id that has the tokenizer.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        partial = begin_folder(directory)
+        with file_errors(directory, "written"):
+            self.causal_lm.save_pretrained(partial, state_dict=weights)
+            _copy_tokenizer(model_path, partial)
+        finish_folder(directory)
+
 
 def load_policy(
     model_path: str, *, dtype: torch.dtype, gradient_checkpointing: bool, trust_remote_code: bool
@@ -92,7 +110,7 @@ def load_policy(
     return Policy(causal_lm).train()
 
 
-def copy_tokenizer(model_path: str, directory: Path) -> None:
+def _copy_tokenizer(model_path: str, directory: Path) -> None:
     """Copy the files of the tokenizer unchanged: loading and saving a tokenizer may change its class."""
     source = Path(model_path)
     if not source.is_dir():

@@ -16,15 +16,22 @@ MAX_POLICY_LAG = 2
 
 @pytest.fixture(scope="module")
 def lagging(workshop):
-    """A run with a lag of at most two updates: its rollout actor is killed, then its driver alone stopped."""
+    """A run with a lag of at most two updates: its rollout actor is killed, then its driver alone stopped, then one of
+    its two learner ranks killed while the other one waits for it."""
     run = workshop.new_run("lagging")
-    command = workshop.train(run, rollout__max_policy_lag=MAX_POLICY_LAG, learner__importance={"cap": 2.0})
+    lag = {"rollout__max_policy_lag": MAX_POLICY_LAG, "learner__importance": {"cap": 2.0}, "learner__num_ranks": 2}
+    command = workshop.train(run, **lag)
     run.wait_for_steps(command, NUM_SFT_STEPS + 1)
     run.kill("rollout-0")
     run.wait_for_steps(command, NUM_STEPS - 4)
     command.process.send_signal(signal.SIGINT)
     run.finish(command)
-    run.finish(workshop.resume(run))
+
+    num_steps = len(run.metrics)
+    command = workshop.resume(run)
+    run.wait_for_steps(command, num_steps + 1)
+    run.kill("learner-1")
+    run.finish(command)
     return run
 
 
@@ -37,12 +44,18 @@ def last_lines(lagging):
 def test_the_run_stops_resumes_and_leaves_no_process_behind(lagging):
     assert lagging.exit_statuses == [130, 0], lagging.output[-2000:]
     assert lagging.survivors == [[], []]
-    assert [event["checkpoint"] for event in lagging.events("resumed")] == [lagging.checkpoints[0][-1]]
+    assert lagging.events("resumed")[0]["checkpoint"] == lagging.checkpoints[0][-1]
 
 
 def test_a_killed_rollout_actor_comes_back_within_the_run(lagging):
-    faults = [(event["actor"], event["action"]) for event in lagging.events("fault")]
+    faults = [(event["actor"], event["action"]) for event in lagging.events("fault") if "actor" in event]
     assert faults == [("rollout-0", "restarting"), ("rollout-0", "back")]
+
+
+def test_a_killed_learner_rank_lets_the_run_go_on_from_its_last_checkpoint_by_itself(lagging):
+    (restart,) = [event for event in lagging.events("fault") if event["action"] == "restarting the run"]
+    assert restart["part"] == "learner"
+    assert [event["step"] for event in lagging.events("resumed")][1:] == [restart["from_step"]]
 
 
 def test_batches_are_old_by_two_updates_at_most_and_some_are_old(last_lines):

@@ -35,7 +35,6 @@ ENVIRONMENT = os.environ | {
     "OMP_NUM_THREADS": "1",
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    "RAY_AUTH_MODE": "disabled",
     "CUDA_VISIBLE_DEVICES": "",
 }
 ENVIRONMENT.pop("RAY_ADDRESS", None)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import signal
+import time
 
 import pytest
 
 pytestmark = pytest.mark.integration
 
 NUM_SFT_STEPS, NUM_STEPS = 24, 32  # as in conftest.py
+STOP_S = 10.0
+"""A stop takes no longer than this."""
+PAUSE_S = 1.5
+"""Into the middle of what a line has announced."""
 
 
 def test_a_killed_rollout_actor_comes_back_within_the_run(disturbed):
@@ -21,21 +25,31 @@ def test_a_killed_rollout_actor_does_not_change_the_numbers(reference, disturbed
     _assert_same(reference, disturbed, range(NUM_SFT_STEPS, NUM_SFT_STEPS + 2))
 
 
-def test_an_interrupted_run_saves_its_last_step_and_exits_with_130(disturbed):
+def test_a_run_that_gets_two_signals_at_once_saves_its_last_step_and_exits_with_130(disturbed):
     assert disturbed.exit_statuses[0] == 130
+    assert disturbed.stop_s[0] < STOP_S
     resumed_from = [event["checkpoint"] for event in disturbed.events("resumed")]
     assert resumed_from == [checkpoints[-1] for checkpoints in disturbed.checkpoints[:2]]
 
 
-def test_an_interrupt_before_the_actors_start_ends_at_once(workshop):
-    run = workshop.new_run("early")
+@pytest.mark.parametrize(
+    ("moment", "number", "last_line"),
+    [
+        ("reading model and data", signal.SIGINT, "interrupted"),
+        ("run folder:", signal.SIGTERM, "stopped; go on with: qwenlong train --resume {run}"),
+        ("starting the actors", signal.SIGHUP, "stopped; go on with: qwenlong train --resume {run}"),
+    ],
+)
+def test_a_signal_before_the_first_step_ends_the_run_at_once(workshop, moment, number, last_line):
+    run = workshop.new_run(f"early-{number.name}")
     command = workshop.train(run)
-    command.wait_for(lambda: "reading model and data" in command.output, "sign of life")
-    os.killpg(command.process.pid, signal.SIGINT)
-    run.finish(command)
+    command.wait_for(lambda: moment in command.output, "sign of life")
+    time.sleep(PAUSE_S)
+    run.stop(command, number)
     assert (run.exit_statuses, run.survivors) == ([130], [[]])
+    assert run.stop_s[0] < STOP_S
     assert "Traceback" not in run.output
-    assert "interrupted" in run.output
+    assert run.output.splitlines()[-1] == last_line.format(run=run.folder)
 
 
 def test_nothing_outlives_an_interrupted_a_killed_or_a_finished_driver(disturbed):

@@ -104,12 +104,11 @@ def test_every_answer_is_in_the_trajectories(reference):
 
 
 def test_a_warm_up_alone_starts_neither_coordinator_nor_engines(workshop, head):
-    _, address = head
     run = workshop.new_run("warm-up")
-    command = workshop.join(address, run, curriculum__phases=[], data__train=None, data__evaluation=None)
+    command = workshop.join(head.address, run, curriculum__phases=[], data__train=None, data__evaluation=None)
     run.finish(command)
     assert run.exit_statuses == [0], run.output[-4000:]
-    assert f"joining Ray at {address}" in run.output
+    assert f"joining Ray at {head.address}" in run.output
     assert set(run.events("actors_ready")[0]["pids"]) == {"learner-0"}
     assert [stage["name"] for stage in run.summary["stages"]] == ["sft"]
     assert (run.folder / "model" / "model.safetensors").is_file()
@@ -123,10 +122,8 @@ def test_a_job_submitted_to_a_running_cluster_finishes(submitted):
 
 
 def test_the_actors_of_a_job_have_readable_names(head, submitted):
-    from ray.util.state import list_actors
-
-    url, _ = head
-    names = {actor["name"] for actor in list_actors(address=url)}
+    reply = head.get("/api/v0/actors?limit=1000")
+    names = {actor["name"] for actor in reply["data"]["result"]["result"]}
     assert {"coordinator", "rollout-0", "learner-0", "learner-1"} <= names
 
 

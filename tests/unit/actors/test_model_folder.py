@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.model_folder import context_length, folder_or_hub_id, yarn_length
+from actors.model_folder import context_length, folder_or_hub_id, model_digest, num_parameters, yarn_length
 from curriculum.errors import UserError
 
 BASE = Path(__file__).parents[3] / "recipes" / "assets" / "local_base"
@@ -115,3 +115,53 @@ def test_a_folder_without_a_configuration_is_told_with_its_key(tmp_path):
     ) as caught:
         context_length(str(tmp_path), key="reward.judge.model")
     assert "\n" not in str(caught.value)
+
+
+def model_folder(tmp_path, name="model", **files):
+    folder = tmp_path / name
+    folder.mkdir()
+    content = {"config.json": b"{}", "model.safetensors": b"weights", "tokenizer.json": b"[]", "README.md": b"hello"}
+    for file, text in {**content, **files}.items():
+        (folder / file).write_bytes(text)
+    return str(folder)
+
+
+def test_the_same_files_have_the_same_digest_wherever_they_are(tmp_path):
+    assert model_digest(model_folder(tmp_path, "a")) == model_digest(model_folder(tmp_path, "b"))
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"])
+def test_a_changed_or_an_added_file_changes_the_digest(tmp_path, file):
+    changed = model_digest(model_folder(tmp_path, "b", **{file: b"other"}))
+    assert model_digest(model_folder(tmp_path, "a")) != changed
+
+
+def test_what_is_no_part_of_a_model_does_not_count(tmp_path):
+    read = model_digest(model_folder(tmp_path, "b", **{"README.md": b"new words"}))
+    assert model_digest(model_folder(tmp_path, "a")) == read
+
+
+@pytest.mark.parametrize("position", [0, 500_000, 999_999])
+def test_large_weights_are_told_apart_by_samples_from_their_first_to_their_last_byte(tmp_path, monkeypatch, position):
+    monkeypatch.setattr("actors.model_folder.WHOLE_BYTES", 1000)
+    monkeypatch.setattr("actors.model_folder._SAMPLE_BYTES", 1 << 13)
+    weights = bytearray(1_000_000)
+    before = model_digest(model_folder(tmp_path, "a", **{"model.safetensors": bytes(weights)}))
+    weights[position] = 1
+    assert model_digest(model_folder(tmp_path, "b", **{"model.safetensors": bytes(weights)})) != before
+
+
+def test_a_model_of_the_hub_is_its_commit(tmp_path, monkeypatch):
+    commit = tmp_path / "models--owner--model" / "snapshots" / "abc123"
+    commit.mkdir(parents=True)
+    (commit / "config.json").write_text("{}")
+    (tmp_path / "models--owner--model" / "refs").mkdir()
+    (tmp_path / "models--owner--model" / "refs" / "main").write_text("abc123")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert model_digest("owner/model") == "abc123"
+    assert model_digest("owner/other") == "owner/other"
+
+
+def test_the_weights_of_a_folder_are_counted_from_their_headers():
+    assert num_parameters(str(BASE)) == 139_712
+    assert num_parameters("owner/model") is None

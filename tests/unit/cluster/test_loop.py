@@ -11,6 +11,7 @@ import pytest
 from cluster.loop import JudgeLost, PhaseFruitless
 from cluster.roles import GroupLost
 from cluster.run.progress import Progress
+from cluster.run.recovery import CoordinatorLost
 from cluster.run.stopping import Interrupted
 
 ONE_PHASE = [{"name": "short", "max_prompt_tokens": 25, "end": {"type": "steps", "steps": 1}}]
@@ -188,9 +189,79 @@ def test_a_stop_while_answers_are_sampled_saves_the_last_finished_step(bench):
 
     with pytest.raises(Interrupted):
         asyncio.run(stop_in_the_second_step())
-    state = json.loads((b.folder.latest_checkpoint() / "state.json").read_text())
+    state = json.loads((b.folder.checkpoints.newest() / "state.json").read_text())
     assert state["progress"]["step"] == 1
     assert b.calls[-2:] == ["save", "abort"], "no request outlives the run"
+
+
+def stop_at(b, call):
+    """Run, and stop as soon as `call` has been made; return the state of the checkpoint."""
+
+    async def run():
+        running = asyncio.create_task(b.loop().run())
+        while call not in b.calls:
+            await asyncio.sleep(0)
+        b.stop.set()
+        await running
+
+    with pytest.raises(Interrupted):
+        asyncio.run(run())
+    return json.loads((b.folder.checkpoints.newest() / "state.json").read_text())
+
+
+def test_a_stop_while_a_slice_is_trained_on_drops_the_step_and_waits_for_nothing(bench):
+    b = bench(accuracies=always_mixed)
+
+    async def train():
+        if len(b.learner.batches) == 1:
+            b.calls.append("second step")
+            await asyncio.Event().wait()
+
+    b.learner.train = train
+    saved = stop_at(b, "second step")
+    assert saved["progress"]["step"] == 1
+    assert len(b.learner.batches) == 1, "no update"
+
+
+def test_a_stop_while_weights_travel_counts_the_step_that_made_them(bench):
+    b = bench(accuracies=always_mixed)
+
+    async def travel():
+        b.calls.append("travelling")
+        await asyncio.Event().wait()
+
+    b.transport.travel = travel
+    saved = stop_at(b, "travelling")
+    assert (saved["progress"]["step"], saved["progress"]["policy_version"]) == (1, 1)
+    assert len(metrics_without_times(b)) == 1
+
+
+def test_a_stop_during_a_step_of_the_warm_up_saves_that_step(bench):
+    b = bench(accuracies=always_mixed, demonstrations=6)
+    saved = stop_at(b, "sft 2")
+    assert saved["progress"]["step"] == b.calls.count("sft 2")
+
+
+def test_a_stop_right_after_a_checkpoint_does_not_write_it_again(bench):
+    b = bench(accuracies=always_mixed, checkpoint={"every_steps": 1, "keep_last": 9})
+    saved = stop_at(b, "save")
+    assert saved["progress"]["step"] == b.calls.count("save")
+
+
+def test_an_engine_that_does_not_answer_is_not_waited_for_at_the_end(bench, monkeypatch):
+    b = bench(accuracies=always_mixed)
+    monkeypatch.setattr("cluster.loop.CLOSE_S", 0.01)
+    b.rollouts.block, b.rollouts.abort = asyncio.Event(), asyncio.Event().wait
+
+    async def stop():
+        running = asyncio.create_task(b.loop().run())
+        while "blocked" not in b.calls:
+            await asyncio.sleep(0)
+        b.stop.set()
+        await asyncio.wait_for(running, 5)
+
+    with pytest.raises(Interrupted):
+        asyncio.run(stop())
 
 
 def test_a_run_resumed_from_its_checkpoint_trains_on_the_same_batches(bench):
@@ -199,7 +270,7 @@ def test_a_run_resumed_from_its_checkpoint_trains_on_the_same_batches(bench):
     whole.run()
     half = bench(name="half", accuracies=often_mixed, checkpoint={"every_steps": 1, "keep_last": 9})
     half.run()
-    saved = json.loads((half.folder.checkpoints / "step-000002" / "state.json").read_text())
+    saved = json.loads((half.folder.checkpoints.path / "step-000002" / "state.json").read_text())
     resumed = bench(name="resumed", accuracies=often_mixed)
     resumed.coordinator.load_state_dict(saved["curriculum"])
     resumed.progress = Progress.from_state_dict(saved["progress"])
@@ -215,7 +286,7 @@ def test_a_resumed_run_masks_negatives_as_the_run_did_that_it_continues(bench):
     whole.run()
     half = bench(name="half", accuracies=always_mixed, learner=control, checkpoint={"every_steps": 1, "keep_last": 9})
     half.run()
-    saved = json.loads((half.folder.checkpoints / "step-000001" / "state.json").read_text())
+    saved = json.loads((half.folder.checkpoints.path / "step-000001" / "state.json").read_text())
     resumed = bench(name="resumed", accuracies=always_mixed, learner=control)
     resumed.coordinator.load_state_dict(saved["curriculum"])
     resumed.progress = Progress.from_state_dict(saved["progress"])
@@ -252,7 +323,7 @@ def test_a_phase_without_anything_to_train_on_stops_the_run_where_the_recipe_say
     b = bench(accuracies=lambda lease: [0.0, 0.0], curriculum=fruitless)
     with pytest.raises(PhaseFruitless, match=r"short trained on nothing in 1 steps in a row .*--resume"):
         b.run()
-    saved = json.loads((b.folder.latest_checkpoint() / "state.json").read_text())
+    saved = json.loads((b.folder.checkpoints.newest() / "state.json").read_text())
     resumed = bench(name="resumed", accuracies=always_mixed, curriculum=fruitless)
     resumed.coordinator.load_state_dict(saved["curriculum"])
     resumed.progress = Progress.from_state_dict(saved["progress"])
@@ -279,3 +350,45 @@ def test_lost_groups_are_replaced_and_a_run_that_loses_group_after_group_stops(b
     assert (some.progress.ledger.trained, some.progress.ledger.failed) == (4, 2)
     with pytest.raises(GroupLost, match="its node died"):
         losing(lambda lease: True).run()
+
+
+def saved_steps(b):
+    return sorted(path.name for path in b.folder.checkpoints.glob("step-*"))
+
+
+def test_a_coordinator_that_dies_while_a_batch_is_sampled_costs_no_finished_step(bench):
+    often_mixed = lambda lease: [1.0, 0.0] if lease.lease_id % 3 else [1.0, 1.0]  # noqa: E731
+    whole = bench(name="whole", accuracies=often_mixed)
+    whole.run()
+    b = bench(name="died", accuracies=often_mixed)
+
+    async def die_in_the_third_step(lease):
+        if b.progress.step == 2:
+            raise CoordinatorLost
+
+    b.rollouts.sample = die_in_the_third_step
+    with pytest.raises(CoordinatorLost):
+        b.run()
+    assert saved_steps(b) == ["step-000002"]
+    saved = json.loads((b.folder.latest_checkpoint() / "state.json").read_text())
+    again = bench(name="again", accuracies=often_mixed)
+    again.coordinator.load_state_dict(saved["curriculum"])
+    again.progress = Progress.from_state_dict(saved["progress"])
+    again.rollouts.policy_version = again.progress.policy_version
+    again.run()
+    assert again.learner.batches == whole.learner.batches[2:]
+
+
+def test_a_coordinator_that_dies_after_the_update_of_a_step_takes_that_step_with_it(bench):
+    b = bench(accuracies=always_mixed, checkpoint={"every_steps": 1, "keep_last": 9})
+
+    async def dies():
+        if b.progress.step == 2:
+            raise CoordinatorLost
+
+    b.transport.travel = dies  # the weights of the third step do not arrive, the learner has them
+    with pytest.raises(CoordinatorLost):
+        b.run()
+    assert saved_steps(b) == ["step-000001", "step-000002"]
+    saved = json.loads((b.folder.latest_checkpoint() / "state.json").read_text())
+    assert (saved["progress"]["step"], saved["progress"]["policy_version"]) == (2, 2)

@@ -144,7 +144,7 @@ def test_a_stop_and_a_resume_train_on_nothing_twice_and_lose_nothing(lagging):
 
     with pytest.raises(Interrupted):
         asyncio.run(stop_in_the_fifth_step())
-    saved = json.loads((first.folder.latest_checkpoint() / "state.json").read_text())
+    saved = json.loads((first.folder.checkpoints.newest() / "state.json").read_text())
     second = lagging(accuracies=mixed_two_times_in_three, name="second")
     second.coordinator.load_state_dict(saved["curriculum"])
     second.progress = Progress.from_state_dict(saved["progress"])

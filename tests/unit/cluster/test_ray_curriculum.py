@@ -6,8 +6,12 @@ import asyncio
 import inspect
 from types import SimpleNamespace
 
-from cluster.processes.curriculum import ray_curriculum
+import pytest
+from ray.exceptions import ActorDiedError
+
+from cluster.processes.curriculum import ray_curriculum, released_by
 from cluster.roles import Curriculum
+from cluster.run.recovery import CoordinatorLost
 from curriculum.coordinator import Coordinator
 
 
@@ -55,3 +59,20 @@ def test_the_role_asks_for_methods_of_the_coordinator_with_their_parameters():
         role, method = getattr(Curriculum, name), getattr(Coordinator, name)
         asked, offered = inspect.signature(role).parameters, inspect.signature(method).parameters
         assert [str(x) for x in asked.values()] == [str(x) for x in offered.values()], name
+
+
+def test_a_coordinator_that_is_gone_is_named_by_every_method():
+    class Gone(Handle):
+        async def _answer(self, name, *arguments):
+            raise ActorDiedError
+
+    async def play():
+        curriculum = ray_curriculum(Gone())
+        with pytest.raises(CoordinatorLost, match="the coordinator died in state_dict"):
+            await curriculum.state_dict()
+        with pytest.raises(CoordinatorLost, match="the coordinator died in keep_all"):
+            await curriculum.keep((0, "a"))
+        with pytest.raises(CoordinatorLost, match="the coordinator died in release"):
+            await released_by(Gone())("rollout-0")
+
+    asyncio.run(play())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from ray.exceptions import ActorUnavailableError, ObjectLostError, RayTaskError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostError, RayActorError, RayTaskError
 
 from actors.faults import DeadlineMissed, FaultKind, FaultyGroup
 from actors.rollout import Sampling
@@ -13,6 +13,8 @@ from actors.trajectory import GroupMeta
 from cluster.processes.rollouts import RayRollouts
 from cluster.processes.supervision import SupervisedActor
 from cluster.roles import GroupLost
+from cluster.run.recovery import CoordinatorLost
+from cluster.run.waits import Waits
 from curriculum.task import TaskLease
 
 SAMPLING = Sampling(num_samples=2, temperature=1.0, top_p=1.0, max_response_tokens=8)
@@ -231,3 +233,24 @@ def test_an_abort_reaches_every_engine(make_score):
     r = rollouts([supervised(f"rollout-{i}", handle) for i, handle in enumerate(handles)], make_score)
     asyncio.run(r.abort())
     assert [handle.num_aborts for handle in handles] == [1, 1]
+
+
+def test_an_engine_whose_call_to_the_coordinator_failed_is_not_blamed(make_score):
+    wrapped = RayTaskError("next_group", "traceback", ActorDiedError()).as_instanceof_cause()
+    assert isinstance(wrapped, RayActorError)
+    faults = []
+    actor = supervised("rollout-0", FakeRolloutHandle([wrapped]), log=faults)
+    with pytest.raises(CoordinatorLost, match="the coordinator died"):
+        asyncio.run(rollouts([actor], make_score).next_group(SAMPLING))
+    assert (faults, actor.lost, actor.incarnation) == ([], False, 0)
+
+
+def test_every_group_that_arrives_is_progress_of_what_is_waited_for(meta, make_score):
+    seconds = [0.0]
+    waits = Waits(10.0, now=lambda: seconds[0])
+    actor, judge = supervised("rollout-0", FakeRolloutHandle([meta(7)])), FakeJudgeHandle((make_score(1.0),) * 2)
+    r = RayRollouts([actor], [supervised("judge-0", judge)], on_fault=lambda **_: None, waits=waits)
+    with waits.on("a batch") as wait:
+        seconds[0] = 8.0
+        asyncio.run(r.next_group(SAMPLING))
+        assert wait.since == 8.0

@@ -1,28 +1,22 @@
-"""The run folder: never overwritten, and a checkpoint counts when it is whole."""
+"""The run folder: never overwritten, written whole, mended before it is continued."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
-from cluster.run.folder import COMPLETE, RunFolder
+from cluster.run.checkpoints import Checkpoint
+from cluster.run.folder import RunFolder
+from cluster.run.progress import Progress, StageProgress
 from curriculum.errors import UserError
+from curriculum.seal import seal
 
 
 @pytest.fixture
 def folder(tmp_path):
     return RunFolder.create(tmp_path / "run")
-
-
-def save(folder, step, *, keep_last=2, content="state"):
-    partial = folder.begin_checkpoint(step)
-    (partial / "state.json").write_text(content)
-    return folder.finish_checkpoint(partial, step, keep_last)
-
-
-def names(folder):
-    return sorted(path.name for path in folder.checkpoints.iterdir())
 
 
 def test_a_new_folder_is_made_with_its_parents(tmp_path):
@@ -80,47 +74,60 @@ def test_json_is_replaced_as_a_whole(folder):
     assert [p.name for p in folder.path.iterdir()] == ["summary.json"]
 
 
-def test_without_a_checkpoint_there_is_none(folder):
-    assert folder.latest_checkpoint() is None
+def test_what_dead_writers_left_is_gone_after_mending_and_the_rest_is_not(folder):
+    folder.append_metrics({"step": 0})
+    with (folder.path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 1, "lo')
+    folder.trajectories.mkdir()
+    dead = (".summary.json.partial", "trajectories/.step-000001.parquet.partial")
+    for name in (*dead, "trajectories/step-000000.parquet"):
+        (folder.path / name).touch()
+    (folder.checkpoints.begin(2) / "stale.pt").touch()
+    said = []
+    folder.mend(said.append)
+    assert said == ["metrics.jsonl: its last line was unfinished; removed 15 bytes"]
+    assert _lines(folder, "metrics.jsonl") == ['{"step": 0}']
+    assert sorted(path.relative_to(folder.path).as_posix() for path in folder.path.rglob("*")) == [
+        "checkpoints", "metrics.jsonl", "trajectories", "trajectories/step-000000.parquet"
+    ]  # fmt: skip
 
 
-def test_the_latest_checkpoint_is_the_one_of_the_highest_step(folder):
-    save(folder, 9, keep_last=9)
-    save(folder, 100, keep_last=9)
-    save(folder, 20, keep_last=9)
-    assert folder.latest_checkpoint() == folder.checkpoints / "step-000100"
+def test_a_model_on_another_disk_is_mended_there_and_nothing_else_of_that_disk(folder, tmp_path):
+    disk = tmp_path / "disk"
+    for name in (".model.partial", ".other.partial", ".model.replaced"):
+        (disk / name).mkdir(parents=True)
+        (disk / name / "weights").write_text(name)
+    folder.model.symlink_to(disk / "model")
+    folder.mend(print)
+    assert sorted(path.name for path in disk.iterdir()) == [".other.partial", "model"]
+    assert (folder.model / "weights").read_text() == ".model.partial", "killed between its two names"
 
 
-def test_a_checkpoint_that_is_still_being_written_is_never_loaded(folder):
-    save(folder, 1)
-    partial = folder.begin_checkpoint(2)
-    (partial / "state.json").write_text("half")
-    assert folder.latest_checkpoint() == folder.checkpoints / "step-000001"
+def checkpoint_of(kind):
+    progress = Progress(step=5, stage=StageProgress(name=kind, kind=kind))
+    return Checkpoint(path=Path("step-000005"), progress=progress, curriculum=None, inputs={})
 
 
-def test_a_checkpoint_without_its_marker_is_never_loaded(folder):
-    save(folder, 1)
-    (save(folder, 2) / COMPLETE).unlink()
-    assert folder.latest_checkpoint() == folder.checkpoints / "step-000001"
+def test_a_reference_policy_that_is_whole_passes(folder):
+    folder.reference.mkdir()
+    (folder.reference / "model.safetensors").write_text("weights")
+    seal(folder.reference)
+    folder.check_reference(checkpoint_of("rl"), pytest.fail)
 
 
-def test_what_a_dead_driver_left_half_written_is_started_anew(folder):
-    (folder.begin_checkpoint(2) / "stale.pt").touch()
-    assert list(folder.begin_checkpoint(2).iterdir()) == []
+def test_a_damaged_reference_policy_is_refused_where_the_checkpoint_needs_it(folder):
+    folder.reference.mkdir()
+    with pytest.raises(UserError, match=r"reference: damaged \(COMPLETE: is missing\), and training measures the KL"):
+        folder.check_reference(checkpoint_of("rl"), pytest.fail)
 
 
-def test_the_oldest_checkpoints_beyond_the_limit_are_removed(folder):
-    for step in (1, 2, 3):
-        save(folder, step, keep_last=2)
-    assert names(folder) == ["step-000002", "step-000003"]
-
-
-def test_a_checkpoint_of_the_same_step_replaces_the_older_one(folder):
-    save(folder, 5, keep_last=1, content="in the middle of the stage")
-    path = save(folder, 5, keep_last=1, content="stage closed")
-    assert names(folder) == ["step-000005"]
-    assert (path / "state.json").read_text() == "stage closed"
-    assert folder.latest_checkpoint() == path
+@pytest.mark.parametrize("checkpoint", [None, checkpoint_of("sft")])
+def test_before_the_reinforcement_learning_a_damaged_reference_policy_is_written_again(folder, checkpoint):
+    folder.reference.mkdir()
+    said = []
+    folder.check_reference(checkpoint, said.append)
+    assert said == ["reference is damaged: COMPLETE: is missing; it will be written again"]
+    assert not folder.reference.exists()
 
 
 def test_a_second_process_is_kept_out_until_the_first_lets_go(tmp_path):

@@ -520,3 +520,19 @@ def test_nothing_is_opened_for_a_stream_after_the_last_phase(make_tasks):
     run_step(coordinator, 0, 1, half_right)
     with pytest.raises(ValueError, match=r"open_stream\(1\).*phase_state\(\).finished"):
         coordinator.open_stream(1)
+
+
+@pytest.mark.parametrize("key", ["phase", "clock", "sampler", "pool", "difficulty", "leases", "tally"])
+@pytest.mark.parametrize("value", [None, "text", 7.5])
+def test_a_state_with_a_wrong_part_is_refused_in_one_line(make_tasks, key, value):
+    coordinator = start(make_tasks(3), FixedSteps(steps=1))
+    with pytest.raises(UserError, match=r"^curriculum state: not what a coordinator writes \(.*\); resume from"):
+        coordinator.load_state_dict({**coordinator.state_dict(), key: value})
+
+
+def test_a_state_without_a_part_is_refused(make_tasks):
+    coordinator = start(make_tasks(3), FixedSteps(steps=1))
+    for key in coordinator.state_dict():
+        state = {name: part for name, part in coordinator.state_dict().items() if name != key}
+        with pytest.raises(UserError, match=r"^curriculum state: "):
+            coordinator.load_state_dict(state)

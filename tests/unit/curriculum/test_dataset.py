@@ -251,3 +251,25 @@ def test_generated_demonstrations_are_loaded(encoder):
 def test_demonstrations_without_responses_name_the_missing_column(write, encoder):
     with pytest.raises(UserError, match=r"^data\.sft=.*need \{context, question, response\}"):
         load_demonstrations(write(item("a", 5)), encoder=encoder, max_tokens=100)
+
+
+def test_the_digest_is_that_of_the_rows_wherever_they_lie_and_whatever_the_phases_are(write, encoder, tmp_path):
+    rows = (item("a", 5), item("b", 15))
+    digest = load(write(*rows), encoder).digest
+    moved = tmp_path / "moved.jsonl"
+    moved.write_bytes((tmp_path / "a.jsonl").read_bytes())
+    assert load(str(moved), encoder, limits=(8, 30)).digest == digest
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        pytest.param((item("a", 5, answers=["bob"]), item("b", 15)), id="a corrected answer"),
+        pytest.param((item("b", 15), item("a", 5)), id="another order"),
+        pytest.param((item("a", 5), item("b", 15), item("c", 5)), id="one more"),
+        pytest.param((item("a", 5), item("b", 15), b"{"), id="a refused one"),
+    ],
+)
+def test_rows_that_differ_have_another_digest(write, encoder, rows):
+    digest = load(write(item("a", 5), item("b", 15)), encoder).digest
+    assert load(write(*rows), encoder).digest != digest

@@ -5,7 +5,19 @@ import pickle
 import pytest
 
 from curriculum.errors import UserError
-from curriculum.files import begin_folder, expanded, file_errors, finish_folder, lock_file, whole_file, write_text
+from curriculum.files import (
+    DiskError,
+    DiskFull,
+    begin_folder,
+    clear_leftovers,
+    expanded,
+    file_errors,
+    finish_folder,
+    lock_file,
+    remove_folder,
+    whole_file,
+    write_text,
+)
 
 
 def names(folder):
@@ -66,6 +78,70 @@ def test_a_refusal_of_the_file_system_is_one_line_with_path_reason_and_way_out(n
         raise OSError(number, os.strerror(number))
     assert str(caught.value) == f"{tmp_path / 'a'}: cannot be written ({os.strerror(number)}); {way_out}"
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [(errno.ENOSPC, DiskFull), (errno.EDQUOT, DiskFull), (errno.EROFS, DiskError), (errno.EIO, DiskError)],
+)
+def test_a_disk_that_does_not_take_it_is_an_error_of_its_own_kind_also_from_another_process(number, kind, tmp_path):
+    with pytest.raises(kind) as caught, file_errors(tmp_path / "a", "written"):
+        raise OSError(number, os.strerror(number))
+    assert type(pickle.loads(pickle.dumps(caught.value))) is kind
+    with pytest.raises(UserError) as caught, file_errors(tmp_path / "a", "read"):
+        raise OSError(number, os.strerror(number))
+    assert type(caught.value) is UserError
+
+
+def test_a_library_that_raises_no_oserror_is_understood_by_the_number_in_its_text(tmp_path):
+    from safetensors import SafetensorError
+
+    line = r"cannot be written \(No space left on device\); its disk is full; free some space"
+    with pytest.raises(DiskFull, match=line), file_errors(tmp_path / "a", "written"):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    with pytest.raises(SafetensorError), file_errors(tmp_path / "a", "written"):
+        raise SafetensorError("Error while deserializing header: HeaderTooLarge")
+
+
+def test_a_link_to_another_disk_is_followed_and_stays(tmp_path):
+    (tmp_path / "disk").mkdir()
+    for name in ("model", "report"):
+        (tmp_path / name).symlink_to(tmp_path / "disk" / name)
+    for content in ("old", "new"):
+        (begin_folder(tmp_path / "model") / "weights").write_text(content)
+        finish_folder(tmp_path / "model")
+        write_text(tmp_path / "report", content)
+    assert (tmp_path / "disk" / "model" / "weights").read_text() == "new"
+    assert (tmp_path / "disk" / "report").read_text() == "new"
+    assert (tmp_path / "model").is_symlink()
+    assert names(tmp_path) == ["disk", "model", "report"]
+    assert names(tmp_path / "disk") == ["model", "report"]
+
+
+def test_a_folder_that_is_removed_never_has_its_name_half(tmp_path, monkeypatch):
+    (tmp_path / "step").mkdir()
+    monkeypatch.setattr("shutil.rmtree", lambda path, **options: None)
+    remove_folder(tmp_path / "step")
+    assert names(tmp_path) == [".step.removed"]
+
+
+@pytest.mark.parametrize(
+    ("left", "kept"),
+    [
+        pytest.param({".a.partial": "new"}, {}, id="killed while it was written"),
+        pytest.param({"a": "old", ".a.partial": "new"}, {"a": "old"}, id="killed before the old one went"),
+        pytest.param({".a.replaced": "old", ".a.partial": "new"}, {"a": "new"}, id="killed between the two names"),
+        pytest.param({"a": "new", ".a.replaced": "old"}, {"a": "new"}, id="killed before the old one was deleted"),
+        pytest.param({".a.replaced": "old"}, {"a": "old"}, id="only the old one is left"),
+        pytest.param({".a.removed": "old", ".hidden": "user's"}, {".hidden": "user's"}, id="killed while removing"),
+    ],
+)
+def test_what_killed_writers_left_is_cleared_and_the_newer_whole_one_stays(tmp_path, left, kept):
+    for name, content in left.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").write_text(content)
+    clear_leftovers(tmp_path)
+    assert {path.name: (path / "weights").read_text() for path in tmp_path.iterdir()} == kept
 
 
 def test_a_file_below_a_file_cannot_be_written(tmp_path):

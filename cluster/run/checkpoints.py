@@ -1,0 +1,187 @@
+"""The checkpoints of a run: written whole, kept up to a number, proved before they are read, set aside when left."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+from cluster.recipe.config import RunConfig
+from cluster.run.progress import Progress
+from curriculum.errors import UserError, one_line
+from curriculum.files import begin_folder, file_errors, finish_folder, remove_folder, write_text
+from curriculum.seal import Damaged, check_seal, seal
+
+_STATE = "state.json"
+_NAME = re.compile(r"step-(\d{6,})")
+_ASIDE = re.compile(r"step-(\d{6,})\.aside")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint that is whole, and what it says of the driver; the learner's part is in `learner`."""
+
+    path: Path
+    progress: Progress
+    curriculum: dict[str, Any] | None
+    """State of the coordinator; None in a run of a warm-up alone."""
+    inputs: Mapping[str, str]
+    """Digests of the data and the model that the run was trained with, by recipe key."""
+
+    @property
+    def learner(self) -> Path:
+        """Folder that the learner's ranks read."""
+        return self.path / "learner"
+
+    def changed_inputs(self, config: RunConfig, inputs: Mapping[str, str], *, allowed: Collection[str]) -> list[str]:
+        """Return the recipe keys whose data or model has another content now than when this was written.
+
+        Args:
+            config: names data and model, for the message.
+            inputs: their digests now.
+            allowed: keys and sections that may change.
+
+        Raises:
+            UserError: others have changed; one line for each.
+        """
+        changed = [key for key, digest in inputs.items() if self.inputs.get(key, digest) != digest]
+        free = {key for key in changed for part in allowed if f"{key}.".startswith(f"{part}.")}
+        refused = [f"{key}={reduce(getattr, key.split('.'), config)}" for key in changed if key not in free]
+        if refused:
+            raise UserError(
+                "\n".join(
+                    f"{name}: its content has changed since {self.path.name} of this run; bring the old one back, or "
+                    f"accept the new one with --allow-change {name.partition('=')[0]}"
+                    for name in refused
+                )
+            )
+        return changed
+
+
+class Checkpoints:
+    """The folder `checkpoints/` of a run."""
+
+    def __init__(self, path: Path) -> None:
+        """Take the folder; it is made with the first checkpoint."""
+        self.path = path
+
+    def begin(self, step: int) -> Path:
+        """Create an empty folder to write a checkpoint into; it counts only after `finish`."""
+        return begin_folder(self._of(step))
+
+    def finish(self, partial: Path, step: int, state: Mapping[str, Any], *, keep_last: int) -> Path:
+        """Add the driver's part, seal the checkpoint and give it its name; remove all but the newest `keep_last`.
+
+        Args:
+            partial: the folder of `begin`, with the learner's part.
+            step: finished steps of the run.
+            state: the fields of `Checkpoint` as JSON values.
+            keep_last: number of checkpoints that stay; those set aside go once the run has passed their step.
+
+        Raises:
+            UserError: it cannot be written; the earlier ones are as they were.
+        """
+        write_text(partial / _STATE, json.dumps(state, indent=2, ensure_ascii=False) + "\n")
+        seal(partial)
+        finish_folder(self._of(step))
+        for old in list(self._numbered(_NAME).values())[:-keep_last]:
+            remove_folder(old)
+        for passed, aside in self._numbered(_ASIDE).items():
+            if passed <= step:
+                remove_folder(aside)
+        return self._of(step)
+
+    def newest(self) -> Path | None:
+        """Return the newest checkpoint, whole or not; None without one."""
+        return next(reversed(self._numbered(_NAME).values()), None)
+
+    def choose(self, say: Callable[[str], None], *, step: int | None = None) -> Checkpoint | None:
+        """Return the newest checkpoint that is whole, or that of a step; None if there is no checkpoint.
+
+        Every file is read, before any process starts; call it again for the next start.
+
+        Args:
+            say: is told of every damaged checkpoint, and how far a long check has come.
+            step: finished steps of the one that is wanted.
+
+        Raises:
+            UserError: none is whole, or the wanted one is damaged or not there.
+        """
+        with file_errors(self.path, "read"):
+            found = self._numbered(_NAME)
+        if step is not None:
+            return self._wanted(found, step, say)
+        damage: list[str] = []
+        for path in reversed(found.values()):
+            try:
+                checkpoint = _proved(path, say)
+            except Damaged as error:
+                damage.append(f"{path.name} is damaged: {error}")
+                say(f"checkpoint {damage[-1]}")
+                continue
+            if damage:
+                say(f"using {path.name}, the newest checkpoint that is whole")
+            return checkpoint
+        if damage:
+            raise UserError(
+                f"{self.path}: no checkpoint is whole ({'; '.join(damage)}); put one back from a copy, or remove this "
+                "folder and use --resume, which then begins at the base model"
+            )
+        return None
+
+    def set_aside_after(self, step: int) -> list[Path]:
+        """Rename the checkpoints of later steps, which a run that goes on from `step` has left; return their names."""
+        aside: list[Path] = []
+        for number, path in self._numbered(_NAME).items():
+            if number > step:
+                aside.append(path.with_name(f"{path.name}.aside"))
+                with file_errors(path, "written"):
+                    if aside[-1].exists():
+                        remove_folder(aside[-1])
+                    path.rename(aside[-1])
+        return aside
+
+    def _wanted(self, found: Mapping[int, Path], step: int, say: Callable[[str], None]) -> Checkpoint:
+        others = ", ".join(str(number) for number in found if number != step)
+        way_out = f"choose another: {others}" if others else "there is no other"
+        if step not in found:
+            raise UserError(f"--step {step}: {self.path} has no checkpoint of that step; {way_out}")
+        try:
+            return _proved(found[step], say)
+        except Damaged as error:
+            raise UserError(f"--step {step}: {found[step].name} is damaged: {error}; {way_out}") from error
+
+    def _of(self, step: int) -> Path:
+        return self.path / f"step-{step:06d}"
+
+    def _numbered(self, name: re.Pattern[str]) -> dict[int, Path]:
+        """Return the folders of a kind of name by their step, in its order."""
+        if not self.path.is_dir():
+            return {}
+        found = ((name.fullmatch(path.name), path) for path in self.path.iterdir())
+        return dict(sorted((int(match[1]), path) for match, path in found if match and path.is_dir()))
+
+
+def _proved(path: Path, say: Callable[[str], None]) -> Checkpoint:
+    """Read a checkpoint whose every file is the one that was written.
+
+    Raises:
+        Damaged: a file is not, or does not say what a checkpoint must say.
+    """
+    check_seal(path, say)
+    try:
+        state = json.loads((path / _STATE).read_text(encoding="utf-8"))
+        if not isinstance(state["curriculum"], dict | None):
+            raise TypeError("curriculum is no mapping")
+        return Checkpoint(
+            path=path,
+            progress=Progress.from_state_dict(state["progress"]),
+            curriculum=state["curriculum"],
+            inputs=dict(state["inputs"]),
+        )
+    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise Damaged(f"{_STATE}: {one_line(error)}") from error

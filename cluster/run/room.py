@@ -1,0 +1,91 @@
+"""Room for a run on its disks: tried before anything starts, and what is whole when there is none later."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections import defaultdict
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from actors.model_folder import num_parameters
+from cluster.recipe.config import RunConfig
+from cluster.run.folder import RunFolder
+from curriculum.errors import UserError, root_cause
+from curriculum.files import DiskError, begin_folder, file_errors, write_text
+
+_BYTES_OF_STATE = 12
+"""Of a parameter in a checkpoint: weight and two moments in fp32."""
+_BYTES_OF_WEIGHT = {"fp32": 4, "bf16": 2}
+
+
+def check_room(folder: RunFolder, config: RunConfig, model_path: str) -> None:
+    """Try to write what the run will write, and compare its size with the free space.
+
+    The sizes of a model that is not on this machine yet are not known; only the writing is tried.
+
+    Raises:
+        UserError: a folder cannot be written, or there is less space than checkpoints and models take.
+    """
+    for path in (folder.model, folder.checkpoints.path / "trial"):
+        if path.is_symlink() and path.resolve().is_mount():
+            raise UserError(f"{path}: is a link to the root of a disk; let it point to a folder on that disk")
+        trial = begin_folder(path)
+        write_text(trial / "trial", "", name=path)
+        with file_errors(path, "written"):
+            shutil.rmtree(trial)
+    num = num_parameters(model_path)
+    if num is not None:
+        _compare(_needs(folder, config, num), config)
+
+
+def _needs(folder: RunFolder, config: RunConfig, num: int) -> dict[Path, int]:
+    """Return the bytes that are still to be written, by an existing folder of each disk."""
+    weights = num * _BYTES_OF_WEIGHT[config.learner.dtype]
+    checkpoints = (config.checkpoint.keep_last + 1) * num * _BYTES_OF_STATE
+    needs = {
+        folder.checkpoints.path: max(0, checkpoints - _size(folder.checkpoints.path)),
+        folder.model.resolve().parent: weights,
+    }
+    if config.learner.needs_reference and not folder.reference.exists():
+        needs[folder.path] = weights
+    return needs
+
+
+def _compare(needs: dict[Path, int], config: RunConfig) -> None:
+    by_disk: dict[int, list[Path]] = defaultdict(list)
+    for path in needs:
+        by_disk[path.stat().st_dev].append(path)
+    for paths in by_disk.values():
+        needed, free = sum(needs[path] for path in paths), shutil.disk_usage(paths[0]).free
+        if needed > free:
+            raise UserError(
+                f"{paths[0]}: the run will write {_bytes(needed)} there (checkpoint.keep_last="
+                f"{config.checkpoint.keep_last} and one more while it is written, and the model), {_bytes(free)} "
+                "are free; free some space, lower checkpoint.keep_last, or choose a folder elsewhere with --run-dir"
+            )
+
+
+def _bytes(num: int) -> str:
+    return f"{num / 1e9:.1f} GB" if num >= 1e9 else f"{num / 1e6:.1f} MB"
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+@contextmanager
+def told_what_is_whole(folder: RunFolder) -> Generator[None]:
+    """Add to a refusal of a disk what is safe, and how the run goes on.
+
+    Raises:
+        UserError: instead of a `DiskError`.
+    """
+    logging.raiseExceptions = False  # a log of a library that finds the disk full prints a traceback otherwise
+    try:
+        yield
+    except DiskError as error:
+        newest = folder.checkpoints.newest()
+        whole = "there is no checkpoint yet" if newest is None else f"checkpoint {newest.name} is whole"
+        raise UserError(f"{root_cause(error)}, then go on with --resume {folder.path}: {whole}") from error

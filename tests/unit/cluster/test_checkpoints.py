@@ -1,0 +1,187 @@
+"""Checkpoints: written whole, proved before they are read, the newest whole one is used."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from cluster.recipe.config import RunConfig
+from cluster.run.checkpoints import Checkpoints
+from cluster.run.progress import Progress
+from curriculum.errors import UserError
+from curriculum.seal import COMPLETE, seal
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    return Checkpoints(tmp_path / "checkpoints")
+
+
+def save(checkpoints, step, *, keep_last=9, content="weights"):
+    partial = checkpoints.begin(step)
+    (partial / "learner").mkdir()
+    (partial / "learner" / "shard").write_text(content)
+    state = {"progress": Progress(step=step).state_dict(), "curriculum": None, "inputs": {"data.train": "abc"}}
+    return checkpoints.finish(partial, step, state, keep_last=keep_last)
+
+
+def names(checkpoints):
+    return sorted(path.name for path in checkpoints.path.iterdir())
+
+
+def damage(path):
+    (path / "learner" / "shard").write_text("weightz")
+
+
+def quiet(text):
+    raise AssertionError(text)
+
+
+def test_without_a_checkpoint_there_is_none(checkpoints):
+    assert checkpoints.choose(quiet) is None
+    assert checkpoints.newest() is None
+
+
+def test_the_newest_is_the_one_of_the_highest_step(checkpoints):
+    for step in (9, 1_000_000, 20):
+        save(checkpoints, step)
+    chosen = checkpoints.choose(quiet)
+    assert (chosen.path.name, chosen.progress.step) == ("step-1000000", 1_000_000)
+    assert (chosen.curriculum, chosen.inputs) == (None, {"data.train": "abc"})
+    assert (chosen.learner / "shard").read_text() == "weights"
+
+
+def test_one_that_is_still_being_written_is_never_chosen(checkpoints):
+    save(checkpoints, 1)
+    (checkpoints.begin(2) / "state.json").write_text("half")
+    assert checkpoints.choose(quiet).progress.step == 1
+
+
+def test_what_a_dead_driver_left_half_written_is_started_anew(checkpoints):
+    (checkpoints.begin(2) / "stale.pt").touch()
+    assert list(checkpoints.begin(2).iterdir()) == []
+
+
+def test_the_oldest_beyond_the_limit_are_removed(checkpoints):
+    for step in (1, 2, 3):
+        save(checkpoints, step, keep_last=2)
+    assert names(checkpoints) == ["step-000002", "step-000003"]
+
+
+def test_one_of_the_same_step_replaces_the_older_one(checkpoints):
+    save(checkpoints, 5, keep_last=1, content="in the middle of the stage")
+    path = save(checkpoints, 5, keep_last=1, content="stage closed")
+    assert names(checkpoints) == ["step-000005"]
+    assert (path / "learner" / "shard").read_text() == "stage closed"
+
+
+def test_a_damaged_newest_one_is_named_and_the_newest_whole_one_is_used(checkpoints):
+    save(checkpoints, 5)
+    save(checkpoints, 10)
+    damage(save(checkpoints, 15))
+    (save(checkpoints, 20) / COMPLETE).unlink()
+    said = []
+    assert checkpoints.choose(said.append).progress.step == 10
+    assert said == [
+        "checkpoint step-000020 is damaged: COMPLETE: is missing",
+        "checkpoint step-000015 is damaged: learner/shard: its content has changed (the digest differs)",
+        "using step-000010, the newest checkpoint that is whole",
+    ]
+
+
+def test_if_none_is_whole_one_line_names_all_and_the_way_out(checkpoints):
+    for step in (5, 10):
+        damage(save(checkpoints, step))
+    with pytest.raises(UserError) as caught:
+        checkpoints.choose(lambda text: None)
+    assert len(str(caught.value).splitlines()) == 1
+    for part in ("step-000010 is damaged: learner/shard:", "step-000005 is", "put one back from a copy", "--resume"):
+        assert part in str(caught.value)
+
+
+def test_a_step_can_be_chosen(checkpoints):
+    for step in (5, 10):
+        save(checkpoints, step)
+    assert checkpoints.choose(quiet, step=5).progress.step == 5
+
+
+def test_a_step_that_is_not_there_or_damaged_is_refused_with_the_others(checkpoints):
+    save(checkpoints, 5)
+    damage(save(checkpoints, 10))
+    with pytest.raises(UserError, match=r"^--step 7: .* has no checkpoint of that step; choose another: 5, 10$"):
+        checkpoints.choose(quiet, step=7)
+    with pytest.raises(UserError, match=r"^--step 10: step-000010 is damaged: learner/shard: .*; choose another: 5$"):
+        checkpoints.choose(quiet, step=10)
+
+
+STATE = {"progress": Progress(step=5).state_dict(), "curriculum": None, "inputs": {}}
+
+
+@pytest.mark.parametrize(
+    "state",
+    ["", "{", "[]", "null", "{}", json.dumps({**STATE, "progress": 5}), json.dumps({**STATE, "progress": {}}),
+     json.dumps({**STATE, "inputs": 7}), json.dumps({**STATE, "progress": {**STATE["progress"], "stage": {"x": 1}}}),
+     json.dumps({**STATE, "progress": {**STATE["progress"], "finished_stages": 3}})],
+)  # fmt: skip
+def test_a_state_that_is_none_counts_as_damage(checkpoints, state):
+    path = save(checkpoints, 5)
+    (path / "state.json").write_text(state)
+    seal(path)
+    said = []
+    with pytest.raises(UserError, match="no checkpoint is whole"):
+        checkpoints.choose(said.append)
+    assert said[0].startswith("checkpoint step-000005 is damaged: state.json: ")
+
+
+def test_checkpoints_after_the_one_that_is_continued_are_set_aside_until_the_run_has_passed_them(checkpoints):
+    for step in (5, 10, 15):
+        save(checkpoints, step)
+    aside = checkpoints.set_aside_after(5)
+    assert [path.name for path in aside] == ["step-000010.aside", "step-000015.aside"]
+    assert checkpoints.choose(quiet).progress.step == 5
+    save(checkpoints, 12)
+    assert names(checkpoints) == ["step-000005", "step-000012", "step-000015.aside"]
+    save(checkpoints, 16)
+    checkpoints.set_aside_after(12)
+    assert names(checkpoints) == ["step-000005", "step-000012", "step-000016.aside"]
+
+
+def test_setting_aside_twice_keeps_the_later_one(checkpoints):
+    for content in ("first", "second"):
+        save(checkpoints, 5)
+        save(checkpoints, 10, content=content)
+        checkpoints.set_aside_after(5)
+    assert (checkpoints.path / "step-000010.aside" / "learner" / "shard").read_text() == "second"
+
+
+def config():
+    return RunConfig.model_validate(
+        {
+            "name": "test",
+            "device": "cpu",
+            "model": {"path": "none/none"},
+            "data": {"train": "answers.jsonl"},
+            "sft": {"epochs": 0},
+            "curriculum": {"phases": [{"name": "p", "max_prompt_tokens": 9, "end": {"type": "steps", "steps": 1}}]},
+        }
+    )
+
+
+def test_data_that_changed_since_the_checkpoint_is_refused_by_key_and_file(checkpoints):
+    save(checkpoints, 5)
+    checkpoint = checkpoints.choose(quiet)
+    assert checkpoint.changed_inputs(config(), {"data.train": "abc"}, allowed=()) == []
+    with pytest.raises(UserError) as caught:
+        checkpoint.changed_inputs(config(), {"data.train": "xyz", "data.sft": "new"}, allowed=("data.tr", "data.sft"))
+    assert str(caught.value) == (
+        "data.train=answers.jsonl: its content has changed since step-000005 of this run; bring the old one back, or "
+        "accept the new one with --allow-change data.train"
+    )
+
+
+@pytest.mark.parametrize("allowed", ["data.train", "data"])
+def test_an_allowed_change_is_returned_to_be_recorded(checkpoints, allowed):
+    save(checkpoints, 5)
+    found = checkpoints.choose(quiet).changed_inputs(config(), {"data.train": "xyz"}, allowed=(allowed,))
+    assert found == ["data.train"]

@@ -1,0 +1,120 @@
+"""A sealed folder knows when a bit of it is not the one that was written."""
+
+import json
+import os
+import random
+
+import pytest
+import xxhash
+
+from curriculum.seal import COMPLETE, DIGESTS, Damaged, FileDigest, check_seal, digest_file, seal
+
+
+@pytest.fixture
+def sealed(tmp_path):
+    folder = tmp_path / "sealed"
+    (folder / "learner").mkdir(parents=True)
+    (folder / "state.json").write_text('{"step": 5}')
+    (folder / "empty").touch()
+    (folder / "learner" / "rank_00000.safetensors").write_bytes(random.Random(0).randbytes(10_000))
+    seal(folder)
+    return folder
+
+
+def files(folder):
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_folder_as_it_was_sealed_passes(sealed):
+    check_seal(sealed)
+
+
+def test_a_digest_is_that_of_xxh3_over_the_whole_file(tmp_path):
+    (tmp_path / "file").write_bytes(b"abc")
+    assert digest_file(tmp_path / "file") == FileDigest(num_bytes=3, xxh3="06b05ab6733a618578af5f94892f3950")
+
+
+def test_every_single_flipped_bit_of_every_file_is_noticed_by_name(sealed):
+    rng = random.Random(7)
+    for path in files(sealed):
+        content = path.read_bytes()
+        for bit in rng.sample(range(8 * len(content)), min(40, 8 * len(content))):
+            changed = bytearray(content)
+            changed[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(changed)
+            name = DIGESTS if path.name == COMPLETE else path.relative_to(sealed).as_posix()
+            with pytest.raises(Damaged, match=f"^{name}: its content has changed"):
+                check_seal(sealed)
+        path.write_bytes(content)
+    check_seal(sealed)
+
+
+@pytest.mark.parametrize(
+    ("damage", "line"),
+    [
+        pytest.param(lambda path: path.unlink(), "is missing", id="missing"),
+        pytest.param(lambda path: os.truncate(path, 7500), "has 7500 bytes instead of 10000", id="cut"),
+        pytest.param(
+            lambda path: path.write_bytes(path.read_bytes()[:7500] + bytes(2500)),
+            r"its content has changed \(the digest differs\)",
+            id="last quarter zeros",
+        ),
+    ],
+)
+def test_damage_is_told_by_its_kind(sealed, damage, line):
+    damage(sealed / "learner" / "rank_00000.safetensors")
+    with pytest.raises(Damaged, match=rf"^learner/rank_00000.safetensors: {line}$"):
+        check_seal(sealed)
+
+
+def test_a_file_that_turned_into_a_folder_is_told(sealed):
+    (sealed / "empty").unlink()
+    (sealed / "empty").mkdir()
+    with pytest.raises(Damaged, match=r"^empty: "):
+        check_seal(sealed)
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [(COMPLETE, f"^{COMPLETE}: is missing"), (DIGESTS, f"^{DIGESTS}: is missing")],
+)
+def test_without_its_seal_a_folder_is_damaged(sealed, name, line):
+    (sealed / name).unlink()
+    with pytest.raises(Damaged, match=line):
+        check_seal(sealed)
+
+
+def test_a_folder_of_another_version_is_told_as_such(tmp_path):
+    (tmp_path / COMPLETE).touch()
+    with pytest.raises(Damaged, match="another version of the program wrote it"):
+        check_seal(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[5]", "null", '{"a": 5}', '{"a": {"size": 5}}', "{"])
+def test_a_seal_of_something_else_is_damaged(tmp_path, text):
+    (tmp_path / "a").touch()
+    seal(tmp_path)
+    (tmp_path / DIGESTS).unlink()
+    (tmp_path / DIGESTS).write_text(text)
+    (tmp_path / COMPLETE).write_text(xxhash.xxh3_128_hexdigest(text.encode()) + "\n")
+    with pytest.raises(Damaged, match=f"^{DIGESTS}: "):
+        check_seal(tmp_path)
+
+
+def test_files_of_a_sealed_folder_inside_are_not_read_again(tmp_path):
+    inner = tmp_path / "learner"
+    inner.mkdir()
+    (inner / "shard").write_bytes(b"weights")
+    seal(inner, {"shard": FileDigest(num_bytes=7, xxh3="told by its rank")})
+    (tmp_path / "state.json").write_text("{}")
+    seal(tmp_path)
+    digests = json.loads((tmp_path / DIGESTS).read_text())
+    assert digests["learner/shard"] == {"num_bytes": 7, "xxh3": "told by its rank"}
+    assert set(digests) == {"learner/COMPLETE", "learner/digests.json", "learner/shard", "state.json"}
+
+
+def test_a_long_check_says_how_far_it_is(sealed, monkeypatch):
+    monkeypatch.setattr("curriculum.seal._SAY_EVERY_S", 0.0)
+    said = []
+    check_seal(sealed, said.append)
+    assert said[-1] == "checking sealed: 0.0 of 0.0 GB in 3 files"
