@@ -63,6 +63,7 @@ class Trial:
         self._rng = rng
         self._lag = int(recipe.get("rollout__max_policy_lag", 0))
         self._num_steps = num_steps
+        self._checking_s = 0.0
         self._sit(shop.train(run, **recipe))
         self._wait(lambda: len(self._steps) > NUM_SFT_STEPS, 180, "first step of reinforcement learning")
 
@@ -77,7 +78,7 @@ class Trial:
         Raises:
             Unrecoverable: not even a resume made it train again; the outcome is the argument.
         """
-        outcome = Outcome(fault=fault.name, lag=self._lag)
+        outcome, self._checking_s = Outcome(fault=fault.name, lag=self._lag), 0.0
         try:
             self._let_train()
             before = self._steps
@@ -95,7 +96,7 @@ class Trial:
             outcome.problems.append(str(error))
             self._command.end()
             raise Unrecoverable(outcome) from error
-        outcome.recovered_s = round(time.monotonic() - struck, 1)
+        outcome.recovered_s = round(time.monotonic() - struck - self._checking_s, 1)
         outcome.repeated = self._num_repeated(len(before))
         outcome.lost = max(0, self._failed - num_failed)
         return outcome
@@ -169,16 +170,18 @@ class Trial:
         self._wait(lambda: len(self._steps) > num_steps, RECOVERED_S, "step after the resume")
 
     def _check_end(self, problems: list[str], expected: tuple[int, ...] | None) -> None:
+        started = time.monotonic()
         self._parts.look()
         self.run.finish(self._command)
         status = self.run.exit_statuses[-1]
         if expected is not None and status not in expected:
             problems.append(f"exit status {status} instead of {expected}: {self._last_line}")
         left = [*self.run.survivors[-1], *self._parts.survivors(SURVIVED_S, tolerated=self._command.tolerated)]
-        problems += [f"left behind: {command[:80]}" for command in sorted(set(left))]
+        problems += [f"left behind: {command}" for command in sorted({command[:80].strip() for command in left})]
         if "Traceback" in self._command.output:
             problems.append(f"a traceback in {self._command.log}")
         self._command.end()
+        self._checking_s += time.monotonic() - started
 
     def _wait(self, found: Callable[[], object], timeout_s: float, what: str, *, alive: bool = True) -> None:
         deadline = time.monotonic() + timeout_s
