@@ -24,6 +24,8 @@ FIRST_DASHBOARD_PORT = 8265
 NUM_CPUS = 8
 """Logical CPUs of a Ray that is started for a run; with `device: cpu` the actors reserve none of them."""
 
+JOB_STOP_S = "3"
+"""What Ray waits by default between SIGTERM and SIGKILL."""
 SOCKET_TABLES, LISTENING = (Path("/proc/net/tcp"), Path("/proc/net/tcp6")), "0A"
 """Where Linux tells who listens, and how it says so."""
 
@@ -62,11 +64,22 @@ def ray_session(config: RunConfig, folder: RunFolder, say: Callable[[str], None]
         context = _init(address, folder.path.name)
         if joins:
             say(exposure(address, context.dashboard_url))
+            if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+                say(_time_to_stop())
         if context.dashboard_url:
             say(f"Ray dashboard: http://{context.dashboard_url}{with_token}")
         _link_logs(folder)
         check_capacity(config)
         yield
+
+
+def _time_to_stop() -> str:
+    """Return what a submitted job should know of its end."""
+    seconds = os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", JOB_STOP_S)
+    return (
+        f"`ray job stop` leaves {seconds} s for a checkpoint, then kills the run; set RAY_JOB_STOP_WAIT_TIME_S in the "
+        "env_vars of the job's runtime environment if a checkpoint takes longer"
+    )
 
 
 def _started_here(config: RunConfig, say: Callable[[str], None]) -> contextlib.AbstractContextManager[LocalRay]:
