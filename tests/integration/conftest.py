@@ -36,7 +36,6 @@ ROOT = Path(__file__).parents[2]
 MARKER = "QWENLONG_TEST_COMMAND"
 RAY = Path(sys.executable).with_name("ray")
 ROLLOUT = "rollout-0"
-RAY_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 SHARING_REFERENCE = ("test_faults.py", "test_network.py", "test_training_run.py", "test_weight_sync.py")
 START_S, RUN_S = 300.0, 300.0
 """Longest waits, in seconds, for actors to be ready and for a run to end."""
@@ -111,14 +110,10 @@ class Command:
         return sorted(found)
 
     def survivors(self, patience_s: float = 30.0) -> list[str]:
-        """Command lines of the descendants that are still there after the patience.
-
-        After a SIGKILL of the driver Ray's own agents try to reach the dead cluster for up to a minute before they end.
-        """
-        tolerated = RAY_AGENTS if self.process.returncode == -signal.SIGKILL else ()
+        """Command lines of the descendants that are still there after the patience."""
         deadline = time.monotonic() + patience_s
         while True:
-            left = [command for _, command in self._marked() if not command.startswith(tolerated)]
+            left = [command for _, command in self._marked()]
             if not left or time.monotonic() > deadline:
                 return left
             time.sleep(0.2)
