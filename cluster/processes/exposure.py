@@ -12,7 +12,7 @@ LOOPBACK_HOSTS = {"127.0.0.1", "::1"}
 """Addresses of a node for which Ray binds no other; with any other one it listens on all of its host."""
 
 
-def exposure(address: str, dashboard: str) -> str:
+def exposure(address: str, dashboard: str | None) -> str:
     """Return a line that says who can reach a Ray that was joined."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
     hosts = sorted({node["NodeManagerAddress"] for node in nodes})
@@ -29,7 +29,7 @@ def exposure(address: str, dashboard: str) -> str:
     return line + "disabled: whoever reaches these ports can run code as this user; see Security in docs/operations.md"
 
 
-def _asks_for_token(dashboard: str) -> bool:
+def _asks_for_token(dashboard: str | None) -> bool:
     """Return whether the cluster refuses a request without a token; without a dashboard, what this process was told."""
     if not dashboard:
         return os.environ.get("RAY_AUTH_MODE") == "token"

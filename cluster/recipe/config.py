@@ -34,8 +34,8 @@ class ClusterConfig(StrictModel):
     """Where the processes run and how often they may fail."""
 
     address: Literal["auto", "local"] = "auto"
-    """`auto` joins the Ray of RAY_ADDRESS or of `ray start` on this machine, and starts one if there is none;
-    `local` always starts one, unless RAY_ADDRESS is set."""
+    """`auto` joins the Ray of RAY_ADDRESS or of this user's `ray start` on this machine, and starts one if there is
+    none; `local` always starts one, unless RAY_ADDRESS is set."""
     dashboard_port: int | None = Field(default=None, gt=0, lt=65536)
     """Port of the dashboard of a Ray that this command starts; None takes the first free one, starting at 8265."""
     object_store_bytes: int | None = Field(default=None, gt=0)

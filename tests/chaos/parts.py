@@ -51,12 +51,11 @@ class Parts:
             time.sleep(0.1)
         return self._rng.choice(found)
 
-    def survivors(self, patience_s: float, *, tolerated: tuple[str, ...]) -> list[str]:
+    def survivors(self, patience_s: float) -> list[str]:
         """Command lines of noted processes that are still there after the patience."""
         deadline = time.monotonic() + patience_s
         while True:
             left = [title(pid) for pid, started in self._seen.items() if start_time(pid) == started]
-            left = [command for command in left if not command.startswith(tolerated)]
             if not left or time.monotonic() > deadline:
                 return left
             time.sleep(0.2)

@@ -176,7 +176,7 @@ class Trial:
         status = self.run.exit_statuses[-1]
         if expected is not None and status not in expected:
             problems.append(f"exit status {status} instead of {expected}: {self._last_line}")
-        left = [*self.run.survivors[-1], *self._parts.survivors(SURVIVED_S, tolerated=self._command.tolerated)]
+        left = [*self.run.survivors[-1], *self._parts.survivors(SURVIVED_S)]
         problems += [f"left behind: {command}" for command in sorted({command[:80].strip() for command in left})]
         if "Traceback" in self._command.output:
             problems.append(f"a traceback in {self._command.log}")
