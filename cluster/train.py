@@ -23,6 +23,7 @@ from cluster.run.checkpoints import Checkpoint
 from cluster.run.console import Console
 from cluster.run.folder import RunFolder
 from cluster.run.journal import Journal, Tracker
+from cluster.run.patience import Patience
 from cluster.run.progress import Progress
 from cluster.run.room import check_room, told_what_is_whole
 from cluster.run.summary import summarise
@@ -112,7 +113,7 @@ async def _run(
         fetch=processes.rollouts.fetch,
         decode=prepared.prompt.decode,
         inputs=prepared.inputs,
-        stop=stop,
+        patience=Patience(console.say, stop),
     )
     progress = await _restore(checkpoint, folder, console, processes, journal)
     loop = TrainingLoop(

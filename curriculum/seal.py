@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Lock
@@ -104,6 +104,7 @@ def check_seal(folder: Path, say: Callable[[str], None] = lambda _: None) -> Non
             for check in checks:
                 check.result()
         finally:
+            progress.is_over = True
             pool.shutdown(cancel_futures=True)
 
 
@@ -156,10 +157,14 @@ class _Progress:
         self._done = 0
         self._said = time.monotonic()
         self._lock = Lock()
+        self.is_over = False
+        """Whether no one waits for the result any more: something is damaged, or the check was interrupted."""
 
     def add(self, num_bytes: int) -> None:
         """Count; say something at most every `_SAY_EVERY_S`."""
         with self._lock:
+            if self.is_over:
+                raise CancelledError
             self._done += num_bytes
             if time.monotonic() - self._said >= _SAY_EVERY_S:
                 self._said = time.monotonic()

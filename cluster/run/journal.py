@@ -52,7 +52,7 @@ class Journal:
         fetch: Callable[[Sequence[Any]], Sequence[Group]],
         decode: Callable[[Sequence[int]], str],
         inputs: Mapping[str, str] | None = None,
-        stop: asyncio.Event | None = None,
+        patience: Patience | None = None,
     ) -> None:
         """Take the places to write to.
 
@@ -64,7 +64,7 @@ class Journal:
             fetch: turns references into groups; may block.
             decode: turns the token ids of an answer into its text; may block.
             inputs: digests of the data and the model by recipe key, for the checkpoints.
-            stop: ends the waiting for a full disk.
+            patience: waits while a disk is full; None for one that no stop of the run ends.
         """
         self._folder = folder
         self._console = console
@@ -73,7 +73,7 @@ class Journal:
         self._fetch = fetch
         self._decode = decode
         self._inputs = dict(inputs or {})
-        self._patience = Patience(console.say, stop or asyncio.Event())
+        self._patience = patience or Patience(console.say, asyncio.Event())
 
     def step(self, progress: Progress, stage: StageProgress, metrics: Metrics, *, total_steps: int | None) -> None:
         """Record the metrics of a step, before it is counted in `progress`.
@@ -153,12 +153,13 @@ class Journal:
         """
 
         async def write_all() -> _T:
-            await asyncio.to_thread(self._folder.write_waiting)
+            self._folder.write_waiting()
             return await write()
 
         return await self._patience.until_room(write_all)
 
     async def _write_checkpoint(self, step: int, state: dict[str, Any], learner: Learner) -> Path:
+        await asyncio.to_thread(self._folder.sync_lines)
         checkpoints = self._folder.checkpoints
         partial = checkpoints.begin(step)
         await learner.save(partial / "learner")
