@@ -18,6 +18,7 @@ from cluster.run.metrics import METRICS
 from cluster.run.patience import Patience
 from cluster.run.progress import Accuracy, Progress, StageProgress
 from cluster.run.trajectory_log import write_trajectories
+from curriculum.files import DiskError
 from curriculum.metric import Metrics
 from curriculum.transition import Transition
 from reward.circuit import CircuitState, JudgeEvent
@@ -162,8 +163,14 @@ class Journal:
         await asyncio.to_thread(self._folder.sync_lines)
         checkpoints = self._folder.checkpoints
         partial = checkpoints.begin(step)
-        await learner.save(partial / "learner")
-        return await asyncio.to_thread(checkpoints.finish, partial, step, state, keep_last=self._checkpoint.keep_last)
+        try:
+            await learner.save(partial / "learner")
+            return await asyncio.to_thread(
+                checkpoints.finish, partial, step, state, keep_last=self._checkpoint.keep_last
+            )
+        except DiskError:
+            checkpoints.discard(step)
+            raise
 
     def _write_trajectories(self, step: int, sampled: Sequence[ScoredGroup]) -> None:
         groups = self._fetch([group.group for group in sampled])

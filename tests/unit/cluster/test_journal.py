@@ -147,4 +147,5 @@ def test_a_disk_that_stays_full_ends_the_waiting_and_the_checkpoint_before_is_wh
     with pytest.raises(DiskFull, match="learner: cannot be written"):
         asyncio.run(journal.checkpoint(Progress(step=4), None, LearnerOnAFullDisk(10_000)))
     check_seal(tmp_path / "run" / "checkpoints" / "step-000003")
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000003"]
     assert [event["step"] for event in lines(tmp_path, "events.jsonl")] == [3]
