@@ -261,7 +261,7 @@ class TrainingLoop:
 
     async def _open_phase(self, state: PhaseState) -> None:
         if not self._stages.has_finished("rl"):
-            await self._learner.start_stage("rl")
+            await self._journal.until_room(lambda: self._learner.start_stage("rl"))
         self._stages.open(state.name, kind="rl")
 
     async def _send_new_version(self) -> None:

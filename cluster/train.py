@@ -23,6 +23,7 @@ from cluster.run.checkpoints import Checkpoint
 from cluster.run.console import Console
 from cluster.run.folder import RunFolder
 from cluster.run.journal import Journal, Tracker
+from cluster.run.patience import Patience
 from cluster.run.progress import Progress
 from cluster.run.recovery import FaultRecord, RestartBudget, RestartFromCheckpoint
 from cluster.run.room import check_room, told_what_is_whole
@@ -157,7 +158,7 @@ async def _run(
         decode=prepared.prompt.decode,
         waits=waits,
         inputs=prepared.inputs,
-        stop=stop,
+        patience=Patience(console.say, stop),
     )
     unless_stopped = StopSignal(stop).unless_stopped
     progress = await unless_stopped(_restore(checkpoint, folder, console, processes, journal))

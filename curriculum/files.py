@@ -176,6 +176,11 @@ def finish_folder(path: Path) -> None:
         shutil.rmtree(replaced, ignore_errors=True)
 
 
+def discard_folder(path: Path) -> None:
+    """Remove the folder of `begin_folder`, so that what could not be finished takes no room."""
+    shutil.rmtree(partial_of(path), ignore_errors=True)
+
+
 def remove_folder(path: Path) -> None:
     """Remove a folder such that one that is half removed never has its name."""
     removed = _hidden(path, "removed")

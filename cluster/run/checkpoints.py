@@ -13,7 +13,7 @@ from typing import Any
 from cluster.recipe.config import RunConfig
 from cluster.run.progress import Progress
 from curriculum.errors import UserError, one_line
-from curriculum.files import begin_folder, file_errors, finish_folder, remove_folder, write_text
+from curriculum.files import begin_folder, discard_folder, file_errors, finish_folder, remove_folder, write_text
 from curriculum.seal import Damaged, check_seal, seal
 
 _STATE = "state.json"
@@ -72,6 +72,10 @@ class Checkpoints:
     def begin(self, step: int) -> Path:
         """Create an empty folder to write a checkpoint into; it counts only after `finish`."""
         return begin_folder(self._of(step))
+
+    def discard(self, step: int) -> None:
+        """Remove what was written since `begin`."""
+        discard_folder(self._of(step))
 
     def finish(self, partial: Path, step: int, state: Mapping[str, Any], *, keep_last: int) -> Path:
         """Add the driver's part, seal the checkpoint and give it its name; remove all but the newest `keep_last`.
