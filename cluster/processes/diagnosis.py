@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -89,8 +91,11 @@ def _stacks(actor: Described) -> list[str]:
     """Return the stacks of an actor's processes through py-spy, where it is installed and they run on this node."""
     py_spy = shutil.which("py-spy")
     beat = actor.beat
-    if py_spy is None or beat is None or beat.node_id != ray.get_runtime_context().get_node_id():
-        return [f"---- stacks of {actor.name}: none; they need py-spy on its node"]
+    if beat is None or beat.node_id != ray.get_runtime_context().get_node_id():
+        return [f"---- stacks of {actor.name}: none, it does not run on this node"]
+    if py_spy is None:
+        os.kill(beat.pid, signal.SIGUSR1)  # see `Pulse`
+        return [f"---- stacks of {actor.name}: in its log under logs/, unless it is frozen; py-spy is not installed"]
     return [f"---- stacks of {actor.name}, process {pid}\n{_dump(py_spy, pid)}" for pid in (beat.pid, *beat.children)]
 
 

@@ -21,7 +21,7 @@ from cluster.processes.killing import kill_on_node
 from cluster.recipe.config import ClusterConfig
 from cluster.run.recovery import LearnerLost, RestartFromCheckpoint
 from cluster.run.waits import Sound, Voice, Waits
-from curriculum.errors import RunFailed
+from curriculum.errors import RunFailed, UserError
 from curriculum.heartbeat import IDLE, Heartbeat
 
 _T = TypeVar("_T")
@@ -32,7 +32,8 @@ HEAD_S = 45.0
 """Longest silence of Ray's head; after 60 s Ray itself ends every process, this one with a crash report."""
 END_S = 10.0
 """Longest wait for the loop to end after the watch has given it up."""
-LEARNER = "learner-"
+COORDINATOR, LEARNER = "coordinator", "learner-"
+"""Name of the coordinator, under which the rollout actors find it, and beginning of the names of the ranks."""
 WITH_A_MODEL_FOLDER = frozenset({"start", "start_stage", "save", "load", "export"})
 """Work of a rank that is silent while it reads or writes whole models."""
 
@@ -179,11 +180,14 @@ class Watch:
         if self._lost.done() and not self.head_is_lost:
             self._lost = self._loop.create_future()
         task = asyncio.ensure_future(work)
-        await asyncio.wait({task, self._lost}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        task.cancel()
-        await asyncio.wait({task}, timeout=END_S)
+        try:
+            await asyncio.wait({task, self._lost}, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.wait({task}, timeout=END_S)
         raise self._lost.result()
 
     # ---- in the threads
@@ -193,7 +197,8 @@ class Watch:
             actors = list(self._actors.values())
             with contextlib.suppress(RayError):
                 self._listen(actors)
-            self.judge(actors)
+            with contextlib.suppress(UserError, OSError):  # a full disk, which the loop meets as well
+                self.judge(actors)
 
     def _look_after_head(self) -> None:
         own = ray.get_runtime_context().get_node_id()
@@ -279,6 +284,8 @@ class Watch:
         actor.go_down(self._now())
         if was_up and actor.name.startswith(LEARNER):
             self._give_up(LearnerLost(f"{actor.name} died ({type(error).__name__})"))
+        elif was_up and actor.name == COORDINATOR:
+            self._tell(COORDINATOR, f"{COORDINATOR}: its process is gone", 0.0)
 
     def _kill(self, actor: WatchedActor, complaint: str) -> None:
         beat = actor.beat

@@ -11,11 +11,13 @@ from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
+from ray.util.placement_group import PlacementGroup, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.model_folder import folder_or_hub_id
 from actors.rollout_actor import RolloutActor
 from cluster.processes.curriculum import ray_curriculum, released_by
-from cluster.processes.heartbeats import Watch
+from cluster.processes.heartbeats import COORDINATOR, Watch
 from cluster.processes.killing import kill_on_node
 from cluster.processes.learner import HEARTBEAT, RayLearner
 from cluster.processes.placement import judge_options, learner_options, rollout_options
@@ -46,8 +48,6 @@ END_S = 30.0
 
 PROBE_TOKENS = 64
 """Tokens that engines and learner both score, which shows whether they hold the same weights."""
-COORDINATOR = "coordinator"
-"""Name under which the rollout actors find their coordinator, in the namespace of the run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +80,7 @@ class _Actors:
         self._watch = watch
         self.waits = waits
         self._handles: dict[str, Any] = {}
+        self._groups: set[PlacementGroup] = set()
         cluster = config.cluster
         self._lifeline = Lifeline(orphan_s=cluster.orphan_s, startup_s=cluster.startup_timeout_s)
 
@@ -89,6 +90,8 @@ class _Actors:
         remote = _ray.remote(cls) if is_async else _ray.remote(concurrency_groups={HEARTBEAT: 1})(cls)
         handle = remote.options(name=name, **options).remote(lifeline=self._lifeline, **arguments)
         self._handles[name] = handle
+        if isinstance(place := options.get("scheduling_strategy"), PlacementGroupSchedulingStrategy):
+            self._groups.add(place.placement_group)
         heartbeat = handle.heartbeat if is_async else handle.heartbeat.options(concurrency_group=HEARTBEAT)
         self._watch.add(name, heartbeat.remote)
         return handle
@@ -120,6 +123,8 @@ class _Actors:
         if not self._watch.head_is_lost:
             for handle in self._handles.values():
                 ray.kill(handle)
+            for group in self._groups:
+                remove_placement_group(group)
             return
         own_node = ray.get_runtime_context().get_node_id()
         for actor in self._watched:

@@ -194,3 +194,27 @@ def test_a_head_that_does_not_answer_ends_the_run_in_one_line(scene, monkeypatch
         assert s.watch.head_is_lost
 
     asyncio.run(scenario())
+
+
+def test_work_ends_with_whoever_awaits_its_guard(scene):
+    s = scene()
+
+    async def scenario():
+        s.watch._loop = asyncio.get_running_loop()
+        s.watch._lost = s.watch._loop.create_future()
+        ended = []
+
+        async def work():
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.append(True)
+
+        guarded = asyncio.create_task(s.watch.guard(work()))
+        await asyncio.sleep(0.01)
+        guarded.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await guarded
+        assert ended == [True]
+
+    asyncio.run(scenario())
