@@ -79,8 +79,10 @@ class WatchedActor:
         return max(self.silent_s(now), self.beat.still_s)
 
     def moves(self, now: float) -> bool:
-        """Return whether it gets on, or starts, so that those who wait for it need not give up."""
-        return self.beat is None or (self.beat.doing != IDLE and self.still_s(now) < self._config.notice_s)
+        """Return whether it gets on, or does what has a longer bound, so that those who wait for it do not give up."""
+        if self.beat is None or self.beat.doing in WITH_A_MODEL_FOLDER:
+            return True
+        return self.beat.doing != IDLE and self.still_s(now) < self._config.notice_s
 
     def complaint(self, now: float) -> str:
         """Say what is missing and since when."""
