@@ -94,6 +94,7 @@ async def _drive(config: RunConfig, prepared: Prepared, folder: RunFolder, conso
                 console.close_stage()
                 if stop.is_set():
                     raise Interrupted from cause
+                watch.require_ray()
                 restarts.spend(cause, step=_last_step(folder))
             except ActorLost as error:
                 raise RunFailed(f"{error}; {faults.summary()}") from error

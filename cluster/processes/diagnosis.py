@@ -56,7 +56,7 @@ class Diagnosis:
             json.dumps(_attempt(_nodes) if ray_answers else "unknown", indent=1, default=str),
             "---- actors, as Ray sees them",
             *(_attempt(_states) if ray_answers else ("unknown",)),
-            *_all_stacks(actors),
+            *(_all_stacks(actors) if ray_answers else ()),
         ]
         with self.path.open("a", encoding="utf-8") as file:
             file.write("\n".join(parts) + "\n\n")

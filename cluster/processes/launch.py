@@ -17,9 +17,9 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from actors.model_folder import folder_or_hub_id
 from actors.rollout_actor import RolloutActor
 from cluster.processes.curriculum import ray_curriculum, released_by
-from cluster.processes.heartbeats import COORDINATOR, Watch
-from cluster.processes.killing import kill_on_node
+from cluster.processes.heartbeats import COORDINATOR, Watch, WatchedActor
 from cluster.processes.learner import HEARTBEAT, RayLearner
+from cluster.processes.nodes import kill_on_node
 from cluster.processes.placement import judge_options, learner_options, rollout_options
 from cluster.processes.rollouts import RayRollouts
 from cluster.processes.supervision import SupervisedActor
@@ -81,6 +81,8 @@ class _Actors:
         self.waits = waits
         self._handles: dict[str, Any] = {}
         self._groups: set[PlacementGroup] = set()
+        self._watched: list[WatchedActor] = []
+        """As they were when they were ended."""
         cluster = config.cluster
         self._lifeline = Lifeline(orphan_s=cluster.orphan_s, startup_s=cluster.startup_timeout_s)
 
@@ -120,6 +122,7 @@ class _Actors:
     def end(self) -> None:
         """End all of them; without Ray's head those on other nodes end by themselves, once the driver asks no more."""
         self._watched = self._watch.forget_all()
+        self._watch.check_node()
         if not self._watch.head_is_lost:
             for handle in self._handles.values():
                 ray.kill(handle)
@@ -133,6 +136,8 @@ class _Actors:
 
     async def gone(self) -> None:
         """Wait until names and devices of actors that were ended are free; what is stopped is killed for good."""
+        if self._watch.head_is_lost:
+            return
         for actor in self._watched:
             if actor.beat is not None:
                 kill_on_node(actor.beat.node_id, (actor.beat.pid, *actor.beat.children))
@@ -333,7 +338,7 @@ async def _wait(waiting: Sequence[tuple[str, Awaitable[int]]], timeout_s: float,
     async def ready(name: str, reply: Awaitable[int]) -> int:
         pid = await _named(name, reply)
         missing.remove(name)
-        wait.what = f"{', '.join(missing)} to start"
+        wait.what = f"{', '.join(missing) or 'actors'} to start"
         return pid
 
     try:

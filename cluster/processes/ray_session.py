@@ -78,6 +78,7 @@ def _start_local(config: RunConfig, common: dict[str, Any]) -> Any:
 def _init(**arguments: Any) -> Any:
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "300")  # the watch ends a run sooner, in one line
     try:
         return ray.init(**arguments)
     except (ConnectionError, RuntimeError, ValueError) as error:
