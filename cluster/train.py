@@ -67,13 +67,13 @@ def train(config: RunConfig, *, run_dir: Path, resume: bool, console: Console) -
 
 async def _drive(config: RunConfig, prepared: Prepared, folder: RunFolder, console: Console) -> None:
     """Launch and run; after what cannot be repaired in place, again from the last checkpoint."""
-    stop, waits = asyncio.Event(), Waits(config.cluster.notice_s)
+    stop = asyncio.Event()
     diagnosis = Diagnosis(folder.path / "diagnosis.txt")
     faults = FaultRecord(partial(folder.append_event, "fault"), console.say)
     restarts = RestartBudget(config.cluster.max_run_restarts, faults, diagnosis=diagnosis.path)
     watch = Watch(
         config.cluster,
-        waits,
+        Waits(config.cluster.notice_s),
         say=console.say,
         note=partial(folder.append_event, "standstill"),
         on_fault=faults.add,
@@ -84,11 +84,11 @@ async def _drive(config: RunConfig, prepared: Prepared, folder: RunFolder, conso
             started = time.monotonic()
             console.say("starting the actors")
             try:
-                async with launch(config, prepared, folder, faults.add, watch, waits) as processes:
+                async with launch(config, prepared, folder, faults.add, watch) as processes:
                     console.say(f"actors ready after {time.monotonic() - started:.0f} s")
                     folder.append_event("actors_ready", pids=processes.pids)
                     diagnosis.facts = processes.facts
-                    await watch.guard(_run(config, prepared, folder, console, trackers, processes, stop, waits))
+                    await watch.guard(_run(config, prepared, folder, console, trackers, processes, stop, watch.waits))
                 return
             except RestartFromCheckpoint as cause:
                 console.close_stage()

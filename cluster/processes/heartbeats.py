@@ -134,7 +134,7 @@ class Watch:
         """
         self._kill_on_node = kill
         self._config = config
-        self._waits = waits
+        self.waits = waits
         self._say = say
         self._note = note
         self._on_fault = on_fault
@@ -264,9 +264,9 @@ class Watch:
         return [actor for actor in still if not silent or actor in silent or actor not in ranks]
 
     def _speak_of_waits(self, now: float) -> None:
-        for wait, still_s in self._waits.overdue():
+        for wait, still_s in self.waits.overdue():
             self._tell("driver", f"waiting for {wait.what} for {still_s:.0f} s", still_s)
-        for wait in self._waits.now():
+        for wait in self.waits.now():
             still_s = now - max(wait.since, self._moved)
             if not wait.is_bounded and still_s >= self._config.standstill_s:
                 complaint = f"nothing moves while the run waits for {wait.what}, for {still_s:.0f} s"

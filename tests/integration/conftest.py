@@ -33,7 +33,7 @@ MARKER = "QWENLONG_TEST_COMMAND"
 RAY = Path(sys.executable).with_name("ray")
 ROLLOUT = "rollout-0"
 RAY_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
-SHARING_REFERENCE = ("test_faults.py", "test_training_run.py", "test_weight_sync.py")
+SHARING_REFERENCE = ("test_faults.py", "test_recovery.py", "test_training_run.py", "test_weight_sync.py")
 START_S, RUN_S = 300.0, 300.0
 """Longest waits, in seconds, for actors to be ready and for a run to end."""
 
