@@ -103,13 +103,12 @@ async def _drive(
     request: StopRequest,
 ) -> None:
     """Launch and run; after what cannot be repaired in place, again from the last checkpoint."""
-    waits = Waits(config.cluster.notice_s)
     diagnosis = Diagnosis(folder.path / "diagnosis.txt")
     faults = FaultRecord(partial(folder.append_event, "fault"), console.say)
     restarts = RestartBudget(config.cluster.max_run_restarts, faults, diagnosis=diagnosis.path)
     watch = Watch(
         config.cluster,
-        waits,
+        Waits(config.cluster.notice_s),
         say=console.say,
         note=partial(folder.append_event, "standstill"),
         on_fault=faults.add,
@@ -120,18 +119,19 @@ async def _drive(
             started = time.monotonic()
             console.say("starting the actors")
             try:
-                async with launch(config, prepared, folder, faults.add, watch, waits, stop) as processes:
+                async with launch(config, prepared, folder, faults.add, watch, stop) as processes:
                     console.say(f"actors ready after {time.monotonic() - started:.0f} s")
                     folder.append_event("actors_ready", pids=processes.pids)
                     diagnosis.facts = processes.facts
                     await watch.guard(
-                        _run(config, prepared, folder, console, checkpoint, trackers, processes, stop, waits)
+                        _run(config, prepared, folder, console, checkpoint, trackers, processes, stop, watch.waits)
                     )
                 return
             except RestartFromCheckpoint as cause:
                 console.close_stage()
                 if stop.is_set():
                     raise Interrupted from cause
+                watch.require_ray()
                 checkpoint = folder.checkpoints.choose(console.say)
                 restarts.spend(cause, step=checkpoint.progress.step if checkpoint else 0)
             except ActorLost as error:

@@ -96,6 +96,7 @@ def _started_here(config: RunConfig, say: Callable[[str], None]) -> contextlib.A
 def _init(stack: contextlib.ExitStack, address: str, folder: RunFolder) -> str | None:
     """Connect this process, until the stack is closed; return host:port of the dashboard."""
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "300")  # the watch ends a run sooner, in one line
     stack.callback(ray.shutdown)
     try:
         context = ray.init(address=address, namespace=folder.path.name, log_to_driver=False, logging_level="ERROR")

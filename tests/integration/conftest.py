@@ -29,6 +29,7 @@ SHARING_REFERENCE = (
     "test_checkpoints.py",
     "test_faults.py",
     "test_network.py",
+    "test_recovery.py",
     "test_training_run.py",
     "test_weight_sync.py",
 )

@@ -353,7 +353,7 @@ def test_lost_groups_are_replaced_and_a_run_that_loses_group_after_group_stops(b
 
 
 def saved_steps(b):
-    return sorted(path.name for path in b.folder.checkpoints.glob("step-*"))
+    return sorted(path.name for path in b.folder.checkpoints.path.glob("step-*"))
 
 
 def test_a_coordinator_that_dies_while_a_batch_is_sampled_costs_no_finished_step(bench):
