@@ -106,14 +106,7 @@ async def _drive(
     diagnosis = Diagnosis(folder.path / "diagnosis.txt")
     faults = FaultRecord(partial(folder.append_event, "fault"), console.say)
     restarts = RestartBudget(config.cluster.max_run_restarts, faults, diagnosis=diagnosis.path)
-    watch = Watch(
-        config.cluster,
-        Waits(config.cluster.notice_s),
-        say=console.say,
-        note=partial(folder.append_event, "standstill"),
-        on_fault=faults.add,
-        diagnosis=diagnosis,
-    )
+    watch = _watch(config, folder, console, faults, diagnosis)
     with request.listen() as stop, watch.watching():
         while True:
             started = time.monotonic()
@@ -136,6 +129,17 @@ async def _drive(
                 restarts.spend(cause, step=checkpoint.progress.step if checkpoint else 0)
             except ActorLost as error:
                 raise RunFailed(f"{error}; {faults.summary()}") from error
+
+
+def _watch(config: RunConfig, folder: RunFolder, console: Console, faults: FaultRecord, diagnosis: Diagnosis) -> Watch:
+    return Watch(
+        config.cluster,
+        Waits(config.cluster.notice_s),
+        say=console.say,
+        note=partial(folder.append_event, "standstill"),
+        on_fault=faults.add,
+        diagnosis=diagnosis,
+    )
 
 
 async def _run(

@@ -370,7 +370,7 @@ def test_a_coordinator_that_dies_while_a_batch_is_sampled_costs_no_finished_step
     with pytest.raises(CoordinatorLost):
         b.run()
     assert saved_steps(b) == ["step-000002"]
-    saved = json.loads((b.folder.latest_checkpoint() / "state.json").read_text())
+    saved = json.loads((b.folder.checkpoints.newest() / "state.json").read_text())
     again = bench(name="again", accuracies=often_mixed)
     again.coordinator.load_state_dict(saved["curriculum"])
     again.progress = Progress.from_state_dict(saved["progress"])
@@ -390,5 +390,5 @@ def test_a_coordinator_that_dies_after_the_update_of_a_step_takes_that_step_with
     with pytest.raises(CoordinatorLost):
         b.run()
     assert saved_steps(b) == ["step-000001", "step-000002"]
-    saved = json.loads((b.folder.latest_checkpoint() / "state.json").read_text())
+    saved = json.loads((b.folder.checkpoints.newest() / "state.json").read_text())
     assert (saved["progress"]["step"], saved["progress"]["policy_version"]) == (2, 2)
