@@ -203,10 +203,10 @@ class Trial:
         return [line["step"] for line in self.run.metrics]
 
     def _num_repeated(self, since: int) -> int:
-        """Steps that are trained again, as the first line from line `since` on shows whose step is not a new one."""
+        """Steps that are trained again, as the first line from line `since` on shows that goes back."""
         steps = self._steps
-        again = (max(steps[:i]) + 1 - steps[i] for i in range(since, len(steps)))
-        return next((number for number in again if number > 0), 0)
+        back = (steps[i - 1] + 1 - steps[i] for i in range(since, len(steps)))
+        return next((number for number in back if number > 0), 0)
 
     @property
     def _failed(self) -> int:
