@@ -11,6 +11,7 @@ from random import Random
 from tests.chaos.checks import differences
 from tests.chaos.disk import SmallDisk
 from tests.chaos.faults import Fault, Scene
+from tests.chaos.nodes import TwoNodes
 from tests.chaos.parts import Parts
 from tests.harness.command import Command
 from tests.harness.recipe import NUM_SFT_STEPS
@@ -54,17 +55,26 @@ class Trial:
     """A run that suffers faults one after another."""
 
     def __init__(
-        self, shop: Workshop, run: Run, recipe: dict[str, object], *, disk: SmallDisk, rng: Random, num_steps: int
+        self,
+        shop: Workshop,
+        run: Run,
+        recipe: dict[str, object],
+        *,
+        disk: SmallDisk,
+        nodes: TwoNodes | None,
+        rng: Random,
+        num_steps: int,
     ) -> None:
         self.run = run
         self.problems: list[str] = []
         self._shop = shop
         self._disk = disk
+        self._nodes = nodes
         self._rng = rng
         self._lag = int(recipe.get("rollout__max_policy_lag", 0))
         self._num_steps = num_steps
         self._checking_s = 0.0
-        self._sit(shop.train(run, **recipe))
+        self._sit(shop.join(nodes.address, run, **recipe) if nodes else shop.train(run, **recipe))
         self._wait(lambda: len(self._steps) > NUM_SFT_STEPS, 180, "first step of reinforcement learning")
 
     @property
@@ -84,7 +94,14 @@ class Trial:
             before = self._steps
             outcome.step = len(before)
             mark, num_failed = len(self._command.output), self._failed
-            scene = Scene(run=self.run, command=self._command, parts=self._parts, disk=self._disk, rng=self._rng)
+            scene = Scene(
+                run=self.run,
+                command=self._command,
+                parts=self._parts,
+                disk=self._disk,
+                nodes=self._nodes,
+                rng=self._rng,
+            )
             struck = fault.strike(scene)
             if fault.ends and fault.undo is None:
                 self._await_end(fault, outcome, struck, mark)
@@ -159,7 +176,7 @@ class Trial:
 
     def _sit(self, command: Command) -> None:
         self._command = command
-        self._parts = Parts(command, self._rng)
+        self._parts = Parts(command, self._rng, self._nodes)
 
     def _resume(self, outcome: Outcome, damage: str | None) -> None:
         """Go on from the last checkpoint; a damaged one must be named."""
