@@ -148,9 +148,26 @@ def _end(head: subprocess.Popen[str], *, orderly: bool) -> None:
     if orderly:
         with contextlib.suppress(subprocess.TimeoutExpired):
             head.wait(END_S)
+    kill_session(head.pid)
+    head.wait()
+
+
+def kill_session(leader: int) -> None:
+    """Kill every process of a session but this one; Ray gives its workers process groups of their own."""
     deadline = time.monotonic() + FORCE_S
-    with contextlib.suppress(ProcessLookupError):  # the group is empty
-        while time.monotonic() < deadline:  # a process may be just about to start another one
-            os.killpg(head.pid, signal.SIGKILL)
-            head.poll()
-            time.sleep(0.02)
+    while (others := _session(leader) - {os.getpid()}) and time.monotonic() < deadline:
+        for pid in others:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)  # one of them may have been just about to start another
+
+
+def _session(leader: int) -> set[int]:
+    """Return the process ids of a session, without those that have ended; none where there is no /proc."""
+    found: set[int] = set()
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            state, _, _, session = entry.read_text().rpartition(")")[2].split()[:4]
+            if int(session) == leader and state not in ("Z", "X"):
+                found.add(int(entry.parent.name))
+    return found
