@@ -136,7 +136,8 @@ def _use_token(token_file: Path) -> None:
     for key in ELSEWHERE:
         os.environ.pop(key, None)
     os.environ.update(_token_environment(token_file))
-    ray_constants.ENABLE_RAY_CLUSTER = False  # as in ENVIRONMENT, which Ray reads when it is imported
+    constants: Any = ray_constants
+    constants.ENABLE_RAY_CLUSTER = False  # as in ENVIRONMENT, which Ray reads when it is imported
     Config.initialize("")  # reads the mode again, as ray.init does where it turns authentication on
     AuthenticationTokenLoader.instance().reset_cache()
 
