@@ -32,7 +32,7 @@ ENVIRONMENT = {
 """Of Ray and so of every actor. With the first Ray takes the loopback address for its node, on Linux as on macOS."""
 ELSEWHERE = ("RAY_ADDRESS", "RAY_AUTH_TOKEN")
 """What would lead to another Ray."""
-START_S, NOTICE_S, END_S, FORCE_S = 180.0, 15.0, 5.0, 2.0
+START_S, NOTICE_S, END_S, FORCE_S = 180.0, 15.0, 3.0, 2.0
 """Seconds: longest wait for the start, until it is mentioned, for an orderly end, and for a forced one."""
 
 
