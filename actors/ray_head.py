@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 import ray
 
+from actors.local_ray import kill_session
 from curriculum.errors import one_line
 
 _ray: Any = ray  # where its declarations have no complete types
@@ -30,7 +30,7 @@ def main() -> None:
     finally:
         _ray.shutdown()
         Path(os.environ["RAY_AUTH_TOKEN_PATH"]).unlink(missing_ok=True)
-        os.killpg(0, signal.SIGKILL)  # this process, and any that Ray has left behind
+        kill_session(os.getpid())
 
 
 def _serve(arguments: dict[str, Any]) -> None:

@@ -41,7 +41,7 @@ from learner.sft import DemonstrationBatches
 OUTAGE_PAUSE_S = 5.0
 """Pause before a step that found the judge away samples again."""
 
-CLOSE_S = 5.0
+CLOSE_S = 2.0
 """Longest wait at the end of a run for engines to drop what they are working on."""
 
 

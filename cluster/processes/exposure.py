@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import urllib.error
 import urllib.request
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import ray
 
@@ -19,14 +21,19 @@ def exposure(address: str, dashboard: str | None) -> str:
     asks_for_token = _asks_for_token(dashboard)
     if set(hosts) <= LOOPBACK_HOSTS:
         return f"Ray at {address} listens on loopback only; authentication: {'token' if asks_for_token else 'disabled'}"
-    ports = {node[key] for node in nodes for key in node if key.endswith("Port")} | {int(address.rpartition(":")[2])}
     line = (
         f"Ray at {address} is open to the network of {', '.join(hosts)}: ports "
-        f"{', '.join(str(port) for port in sorted(ports) if port > 0)} and one for each process; authentication: "
+        f"{', '.join(map(str, _ports(address, dashboard, nodes)))} and one for each process; authentication: "
     )
     if asks_for_token:
         return line + "token"
     return line + "disabled: whoever reaches these ports can run code as this user; see Security in docs/operations.md"
+
+
+def _ports(address: str, dashboard: str | None, nodes: Sequence[Mapping[str, Any]]) -> list[int]:
+    of_nodes = {node[key] for node in nodes for key in node if key.endswith("Port")}
+    servers = [server.rpartition(":") for server in (address, dashboard or "")]
+    return sorted(of_nodes | {int(port) for host, _, port in servers if host and host not in LOOPBACK_HOSTS})
 
 
 def _asks_for_token(dashboard: str | None) -> bool:

@@ -16,7 +16,7 @@ from curriculum.metric import Metrics
 WANDB_PROJECT = "qwenlong-l1"
 INIT_S = 30.0
 """Longest wait for the answer of wandb at the start."""
-FINISH_S = 4.0
+FINISH_S = 3.0
 """Longest wait for the upload when a run ends early; what is left is on disk."""
 
 
