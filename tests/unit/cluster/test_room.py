@@ -105,7 +105,7 @@ def test_a_disk_that_refuses_in_the_middle_ends_in_one_line_that_says_what_is_wh
 
     name = folder.path / "metrics.jsonl"
     line = f"{name}: cannot be written (No space left on device); its disk is full; free some space"
-    with pytest.raises(DiskError, match="free some space$"):
+    with pytest.raises(DiskError, match=r"free some space$"):
         refuse()
     folder.recipe.touch()
     with pytest.raises(UserError) as caught:
