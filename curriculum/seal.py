@@ -140,7 +140,7 @@ def _read_digests(folder: Path) -> dict[str, FileDigest]:
     try:
         values: dict[str, dict[str, Any]] = json.loads(text)
         return {name: FileDigest(**value) for name, value in values.items()}
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise Damaged(f"{DIGESTS}: is not a list of digests ({first_line(error)})") from error
 
 

@@ -10,6 +10,8 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ValidationError
+
 from cluster.recipe.config import RunConfig
 from cluster.run.progress import Progress
 from curriculum.errors import UserError, one_line
@@ -60,6 +62,14 @@ class Checkpoint:
                 )
             )
         return changed
+
+
+class _State(BaseModel):
+    """Content of `state.json`."""
+
+    progress: Progress
+    curriculum: dict[str, Any] | None
+    inputs: dict[str, str]
 
 
 class Checkpoints:
@@ -179,13 +189,14 @@ def _proved(path: Path, say: Callable[[str], None]) -> Checkpoint:
     check_seal(path, say)
     try:
         state = json.loads((path / _STATE).read_text(encoding="utf-8"))
-        if not isinstance(state["curriculum"], dict | None):
-            raise TypeError("curriculum is no mapping")
-        return Checkpoint(
-            path=path,
-            progress=Progress.from_state_dict(state["progress"]),
-            curriculum=state["curriculum"],
-            inputs=dict(state["inputs"]),
-        )
-    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+        progress = Progress.from_state_dict(state["progress"])
+        _State.model_validate(state)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        key = ".".join(map(str, fault["loc"]))
+        raise Damaged(f"{_STATE}: {key}={fault['input']!r:.80}: {fault['msg']}") from error
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise Damaged(f"{_STATE}: {one_line(error)}") from error
+    if path.name != f"step-{progress.step:06d}":
+        raise Damaged(f"{_STATE}: is of step {progress.step}")
+    return Checkpoint(path=path, progress=progress, curriculum=state["curriculum"], inputs=state["inputs"])
