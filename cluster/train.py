@@ -87,8 +87,7 @@ async def _drive(config: RunConfig, prepared: Prepared, folder: RunFolder, conso
                 async with launch(config, prepared, folder, faults.add, watch) as processes:
                     console.say(f"actors ready after {time.monotonic() - started:.0f} s")
                     folder.append_event("actors_ready", pids=processes.pids)
-                    diagnosis.facts = processes.facts
-                    await watch.guard(_run(config, prepared, folder, console, trackers, processes, stop, watch.waits))
+                    await watch.guard(_run(config, prepared, folder, console, trackers, processes, stop, watch))
                 return
             except RestartFromCheckpoint as cause:
                 console.close_stage()
@@ -114,7 +113,7 @@ async def _run(
     trackers: list[Tracker],
     processes: Processes,
     stop: asyncio.Event,
-    waits: Waits,
+    watch: Watch,
 ) -> None:
     journal = Journal(
         folder=folder,
@@ -123,7 +122,7 @@ async def _run(
         checkpoint=config.checkpoint,
         fetch=processes.rollouts.fetch,
         decode=prepared.prompt.decode,
-        waits=waits,
+        waits=watch.waits,
     )
     progress = await _restore(folder, processes, journal)
     loop = TrainingLoop(
@@ -138,6 +137,7 @@ async def _run(
         progress=progress,
         stop=stop,
     )
+    watch.diagnosis.facts = lambda: {**processes.facts(), **loop.facts()}
     await loop.run()
     await journal.waiting("the export of the model", processes.learner.export(folder.model))
     await _summarise(config, folder, console, journal, progress, processes.curriculum)
