@@ -302,7 +302,7 @@ class Watch:
             return
         self.head_is_lost = True
         self.diagnosis.write(reason, list(self._actors.values()), ray_answers=False)
-        self._gone = RunFailed(f"{reason}; start Ray again, then go on with --resume")
+        self._gone = RunFailed(f"{reason}; start Ray again if it was joined, then go on with --resume")
         self._give_up(self._gone)
 
     def _down(self, actor: WatchedActor, error: RayActorError) -> None:
