@@ -124,6 +124,16 @@ class TrainingLoop:
                 if self._batches is not None:
                     await self._batches.close()
 
+    def facts(self) -> dict[str, Any]:
+        """Return what a diagnosis tells of the loop."""
+        stage, batches = self._progress.stage, self._batches
+        return {
+            "finished steps": self._progress.step,
+            "stage": None if stage is None else stage.name,
+            "policy_version of the learner": self._progress.policy_version,
+            "groups that wait for a batch": 0 if batches is None else batches.num_waiting,
+        }
+
     async def _warm_up(self) -> None:
         batches = self._demonstrations
         if batches is None or self._stages.has_finished("sft"):

@@ -115,9 +115,8 @@ async def _drive(
                 async with launch(config, prepared, folder, faults.add, watch, stop) as processes:
                     console.say(f"actors ready after {time.monotonic() - started:.0f} s")
                     folder.append_event("actors_ready", pids=processes.pids)
-                    diagnosis.facts = processes.facts
                     await watch.guard(
-                        _run(config, prepared, folder, console, checkpoint, trackers, processes, stop, watch.waits)
+                        _run(config, prepared, folder, console, checkpoint, trackers, processes, stop, watch)
                     )
                 return
             except RestartFromCheckpoint as cause:
@@ -151,7 +150,7 @@ async def _run(
     trackers: list[Tracker],
     processes: Processes,
     stop: asyncio.Event,
-    waits: Waits,
+    watch: Watch,
 ) -> None:
     journal = Journal(
         folder=folder,
@@ -160,7 +159,7 @@ async def _run(
         checkpoint=config.checkpoint,
         fetch=processes.rollouts.fetch,
         decode=prepared.prompt.decode,
-        waits=waits,
+        waits=watch.waits,
         inputs=prepared.inputs,
         patience=Patience(console.say, stop),
     )
@@ -178,6 +177,7 @@ async def _run(
         progress=progress,
         stop=stop,
     )
+    watch.diagnosis.facts = lambda: {**processes.facts(), **loop.facts()}
     await loop.run()
     export = journal.until_room(lambda: processes.learner.export(folder.model))
     await unless_stopped(journal.waiting("the export of the model", export))

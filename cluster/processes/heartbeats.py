@@ -138,7 +138,7 @@ class Watch:
         self._say = say
         self._note = note
         self._on_fault = on_fault
-        self._diagnosis = diagnosis
+        self.diagnosis = diagnosis
         self._now = now
         self._poll_s = min(LONGEST_POLL_S, config.notice_s / 4)
         self._actors: dict[str, WatchedActor] = {}
@@ -270,7 +270,7 @@ class Watch:
             still_s = now - max(wait.since, self._moved)
             if not wait.is_bounded and still_s >= self._config.standstill_s:
                 complaint = f"nothing moves while the run waits for {wait.what}, for {still_s:.0f} s"
-                self._diagnosis.write(complaint, list(self._actors.values()))
+                self.diagnosis.write(complaint, list(self._actors.values()))
                 self._moved = now
                 self._give_up(RestartFromCheckpoint(complaint))
 
@@ -301,8 +301,8 @@ class Watch:
         if self.head_is_lost:
             return
         self.head_is_lost = True
-        self._diagnosis.write(reason, list(self._actors.values()), ray_answers=False)
-        self._gone = RunFailed(f"{reason}; start Ray again, then go on with --resume")
+        self.diagnosis.write(reason, list(self._actors.values()), ray_answers=False)
+        self._gone = RunFailed(f"{reason}; start Ray again if it was joined, then go on with --resume")
         self._give_up(self._gone)
 
     def _down(self, actor: WatchedActor, error: RayActorError) -> None:
@@ -319,7 +319,7 @@ class Watch:
         if beat is None or self._actors.get(actor.name) is not actor:
             return  # it was ended meanwhile
         others = [other for other in self._actors.values() if other is not actor]
-        self._diagnosis.write(complaint, [actor, *others])
+        self.diagnosis.write(complaint, [actor, *others])
         self._on_fault(actor=actor.name, error="Standstill", doing=beat.doing, action="killing it", why=complaint)
         self._kill_on_node(beat.node_id, (beat.pid, *beat.children))
         actor.go_down(self._now())

@@ -49,9 +49,10 @@ class ClusterConfig(StrictModel):
     coordinator or of a node."""
     notice_s: float = Field(default=30.0, gt=0)
     """Seconds without an answer or progress after which a line says who waits for whom; again at doubling intervals."""
-    standstill_s: float = Field(default=600.0, gt=0)
+    standstill_s: float = Field(default=480.0, gt=0)
     """Seconds without an answer or progress after which an actor is killed, and so restarted; not for loading or
-    writing a model, which have `startup_timeout_s` if that is longer."""
+    writing a model, which have `startup_timeout_s` if that is longer. Below `rollout.sync.timeout_s` a frozen engine is
+    replaced before the weight update gives up."""
     orphan_s: float = Field(default=120.0, gt=0)
     """Seconds without a sign of the driver after which an actor ends itself and frees its GPU."""
 

@@ -206,7 +206,7 @@ def test_a_node_process_that_has_ended_ends_the_run_before_ray_is_called_again(s
         s.watch._loop = asyncio.get_running_loop()
         s.watch._lost = s.watch._loop.create_future()
         s.node_lives = False
-        with pytest.raises(RunFailed, match=r"of this node \(raylet\) has ended; start Ray again, then .*--resume"):
+        with pytest.raises(RunFailed, match=r"of this node \(raylet\) has ended; start Ray again .*--resume"):
             await s.watch.guard(asyncio.sleep(60))
         assert s.watch.head_is_lost
 

@@ -392,3 +392,18 @@ def test_a_coordinator_that_dies_after_the_update_of_a_step_takes_that_step_with
     assert saved_steps(b) == ["step-000001", "step-000002"]
     saved = json.loads((b.folder.checkpoints.newest() / "state.json").read_text())
     assert (saved["progress"]["step"], saved["progress"]["policy_version"]) == (2, 2)
+
+
+def test_a_diagnosis_is_told_where_the_loop_stands(bench):
+    b = bench(accuracies=always_mixed)
+    loop, told = b.loop(), []
+
+    async def look(lease):
+        told.append(loop.facts())
+
+    b.rollouts.sample = look
+    asyncio.run(loop.run())
+    assert told[0] == {
+        "finished steps": 0, "stage": "short", "policy_version of the learner": 0, "groups that wait for a batch": 0,
+    }  # fmt: skip
+    assert (told[-1]["finished steps"], told[-1]["stage"]) == (3, "long")
