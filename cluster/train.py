@@ -163,8 +163,7 @@ async def _run(
         inputs=prepared.inputs,
         patience=Patience(console.say, stop),
     )
-    unless_stopped = StopSignal(stop).unless_stopped
-    progress = await unless_stopped(_restore(checkpoint, folder, console, processes, journal))
+    progress = await StopSignal(stop).unless_stopped(_restore(checkpoint, folder, console, processes, journal))
     loop = TrainingLoop(
         config=config,
         curriculum=processes.curriculum,
@@ -180,7 +179,7 @@ async def _run(
     watch.diagnosis.facts = lambda: {**processes.facts(), **loop.facts()}
     await loop.run()
     export = journal.until_room(lambda: processes.learner.export(folder.model))
-    await unless_stopped(journal.waiting("the export of the model", export))
+    await StopSignal(stop).unless_stopped(journal.waiting("the export of the model", export))
     await _summarise(config, folder, console, journal, progress, processes.curriculum)
 
 
