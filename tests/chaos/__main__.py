@@ -31,9 +31,9 @@ LAST_RUN_S = 120.0
 """Time that is kept (seconds) for a run to end."""
 BOUNDS = {
     "cluster.notice_s": 2.0,
-    "cluster.standstill_s": 8.0,
+    "cluster.standstill_s": 10.0,
     "cluster.orphan_s": 20.0,
-    "cluster.startup_timeout_s": 90.0,
+    "cluster.startup_timeout_s": 120.0,
     "cluster.max_actor_restarts": 100,
     "cluster.max_run_restarts": 100,
     "checkpoint.keep_last": 3,

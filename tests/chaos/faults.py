@@ -236,6 +236,6 @@ def cut_a_file(run: Run, rng: Random) -> str:
 
 
 def _a_file(run: Run, rng: Random) -> tuple[Path, Path]:
-    newest = max(path.parent for path in run.folder.glob("checkpoints/step-*/COMPLETE"))
+    newest = max(path.parent for path in run.folder.glob("checkpoints/step-*[0-9]/COMPLETE"))
     files = sorted(path for path in newest.rglob("*") if path.is_file() and path.stat().st_size)
     return newest, rng.choices(files, weights=[path.stat().st_size for path in files])[0]
