@@ -25,7 +25,7 @@ from actors.weights.update import (
     WeightVersionError,
 )
 from curriculum.errors import RunFailed, first_line
-from curriculum.heartbeat import IDLE, Heartbeat, Pulse
+from curriculum.heartbeat import IDLE, Heartbeat, Pulse, descendants, kill_with_this_process
 
 UNLABELLED = "default"
 """Weight version of vLLM before the first update."""
@@ -85,7 +85,7 @@ class VLLMEngine:
             on_gpu=on_gpu,
             trust_remote_code=trust_remote_code,
         )
-        self._prefill = PrefillCounter()
+        self._prefill, others = PrefillCounter(), descendants(os.getpid())
         try:
             self._engine = AsyncLLM.from_engine_args(
                 AsyncEngineArgs(**arguments), stat_loggers=[self._prefill.stat_logger()]
@@ -102,6 +102,8 @@ class VLLMEngine:
         self._receipt: WeightReceipt | None = None
         self._group: WeightGroup | None = None
         self._core = CorePulse(self._engine.is_sleeping)
+        own = tuple(pid for pid in descendants(os.getpid()) if pid not in others)
+        self._guardian = kill_with_this_process(own)
 
     @property
     def policy_version(self) -> int:
@@ -280,6 +282,7 @@ class VLLMEngine:
     def shutdown(self) -> None:
         """End the engine process, and delete the engine, whose destructor would fail at the end of the interpreter."""
         self._engine.shutdown()
+        self._guardian.communicate()
         del self._engine
 
     @asynccontextmanager

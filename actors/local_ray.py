@@ -32,7 +32,7 @@ ENVIRONMENT = {
 """Of Ray and so of every actor. With the first Ray takes the loopback address for its node, on Linux as on macOS."""
 ELSEWHERE = ("RAY_ADDRESS", "RAY_AUTH_TOKEN")
 """What would lead to another Ray."""
-START_S, NOTICE_S, END_S, FORCE_S = 180.0, 15.0, 5.0, 2.0
+START_S, NOTICE_S, END_S, FORCE_S = 180.0, 15.0, 3.0, 2.0
 """Seconds: longest wait for the start, until it is mentioned, for an orderly end, and for a forced one."""
 
 
@@ -137,7 +137,7 @@ def _use_token(token_file: Path) -> None:
         os.environ.pop(key, None)
     os.environ.update(_token_environment(token_file))
     constants: Any = ray_constants
-    constants.ENABLE_RAY_CLUSTER = False  # what the variable in ENVIRONMENT says; Ray reads that when it is imported
+    constants.ENABLE_RAY_CLUSTER = False  # as in ENVIRONMENT, which Ray reads when it is imported
     Config.initialize("")  # reads the mode again, as ray.init does where it turns authentication on
     AuthenticationTokenLoader.instance().reset_cache()
 
@@ -149,9 +149,26 @@ def _end(head: subprocess.Popen[str], *, orderly: bool) -> None:
     if orderly:
         with contextlib.suppress(subprocess.TimeoutExpired):
             head.wait(END_S)
+    kill_session(head.pid)
+    head.wait()
+
+
+def kill_session(leader: int) -> None:
+    """Kill every process of a session but this one; Ray gives its workers process groups of their own."""
     deadline = time.monotonic() + FORCE_S
-    with contextlib.suppress(ProcessLookupError):  # the group is empty
-        while time.monotonic() < deadline:  # a process may be just about to start another one
-            os.killpg(head.pid, signal.SIGKILL)
-            head.poll()
-            time.sleep(0.02)
+    while (others := _session(leader) - {os.getpid()}) and time.monotonic() < deadline:
+        for pid in others:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)  # one of them may have been just about to start another
+
+
+def _session(leader: int) -> set[int]:
+    """Return the process ids of a session, without those that have ended; none where there is no /proc."""
+    found: set[int] = set()
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            state, _, _, session = entry.read_text().rpartition(")")[2].split()[:4]
+            if int(session) == leader and state not in ("Z", "X"):
+                found.add(int(entry.parent.name))
+    return found

@@ -41,7 +41,7 @@ from learner.sft import DemonstrationBatches
 OUTAGE_PAUSE_S = 5.0
 """Pause before a step that found the judge away samples again."""
 
-CLOSE_S = 5.0
+CLOSE_S = 2.0
 """Longest wait at the end of a run for engines to drop what they are working on."""
 
 
@@ -123,6 +123,16 @@ class TrainingLoop:
                 await self._weights.close()
                 if self._batches is not None:
                     await self._batches.close()
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a diagnosis tells of the loop."""
+        stage, batches = self._progress.stage, self._batches
+        return {
+            "finished steps": self._progress.step,
+            "stage": None if stage is None else stage.name,
+            "policy_version of the learner": self._progress.policy_version,
+            "groups that wait for a batch": 0 if batches is None else batches.num_waiting,
+        }
 
     async def _warm_up(self) -> None:
         batches = self._demonstrations
@@ -261,7 +271,7 @@ class TrainingLoop:
 
     async def _open_phase(self, state: PhaseState) -> None:
         if not self._stages.has_finished("rl"):
-            await self._learner.start_stage("rl")
+            await self._journal.until_room(lambda: self._learner.start_stage("rl"))
         self._stages.open(state.name, kind="rl")
 
     async def _send_new_version(self) -> None:

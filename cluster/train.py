@@ -23,6 +23,7 @@ from cluster.run.checkpoints import Checkpoint
 from cluster.run.console import Console
 from cluster.run.folder import RunFolder
 from cluster.run.journal import Journal, Tracker
+from cluster.run.patience import Patience
 from cluster.run.progress import Progress
 from cluster.run.recovery import FaultRecord, RestartBudget, RestartFromCheckpoint
 from cluster.run.room import check_room, told_what_is_whole
@@ -104,39 +105,42 @@ async def _drive(
     request: StopRequest,
 ) -> None:
     """Launch and run; after what cannot be repaired in place, again from the last checkpoint."""
-    waits = Waits(config.cluster.notice_s)
     diagnosis = Diagnosis(folder.path / "diagnosis.txt")
     faults = FaultRecord(partial(folder.append_event, "fault"), console.say)
     restarts = RestartBudget(config.cluster.max_run_restarts, faults, diagnosis=diagnosis.path)
-    watch = Watch(
-        config.cluster,
-        waits,
-        say=console.say,
-        note=partial(folder.append_event, "standstill"),
-        on_fault=faults.add,
-        diagnosis=diagnosis,
-    )
+    watch = _watch(config, folder, console, faults, diagnosis)
     with request.listen() as stop, watch.watching():
         while True:
             started = time.monotonic()
             console.say("starting the actors")
             try:
-                async with launch(config, prepared, folder, faults.add, watch, waits, stop) as processes:
+                async with launch(config, prepared, folder, faults.add, watch, stop) as processes:
                     console.say(f"actors ready after {time.monotonic() - started:.0f} s")
                     folder.append_event("actors_ready", pids=processes.pids)
-                    diagnosis.facts = processes.facts
                     await watch.guard(
-                        _run(config, prepared, folder, console, checkpoint, trackers, processes, stop, waits)
+                        _run(config, prepared, folder, console, checkpoint, trackers, processes, stop, watch)
                     )
                 return
             except RestartFromCheckpoint as cause:
                 console.close_stage()
                 if stop.is_set():
                     raise Interrupted from cause
+                watch.require_ray()
                 checkpoint = folder.checkpoints.choose(console.say)
                 restarts.spend(cause, step=checkpoint.progress.step if checkpoint else 0)
             except ActorLost as error:
                 raise RunFailed(f"{error}; {faults.summary()}") from error
+
+
+def _watch(config: RunConfig, folder: RunFolder, console: Console, faults: FaultRecord, diagnosis: Diagnosis) -> Watch:
+    return Watch(
+        config.cluster,
+        Waits(config.cluster.notice_s),
+        say=console.say,
+        note=partial(folder.append_event, "standstill"),
+        on_fault=faults.add,
+        diagnosis=diagnosis,
+    )
 
 
 async def _run(
@@ -148,7 +152,7 @@ async def _run(
     trackers: list[Tracker],
     processes: Processes,
     stop: asyncio.Event,
-    waits: Waits,
+    watch: Watch,
 ) -> None:
     journal = Journal(
         folder=folder,
@@ -157,12 +161,11 @@ async def _run(
         checkpoint=config.checkpoint,
         fetch=processes.rollouts.fetch,
         decode=prepared.prompt.decode,
-        waits=waits,
+        waits=watch.waits,
         inputs=prepared.inputs,
-        stop=stop,
+        patience=Patience(console.say, stop),
     )
-    unless_stopped = StopSignal(stop).unless_stopped
-    progress = await unless_stopped(_restore(checkpoint, folder, console, processes, journal))
+    progress = await StopSignal(stop).unless_stopped(_restore(checkpoint, folder, console, processes, journal))
     loop = TrainingLoop(
         config=config,
         curriculum=processes.curriculum,
@@ -175,9 +178,10 @@ async def _run(
         progress=progress,
         stop=stop,
     )
+    watch.diagnosis.facts = lambda: {**processes.facts(), **loop.facts()}
     await loop.run()
     export = journal.until_room(lambda: processes.learner.export(folder.model))
-    await unless_stopped(journal.waiting("the export of the model", export))
+    await StopSignal(stop).unless_stopped(journal.waiting("the export of the model", export))
     await _summarise(config, folder, console, journal, progress, processes.curriculum)
 
 

@@ -73,7 +73,7 @@ def _error_number(error: Exception) -> int | None:
     """Return the number of a refusal of the file system, 0 for one without, None for any other error."""
     if isinstance(error, OSError):
         return error.errno or 0
-    found = _FOREIGN_NUMBER.search(str(error))
+    found = None if isinstance(error, UserError) else _FOREIGN_NUMBER.search(str(error))
     return int(found[1]) if found else None
 
 
@@ -133,15 +133,16 @@ def write_text(path: Path, text: str, *, name: Path | str | None = None) -> None
 
 
 def sync(path: Path) -> None:
-    """Wait until the content of a file, or the names in a folder, are on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Wait until the content of a file, or the names in a folder, are on disk; a folder may refuse it."""
     try:
-        os.fsync(descriptor)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # file systems that keep folders elsewhere
+        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.EACCES):
             raise
-    finally:
-        os.close(descriptor)
 
 
 def begin_folder(path: Path) -> Path:
@@ -174,6 +175,11 @@ def finish_folder(path: Path) -> None:
         partial.rename(target)
         sync(target.parent)
         shutil.rmtree(replaced, ignore_errors=True)
+
+
+def discard_folder(path: Path) -> None:
+    """Remove the folder of `begin_folder`, so that what could not be finished takes no room."""
+    shutil.rmtree(partial_of(path), ignore_errors=True)
 
 
 def remove_folder(path: Path) -> None:

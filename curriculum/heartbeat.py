@@ -10,6 +10,7 @@ import faulthandler
 import functools
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -21,6 +22,16 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 IDLE = "idle"
 TICK_S = 1.0
 """Seconds between two looks for the driver."""
+
+_GUARDIAN = """
+import os, sys
+sys.stdin.read()  # ends with the process at the other end
+for pid in map(int, sys.argv[1:]):
+    try:
+        os.kill(pid, 9)
+    except ProcessLookupError:
+        pass
+"""
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -143,6 +154,15 @@ def kill_processes(pids: tuple[int, ...]) -> None:
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+
+
+def kill_with_this_process(pids: tuple[int, ...]) -> subprocess.Popen[bytes]:
+    """Have processes killed as soon as this one ends, in whatever way; return the process that waits for that.
+
+    Ray kills the children of an actor that dies, unless Ray died first.
+    """
+    command = [sys.executable, "-I", "-S", "-c", _GUARDIAN, *map(str, pids)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
 
 
 def end_with_descendants(reason: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Lock
@@ -23,6 +23,7 @@ DIGESTS = "digests.json"
 _BLOCK_BYTES = 1 << 22
 _NUM_READERS = 8
 _SAY_EVERY_S = 10.0
+_TICK_S = 0.5
 
 
 class Damaged(UserError):
@@ -97,13 +98,20 @@ def check_seal(folder: Path, say: Callable[[str], None] = lambda _: None) -> Non
         Damaged: a file is missing, cannot be read, or is not the one that was sealed.
     """
     digests = _read_digests(folder)
-    progress = _Progress(folder.name, sum(digest.num_bytes for digest in digests.values()), len(digests), say)
+    progress = _Progress(sum(digest.num_bytes for digest in digests.values()))
+    said = time.monotonic()
     with ThreadPoolExecutor(_NUM_READERS) as pool:
-        checks = [pool.submit(_check_file, folder, name, digest, progress) for name, digest in digests.items()]
+        waiting = {pool.submit(_check_file, folder, name, digest, progress) for name, digest in digests.items()}
         try:
-            for check in checks:
-                check.result()
+            while waiting:
+                done, waiting = wait(waiting, timeout=_TICK_S, return_when=FIRST_EXCEPTION)
+                for check in done:
+                    check.result()
+                if time.monotonic() - said >= _SAY_EVERY_S:
+                    said = time.monotonic()
+                    say(f"checking {folder.name}: {progress} in {len(digests)} files")
         finally:
+            progress.is_over = True
             pool.shutdown(cancel_futures=True)
 
 
@@ -115,30 +123,29 @@ def _check_file(folder: Path, name: str, expected: FileDigest, progress: _Progre
             raise Damaged(f"{name}: has {num_bytes} bytes instead of {expected.num_bytes}")
         if digest_file(path, progress.add) != expected:
             raise Damaged(f"{name}: its content has changed (the digest differs)")
-    except FileNotFoundError as error:
-        raise Damaged(f"{name}: is missing") from error
     except OSError as error:
-        raise Damaged(f"{name}: cannot be read ({error.strerror})") from error
+        raise Damaged(f"{name}: {_reason(error)}") from error
 
 
 def _read_digests(folder: Path) -> dict[str, FileDigest]:
     try:
         vouched = (folder / COMPLETE).read_bytes()
+        text = (folder / DIGESTS).read_bytes() if vouched else None
     except OSError as error:
-        raise Damaged(f"{COMPLETE}: is missing") from error
-    try:
-        text = (folder / DIGESTS).read_bytes()
-    except OSError as error:
-        other_version = not vouched
-        why = "another version of the program wrote it; go on with that one" if other_version else "is missing"
-        raise Damaged(f"{DIGESTS}: {why}") from error
+        raise Damaged(f"{Path(error.filename).name}: {_reason(error)}") from error
+    if text is None:
+        raise Damaged(f"{COMPLETE}: is empty: another version of the program wrote it; go on with that one")
     if vouched != f"{_digest_of(text)}\n".encode():
         raise Damaged(f"{DIGESTS}: its content has changed ({COMPLETE} vouches for another)")
     try:
         values: dict[str, dict[str, Any]] = json.loads(text)
         return {name: FileDigest(**value) for name, value in values.items()}
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise Damaged(f"{DIGESTS}: is not a list of digests ({first_line(error)})") from error
+
+
+def _reason(error: OSError) -> str:
+    return "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
 
 
 def _digest_of(content: bytes) -> str:
@@ -146,22 +153,21 @@ def _digest_of(content: bytes) -> str:
 
 
 class _Progress:
-    """Counts bytes from several threads, and says how far they are."""
+    """Counts the bytes that several threads have read."""
 
-    def __init__(self, name: str, num_bytes: int, num_files: int, say: Callable[[str], None]) -> None:
-        self._name = name
-        self._total = num_bytes
-        self._num_files = num_files
-        self._say = say
+    def __init__(self, total: int) -> None:
+        self._total = total
         self._done = 0
-        self._said = time.monotonic()
         self._lock = Lock()
+        self.is_over = False
+        """Whether no one waits for the result any more: something is damaged, or the check was interrupted."""
 
     def add(self, num_bytes: int) -> None:
-        """Count; say something at most every `_SAY_EVERY_S`."""
+        """Count a block; end the thread if the check is over."""
         with self._lock:
             self._done += num_bytes
-            if time.monotonic() - self._said >= _SAY_EVERY_S:
-                self._said = time.monotonic()
-                done, total = self._done / 1e9, self._total / 1e9
-                self._say(f"checking {self._name}: {done:.1f} of {total:.1f} GB in {self._num_files} files")
+        if self.is_over:
+            raise CancelledError
+
+    def __str__(self) -> str:
+        return f"{self._done / 1e9:.1f} of {self._total / 1e9:.1f} GB"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -54,7 +56,7 @@ class Diagnosis:
             json.dumps(_attempt(_nodes) if ray_answers else "unknown", indent=1, default=str),
             "---- actors, as Ray sees them",
             *(_attempt(_states) if ray_answers else ("unknown",)),
-            *_all_stacks(actors),
+            *(_all_stacks(actors) if ray_answers else ()),
         ]
         with self.path.open("a", encoding="utf-8") as file:
             file.write("\n".join(parts) + "\n\n")
@@ -89,8 +91,11 @@ def _stacks(actor: Described) -> list[str]:
     """Return the stacks of an actor's processes through py-spy, where it is installed and they run on this node."""
     py_spy = shutil.which("py-spy")
     beat = actor.beat
-    if py_spy is None or beat is None or beat.node_id != ray.get_runtime_context().get_node_id():
-        return [f"---- stacks of {actor.name}: none; they need py-spy on its node"]
+    if beat is None or beat.node_id != ray.get_runtime_context().get_node_id():
+        return [f"---- stacks of {actor.name}: none, it does not run on this node"]
+    if py_spy is None:
+        os.kill(beat.pid, signal.SIGUSR1)  # see `Pulse`
+        return [f"---- stacks of {actor.name}: in its log under logs/, unless it is frozen; py-spy is not installed"]
     return [f"---- stacks of {actor.name}, process {pid}\n{_dump(py_spy, pid)}" for pid in (beat.pid, *beat.children)]
 
 

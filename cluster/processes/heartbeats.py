@@ -17,11 +17,11 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
 from cluster.processes.diagnosis import Diagnosis
-from cluster.processes.killing import kill_on_node
+from cluster.processes.nodes import head_address, kill_on_node, raylet_listens
 from cluster.recipe.config import ClusterConfig
 from cluster.run.recovery import LearnerLost, RestartFromCheckpoint
 from cluster.run.waits import Sound, Voice, Waits
-from curriculum.errors import RunFailed
+from curriculum.errors import RunFailed, UserError
 from curriculum.heartbeat import IDLE, Heartbeat
 
 _T = TypeVar("_T")
@@ -32,8 +32,11 @@ HEAD_S = 45.0
 """Longest silence of Ray's head; after 60 s Ray itself ends every process, this one with a crash report."""
 END_S = 10.0
 """Longest wait for the loop to end after the watch has given it up."""
-LEARNER = "learner-"
-WITH_A_MODEL_FOLDER = frozenset({"start", "start_stage", "save", "load", "export"})
+COORDINATOR, LEARNER = "coordinator", "learner-"
+"""Name of the coordinator, under which the rollout actors find it, and beginning of the names of the ranks."""
+START = "start"
+"""Work of a rank that loads its model for the first time."""
+WITH_A_MODEL_FOLDER = frozenset({"start_stage", "save", "load", "export"})
 """Work of a rank that is silent while it reads or writes whole models."""
 
 
@@ -73,13 +76,15 @@ class WatchedActor:
 
     def still_s(self, now: float) -> float:
         """Seconds without an answer or progress; 0 while it starts, which has a bound of its own."""
-        if self.beat is None:
+        if self.beat is None or self.beat.doing == START:
             return 0.0
         return max(self.silent_s(now), self.beat.still_s)
 
     def moves(self, now: float) -> bool:
-        """Return whether it gets on, or starts, so that those who wait for it need not give up."""
-        return self.beat is None or (self.beat.doing != IDLE and self.still_s(now) < self._config.notice_s)
+        """Return whether it gets on, or does what has a longer bound, so that those who wait for it do not give up."""
+        if self.beat is None or self.beat.doing in WITH_A_MODEL_FOLDER:
+            return True
+        return self.beat.doing != IDLE and self.still_s(now) < self._config.notice_s
 
     def complaint(self, now: float) -> str:
         """Say what is missing and since when."""
@@ -111,6 +116,7 @@ class Watch:
         on_fault: Callable[..., None],
         diagnosis: Diagnosis,
         kill: Callable[[str, tuple[int, ...]], None] = kill_on_node,
+        node_lives: Callable[[], bool] = raylet_listens,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         """Take the bounds and what is told.
@@ -123,24 +129,27 @@ class Watch:
             on_fault: is told of every actor that is killed.
             diagnosis: is written before an actor is killed.
             kill: kills processes of a node.
+            node_lives: tells whether Ray's process of this node is there.
             now: clock (seconds).
         """
         self._kill_on_node = kill
         self._config = config
-        self._waits = waits
+        self.waits = waits
         self._say = say
         self._note = note
         self._on_fault = on_fault
-        self._diagnosis = diagnosis
+        self.diagnosis = diagnosis
         self._now = now
         self._poll_s = min(LONGEST_POLL_S, config.notice_s / 4)
         self._actors: dict[str, WatchedActor] = {}
+        self._node_lives = node_lives
         self._head_voice = Voice(min(config.notice_s, HEAD_S / 2))
         self._head_answered = self._moved = now()
         self._ended = threading.Event()
         self._lost: asyncio.Future[RunFailed] | None = None
+        self._gone: RunFailed | None = None
         self.head_is_lost = False
-        """Whether Ray's head does not answer any more, so that no call to it may be made."""
+        """Whether Ray's head or its process of this node is gone, so that no call to it may be made."""
 
     def add(self, name: str, ask: Callable[[], Any]) -> None:
         """Watch an actor from now on; `ask` returns the reference of a `Heartbeat`."""
@@ -173,17 +182,21 @@ class Watch:
 
         Raises:
             RestartFromCheckpoint: a learner rank died, or all stand still.
-            RunFailed: Ray's head is gone.
+            RunFailed: Ray is gone.
         """
         assert self._lost is not None, "only while watching"
         if self._lost.done() and not self.head_is_lost:
             self._lost = self._loop.create_future()
         task = asyncio.ensure_future(work)
-        await asyncio.wait({task, self._lost}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        task.cancel()
-        await asyncio.wait({task}, timeout=END_S)
+        try:
+            self.require_ray()
+            await asyncio.wait({task, self._lost}, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.wait({task}, timeout=END_S)
         raise self._lost.result()
 
     # ---- in the threads
@@ -193,7 +206,8 @@ class Watch:
             actors = list(self._actors.values())
             with contextlib.suppress(RayError):
                 self._listen(actors)
-            self.judge(actors)
+            with contextlib.suppress(UserError, OSError):  # a full disk, which the loop meets as well
+                self.judge(actors)
 
     def _look_after_head(self) -> None:
         own = ray.get_runtime_context().get_node_id()
@@ -250,42 +264,62 @@ class Watch:
         return [actor for actor in still if not silent or actor in silent or actor not in ranks]
 
     def _speak_of_waits(self, now: float) -> None:
-        for wait, still_s in self._waits.overdue():
+        for wait, still_s in self.waits.overdue():
             self._tell("driver", f"waiting for {wait.what} for {still_s:.0f} s", still_s)
-        for wait in self._waits.now():
+        for wait in self.waits.now():
             still_s = now - max(wait.since, self._moved)
             if not wait.is_bounded and still_s >= self._config.standstill_s:
                 complaint = f"nothing moves while the run waits for {wait.what}, for {still_s:.0f} s"
-                self._diagnosis.write(complaint, list(self._actors.values()))
+                self.diagnosis.write(complaint, list(self._actors.values()))
                 self._moved = now
                 self._give_up(RestartFromCheckpoint(complaint))
 
     def _speak_of_head(self, now: float) -> None:
         silent_s = now - self._head_answered
         if self._head_voice.hear(silent_s) is Sound.STILL:
-            self._tell("ray", f"Ray's head at {_address()}: no answer for {silent_s:.0f} s", silent_s)
-        if silent_s >= HEAD_S and not self.head_is_lost:
-            self.head_is_lost = True
-            self._diagnosis.write("Ray's head does not answer", list(self._actors.values()), ray_answers=False)
+            self._tell("ray", f"Ray's head at {head_address()}: no answer for {silent_s:.0f} s", silent_s)
+        if silent_s >= HEAD_S:
             since = time.strftime("%H:%M:%S", time.localtime(time.time() - silent_s))
-            self._give_up(
-                RunFailed(
-                    f"Ray's head at {_address()} has not answered since {since}; restart it, then go on with --resume"
-                )
-            )
+            self._lose_ray(f"Ray's head at {head_address()} has not answered since {since}")
+
+    def check_node(self) -> None:
+        """Find out whether Ray's process of this node has ended; any call that needs it would end this process."""
+        if not self._node_lives():
+            self._lose_ray("Ray's process of this node (raylet) has ended")
+
+    def require_ray(self) -> None:
+        """Check that Ray can be called.
+
+        Raises:
+            RunFailed: it cannot.
+        """
+        self.check_node()
+        if self._gone is not None:
+            raise self._gone
+
+    def _lose_ray(self, reason: str) -> None:
+        if self.head_is_lost:
+            return
+        self.head_is_lost = True
+        self.diagnosis.write(reason, list(self._actors.values()), ray_answers=False)
+        self._gone = RunFailed(f"{reason}; start Ray again if it was joined, then go on with --resume")
+        self._give_up(self._gone)
 
     def _down(self, actor: WatchedActor, error: RayActorError) -> None:
+        self.check_node()
         was_up = actor.beat is not None and self._actors.get(actor.name) is actor
         actor.go_down(self._now())
         if was_up and actor.name.startswith(LEARNER):
             self._give_up(LearnerLost(f"{actor.name} died ({type(error).__name__})"))
+        elif was_up and actor.name == COORDINATOR:
+            self._tell(COORDINATOR, f"{COORDINATOR}: its process is gone", 0.0)
 
     def _kill(self, actor: WatchedActor, complaint: str) -> None:
         beat = actor.beat
         if beat is None or self._actors.get(actor.name) is not actor:
             return  # it was ended meanwhile
         others = [other for other in self._actors.values() if other is not actor]
-        self._diagnosis.write(complaint, [actor, *others])
+        self.diagnosis.write(complaint, [actor, *others])
         self._on_fault(actor=actor.name, error="Standstill", doing=beat.doing, action="killing it", why=complaint)
         self._kill_on_node(beat.node_id, (beat.pid, *beat.children))
         actor.go_down(self._now())
@@ -303,7 +337,3 @@ class Watch:
 
         with contextlib.suppress(RuntimeError):  # the event loop has ended
             self._loop.call_soon_threadsafe(set_result)
-
-
-def _address() -> str:
-    return _ray.get_runtime_context().gcs_address

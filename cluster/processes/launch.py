@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -14,25 +13,23 @@ from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
 from actors.model_folder import folder_or_hub_id
 from actors.rollout_actor import RolloutActor
+from cluster.processes.actor_set import ActorSet
 from cluster.processes.curriculum import ray_curriculum, released_by
-from cluster.processes.heartbeats import Watch
-from cluster.processes.killing import kill_on_node
+from cluster.processes.heartbeats import COORDINATOR, Watch
 from cluster.processes.learner import HEARTBEAT, RayLearner
 from cluster.processes.placement import judge_options, learner_options, rollout_options
 from cluster.processes.rollouts import RayRollouts
-from cluster.processes.supervision import SupervisedActor
 from cluster.recipe.config import RunConfig
 from cluster.recipe.preparation import Prepared
 from cluster.roles import Curriculum
 from cluster.run.folder import RunFolder
 from cluster.run.recovery import RestartFromCheckpoint
 from cluster.run.stopping import StopSignal
-from cluster.run.waits import Wait, Waits
+from cluster.run.waits import Wait
 from cluster.weights.sync import MAX_PROBE_GAP, Probe, WeightSync
 from cluster.weights.transports import Collective, HostMemory
 from curriculum.coordinator_actor import CoordinatorActor
 from curriculum.errors import RunFailed, one_line, root_cause
-from curriculum.heartbeat import Lifeline, kill_processes
 from curriculum.task import TaskEntry
 from curriculum.task_table import TaskColumns
 from learner.learner_actor import LearnerActor
@@ -40,15 +37,9 @@ from reward.config import VllmJudge
 from reward.judge_actor import JudgeActor
 
 _T = TypeVar("_T")
-_ray: Any = ray  # where its declarations have no complete types
-
-END_S = 30.0
-"""Longest wait for actors that were ended to be gone."""
 
 PROBE_TOKENS = 64
 """Tokens that engines and learner both score, which shows whether they hold the same weights."""
-COORDINATOR = "coordinator"
-"""Name under which the rollout actors find their coordinator, in the namespace of the run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,72 +63,6 @@ class Processes:
         }
 
 
-class _Actors:
-    """Every actor of a run, so that all of them can be watched and ended."""
-
-    def __init__(self, config: RunConfig, on_fault: Callable[..., None], watch: Watch, waits: Waits) -> None:
-        self._config = config
-        self._on_fault = on_fault
-        self._watch = watch
-        self.waits = waits
-        self._handles: dict[str, Any] = {}
-        cluster = config.cluster
-        self._lifeline = Lifeline(orphan_s=cluster.orphan_s, startup_s=cluster.startup_timeout_s)
-
-    def create(self, cls: Any, name: str, options: dict[str, Any], /, **arguments: Any) -> Any:
-        """Start an actor of `cls` under `name`; return its handle. From now on its heartbeats are watched."""
-        is_async = inspect.iscoroutinefunction(cls.heartbeat)
-        remote = _ray.remote(cls) if is_async else _ray.remote(concurrency_groups={HEARTBEAT: 1})(cls)
-        handle = remote.options(name=name, **options).remote(lifeline=self._lifeline, **arguments)
-        self._handles[name] = handle
-        heartbeat = handle.heartbeat if is_async else handle.heartbeat.options(concurrency_group=HEARTBEAT)
-        self._watch.add(name, heartbeat.remote)
-        return handle
-
-    def supervised(
-        self,
-        handles: Mapping[str, Any],
-        *,
-        before_restart: Callable[[str], Awaitable[Any]] | None = None,
-        after_restart: Callable[[str, Any], Awaitable[None]] | None = None,
-    ) -> list[SupervisedActor]:
-        """Return named actors under supervision; see `SupervisedActor`."""
-        return [
-            SupervisedActor(
-                name,
-                handle,
-                startup_timeout_s=self._config.cluster.startup_timeout_s,
-                on_fault=self._on_fault,
-                before_restart=before_restart,
-                after_restart=after_restart,
-                waits=self.waits,
-            )
-            for name, handle in handles.items()
-        ]
-
-    def end(self) -> None:
-        """End all of them; without Ray's head those on other nodes end by themselves, once the driver asks no more."""
-        self._watched = self._watch.forget_all()
-        if not self._watch.head_is_lost:
-            for handle in self._handles.values():
-                ray.kill(handle)
-            return
-        own_node = ray.get_runtime_context().get_node_id()
-        for actor in self._watched:
-            if actor.beat is not None and actor.beat.node_id == own_node:
-                kill_processes((actor.beat.pid, *actor.beat.children))
-
-    async def gone(self) -> None:
-        """Wait until names and devices of actors that were ended are free; what is stopped is killed for good."""
-        for actor in self._watched:
-            if actor.beat is not None:
-                kill_on_node(actor.beat.node_id, (actor.beat.pid, *actor.beat.children))
-        with self.waits.on("the ended actors to be gone", is_bounded=True), contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(END_S):
-                while any(_exists(name) for name in self._handles):
-                    await asyncio.sleep(0.2)
-
-
 @contextlib.asynccontextmanager
 async def launch(
     config: RunConfig,
@@ -145,7 +70,6 @@ async def launch(
     folder: RunFolder,
     on_fault: Callable[..., None],
     watch: Watch,
-    waits: Waits,
     stop: asyncio.Event,
 ) -> AsyncGenerator[Processes]:
     """Start all actors and yield their roles; end them on the way out.
@@ -156,7 +80,7 @@ async def launch(
         RestartFromCheckpoint: Ray lost a process or a value that the run needs; all actors are gone.
         UserError: the rewards pay for meaningless answers.
     """
-    actors = _Actors(config, on_fault, watch, waits)
+    actors = ActorSet(config, on_fault, watch)
     is_restart = False
     try:
         starting = _start_actors(config, prepared, folder, on_fault, actors)
@@ -176,7 +100,7 @@ async def launch(
 
 
 async def _start_actors(
-    config: RunConfig, prepared: Prepared, folder: RunFolder, on_fault: Callable[..., None], actors: _Actors
+    config: RunConfig, prepared: Prepared, folder: RunFolder, on_fault: Callable[..., None], actors: ActorSet
 ) -> Processes:
     coordinator = _create_coordinator(config, prepared, actors) if prepared.tasks else None
     engines = _create_rollouts(config, prepared, actors) if coordinator else {}
@@ -240,7 +164,7 @@ def _weight_sync(config: RunConfig, prepared: Prepared, rollouts: RayRollouts, l
     return WeightSync(transport, probe, overlaps=config.rollout.max_policy_lag > 0)
 
 
-def _create_coordinator(config: RunConfig, prepared: Prepared, actors: _Actors) -> Any:
+def _create_coordinator(config: RunConfig, prepared: Prepared, actors: ActorSet) -> Any:
     return actors.create(
         CoordinatorActor,
         COORDINATOR,
@@ -252,14 +176,14 @@ def _create_coordinator(config: RunConfig, prepared: Prepared, actors: _Actors) 
     )
 
 
-async def _create_ranks(config: RunConfig, actors: _Actors) -> list[Any]:
+async def _create_ranks(config: RunConfig, actors: ActorSet) -> list[Any]:
     return [
         actors.create(LearnerActor, f"learner-{rank}", options, rank=rank, num_ranks=config.learner.num_ranks)
         for rank, options in enumerate(await learner_options(config))
     ]
 
 
-def _create_rollouts(config: RunConfig, prepared: Prepared, actors: _Actors) -> dict[str, Any]:
+def _create_rollouts(config: RunConfig, prepared: Prepared, actors: ActorSet) -> dict[str, Any]:
     return {
         name: actors.create(
             RolloutActor,
@@ -279,7 +203,7 @@ def _create_rollouts(config: RunConfig, prepared: Prepared, actors: _Actors) -> 
     }
 
 
-def _create_judges(config: RunConfig, prepared: Prepared, actors: _Actors) -> dict[str, Any]:
+def _create_judges(config: RunConfig, prepared: Prepared, actors: ActorSet) -> dict[str, Any]:
     judge = config.reward.judge
     reward = config.reward
     if isinstance(judge, VllmJudge):
@@ -332,7 +256,7 @@ async def _wait(waiting: Sequence[tuple[str, Awaitable[int]]], timeout_s: float,
     async def ready(name: str, reply: Awaitable[int]) -> int:
         pid = await _named(name, reply)
         missing.remove(name)
-        wait.what = f"{', '.join(missing)} to start"
+        wait.what = f"{', '.join(missing) or 'actors'} to start"
         return pid
 
     try:
@@ -356,12 +280,3 @@ async def _named(name: str, reply: Awaitable[_T]) -> _T:
         raise RestartFromCheckpoint(f"{name} died while it started", part=name.partition("-")[0]) from error
     except RayTaskError as error:
         raise RunFailed(f"{name} did not start: {one_line(error)}") from error
-
-
-def _exists(name: str) -> bool:
-    """Return whether an actor of that name is there."""
-    try:
-        _ray.get_actor(name)
-    except ValueError:
-        return False
-    return True

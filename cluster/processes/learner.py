@@ -15,7 +15,7 @@ from actors.weights.update import WeightUpdate
 from cluster.group import ScoredGroup
 from cluster.run.recovery import LearnerLost
 from curriculum.errors import UserError
-from curriculum.seal import seal
+from curriculum.seal import COMPLETE, seal
 from curriculum.task import Demonstration
 from learner.reports import SftReport, StepReport
 
@@ -36,7 +36,7 @@ class RayLearner:
     async def start_stage(self, stage: str) -> None:
         """Start with a fresh optimizer; for a KL penalty, first write the weights as the reference policy."""
         reference = self._reference if stage == "rl" else None
-        if reference is not None and not reference.exists():
+        if reference is not None and not (reference / COMPLETE).exists():
             await self.export(reference)
             await asyncio.to_thread(seal, reference)
         await self._all("start_stage", stage, None if reference is None else str(reference))

@@ -8,7 +8,6 @@ import socket
 import tempfile
 from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import Any
 
 import ray
 
@@ -23,7 +22,8 @@ from curriculum.files import file_errors
 FIRST_DASHBOARD_PORT = 8265
 NUM_CPUS = 8
 """Logical CPUs of a Ray that is started for a run; with `device: cpu` the actors reserve none of them."""
-
+JOB_VARIABLE, JOB_STOP_S = "RAY_JOB_CONFIG_JSON_ENV_VAR", "3"
+"""What Ray sets for the driver of a submitted job, and how long it waits by default between SIGTERM and SIGKILL."""
 SOCKET_TABLES, LISTENING = (Path("/proc/net/tcp"), Path("/proc/net/tcp6")), "0A"
 """Where Linux tells who listens, and how it says so."""
 
@@ -50,23 +50,36 @@ def ray_session(config: RunConfig, folder: RunFolder, say: Callable[[str], None]
     Raises:
         RunFailed: the Ray to join does not answer, none can be started, or the cluster is too small.
     """
-    address = _address_to_join(config)
     with contextlib.ExitStack() as stack:
-        joins, with_token = address is not None, ""
-        if address is None:
-            started = stack.enter_context(_started_here(config, say))
-            address, with_token = started.address, f" (its token is in {started.token_file})"
-        else:
+        if address := _address_to_join(config):
             say(f"joining Ray at {address}")
-        stack.callback(ray.shutdown)
-        context = _init(address, folder.path.name)
-        if joins:
-            say(exposure(address, context.dashboard_url))
-        if context.dashboard_url:
-            say(f"Ray dashboard: http://{context.dashboard_url}{with_token}")
+            url = _init(stack, address, folder)
+            for line in _about_joined(url):
+                say(line)
+        else:
+            started = stack.enter_context(_started_here(config, say))
+            url = _init(stack, started.address, folder)
+            url = f"{url} (its token is in {started.token_file})"
+        if url:
+            say(f"Ray dashboard: http://{url}")
         _link_logs(folder)
         check_capacity(config)
         yield
+
+
+def _about_joined(dashboard: str | None) -> list[str]:
+    """Return what a person should know of a Ray that was joined."""
+    lines = [exposure(ray.get_runtime_context().gcs_address, dashboard)]
+    return [*lines, _time_to_stop()] if JOB_VARIABLE in os.environ else lines
+
+
+def _time_to_stop() -> str:
+    """Return what a submitted job should know of its end."""
+    seconds = os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", JOB_STOP_S)
+    return (
+        f"`ray job stop` leaves {seconds} s for a checkpoint, then kills the run; set RAY_JOB_STOP_WAIT_TIME_S in the "
+        "env_vars of the job's runtime environment if a checkpoint takes longer"
+    )
 
 
 def _started_here(config: RunConfig, say: Callable[[str], None]) -> contextlib.AbstractContextManager[LocalRay]:
@@ -80,10 +93,13 @@ def _started_here(config: RunConfig, say: Callable[[str], None]) -> contextlib.A
     )
 
 
-def _init(address: str, namespace: str) -> Any:
+def _init(stack: contextlib.ExitStack, address: str, folder: RunFolder) -> str | None:
+    """Connect this process, until the stack is closed; return host:port of the dashboard."""
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "300")  # the watch ends a run sooner, in one line
+    stack.callback(ray.shutdown)
     try:
-        return ray.init(address=address, namespace=namespace, log_to_driver=False, logging_level="ERROR")
+        context = ray.init(address=address, namespace=folder.path.name, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError) as error:
         wants_token = "AuthenticationError" in str(error.__cause__)
         way_in = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH as for its ray start, or " if wants_token else ""
@@ -91,6 +107,7 @@ def _init(address: str, namespace: str) -> Any:
             f"Ray at {address}: {first_line(error)}; {way_in}unset RAY_ADDRESS or set cluster.address=local to start "
             "one here"
         ) from error
+    return context.dashboard_url
 
 
 def _address_to_join(config: RunConfig) -> str | None:

@@ -34,8 +34,8 @@ class ClusterConfig(StrictModel):
     """Where the processes run and how often they may fail."""
 
     address: Literal["auto", "local"] = "auto"
-    """`auto` joins the Ray of RAY_ADDRESS or of `ray start` on this machine, and starts one if there is none;
-    `local` always starts one, unless RAY_ADDRESS is set."""
+    """`auto` joins the Ray of RAY_ADDRESS or of this user's `ray start` on this machine, and starts one if there is
+    none; `local` always starts one, unless RAY_ADDRESS is set."""
     dashboard_port: int | None = Field(default=None, gt=0, lt=65536)
     """Port of the dashboard of a Ray that this command starts; None takes the first free one, starting at 8265."""
     object_store_bytes: int | None = Field(default=None, gt=0)
@@ -49,9 +49,10 @@ class ClusterConfig(StrictModel):
     coordinator or of a node."""
     notice_s: float = Field(default=30.0, gt=0)
     """Seconds without an answer or progress after which a line says who waits for whom; again at doubling intervals."""
-    standstill_s: float = Field(default=600.0, gt=0)
+    standstill_s: float = Field(default=480.0, gt=0)
     """Seconds without an answer or progress after which an actor is killed, and so restarted; not for loading or
-    writing a model, which have `startup_timeout_s` if that is longer."""
+    writing a model, which have `startup_timeout_s` if that is longer. Below `rollout.sync.timeout_s` a frozen engine is
+    replaced before the weight update gives up."""
     orphan_s: float = Field(default=120.0, gt=0)
     """Seconds without a sign of the driver after which an actor ends itself and frees its GPU."""
 

@@ -10,10 +10,12 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ValidationError
+
 from cluster.recipe.config import RunConfig
 from cluster.run.progress import Progress
 from curriculum.errors import UserError, one_line
-from curriculum.files import begin_folder, file_errors, finish_folder, remove_folder, write_text
+from curriculum.files import begin_folder, discard_folder, file_errors, finish_folder, remove_folder, write_text
 from curriculum.seal import Damaged, check_seal, seal
 
 _STATE = "state.json"
@@ -62,6 +64,14 @@ class Checkpoint:
         return changed
 
 
+class _State(BaseModel):
+    """Content of `state.json`."""
+
+    progress: Progress
+    curriculum: dict[str, Any] | None
+    inputs: dict[str, str]
+
+
 class Checkpoints:
     """The folder `checkpoints/` of a run."""
 
@@ -72,6 +82,10 @@ class Checkpoints:
     def begin(self, step: int) -> Path:
         """Create an empty folder to write a checkpoint into; it counts only after `finish`."""
         return begin_folder(self._of(step))
+
+    def discard(self, step: int) -> None:
+        """Remove what was written since `begin`."""
+        discard_folder(self._of(step))
 
     def finish(self, partial: Path, step: int, state: Mapping[str, Any], *, keep_last: int) -> Path:
         """Add the driver's part, seal the checkpoint and give it its name; remove all but the newest `keep_last`.
@@ -175,13 +189,14 @@ def _proved(path: Path, say: Callable[[str], None]) -> Checkpoint:
     check_seal(path, say)
     try:
         state = json.loads((path / _STATE).read_text(encoding="utf-8"))
-        if not isinstance(state["curriculum"], dict | None):
-            raise TypeError("curriculum is no mapping")
-        return Checkpoint(
-            path=path,
-            progress=Progress.from_state_dict(state["progress"]),
-            curriculum=state["curriculum"],
-            inputs=dict(state["inputs"]),
-        )
-    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+        progress = Progress.from_state_dict(state["progress"])
+        _State.model_validate(state)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        key = ".".join(map(str, fault["loc"]))
+        raise Damaged(f"{_STATE}: {key}={fault['input']!r:.80}: {fault['msg']}") from error
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise Damaged(f"{_STATE}: {one_line(error)}") from error
+    if path.name != f"step-{progress.step:06d}":
+        raise Damaged(f"{_STATE}: is of step {progress.step}")
+    return Checkpoint(path=path, progress=progress, curriculum=state["curriculum"], inputs=state["inputs"])

@@ -15,14 +15,17 @@ from pathlib import Path
 def write_fault_log(error: BaseException, run_folder: Path | None) -> Path:
     """Write command and traceback into a new file, and return its path.
 
-    The file is in logs/ of the run folder, or a temporary one if there is no run folder that can be written to.
+    The file is in logs/ of the run folder, or a temporary one if there is no run folder that can be written to; it is
+    the null device where nothing can be written.
     """
     text = f"{shlex.join(sys.argv)}\n\n{''.join(traceback.format_exception(error))}"
     name = f"fault-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     if run_folder is not None and (run_folder / "recipe.yaml").is_file():
         with suppress(OSError):
             return _write(run_folder / "logs" / name, text)
-    return _write(Path(tempfile.mkdtemp(prefix="qwenlong-")) / name, text)
+    with suppress(OSError):
+        return _write(Path(tempfile.mkdtemp(prefix="qwenlong-")) / name, text)
+    return Path(os.devnull)
 
 
 def _write(path: Path, text: str) -> Path:

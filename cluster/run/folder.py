@@ -107,12 +107,17 @@ class RunFolder:
         self._events.append({"time": round(time.time(), 3), "event": event, **fields})
 
     def write_waiting(self) -> None:
-        """Return when all lines so far are on disk.
+        """Write the lines that found the disk full.
 
         Raises:
-            DiskFull: there is no room for them; they go on waiting.
+            DiskFull: there is still no room for them; they go on waiting.
             UserError: they cannot be written for any other reason.
         """
+        self._metrics.flush()
+        self._events.flush()
+
+    def sync_lines(self) -> None:
+        """Return when all lines so far are on disk; raises as `write_waiting` does."""
         self._metrics.sync()
         self._events.sync()
 

@@ -19,6 +19,7 @@ from cluster.run.patience import Patience
 from cluster.run.progress import Accuracy, Progress, StageProgress
 from cluster.run.trajectory_log import write_trajectories
 from cluster.run.waits import Waits
+from curriculum.files import DiskError
 from curriculum.metric import Metrics
 from curriculum.transition import Transition
 from reward.circuit import CircuitState, JudgeEvent
@@ -54,7 +55,7 @@ class Journal:
         decode: Callable[[Sequence[int]], str],
         waits: Waits | None = None,
         inputs: Mapping[str, str] | None = None,
-        stop: asyncio.Event | None = None,
+        patience: Patience | None = None,
     ) -> None:
         """Take the places to write to.
 
@@ -67,7 +68,7 @@ class Journal:
             decode: turns the token ids of an answer into its text; may block.
             waits: is told what the loop waits for.
             inputs: digests of the data and the model by recipe key, for the checkpoints.
-            stop: ends the waiting for a full disk.
+            patience: waits while a disk is full; None for one that no stop of the run ends.
         """
         self._waits = waits or Waits()
         self._folder = folder
@@ -77,7 +78,7 @@ class Journal:
         self._fetch = fetch
         self._decode = decode
         self._inputs = dict(inputs or {})
-        self._patience = Patience(console.say, stop or asyncio.Event())
+        self._patience = patience or Patience(console.say, asyncio.Event())
 
     def step(self, progress: Progress, stage: StageProgress, metrics: Metrics, *, total_steps: int | None) -> None:
         """Record the metrics of a step, before it is counted in `progress`.
@@ -164,16 +165,23 @@ class Journal:
         """
 
         async def write_all() -> _T:
-            await asyncio.to_thread(self._folder.write_waiting)
+            self._folder.write_waiting()
             return await write()
 
         return await self._patience.until_room(write_all)
 
     async def _write_checkpoint(self, step: int, state: dict[str, Any], learner: Learner) -> Path:
+        await asyncio.to_thread(self._folder.sync_lines)
         checkpoints = self._folder.checkpoints
         partial = checkpoints.begin(step)
-        await learner.save(partial / "learner")
-        return await asyncio.to_thread(checkpoints.finish, partial, step, state, keep_last=self._checkpoint.keep_last)
+        try:
+            await learner.save(partial / "learner")
+            return await asyncio.to_thread(
+                checkpoints.finish, partial, step, state, keep_last=self._checkpoint.keep_last
+            )
+        except DiskError:
+            checkpoints.discard(step)
+            raise
 
     def _write_trajectories(self, step: int, sampled: Sequence[ScoredGroup]) -> None:
         groups = self._fetch([group.group for group in sampled])

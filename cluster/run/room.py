@@ -86,6 +86,8 @@ def told_what_is_whole(folder: RunFolder) -> Generator[None]:
     try:
         yield
     except DiskError as error:
+        if not folder.recipe.is_file():
+            raise
         newest = folder.checkpoints.newest()
         whole = "there is no checkpoint yet" if newest is None else f"checkpoint {newest.name} is whole"
         raise UserError(f"{root_cause(error)}, then go on with --resume {folder.path}: {whole}") from error

@@ -44,7 +44,8 @@ def resume_command(folder: Path) -> str:
 class StopRequest:
     """What signals ask of the driver: the first one stops the run, one that comes later ends the process at once.
 
-    Until `listen` a stop raises `KeyboardInterrupt`, from then on it sets an event.
+    Until `listen` a stop raises `KeyboardInterrupt`; then it sets an event; after that there is nothing left to stop.
+    Signals that the process was started to ignore, as by `nohup`, stay ignored.
     """
 
     def __init__(self, say: Callable[[str], None], *, now: Callable[[], float] = time.monotonic) -> None:
@@ -54,50 +55,51 @@ class StopRequest:
         self._say = say
         self._now = now
         self._asked_at: float | None = None
-        self._set: Callable[[], None] | None = None
+        self._stop: Callable[[], object] = _interrupt
+        self._before = {number: signal.getsignal(number) for number in SIGNALS}
 
     @contextlib.contextmanager
     def handled(self) -> Generator[None]:
         """Handle the signals in a block of the main thread."""
-        before = {number: signal.getsignal(number) for number in SIGNALS}
         self._take_signals()
         try:
             yield
         finally:
-            for number, handler in before.items():
+            for number, handler in self._before.items():
                 signal.signal(number, handler)
 
     @contextlib.contextmanager
     def listen(self) -> Generator[asyncio.Event]:
-        """Yield the event that a stop sets, in a running loop; after the block a stop changes nothing any more."""
+        """Yield the event that a stop sets, in a running loop."""
         loop, event = asyncio.get_running_loop(), asyncio.Event()
-        self._set = lambda: _call_if_open(loop, event.set)
-        self._take_signals()  # Ray and others have set handlers of their own meanwhile
-        yield event
+        self._stop = lambda: loop.call_soon_threadsafe(self._set, event)
+        self._take_signals()  # libraries may have set handlers of their own meanwhile
+        try:
+            yield event
+        finally:
+            self._stop = lambda: None
 
     def receive(self, number: int, frame: Any = None) -> None:
-        """Take a signal."""
+        """Take a signal; nothing is printed here, where it may have come in the middle of a line."""
         if self._asked_at is None:
             self._asked_at = self._now()
-            if self._set is None:
-                raise KeyboardInterrupt
-            self._say(self._announcement())
-            self._set()
+            self._stop()
         elif self._now() - self._asked_at > REPEAT_S:
             os._exit(128 + number)
 
     def _take_signals(self) -> None:
-        for number in SIGNALS:
-            signal.signal(number, self.receive)
+        for number, handler in self._before.items():
+            if handler is not signal.SIG_IGN:
+                signal.signal(number, self.receive)
 
-    def _announcement(self) -> str:
+    def _set(self, event: asyncio.Event) -> None:
         way_back = f"; go on with: {resume_command(self.folder)}" if self.folder else ""
-        return f"stopping, with a checkpoint of the last finished step{way_back} (a second signal ends it at once)"
+        self._say(f"stopping, with a checkpoint of the last finished step{way_back} (a second signal ends it at once)")
+        event.set()
 
 
-def _call_if_open(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
-    with contextlib.suppress(RuntimeError):  # it has just been closed: the run is over
-        loop.call_soon_threadsafe(call)
+def _interrupt() -> None:
+    raise KeyboardInterrupt
 
 
 async def _never() -> None:

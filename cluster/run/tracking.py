@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import threading
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -15,7 +16,7 @@ from curriculum.metric import Metrics
 WANDB_PROJECT = "qwenlong-l1"
 INIT_S = 30.0
 """Longest wait for the answer of wandb at the start."""
-FINISH_S = 4.0
+FINISH_S = 3.0
 """Longest wait for the upload when a run ends early; what is left is on disk."""
 
 
@@ -71,6 +72,9 @@ class WandbTracker:
         closing.join(within_s)
         if closing.is_alive():
             self._note(f"not everything was sent within {within_s:g} s")
+            for pid in _services():
+                os.kill(pid, signal.SIGKILL)  # what it has received is on disk
+            closing.join()
 
     def _close(self) -> None:
         with self._tolerant():
@@ -94,3 +98,10 @@ class WandbTracker:
                 f"tracking.wandb: {reason}; the curves are in metrics.jsonl, and `wandb sync` sends what is in "
                 f"{self._directory / 'wandb'}"
             )
+
+
+def _services() -> list[int]:
+    """Return the process ids of wandb's service, a child of this process."""
+    lists = [tasks.read_text().split() for tasks in Path("/proc/self/task").glob("*/children")]
+    children = [int(pid) for pids in lists for pid in pids]
+    return [pid for pid in children if "wandb" in Path(f"/proc/{pid}/comm").read_text()]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from curriculum.errors import UserError
-from curriculum.files import begin_folder, file_errors, finish_folder
+from curriculum.files import begin_folder, discard_folder, file_errors, finish_folder
 from learner.attention.shared_prefix import ATTENTION_KEY, register
 from learner.forward.logprobs import ResponseHead, TokenLoss
 from learner.forward.row_tensors import PromptTensors, RowTensors
@@ -82,10 +82,14 @@ class Policy(nn.Module):
             UserError: it cannot be written.
         """
         partial = begin_folder(directory)
-        with file_errors(directory, "written"):
-            self.causal_lm.save_pretrained(partial, state_dict=weights)
-            _copy_tokenizer(model_path, partial)
-        finish_folder(directory)
+        try:
+            with file_errors(directory, "written"):
+                self.causal_lm.save_pretrained(partial, state_dict=weights)
+                _copy_tokenizer(model_path, partial)
+            finish_folder(directory)
+        except UserError:
+            discard_folder(directory)
+            raise
 
 
 def load_policy(

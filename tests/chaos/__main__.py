@@ -18,7 +18,8 @@ from pathlib import Path
 from random import Random
 
 from tests.chaos.disk import SmallDisk
-from tests.chaos.faults import Fault, catalogue
+from tests.chaos.faults import FULL_DISK, Fault, catalogue
+from tests.chaos.nodes import TwoNodes
 from tests.chaos.report import line, say, table
 from tests.chaos.trial import Outcome, Trial, Unrecoverable
 from tests.harness.recipe import NUM_SFT_STEPS, small_recipe
@@ -30,9 +31,9 @@ LAST_RUN_S = 120.0
 """Time that is kept (seconds) for a run to end."""
 BOUNDS = {
     "cluster.notice_s": 2.0,
-    "cluster.standstill_s": 8.0,
+    "cluster.standstill_s": 10.0,
     "cluster.orphan_s": 20.0,
-    "cluster.startup_timeout_s": 90.0,
+    "cluster.startup_timeout_s": 120.0,
     "cluster.max_actor_restarts": 100,
     "cluster.max_run_restarts": 100,
     "checkpoint.keep_last": 3,
@@ -60,26 +61,23 @@ def main() -> int:
     disk, shop = SmallDisk(folder / "disk"), Workshop(folder, _recipe(folder))
     if not disk.can_be_full:
         say("no disk can be filled: this user may not mount a tmpfs")
-        chosen = [fault for fault in chosen if fault.undo is None]
-    outcomes: list[Outcome] = []
-    problems: list[str] = []
+        chosen = [fault for fault in chosen if fault.name != FULL_DISK]
+    ordeal = Ordeal(shop, disk, rng, time.monotonic() + 60 * arguments.minutes)
     try:
-        deadline = time.monotonic() + 60 * arguments.minutes
-        for lag, faults in _by_lag(chosen, rng).items():
-            _suffer(faults, lag, shop, disk, rng, deadline, outcomes, problems)
-        problems += [f"{outcome.fault}: {problem}" for outcome in outcomes for problem in outcome.problems]
+        for (lag, with_nodes), faults in _by_kind_of_run(chosen, rng).items():
+            ordeal.suffer(faults, lag=lag, with_nodes=with_nodes)
     finally:
         shop.close()
-        if problems:
+        if ordeal.problems:
             say(f"kept for a look: {shutil.copytree(disk.path, folder / 'runs', symlinks=True)}")
         disk.close()
-        if not problems:
+        if not ordeal.problems:
             shutil.rmtree(folder)
-    print(f"\n{table(outcomes)}\n")
-    say(f"seed {arguments.seed}: {len(outcomes)} of {len(chosen)} faults, {len(problems)} problems")
-    for problem in problems:
+    print(f"\n{table(ordeal.outcomes)}\n")
+    say(f"seed {arguments.seed}: {len(ordeal.outcomes)} of {len(chosen)} faults, {len(ordeal.problems)} problems")
+    for problem in ordeal.problems:
         say(f"problem: {problem}")
-    return 1 if problems or len(outcomes) < len(chosen) else 0
+    return 1 if ordeal.problems or len(ordeal.outcomes) < len(chosen) else 0
 
 
 def _arguments() -> argparse.Namespace:
@@ -103,46 +101,68 @@ def _recipe(folder: Path) -> dict[str, object]:
     }
 
 
-def _by_lag(faults: list[Fault], rng: Random) -> dict[int, list[Fault]]:
-    """The faults in a random order, those that no lag is asked for mostly at lag 0."""
-    found: dict[int, list[Fault]] = {0: [], 2: []}
+def _by_kind_of_run(faults: list[Fault], rng: Random) -> dict[tuple[int, bool], list[Fault]]:
+    """The faults in a random order by lag and need of two nodes; those that ask for no lag mostly at lag 0."""
+    found: dict[tuple[int, bool], list[Fault]] = {(0, False): [], (2, False): [], (2, True): []}
     for fault in rng.sample(faults, len(faults)):
-        found[rng.choice((0, 0, 0, 2)) if fault.lag is None else fault.lag].append(fault)
+        lag = rng.choice((0, 0, 0, 2)) if fault.lag is None else fault.lag
+        found[lag, fault.needs_nodes].append(fault)
     return found
 
 
-def _suffer(
-    faults: list[Fault],
-    lag: int,
-    shop: Workshop,
-    disk: SmallDisk,
-    rng: Random,
-    deadline: float,
-    outcomes: list[Outcome],
-    problems: list[str],
-) -> None:
-    """Strike runs until every fault has been had, or the time is up."""
-    reference = _reference(shop, disk) if faults and lag == 0 else None
-    while faults and time.monotonic() + LAST_RUN_S < deadline:
-        run = Run(disk.path / f"lag-{lag}-before-{len(faults)}-more")
-        say(f"{run.folder.name}: starting")
-        try:
-            trial = Trial(shop, run, LAGGING if lag else {}, disk=disk, rng=rng, num_steps=NUM_STEPS)
-            while faults and trial.has_room and time.monotonic() + LAST_RUN_S < deadline:
-                say(f"{run.folder.name}: {faults[0].name}")
-                outcomes.append(trial.face(faults.pop(0)))
-                print(line(outcomes[-1]), flush=True)
-            trial.finish(reference)
-            found = trial.problems
-        except Unrecoverable as error:
-            outcomes.append(error.args[0])
-            print(line(outcomes[-1]), flush=True)
-            found = ["given up"]
-        except AssertionError as error:
-            shop.commands[-1].end()
-            found = [str(error)]
-        problems += [f"{run.folder.name}: {problem}" for problem in found]
-        say(f"{run.folder.name}: ended, {found or 'as it should'}")
+class Ordeal:
+    """All runs, and what came of the faults that they suffered."""
+
+    def __init__(self, shop: Workshop, disk: SmallDisk, rng: Random, deadline: float) -> None:
+        self.outcomes: list[Outcome] = []
+        self.problems: list[str] = []
+        self._shop = shop
+        self._disk = disk
+        self._rng = rng
+        self._deadline = deadline
+
+    def suffer(self, faults: list[Fault], *, lag: int, with_nodes: bool) -> None:
+        """Strike runs of one kind until every fault has been had, or the time is up."""
+        reference = _reference(self._shop, self._disk) if faults and lag == 0 else None
+        while faults and self._has_time:
+            run = Run(self._disk.path / f"lag-{lag}-before-{len(faults)}-more")
+            say(f"{run.folder.name}: starting")
+            nodes = TwoNodes(self._shop) if with_nodes else None
+            try:
+                found = self._suffer(run, faults, lag, nodes, reference)
+            except AssertionError as error:
+                self._shop.commands[-1].end()
+                found = [str(error)]
+            finally:
+                if nodes:
+                    nodes.close()
+            self.problems += [f"{run.folder.name}: {problem}" for problem in found]
+            say(f"{run.folder.name}: ended, {found or 'as it should'}")
+
+    @property
+    def _has_time(self) -> bool:
+        return time.monotonic() + LAST_RUN_S < self._deadline
+
+    def _suffer(
+        self, run: Run, faults: list[Fault], lag: int, nodes: TwoNodes | None, reference: Run | None
+    ) -> list[str]:
+        """Let one run suffer as many faults as it has room for; return what was wrong at its end."""
+        recipe = LAGGING if lag else {}
+        trial = Trial(self._shop, run, recipe, disk=self._disk, nodes=nodes, rng=self._rng, num_steps=NUM_STEPS)
+        while faults and trial.has_room and self._has_time:
+            say(f"{run.folder.name}: {faults[0].name}")
+            try:
+                self._note(trial.face(faults.pop(0)))
+            except Unrecoverable as error:
+                self._note(error.args[0])
+                return ["given up"]
+        trial.finish(reference)
+        return trial.problems
+
+    def _note(self, outcome: Outcome) -> None:
+        self.outcomes.append(outcome)
+        self.problems += [f"{outcome.fault}: {problem}" for problem in outcome.problems]
+        print(line(outcome), flush=True)
 
 
 def _reference(shop: Workshop, disk: SmallDisk) -> Run:

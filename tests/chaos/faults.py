@@ -12,12 +12,14 @@ from pathlib import Path
 from random import Random
 
 from tests.chaos.disk import SmallDisk
+from tests.chaos.nodes import TwoNodes
 from tests.chaos.parts import Parts, send, wait_until_in
 from tests.harness.command import Command
 from tests.harness.workshop import Run
 
 KILL, STOP = signal.SIGKILL, signal.SIGSTOP
 INTERRUPTED = 130
+FULL_DISK = "full disk"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,8 @@ class Scene:
     command: Command
     parts: Parts
     disk: SmallDisk
+    nodes: TwoNodes | None
+    """The Ray that the run has joined; None where it started its own."""
     rng: Random
 
 
@@ -51,6 +55,8 @@ class Fault:
     """What is done to the run folder before the resume; returns the pattern of the line that names it."""
     lag: int | None = None
     """The policy lag of the run that suffers it; None for any."""
+    needs_nodes: bool = False
+    """Whether the run must have joined a Ray of two nodes."""
 
 
 def catalogue() -> list[Fault]:
@@ -90,7 +96,15 @@ def _training_faults() -> list[Fault]:
 def _ray_faults() -> list[Fault]:
     named = {"named_by": r"(?i)\b(ray|raylet|node|head|gcs)\b", "ends": (1,)}
     hit = [(part, number) for part in ("raylet", "gcs") for number in (KILL, STOP)]
-    return [_signal(part, number, "", (), **named) for part, number in [*hit, ("ray head", KILL)]]
+    lost = Fault(
+        name="lose a node and its objects",
+        strike=_lose_node,
+        named_by="^fault: |process is gone",
+        undo=lambda scene: scene.nodes.replace(),
+        lag=2,
+        needs_nodes=True,
+    )
+    return [lost, *[_signal(part, number, "", (), **named) for part, number in [*hit, ("ray head", KILL)]]]
 
 
 def _driver_faults() -> list[Fault]:
@@ -111,7 +125,7 @@ def _disk_faults() -> list[Fault]:
     kill = {"strike": partial(_hit, "driver", KILL, ()), "named_by": None, "ends": (-KILL,)}
     return [
         Fault(
-            name="full disk",
+            name=FULL_DISK,
             strike=_fill,
             named_by="(?i)no space|full",
             ends=(1, 2),
@@ -171,6 +185,13 @@ def _pause_driver(scene: Scene) -> float:
     return _to_driver(signal.SIGCONT, scene)
 
 
+def _lose_node(scene: Scene) -> float:
+    """Lose the node beside the head: groups that wait for their batch lie in its memory, and actors run on it."""
+    assert scene.nodes is not None
+    assert scene.parts.has_actors(scene.nodes.commands[1]), "no actor was placed on the second node"
+    return scene.nodes.lose()
+
+
 def _to_driver(number: signal.Signals, scene: Scene) -> float:
     now = time.monotonic()
     send(scene.command.process.pid, number)
@@ -215,6 +236,6 @@ def cut_a_file(run: Run, rng: Random) -> str:
 
 
 def _a_file(run: Run, rng: Random) -> tuple[Path, Path]:
-    newest = max(path.parent for path in run.folder.glob("checkpoints/step-*/COMPLETE"))
+    newest = max(path.parent for path in run.folder.glob("checkpoints/step-*[0-9]/COMPLETE"))
     files = sorted(path for path in newest.rglob("*") if path.is_file() and path.stat().st_size)
     return newest, rng.choices(files, weights=[path.stat().st_size for path in files])[0]

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from random import Random
 
+from tests.chaos.nodes import TwoNodes
 from tests.harness.command import Command
 
 ACTORS = {
@@ -25,16 +26,22 @@ MOMENT_S = 30.0
 class Parts:
     """Finds processes of a command and notes all of them, so that none can be overlooked at the end."""
 
-    def __init__(self, command: Command, rng: Random) -> None:
+    def __init__(self, command: Command, rng: Random, nodes: TwoNodes | None) -> None:
         self._command = command
         self._rng = rng
+        self._nodes = nodes
         self._seen: dict[int, int] = {}
 
     def look(self) -> list[tuple[int, str]]:
         """Process ids and command lines of everything that belongs to the command."""
-        found = self._command.processes()
+        actors = [actor for command in self._nodes.commands for actor in _actors(command)] if self._nodes else []
+        found = self._command.processes() + actors
         self._seen |= {pid: started for pid, _ in found if (started := start_time(pid)) is not None}
         return found
+
+    def has_actors(self, command: Command) -> bool:
+        """Whether an actor of the run is a descendant of this command."""
+        return bool(_actors(command))
 
     def find(self, part: str) -> int:
         """Process id of a part; of several that play it, one by chance.
@@ -51,12 +58,11 @@ class Parts:
             time.sleep(0.1)
         return self._rng.choice(found)
 
-    def survivors(self, patience_s: float, *, tolerated: tuple[str, ...]) -> list[str]:
+    def survivors(self, patience_s: float) -> list[str]:
         """Command lines of noted processes that are still there after the patience."""
         deadline = time.monotonic() + patience_s
         while True:
             left = [title(pid) for pid, started in self._seen.items() if start_time(pid) == started]
-            left = [command for command in left if not command.startswith(tolerated)]
             if not left or time.monotonic() > deadline:
                 return left
             time.sleep(0.2)
@@ -69,6 +75,12 @@ class Parts:
             return [pid for pid, command in processes if command.startswith(ACTORS[part])]
         owners = self._playing(part.removesuffix(" engine"))
         return [pid for pid, command in processes if command.startswith(ENGINE) and parent(pid) in owners]
+
+
+def _actors(command: Command) -> list[tuple[int, str]]:
+    """Actors and their engines among the processes of a command."""
+    titles = (*ACTORS.values(), ENGINE)
+    return [(pid, title) for pid, title in command.processes() if title.startswith(titles)]
 
 
 def wait_until_in(pid: int, *methods: str) -> None:

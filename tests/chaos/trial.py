@@ -11,6 +11,7 @@ from random import Random
 from tests.chaos.checks import differences
 from tests.chaos.disk import SmallDisk
 from tests.chaos.faults import Fault, Scene
+from tests.chaos.nodes import TwoNodes
 from tests.chaos.parts import Parts
 from tests.harness.command import Command
 from tests.harness.recipe import NUM_SFT_STEPS
@@ -54,16 +55,26 @@ class Trial:
     """A run that suffers faults one after another."""
 
     def __init__(
-        self, shop: Workshop, run: Run, recipe: dict[str, object], *, disk: SmallDisk, rng: Random, num_steps: int
+        self,
+        shop: Workshop,
+        run: Run,
+        recipe: dict[str, object],
+        *,
+        disk: SmallDisk,
+        nodes: TwoNodes | None,
+        rng: Random,
+        num_steps: int,
     ) -> None:
         self.run = run
         self.problems: list[str] = []
         self._shop = shop
         self._disk = disk
+        self._nodes = nodes
         self._rng = rng
         self._lag = int(recipe.get("rollout__max_policy_lag", 0))
         self._num_steps = num_steps
-        self._sit(shop.train(run, **recipe))
+        self._checking_s = 0.0
+        self._sit(shop.join(nodes.address, run, **recipe) if nodes else shop.train(run, **recipe))
         self._wait(lambda: len(self._steps) > NUM_SFT_STEPS, 180, "first step of reinforcement learning")
 
     @property
@@ -77,13 +88,20 @@ class Trial:
         Raises:
             Unrecoverable: not even a resume made it train again; the outcome is the argument.
         """
-        outcome = Outcome(fault=fault.name, lag=self._lag)
+        outcome, self._checking_s = Outcome(fault=fault.name, lag=self._lag), 0.0
         try:
             self._let_train()
             before = self._steps
             outcome.step = len(before)
             mark, num_failed = len(self._command.output), self._failed
-            scene = Scene(run=self.run, command=self._command, parts=self._parts, disk=self._disk, rng=self._rng)
+            scene = Scene(
+                run=self.run,
+                command=self._command,
+                parts=self._parts,
+                disk=self._disk,
+                nodes=self._nodes,
+                rng=self._rng,
+            )
             struck = fault.strike(scene)
             if fault.ends and fault.undo is None:
                 self._await_end(fault, outcome, struck, mark)
@@ -95,7 +113,7 @@ class Trial:
             outcome.problems.append(str(error))
             self._command.end()
             raise Unrecoverable(outcome) from error
-        outcome.recovered_s = round(time.monotonic() - struck, 1)
+        outcome.recovered_s = round(time.monotonic() - struck - self._checking_s, 1)
         outcome.repeated = self._num_repeated(len(before))
         outcome.lost = max(0, self._failed - num_failed)
         return outcome
@@ -158,7 +176,7 @@ class Trial:
 
     def _sit(self, command: Command) -> None:
         self._command = command
-        self._parts = Parts(command, self._rng)
+        self._parts = Parts(command, self._rng, self._nodes)
 
     def _resume(self, outcome: Outcome, damage: str | None) -> None:
         """Go on from the last checkpoint; a damaged one must be named."""
@@ -169,16 +187,18 @@ class Trial:
         self._wait(lambda: len(self._steps) > num_steps, RECOVERED_S, "step after the resume")
 
     def _check_end(self, problems: list[str], expected: tuple[int, ...] | None) -> None:
+        started = time.monotonic()
         self._parts.look()
         self.run.finish(self._command)
         status = self.run.exit_statuses[-1]
         if expected is not None and status not in expected:
             problems.append(f"exit status {status} instead of {expected}: {self._last_line}")
-        left = [*self.run.survivors[-1], *self._parts.survivors(SURVIVED_S, tolerated=self._command.tolerated)]
-        problems += [f"left behind: {command[:80]}" for command in sorted(set(left))]
+        left = [*self.run.survivors[-1], *self._parts.survivors(SURVIVED_S)]
+        problems += [f"left behind: {command}" for command in sorted({command[:80].strip() for command in left})]
         if "Traceback" in self._command.output:
             problems.append(f"a traceback in {self._command.log}")
         self._command.end()
+        self._checking_s += time.monotonic() - started
 
     def _wait(self, found: Callable[[], object], timeout_s: float, what: str, *, alive: bool = True) -> None:
         deadline = time.monotonic() + timeout_s
@@ -200,10 +220,10 @@ class Trial:
         return [line["step"] for line in self.run.metrics]
 
     def _num_repeated(self, since: int) -> int:
-        """Steps that are trained again, as the first line from line `since` on shows whose step is not a new one."""
+        """Steps that are trained again, as the first line from line `since` on shows that goes back."""
         steps = self._steps
-        again = (max(steps[:i]) + 1 - steps[i] for i in range(since, len(steps)))
-        return next((number for number in again if number > 0), 0)
+        back = (steps[i - 1] + 1 - steps[i] for i in range(since, len(steps)))
+        return next((number for number in back if number > 0), 0)
 
     @property
     def _failed(self) -> int:

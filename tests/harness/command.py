@@ -17,7 +17,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 MARKER = "QWENLONG_TEST_COMMAND"
-RAY_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 START_S, RUN_S = 300.0, 300.0
 """Longest waits, in seconds, for actors to be ready and for a run to end."""
 
@@ -77,18 +76,10 @@ class Command:
         """Command lines of the descendants that are still there after the patience."""
         deadline = time.monotonic() + patience_s
         while True:
-            left = [command for _, command in self.processes() if not command.startswith(self.tolerated)]
+            left = [command for _, command in self.processes()]
             if not left or time.monotonic() > deadline:
                 return left
             time.sleep(0.2)
-
-    @property
-    def tolerated(self) -> tuple[str, ...]:
-        """Command lines, by their beginnings, that may outlive it.
-
-        After a SIGKILL of the driver Ray's own agents try to reach the dead cluster for up to a minute before they end.
-        """
-        return RAY_AGENTS if self.process.returncode == -signal.SIGKILL else ()
 
     def end(self) -> None:
         """Kills whatever carries the marker."""

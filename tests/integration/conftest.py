@@ -29,6 +29,7 @@ SHARING_REFERENCE = (
     "test_checkpoints.py",
     "test_faults.py",
     "test_network.py",
+    "test_recovery.py",
     "test_training_run.py",
     "test_weight_sync.py",
 )
@@ -91,7 +92,7 @@ def reference(workshop):
 
 def _join_as_a_stranger(listeners: list[tuple[str, int, str]]) -> subprocess.CompletedProcess[str]:
     """A process of an empty environment, but for the variable that lets Ray take a loopback address as it is."""
-    (port,) = {port for _, port, command in listeners if "gcs_server" in command}
+    (port,) = {port for _, port, command in listeners if command.split()[0].endswith("/gcs_server")}
     program = f"import ray; ray.init(address='127.0.0.1:{port}'); ray.get(ray.remote(print).remote())"
     return subprocess.run(
         [sys.executable, "-c", program],

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import sys
 import traceback
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
@@ -123,6 +125,8 @@ def parity(model: str, out: Path, rank: int, num_ranks: int) -> dict:
         engine, found[name] = two_stages(learner, model, rank)
         if name != "dapo":
             continue
+        with _no_room(rank == num_ranks - 1):
+            found["refused"] = _error(lambda: engine.save(out / f"checkpoint_{num_ranks}"))  # noqa: B023
         engine.save(out / f"checkpoint_{num_ranks}")
         found["random"] = torch.rand(3)
         rl_step(engine, learner, groups(seed=1), rank)
@@ -223,6 +227,17 @@ def _with_infinite_advantage(group: TrainingGroup) -> TrainingGroup:
         advantages=(float("inf"), *group.advantages[1:]),
         temperature=group.temperature,
     )
+
+
+@contextmanager
+def _no_room(is_full: bool):
+    """A rank that can write no file beyond 1000 bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000 if is_full else soft, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    signal.signal(signal.SIGXFSZ, handler)
 
 
 def _error(call) -> str:

@@ -206,6 +206,10 @@ def test_a_checkpoint_goes_on_with_another_number_of_ranks(two_ranks, run, num_r
     _assert_same_weights(found["continued"], two_ranks["continued"])
 
 
+def test_a_rank_that_cannot_write_fails_on_all_ranks_and_they_may_try_again(two_ranks):
+    assert "checkpoint_2: cannot be written (File too large); check its disk" in two_ranks["refused"]
+
+
 def test_a_checkpoint_of_another_stage_or_an_incomplete_one_is_not_loaded(resumed):
     assert "stage='rl' in the checkpoint but 'sft' now" in resumed["wrong_stage"]
     assert "not a complete checkpoint" in resumed["incomplete"]

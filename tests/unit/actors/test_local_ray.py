@@ -1,11 +1,14 @@
 """A Ray of one command: whose environment it gets, who may enter its folder, and what is said if it does not start."""
 
 import os
+import signal
+import subprocess
 from pathlib import Path
 
+import psutil
 import pytest
 
-from actors.local_ray import head_environment, local_ray
+from actors.local_ray import head_environment, kill_session, local_ray
 from curriculum.errors import RunFailed, UserError
 
 
@@ -44,3 +47,13 @@ def test_a_folder_for_sockets_that_cannot_be_written_is_named(tmp_path, monkeypa
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "file"))
     with pytest.raises(UserError, match="file: cannot be written"), local_ray(print):
         pytest.fail("it started")
+
+
+def test_a_session_ends_with_all_its_process_groups():
+    shell = "set -m; sleep 1000 & echo $!; wait"
+    leader = subprocess.Popen(["bash", "-c", shell], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    child = int(leader.stdout.readline())
+    assert os.getpgid(child) != leader.pid, "a group of its own"
+    kill_session(leader.pid)
+    assert leader.wait(5) == -signal.SIGKILL
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE

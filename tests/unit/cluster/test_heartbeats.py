@@ -11,6 +11,7 @@ from cluster.processes.heartbeats import Watch
 from cluster.recipe.config import ClusterConfig
 from cluster.run.recovery import RestartFromCheckpoint
 from cluster.run.waits import Waits
+from curriculum.errors import RunFailed
 from curriculum.heartbeat import Heartbeat
 
 BOUNDS = ClusterConfig(notice_s=30, standstill_s=600, startup_timeout_s=900)
@@ -24,7 +25,7 @@ class Scene:
     """Actors that answer what the test says, or nothing."""
 
     def __init__(self, tmp_path, *names) -> None:
-        self.s = 0.0
+        self.s, self.node_lives = 0.0, True
         self.lines, self.faults, self.killed = [], [], []
         self.diagnosis = Diagnosis(tmp_path / "diagnosis.txt")
         self.diagnosis.write = lambda reason, actors, **_: self.lines.append(f"diagnosis: {reason}")
@@ -36,6 +37,7 @@ class Scene:
             note=lambda **fields: None,
             on_fault=lambda **fields: self.faults.append((fields["actor"], fields["doing"], fields["action"])),
             diagnosis=self.diagnosis,
+            node_lives=lambda: self.node_lives,
             kill=lambda node, pids: self.killed.append((node, pids)),
             now=lambda: self.s,
         )
@@ -179,7 +181,7 @@ def test_work_that_the_watch_gives_up_is_cancelled_and_its_reason_raised(scene):
 
 def test_a_head_that_does_not_answer_ends_the_run_in_one_line(scene, monkeypatch):
     s = scene()
-    monkeypatch.setattr("cluster.processes.heartbeats._address", lambda: "10.0.0.1:6379")
+    monkeypatch.setattr("cluster.processes.heartbeats.head_address", lambda: "10.0.0.1:6379")
 
     async def scenario():
         s.watch._loop = asyncio.get_running_loop()
@@ -187,10 +189,49 @@ def test_a_head_that_does_not_answer_ends_the_run_in_one_line(scene, monkeypatch
         for s.s in (10.0, 25.0, 44.0):
             s.watch.judge([])
         assert s.lines == ["Ray's head at 10.0.0.1:6379: no answer for 25 s"]
+        assert not s.watch.head_is_lost
         s.s = 46.0
         s.watch.judge([])
         await asyncio.sleep(0)
         assert "Ray's head at 10.0.0.1:6379 has not answered since" in str(s.watch._lost.result())
         assert s.watch.head_is_lost
+
+    asyncio.run(scenario())
+
+
+def test_a_node_process_that_has_ended_ends_the_run_before_ray_is_called_again(scene):
+    s = scene()
+
+    async def scenario():
+        s.watch._loop = asyncio.get_running_loop()
+        s.watch._lost = s.watch._loop.create_future()
+        s.node_lives = False
+        with pytest.raises(RunFailed, match=r"of this node \(raylet\) has ended; start Ray again .*--resume"):
+            await s.watch.guard(asyncio.sleep(60))
+        assert s.watch.head_is_lost
+
+    asyncio.run(scenario())
+
+
+def test_work_ends_with_whoever_awaits_its_guard(scene):
+    s = scene()
+
+    async def scenario():
+        s.watch._loop = asyncio.get_running_loop()
+        s.watch._lost = s.watch._loop.create_future()
+        ended = []
+
+        async def work():
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.append(True)
+
+        guarded = asyncio.create_task(s.watch.guard(work()))
+        await asyncio.sleep(0.01)
+        guarded.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await guarded
+        assert ended == [True]
 
     asyncio.run(scenario())

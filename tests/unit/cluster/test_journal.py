@@ -12,7 +12,10 @@ from cluster.roles import SyncReport
 from cluster.run.console import Console
 from cluster.run.folder import RunFolder
 from cluster.run.journal import Journal
+from cluster.run.patience import Patience
 from cluster.run.progress import Progress, StageProgress
+from curriculum.files import DiskFull
+from curriculum.seal import check_seal
 
 
 class WritingTracker:
@@ -34,9 +37,24 @@ def tracker():
     return WritingTracker()
 
 
+class LearnerOnAFullDisk(SavingLearner):
+    """Finds no room for the first saves."""
+
+    def __init__(self, num_refusals):
+        self.num_refusals = num_refusals
+
+    async def save(self, directory):
+        if self.num_refusals:
+            self.num_refusals -= 1
+            (directory.parent / "half").touch()
+            raise DiskFull(f"{directory}: cannot be written (No space left on device); free some space")
+        await super().save(directory)
+
+
 @pytest.fixture
 def journal(tmp_path, tracker):
     return Journal(
+        patience=Patience(lambda text: None, asyncio.Event(), limit_s=0.05, pauses_s=(0.001,)),
         folder=RunFolder.create(tmp_path / "run"),
         console=Console(quiet=True),
         trackers=[tracker],
@@ -114,3 +132,20 @@ def test_a_checkpoint_holds_learner_progress_and_curriculum(journal, tmp_path):
     assert state["curriculum"] == {"phase": 1}
     assert (folder / "learner" / "weights").is_file()
     assert [event["path"] for event in lines(tmp_path, "events.jsonl")] == ["checkpoints/step-000003"]
+
+
+def test_a_checkpoint_that_finds_the_disk_full_is_written_when_there_is_room(journal, tmp_path):
+    asyncio.run(journal.checkpoint(Progress(step=3), None, LearnerOnAFullDisk(3)))
+    folder = tmp_path / "run" / "checkpoints" / "step-000003"
+    check_seal(folder)
+    assert not (folder / "half").exists()
+    assert [event["event"] for event in lines(tmp_path, "events.jsonl")] == ["checkpoint"]
+
+
+def test_a_disk_that_stays_full_ends_the_waiting_and_the_checkpoint_before_is_whole(journal, tmp_path):
+    asyncio.run(journal.checkpoint(Progress(step=3), None, SavingLearner()))
+    with pytest.raises(DiskFull, match="learner: cannot be written"):
+        asyncio.run(journal.checkpoint(Progress(step=4), None, LearnerOnAFullDisk(10_000)))
+    check_seal(tmp_path / "run" / "checkpoints" / "step-000003")
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000003"]
+    assert [event["step"] for event in lines(tmp_path, "events.jsonl")] == [3]

@@ -353,7 +353,7 @@ def test_lost_groups_are_replaced_and_a_run_that_loses_group_after_group_stops(b
 
 
 def saved_steps(b):
-    return sorted(path.name for path in b.folder.checkpoints.glob("step-*"))
+    return sorted(path.name for path in b.folder.checkpoints.path.glob("step-*"))
 
 
 def test_a_coordinator_that_dies_while_a_batch_is_sampled_costs_no_finished_step(bench):
@@ -370,7 +370,7 @@ def test_a_coordinator_that_dies_while_a_batch_is_sampled_costs_no_finished_step
     with pytest.raises(CoordinatorLost):
         b.run()
     assert saved_steps(b) == ["step-000002"]
-    saved = json.loads((b.folder.latest_checkpoint() / "state.json").read_text())
+    saved = json.loads((b.folder.checkpoints.newest() / "state.json").read_text())
     again = bench(name="again", accuracies=often_mixed)
     again.coordinator.load_state_dict(saved["curriculum"])
     again.progress = Progress.from_state_dict(saved["progress"])
@@ -390,5 +390,20 @@ def test_a_coordinator_that_dies_after_the_update_of_a_step_takes_that_step_with
     with pytest.raises(CoordinatorLost):
         b.run()
     assert saved_steps(b) == ["step-000001", "step-000002"]
-    saved = json.loads((b.folder.latest_checkpoint() / "state.json").read_text())
+    saved = json.loads((b.folder.checkpoints.newest() / "state.json").read_text())
     assert (saved["progress"]["step"], saved["progress"]["policy_version"]) == (2, 2)
+
+
+def test_a_diagnosis_is_told_where_the_loop_stands(bench):
+    b = bench(accuracies=always_mixed)
+    loop, told = b.loop(), []
+
+    async def look(lease):
+        told.append(loop.facts())
+
+    b.rollouts.sample = look
+    asyncio.run(loop.run())
+    assert told[0] == {
+        "finished steps": 0, "stage": "short", "policy_version of the learner": 0, "groups that wait for a batch": 0,
+    }  # fmt: skip
+    assert (told[-1]["finished steps"], told[-1]["stage"]) == (3, "long")

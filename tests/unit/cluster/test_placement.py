@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+from types import SimpleNamespace
+
 import pytest
 
 from cluster.processes.placement import judge_options, learner_options, required_gpus, rollout_options
 from cluster.recipe.config import RunConfig
+from cluster.run.stopping import Interrupted, StopSignal
+from curriculum.errors import RunFailed
 
 
 def config(**overrides):
@@ -35,7 +40,7 @@ def test_a_judge_without_a_model_of_its_own_takes_no_gpu(judge):
 def test_on_a_cpu_nothing_takes_a_gpu_and_nothing_sees_one():
     on_cpu = config(device="cpu")
     assert required_gpus(on_cpu) == 0
-    for options in (rollout_options(on_cpu), judge_options(on_cpu), *learner_options(on_cpu)):
+    for options in (rollout_options(on_cpu), judge_options(on_cpu), *asyncio.run(learner_options(on_cpu))):
         assert (options["num_gpus"], options["num_cpus"]) == (0, 0)
         assert options["runtime_env"]["env_vars"]["CUDA_VISIBLE_DEVICES"] == ""
 
@@ -43,8 +48,23 @@ def test_on_a_cpu_nothing_takes_a_gpu_and_nothing_sees_one():
 def test_engines_and_judges_restart_within_the_budget_and_a_rank_never_alone():
     on_cpu = config(device="cpu", cluster={"max_actor_restarts": 5})
     assert rollout_options(on_cpu)["max_restarts"] == judge_options(on_cpu)["max_restarts"] == 5
-    assert [options["max_restarts"] for options in learner_options(on_cpu)] == [0] * 8
+    assert [options["max_restarts"] for options in asyncio.run(learner_options(on_cpu))] == [0] * 8
 
 
 def test_an_engine_takes_its_tensor_parallel_gpus():
     assert rollout_options(config())["num_gpus"] == 4
+
+
+def test_gpus_that_stay_in_use_are_named_and_a_stop_does_not_wait_for_them(monkeypatch):
+    pending = SimpleNamespace(ready=lambda: asyncio.Event().wait())
+    monkeypatch.setattr("cluster.processes.placement.placement_group", lambda *bundles, **options: pending)
+    with pytest.raises(RunFailed, match=r"learner.num_ranks=\d+: the cluster has not given them their GPUs"):
+        asyncio.run(learner_options(config(device="cuda", cluster={"startup_timeout_s": 0.01})))
+
+    async def stopped() -> None:
+        stop = asyncio.Event()
+        asyncio.get_running_loop().call_later(0.01, stop.set)
+        await StopSignal(stop).unless_stopped(learner_options(config(device="cuda")))
+
+    with pytest.raises(Interrupted):
+        asyncio.run(stopped())

@@ -14,7 +14,7 @@ from cluster.recipe.config import RunConfig
 from cluster.run.folder import RunFolder
 from cluster.run.room import check_room, told_what_is_whole
 from curriculum.errors import UserError
-from curriculum.files import file_errors
+from curriculum.files import DiskError, file_errors
 
 BASE = Path(__file__).parents[3] / "recipes" / "assets" / "local_base"
 Usage = namedtuple("Usage", "total used free")
@@ -105,6 +105,9 @@ def test_a_disk_that_refuses_in_the_middle_ends_in_one_line_that_says_what_is_wh
 
     name = folder.path / "metrics.jsonl"
     line = f"{name}: cannot be written (No space left on device); its disk is full; free some space"
+    with pytest.raises(DiskError, match=r"free some space$"):
+        refuse()
+    folder.recipe.touch()
     with pytest.raises(UserError) as caught:
         refuse()
     assert str(caught.value) == f"{line}, then go on with --resume {folder.path}: there is no checkpoint yet"

@@ -44,9 +44,10 @@ def test_signals_that_come_together_are_one_request():
     request = StopRequest(lines.append, now=clock)
 
     async def stop_twice() -> None:
-        with request.listen():
+        with request.listen() as stop:
             request.receive(signal.SIGTERM)
             request.receive(signal.SIGTERM)
+            await asyncio.wait_for(stop.wait(), 5)
 
     with request.handled():
         asyncio.run(stop_twice())
@@ -54,7 +55,7 @@ def test_signals_that_come_together_are_one_request():
 
 
 def test_a_signal_after_the_end_of_the_loop_does_not_disturb_the_clean_up():
-    request = StopRequest(lambda line: None)
+    request = StopRequest(pytest.fail)
 
     async def listen() -> None:
         with request.listen():
@@ -80,6 +81,15 @@ def test_a_later_signal_ends_the_process_at_once():
     """)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (143, "")
+
+
+def test_what_nohup_ignores_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest(pytest.fail).handled():
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_the_handlers_of_before_come_back():

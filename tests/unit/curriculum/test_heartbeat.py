@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from curriculum.heartbeat import IDLE, Lifeline, Pulse, descendants, kill_processes, reported
 
@@ -78,6 +79,31 @@ def test_before_the_first_question_an_actor_may_take_as_long_as_its_start():
 def test_without_a_lifeline_nobody_needs_to_ask():
     pulse = Pulse()
     assert not any(pulse.tick() for _ in range(10_000))
+
+
+def test_processes_are_killed_with_the_one_that_made_them_however_it_ends():
+    script = (
+        "import subprocess, sys, signal; from curriculum.heartbeat import kill_with_this_process\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import signal; signal.pause()'], start_new_session=True)\n"
+        "child.send_signal(signal.SIGSTOP); kill_with_this_process((child.pid,)); print(child.pid, flush=True)\n"
+        "signal.pause()"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    child = int(process.stdout.readline())
+    process.kill()
+    process.wait(10)
+    process.stdout.close()
+    deadline = time.monotonic() + 10
+    while is_alive(child) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not is_alive(child)
+
+
+def is_alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_all_descendants_are_found_and_killed_also_stopped_ones():

@@ -1,8 +1,10 @@
 """A sealed folder knows when a bit of it is not the one that was written."""
 
+import _thread
 import json
 import os
 import random
+import threading
 
 import pytest
 import xxhash
@@ -118,3 +120,13 @@ def test_a_long_check_says_how_far_it_is(sealed, monkeypatch):
     said = []
     check_seal(sealed, said.append)
     assert said[-1] == "checking sealed: 0.0 of 0.0 GB in 3 files"
+
+
+def test_an_interrupt_ends_a_long_check_at_once(tmp_path):
+    with (tmp_path / "shard").open("wb") as file:
+        file.truncate(1 << 40)
+    (tmp_path / DIGESTS).write_text(json.dumps({"shard": {"num_bytes": 1 << 40, "xxh3": ""}}))
+    (tmp_path / COMPLETE).write_text(xxhash.xxh3_128_hexdigest((tmp_path / DIGESTS).read_bytes()) + "\n")
+    threading.Timer(0.3, _thread.interrupt_main).start()
+    with pytest.raises(KeyboardInterrupt):
+        check_seal(tmp_path)

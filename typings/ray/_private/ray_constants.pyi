@@ -1,0 +1,3 @@
+"""The one constant of Ray that the product sets."""
+
+ENABLE_RAY_CLUSTER: bool
