@@ -21,6 +21,7 @@ from cluster.recipe import phase_settings
 from cluster.recipe.config import RunConfig
 from cluster.roles import Curriculum, Learner, Rollouts, SyncReport
 from cluster.run.group_statistics import GroupStatistics
+from cluster.run.guards import MAX_SKIPPED_IN_A_ROW, Finding, Guards
 from cluster.run.heldout import HeldOut
 from cluster.run.journal import Journal
 from cluster.run.metrics import sft_metrics, step_metrics
@@ -30,6 +31,7 @@ from cluster.run.step import Part, Step, StepClock
 from cluster.run.stopping import Interrupted, StopSignal
 from cluster.weights.sync import WeightSync
 from curriculum.errors import RunFailed
+from curriculum.metric import metrics_of
 from curriculum.task import Task
 from curriculum.transition import EndReason, PhaseState
 from learner.advantages import masks_negatives
@@ -81,8 +83,16 @@ class TrainingLoop:
         self._journal = journal
         self._progress = progress
         self._stop = StopSignal(stop, weights.failure)
-        every = config.checkpoint.every_steps
-        self._stages = Stages(progress, journal, learner, curriculum, checkpoint_every=every, evaluate=self._evaluate)
+        self._guards = Guards(config.guards, progress.guards)
+        self._stages = Stages(
+            progress,
+            journal,
+            learner,
+            curriculum,
+            checkpoint_every=config.checkpoint.every_steps,
+            evaluate=self._evaluate,
+            guards=self._guards,
+        )
 
     async def run(self) -> None:
         """Train until the last stage is done.
@@ -91,6 +101,7 @@ class TrainingLoop:
             Interrupted: the run was asked to stop; its last finished step has been saved, as in the cases below.
             JudgeLost: the judge stayed away too long.
             PhaseFruitless: nothing could be trained on and `curriculum.after_fruitless` says stop.
+            GuardStop: a guard of the recipe stops the run; nothing more is saved.
         """
         try:
             await self._stages.remember_curriculum()
@@ -140,11 +151,11 @@ class TrainingLoop:
         async for groups in self._scored_slices(step):
             self._compute_advantages(groups)
             await self._accumulate(step, groups)
-        if step.batch:
+        if step.batch and await self._passes_guards(step):
             await self._update(step)
             await self._send_weights(step)
         await self._tell_curriculum(step)
-        await self._write(step)
+        await self._obey_guards(await self._write(step))
 
     # ---- the verbs of a step
 
@@ -191,6 +202,22 @@ class TrainingLoop:
         work = self._learner.accumulate(groups, batch_groups=self._config.groups_per_batch)
         await step.clock.wait(Part.LEARNER, work)
 
+    async def _passes_guards(self, step: Step) -> bool:
+        """Judge what is known before the update; if a guard leaves it out, drop the batch, which counts as skipped."""
+        metrics = metrics_of(step.groups)
+        if self._guards.needs_preview:
+            preview = await step.clock.wait(Part.LEARNER, self._learner.preview())
+            metrics |= metrics_of(preview)
+        found = self._guards.before_update(metrics)
+        for finding in found:
+            self._journal.guard(self._progress.step, finding)
+            if finding.num_steps >= finding.rule.steps + MAX_SKIPPED_IN_A_ROW:
+                raise self._guards.stop(finding, f", and {MAX_SKIPPED_IN_A_ROW} updates have been left out")
+        if found:
+            await step.clock.wait(Part.LEARNER, self._learner.drop())
+            step.collected.skip_batch()
+        return not found
+
     async def _update(self, step: Step) -> None:
         step.learner = await step.clock.wait(Part.LEARNER, self._learner.update(step.learning_rate))
 
@@ -202,15 +229,16 @@ class TrainingLoop:
         """Close the step in the curriculum; leases that a phase leaves unused when it ends belong to its last step."""
         batches, version = self._required_batches, self._progress.policy_version
         step.curriculum = await batches.finish_step(
-            self._progress.step, num_trained_groups=len(step.batch), version=version
+            self._progress.step, num_trained_groups=step.collected.num_with_signal, version=version
         )
         if step.curriculum.transition:
             step.collected.outcome_counts += await batches.end_phase()
 
-    async def _write(self, step: Step) -> None:
+    async def _write(self, step: Step) -> list[Finding]:
+        """Write the step down, and save the run if it is time; return what the guards find in its metrics."""
         stage, sampled = self._stages.current, step.collected.sampled
         self._progress.ledger.add(step.collected.outcome_counts)
-        stage.count(sampled, num_trained=len(step.batch))
+        stage.count(sampled, num_trained=len(step.batch), num_skipped=len(step.collected.skipped))
         metrics = step_metrics(step, batches=self._required_batches, rollouts=self._rollouts, progress=self._progress)
         self._journal.step(self._progress, stage, metrics, total_steps=step.total_steps)
         await self._journal.trajectories(self._progress.step, sampled)
@@ -218,10 +246,45 @@ class TrainingLoop:
             stage.end_reason = str(step.curriculum.transition.reason)
             self._journal.transition(step.curriculum.transition)
         self._control_entropy(step)
+        found = self._guards.after_step(metrics)
         await self._stages.finish_step(step.clock.step_s)
         self._check_fruitless()
+        return found
+
+    async def _obey_guards(self, found: Sequence[Finding]) -> None:
+        """Tell what the guards found in the step that has ended, and do what the hardest of them says.
+
+        Raises:
+            GuardStop: it says stop, or the learner cannot go back.
+        """
+        for finding in found:
+            if finding.rule.action != "warn" or finding.is_news:
+                self._journal.guard(self._progress.step - 1, finding)
+        hardest = next(iter(found), None)
+        if hardest is not None and hardest.rule.action == "stop":
+            raise self._guards.stop(hardest)
+        if hardest is not None and hardest.rule.action == "roll_back":
+            await self._roll_back(hardest)
 
     # ---- behind the verbs
+
+    async def _roll_back(self, finding: Finding) -> None:
+        """Give the learner the weights and optimizer of the last good checkpoint back; curriculum and steps go on.
+
+        So the batches that led here are not met again. Groups that were sampled meanwhile are given back.
+        """
+        step = self._guards.checkpoint_to_roll_back_to(finding)
+        await self._weights.settle()
+        if self._stages.current.kind == "rl":
+            version = self._progress.policy_version + 1
+            self._progress.ledger.add(await self._required_batches.restart(version))
+            await self._stages.roll_back(step)
+            await self._send_new_version()
+            await self._weights.settle()
+        else:
+            await self._stages.roll_back(step)
+        self._journal.event("rolled_back", step=self._progress.step, checkpoint=step)
+        await self._stages.save_rolled_back()
 
     async def _sft_step(self, batches: DemonstrationBatches) -> None:
         clock, stage, sft = StepClock(), self._stages.current, self._config.sft
@@ -234,8 +297,11 @@ class TrainingLoop:
             floor=sft.learning_rate_floor,
         )
         report = await self._learner.sft_step(batches[stage.steps], learning_rate)
-        self._journal.step(self._progress, stage, sft_metrics(report, clock), total_steps=len(batches))
+        metrics = sft_metrics(report, clock)
+        self._journal.step(self._progress, stage, metrics, total_steps=len(batches))
+        found = self._guards.after_step(metrics)
         await self._stages.finish_step(clock.step_s)
+        await self._obey_guards(found)
 
     async def _open_phase(self, state: PhaseState) -> None:
         if not self._stages.has_finished("rl"):

@@ -193,6 +193,14 @@ class Learner(Protocol):
         """Make the optimizer updates of the batch that was accumulated; return its report."""
         ...
 
+    async def preview(self) -> StepReport:
+        """Return what is known of the accumulated groups before the first update: `KNOWN_BEFORE_UPDATE`."""
+        ...
+
+    async def drop(self) -> None:
+        """Forget the groups that were accumulated; no update is made."""
+        ...
+
     async def save(self, directory: Path) -> None:
         """Write a checkpoint."""
         ...

@@ -22,6 +22,7 @@ from cluster.recipe.preparation import Prepared, prepare
 from cluster.roles import Curriculum
 from cluster.run.console import Console
 from cluster.run.folder import RunFolder
+from cluster.run.guards import check_guards
 from cluster.run.journal import Journal, Tracker
 from cluster.run.progress import Progress
 from cluster.run.summary import summarise
@@ -46,6 +47,7 @@ def train(config: RunConfig, *, run_dir: Path, resume: bool, console: Console) -
         Interrupted: stopped by a signal; a checkpoint has been written.
     """
     console.say(f"reading model and data of {config.name}")
+    check_guards(config.guards)
     prepared = prepare(config)
     check_ray(config)
     folder = RunFolder.open(run_dir) if resume else RunFolder.create(run_dir)

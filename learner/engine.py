@@ -8,6 +8,7 @@ Unblocked by: all ranks making the same call.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from enum import StrEnum
@@ -217,6 +218,23 @@ class LearnerEngine:
         self._num_steps += 1
         return report
 
+    def preview(self) -> StepReport:
+        """Return what is known of the running batch before its first update: the fields of `KNOWN_BEFORE_UPDATE`."""
+        return self._sums.preview(StepReport, learning_rate=math.nan, prompt_sharing=self._sharing)
+
+    def drop(self) -> None:
+        """Forget the running batch: no update is made, and weights and optimizer stay as they are.
+
+        A gradient that is not a number makes every rank discard what it has accumulated, as in any update of that kind.
+        """
+        self._expect(Stage.RL)
+        self._batch = RunningBatch()
+        self._end_accumulation(scale=math.nan)
+        self._engine.step()
+        if self._engine.was_step_applied():
+            raise RuntimeError("the update was to be left out, but DeepSpeed made it; report it")
+        self._sums = StepAccumulator(self._device)
+
     @property
     def num_accumulated(self) -> int:
         """Groups of the running batch that came."""
@@ -302,10 +320,13 @@ class LearnerEngine:
         self._sums.close_update(float(zero._global_grad_norm) if applied else None, share=share)
         self._count_skipped(applied)
 
-    def _end_accumulation(self) -> None:
+    def _end_accumulation(self, *, scale: float = 1.0) -> None:
         """Back-propagate a row with weight zero as the last one: DeepSpeed ends an accumulation in a backward pass."""
-        row = build_microbatch(PLACEHOLDER, {}, num_groups=1, aggregation=self._aggregation())
-        self._row_backward(to_device(row, self._placement, dense=not self._sharing), None, is_last=True)
+        plain = build_microbatch(PLACEHOLDER, {}, num_groups=1, aggregation=self._aggregation())
+        row = to_device(plain, self._placement, dense=not self._sharing)
+        assert isinstance(row, RowTensors), "one token needs no phases"
+        total, *_ = self._forward(row, SftLoss(row))
+        self._backward(total * scale, is_last=True)
 
     def _report(self, kind: type[_Report], **known: Any) -> _Report:
         """Return the report of the step and begin new sums; `known` are the fields not computed from rows."""

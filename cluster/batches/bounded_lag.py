@@ -133,6 +133,12 @@ class BoundedLagSource:
         self._collected = Collected()
         return OutcomeCounts({GroupOutcome.RETURNED: await self._curriculum.withdraw(left)})
 
+    async def restart(self, version: int) -> OutcomeCounts:
+        """Give back what was sampled by weights that the learner no longer has; the next batch begins at `version`."""
+        returned = await self.end_phase()
+        self._buffer.advance(version)
+        return returned
+
     async def close(self) -> None:
         """Abort the requests in flight; their leases stay open."""
         self._is_admitting = False

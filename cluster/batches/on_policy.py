@@ -107,6 +107,10 @@ class OnPolicySource:
         """Return no outcomes: nothing is left over."""
         return OutcomeCounts()
 
+    async def restart(self, version: int) -> OutcomeCounts:
+        """Return no outcomes: between two steps nothing is in flight."""
+        return OutcomeCounts()
+
     async def close(self) -> None:
         """End what runs in the background."""
         if self._collecting is not None:

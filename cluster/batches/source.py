@@ -38,6 +38,8 @@ class Collected:
     """Every group whose lease ends with the step, whether it is trained on or not."""
     batch: list[ScoredGroup] = field(default_factory=list[ScoredGroup])
     """Those to train on."""
+    skipped: list[ScoredGroup] = field(default_factory=list[ScoredGroup])
+    """Those that would have been trained on, had a guard not left the update out."""
     outcome_counts: OutcomeCounts = field(default_factory=OutcomeCounts)
     """How the leases end."""
     outcomes: list[TaskOutcome] = field(default_factory=list[TaskOutcome])
@@ -62,10 +64,24 @@ class Collected:
             raise lost
         self.outcomes.append(TaskOutcome(lease_id=lost.lease_id, task_id=lost.task_id, accuracies=()))
 
+    def skip_batch(self) -> None:
+        """Note that the batch is not trained on after all."""
+        for group in self.batch:
+            group.advantages = None
+        self.outcome_counts[GroupOutcome.TRAINED] -= len(self.batch)
+        self.outcome_counts[GroupOutcome.SKIPPED] += len(self.batch)
+        self.skipped, self.batch = self.batch, []
+
+    @property
+    def num_with_signal(self) -> int:
+        """Groups that were trained on, or would have been."""
+        return len(self.batch) + len(self.skipped)
+
     def extend(self, other: Collected) -> None:
         """Take over the groups of `other`."""
         self.sampled += other.sampled
         self.batch += other.batch
+        self.skipped += other.skipped
         self.outcome_counts += other.outcome_counts
         self.outcomes += other.outcomes
 
@@ -120,6 +136,13 @@ class BatchSource(Protocol):
 
     async def end_phase(self) -> OutcomeCounts:
         """Give back what the phase has not used; return the outcomes of those leases."""
+        ...
+
+    async def restart(self, version: int) -> OutcomeCounts:
+        """Give back what is in flight or waits: the learner goes on from other weights, which will be `version`.
+
+        Returns the outcomes of those leases.
+        """
         ...
 
     async def close(self) -> None:

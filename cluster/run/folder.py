@@ -105,6 +105,15 @@ class RunFolder:
         """Replace a JSON file atomically."""
         write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
+    def read_json(self, path: Path) -> Any:
+        """Read a JSON file.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        with file_errors(path, "read"):
+            return json.loads(path.read_text(encoding="utf-8"))
+
     # ---- checkpoints
 
     @property
@@ -116,12 +125,14 @@ class RunFolder:
         """Create an empty folder to write a checkpoint into; it counts only after `finish_checkpoint`."""
         return begin_folder(self._checkpoint(step))
 
-    def finish_checkpoint(self, partial: Path, step: int, keep_last: int) -> Path:
-        """Mark a checkpoint as complete, give it its name, and remove all but the newest `keep_last`."""
+    def finish_checkpoint(self, partial: Path, step: int, keep_last: int, *, keep_step: int | None = None) -> Path:
+        """Mark a checkpoint as complete, give it its name, and remove the others but the newest and `keep_step`."""
         with file_errors(partial, "written"):
             (partial / COMPLETE).touch()
         finish_folder(self._checkpoint(step))
         for old in self._complete_checkpoints()[:-keep_last]:
+            if keep_step is not None and old == self._checkpoint(keep_step):
+                continue
             (old / COMPLETE).unlink()
             shutil.rmtree(old)
         return self._checkpoint(step)
@@ -129,6 +140,10 @@ class RunFolder:
     def latest_checkpoint(self) -> Path | None:
         """Return the newest complete checkpoint, or None."""
         return next(reversed(self._complete_checkpoints()), None)
+
+    def checkpoint(self, step: int) -> Path:
+        """Return the folder of the checkpoint after so many steps, which may be missing."""
+        return self._checkpoint(step)
 
     def _checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step-{step:06d}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from math import isfinite
 from typing import Any, Protocol
 
 from actors.trajectory import Group
@@ -13,6 +14,7 @@ from cluster.recipe.config import CheckpointConfig
 from cluster.roles import Learner, SyncReport
 from cluster.run.console import Console
 from cluster.run.folder import RunFolder
+from cluster.run.guards import ACTIONS, Finding
 from cluster.run.metrics import METRICS
 from cluster.run.progress import Accuracy, Progress, StageProgress
 from cluster.run.trajectory_log import write_trajectories
@@ -74,6 +76,7 @@ class Journal:
         undeclared = metrics.keys() - METRICS.keys()
         if undeclared:
             raise KeyError(f"metrics {sorted(undeclared)} are not declared by any class of cluster/run/metrics.py")
+        metrics = {key: value for key, value in metrics.items() if isfinite(value)}  # JSON has no infinity
         self._folder.append_metrics({"step": progress.step, "stage": stage.name, **metrics})
         self._console.step(stage.name, stage.steps, total_steps, metrics)
         for tracker in self._trackers:
@@ -123,6 +126,20 @@ class Journal:
         self._folder.append_event("fault", **fields)
         self._console.say("fault: " + ", ".join(f"{key}={value}" for key, value in fields.items()))
 
+    def guard(self, step: int, finding: Finding) -> None:
+        """Record that a guard is met, and what is done about it."""
+        rule = finding.rule
+        self._folder.append_event(
+            "guard",
+            step=step,
+            metric=rule.metric,
+            value=finding.value if isfinite(finding.value) else str(finding.value),
+            bound=rule.bound,
+            steps=finding.num_steps,
+            action=rule.action,
+        )
+        self._console.say(f"guard: step {step}: {finding}; {ACTIONS[rule.action]}")
+
     def event(self, event: str, **fields: Any) -> None:
         """Record any other event."""
         self._folder.append_event(event, **fields)
@@ -135,8 +152,19 @@ class Journal:
         await learner.save(partial / "learner")
         state = {"progress": progress.state_dict(), "curriculum": curriculum}
         self._folder.write_json(partial / "state.json", state)
-        path = self._folder.finish_checkpoint(partial, progress.step, self._checkpoint.keep_last)
+        path = self._folder.finish_checkpoint(
+            partial, progress.step, self._checkpoint.keep_last, keep_step=progress.guards.good_checkpoint
+        )
         self._folder.append_event("checkpoint", step=progress.step, path=str(path.relative_to(self._folder.path)))
+
+    async def roll_back(self, step: int, learner: Learner, *, stage: str) -> None:
+        """Give a learner that is in `stage` the weights and the optimizer of the checkpoint after `step` back."""
+        checkpoint = self._folder.checkpoint(step)
+        saved = Progress.from_state_dict(self._folder.read_json(checkpoint / "state.json")["progress"]).learner_stage
+        await learner.start_stage(saved)
+        await learner.load(checkpoint / "learner")
+        if saved != stage:
+            await learner.start_stage(stage)
 
     def _write_trajectories(self, step: int, sampled: Sequence[ScoredGroup]) -> None:
         groups = self._fetch([group.group for group in sampled])

@@ -73,5 +73,5 @@ def keys(annotation, prefix=""):
     return {key for argument in get_args(annotation) for key in keys(argument, prefix)}
 
 
-def test_a_recipe_has_at_most_110_keys():
-    assert len(keys(RunConfig)) <= 110
+def test_a_recipe_has_at_most_120_keys():
+    assert len(keys(RunConfig)) <= 120
