@@ -30,13 +30,14 @@ from cluster.run.stages import Stages
 from cluster.run.step import Part, Step, StepClock
 from cluster.run.stopping import Interrupted, StopSignal
 from cluster.weights.sync import WeightSync
-from curriculum.errors import RunFailed
+from curriculum.errors import RunFailed, root_cause
 from curriculum.metric import metrics_of
 from curriculum.task import Task
 from curriculum.transition import EndReason, PhaseState
 from learner.advantages import masks_negatives
 from learner.schedule import learning_rate_at
 from learner.sft import DemonstrationBatches
+from learner.weights.finite import NonFiniteWeights
 
 OUTAGE_PAUSE_S = 5.0
 """Pause before a step that found the judge away samples again."""
@@ -310,7 +311,10 @@ class TrainingLoop:
 
     async def _send_new_version(self) -> None:
         self._progress.policy_version += 1
-        await self._weights.send(self._progress.policy_version)
+        try:
+            await self._weights.send(self._progress.policy_version)
+        except NonFiniteWeights as error:
+            raise NonFiniteWeights(f"step {self._progress.step}: {root_cause(error)}") from error
 
     async def _weights_delivered(self, report: SyncReport) -> None:
         self._journal.sync(report)

@@ -40,6 +40,7 @@ from learner.objective.objective import PolicyLoss, SftLoss
 from learner.objective.settings import aggregation_of, objective_of, torch_dtype
 from learner.objective.step_sums import StepAccumulator
 from learner.reports import SftReport, StepReport
+from learner.weights.finite import check_finite, is_finite
 from learner.weights.sender import WeightSource
 from learner.zero3 import checkpoint
 from learner.zero3.building import frozen_engine, join_process_group, place, supports_sharing, trained_engine
@@ -271,8 +272,12 @@ class LearnerEngine:
         """Write a Hugging Face folder (safetensors, configuration, tokenizer) that transformers and vLLM load.
 
         Rank 0 writes under a temporary name and renames it; an earlier folder of that name is replaced.
+
+        Raises:
+            NonFiniteWeights: some are no finite numbers.
         """
         weights = dict(self.gather_weights())
+        check_finite([name for name, weight in weights.items() if not is_finite(weight)], where="export")
         if self._rank == 0:
             partial = begin_folder(directory)
             with file_errors(directory, "written"):
@@ -445,6 +450,8 @@ class LearnerEngine:
     def _count_skipped(self, applied: bool) -> None:
         self._skipped_in_a_row = 0 if applied else self._skipped_in_a_row + 1
         if self._skipped_in_a_row > MAX_NONFINITE_UPDATES:
+            non_finite = [name for name, weight in self.weights if not is_finite(weight)]
+            check_finite(non_finite, where=f"{self._skipped_in_a_row} updates in a row had a non-finite gradient")
             raise RunFailed(
                 f"{self._skipped_in_a_row} updates in a row had a non-finite gradient, more than "
                 f"{MAX_NONFINITE_UPDATES}; lower the learning rate and resume from the last checkpoint"

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from cluster.recipe.config import DEFAULT_GUARDS, GuardConfig
 from cluster.run.guard_state import GuardState
-from cluster.run.guards import SKIPPABLE, GuardStop, Guards, check_guards
+from cluster.run.guards import SKIPPABLE, Guards, GuardStop, check_guards
 from curriculum.errors import UserError
 
 KEY = "learner/entropy"
