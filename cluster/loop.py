@@ -19,13 +19,14 @@ from cluster.batches.source import BatchOrder, BatchSource
 from cluster.group import ScoredGroup, assign_advantages
 from cluster.recipe import phase_settings
 from cluster.recipe.config import RunConfig
-from cluster.roles import Curriculum, Learner, Rollouts, SyncReport
+from cluster.roles import Curriculum, Learner, Rollouts, SyncReport, TaskFailed
 from cluster.run.group_statistics import GroupStatistics
 from cluster.run.guards import MAX_SKIPPED_IN_A_ROW, Finding, Guards
 from cluster.run.heldout import HeldOut
 from cluster.run.journal import Journal
 from cluster.run.metrics import sft_metrics, step_metrics
 from cluster.run.progress import Accuracy, Progress
+from cluster.run.quarantine import QuarantinedTask, check_quarantine
 from cluster.run.stages import Stages
 from cluster.run.step import Part, Step, StepClock
 from cluster.run.stopping import Interrupted, StopSignal
@@ -103,6 +104,7 @@ class TrainingLoop:
             JudgeLost: the judge stayed away too long.
             PhaseFruitless: nothing could be trained on and `curriculum.after_fruitless` says stop.
             GuardStop: a guard of the recipe stops the run; nothing more is saved.
+            TooManyQuarantined: so many tasks failed that the fault is not theirs.
         """
         try:
             await self._stages.remember_curriculum()
@@ -239,6 +241,8 @@ class TrainingLoop:
         """Write the step down, and save the run if it is time; return what the guards find in its metrics."""
         stage, sampled = self._stages.current, step.collected.sampled
         self._progress.ledger.add(step.collected.outcome_counts)
+        for failed in step.collected.quarantined:
+            self._quarantine(failed)
         stage.count(sampled, num_trained=len(step.batch), num_skipped=len(step.collected.skipped))
         metrics = step_metrics(step, batches=self._required_batches, rollouts=self._rollouts, progress=self._progress)
         self._journal.step(self._progress, stage, metrics, total_steps=step.total_steps)
@@ -250,6 +254,8 @@ class TrainingLoop:
         found = self._guards.after_step(metrics)
         await self._stages.finish_step(step.clock.step_s)
         self._check_fruitless()
+        if step.curriculum and step.collected.quarantined:
+            check_quarantine(self._progress.quarantine, step.curriculum)
         return found
 
     async def _obey_guards(self, found: Sequence[Finding]) -> None:
@@ -286,6 +292,11 @@ class TrainingLoop:
             await self._stages.roll_back(step)
         self._journal.event("rolled_back", step=self._progress.step, checkpoint=step)
         await self._stages.save_rolled_back()
+
+    def _quarantine(self, failed: TaskFailed) -> None:
+        task = QuarantinedTask(reason=failed.reason, actor=failed.actor, step=self._progress.step)
+        self._progress.quarantine[failed.task_id] = task
+        self._journal.quarantined(failed.task_id, task)
 
     async def _sft_step(self, batches: DemonstrationBatches) -> None:
         clock, stage, sft = StepClock(), self._stages.current, self._config.sft

@@ -160,7 +160,11 @@ async def _balance(curriculum: Curriculum | None, progress: Progress) -> tuple[L
 
 def _notices(progress: Progress) -> list[str]:
     """Return warnings about the result."""
-    return [
+    quarantine = [
+        f"note: {len(progress.quarantine)} tasks are in quarantine because engines or judges failed at them again and "
+        "again; quarantine.jsonl says which and why"
+    ]
+    return (quarantine if progress.quarantine else []) + [
         f"note: stage {stage.name} trained on nothing in {stage.fruitless_steps} of {stage.steps} steps: in every "
         "group all answers had the same reward; use easier data, a stronger model or a longer warm-up"
         for stage in progress.finished_stages

@@ -48,7 +48,7 @@ class Ledger:
 
     0. An engine missed an update: it restarted and answered before it was up to date."""
     failed: Annotated[int, Metric("ledger/failed", "count")] = 0
-    """The group was lost before it was scored.
+    """The group was lost before it was scored, through no fault of its task.
 
     0 unless a node died."""
     skipped: Annotated[int, Metric("ledger/skipped", "count")] = 0

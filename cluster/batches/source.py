@@ -8,7 +8,7 @@ from typing import Annotated, Protocol, Self
 from actors.rollout import Sampling
 from cluster.batches.ledger import GroupOutcome, OutcomeCounts
 from cluster.group import ScoredGroup
-from cluster.roles import GroupLost
+from cluster.roles import GroupLost, TaskFailed
 from curriculum.metric import Metric
 from curriculum.task import TaskOutcome
 from curriculum.transition import CurriculumReport
@@ -44,6 +44,8 @@ class Collected:
     """How the leases end."""
     outcomes: list[TaskOutcome] = field(default_factory=list[TaskOutcome])
     """What is reported to the curriculum."""
+    quarantined: list[TaskFailed] = field(default_factory=list[TaskFailed])
+    """Tasks that are not handed out any more."""
 
     def add(self, group: ScoredGroup, outcome: GroupOutcome) -> None:
         """Add a scored group."""
@@ -59,10 +61,14 @@ class Collected:
         Raises:
             GroupLost: more than `at_most` were.
         """
-        self.outcome_counts[GroupOutcome.FAILED] += 1
-        if self.outcome_counts[GroupOutcome.FAILED] > at_most:
+        is_task_at_fault = isinstance(lost, TaskFailed)
+        self.outcome_counts[GroupOutcome.QUARANTINED if is_task_at_fault else GroupOutcome.FAILED] += 1
+        if self.outcome_counts[GroupOutcome.FAILED] + self.outcome_counts[GroupOutcome.QUARANTINED] > at_most:
             raise lost
-        self.outcomes.append(TaskOutcome(lease_id=lost.lease_id, task_id=lost.task_id, accuracies=()))
+        if is_task_at_fault:
+            self.quarantined.append(lost)
+        outcome = TaskOutcome(lease_id=lost.lease_id, task_id=lost.task_id, accuracies=(), quarantined=is_task_at_fault)
+        self.outcomes.append(outcome)
 
     def skip_batch(self) -> None:
         """Note that the batch is not trained on after all."""
@@ -84,6 +90,7 @@ class Collected:
         self.skipped += other.skipped
         self.outcome_counts += other.outcome_counts
         self.outcomes += other.outcomes
+        self.quarantined += other.quarantined
 
 
 class BatchSource(Protocol):

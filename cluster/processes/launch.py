@@ -124,11 +124,12 @@ async def _start_actors(
     rollouts = RayRollouts(
         actors.supervised(
             engines,
-            before_restart=coordinator.release.remote if coordinator else None,
+            before_restart=lambda name: rollouts.take_back(name),
             after_restart=lambda name, handle: weights.bring_up_to_date(name, handle),
         ),
         actors.supervised(judges),
         on_fault=on_fault,
+        release=coordinator.release.remote if coordinator else None,
     )
     learner = RayLearner(ranks, reference=folder.reference if config.learner.needs_reference else None)
     weights = _weight_sync(config, prepared, rollouts, learner)

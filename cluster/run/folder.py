@@ -97,6 +97,10 @@ class RunFolder:
         """Add one line to metrics.jsonl."""
         _append(self.path / "metrics.jsonl", record)
 
+    def append_quarantined(self, record: Mapping[str, Any]) -> None:
+        """Add one line to quarantine.jsonl."""
+        _append(self.path / "quarantine.jsonl", record)
+
     def append_event(self, event: str, **fields: Any) -> None:
         """Add one line to events.jsonl: the time (seconds since the epoch), the kind, and its fields."""
         _append(self.path / "events.jsonl", {"time": round(time.time(), 3), "event": event, **fields})

@@ -17,6 +17,7 @@ from cluster.run.folder import RunFolder
 from cluster.run.guards import ACTIONS, Finding
 from cluster.run.metrics import METRICS
 from cluster.run.progress import Accuracy, Progress, StageProgress
+from cluster.run.quarantine import QuarantinedTask
 from cluster.run.trajectory_log import write_trajectories
 from curriculum.metric import Metrics
 from curriculum.transition import Transition
@@ -125,6 +126,12 @@ class Journal:
         """Record a failure that was handled."""
         self._folder.append_event("fault", **fields)
         self._console.say("fault: " + ", ".join(f"{key}={value}" for key, value in fields.items()))
+
+    def quarantined(self, task_id: str, task: QuarantinedTask) -> None:
+        """Record a task that is not handed out any more."""
+        record = {"task_id": task_id, **asdict(task)}
+        self._folder.append_quarantined(record)
+        self._folder.append_event("quarantined", **record)
 
     def guard(self, step: int, finding: Finding) -> None:
         """Record that a guard is met, and what is done about it."""

@@ -10,6 +10,7 @@ from cluster.batches.ledger import Ledger
 from cluster.group import ScoredGroup
 from cluster.run.group_statistics import GroupStatistics
 from cluster.run.guard_state import GuardState
+from cluster.run.quarantine import QuarantinedTask
 from curriculum.metric import Metric
 
 Accuracy = dict[str, float]
@@ -81,6 +82,8 @@ class Progress:
 
     0 mostly."""
 
+    quarantine: dict[str, QuarantinedTask] = field(default_factory=dict[str, QuarantinedTask])
+    """Tasks that are not handed out any more, by id."""
     guards: GuardState = field(default_factory=GuardState)
     """What the guards of the recipe have counted."""
 
@@ -110,6 +113,7 @@ class Progress:
             base_accuracy=state["base_accuracy"],
             ledger=Ledger(**state["ledger"]),
             negatives_masked=state["negatives_masked"],
+            quarantine={task_id: QuarantinedTask(**entry) for task_id, entry in state["quarantine"].items()},
             guards=GuardState(**state["guards"]),
         )
 

@@ -223,12 +223,12 @@ def guards(model: str, out: Path, rank: int, num_ranks: int) -> dict:
 
 
 def watched(model: str, out: Path, rank: int, num_ranks: int) -> dict:
-    """A batch that is dropped, what is known before an update, a learner that goes back, and one whose weights are NaN."""
+    """A batch that is dropped, what is known before an update, a learner that goes back, and weights that are NaN."""
     found: dict[str, Any] = {"dropped": {}, "previews": {}, "back": {}}
     for name, settings in {
         "one": {},
         "three": {"mini_batches": 3},
-        "short": {"mini_batches": 3, "slices": 7},
+        "short": {"mini_batches": 3, "slices": 2},
         "offloaded": {"offload": ("optimizer",)},
     }.items():
         learner = config(num_ranks, **settings)

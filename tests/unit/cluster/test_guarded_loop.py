@@ -152,6 +152,6 @@ def test_weights_that_are_not_finite_end_the_run_before_they_are_saved_and_the_s
         return await original(version)
 
     original, b.transport.transfer = b.transport.transfer, transfer
-    with pytest.raises(NonFiniteWeights, match="^step 2: learner: weight update 3: tensor a "):
+    with pytest.raises(NonFiniteWeights, match=r"^step 2: learner: weight update 3: tensor a "):
         b.run()
     assert b.folder.latest_checkpoint().name == "step-000002"
