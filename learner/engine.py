@@ -129,7 +129,7 @@ class LearnerEngine:
         to the stage RL: between them the optimizer keeps its state.
 
         Args:
-            stage: the stage that begins.
+            stage: the stage that begins, or begins again from a checkpoint; the reference stays then.
             reference_path: model against which the KL is measured, if `kl_coefficient` or `kl_every` is set; None for
                 the model that the engine was started with.
         """
@@ -139,7 +139,7 @@ class LearnerEngine:
         for group in base.param_groups:
             group.update(betas=self._config.betas, weight_decay=weight_decay)
         self._stage = stage
-        if stage is Stage.RL and self._config.needs_reference:
+        if stage is Stage.RL and self._config.needs_reference and self._reference is None:
             reference = self._load(reference_path or self._model_path)
             self._reference = frozen_engine(self._config, reference, on_gpu=self._on_gpu)
 
