@@ -57,7 +57,7 @@ def check(recipe: Recipe, overrides: Overrides = None) -> None:
         from cluster.run.guards import check_guards
 
         config = load_recipe(recipe, overrides or ())
-        check_guards(config.guards)
+        check_guards(config)
         prepared = prepare(config)
         sys.stdout.write(dump_recipe(config))
         batches = 0 if prepared.demonstrations is None else len(prepared.demonstrations)

@@ -47,7 +47,7 @@ def train(config: RunConfig, *, run_dir: Path, resume: bool, console: Console) -
         Interrupted: stopped by a signal; a checkpoint has been written.
     """
     console.say(f"reading model and data of {config.name}")
-    check_guards(config.guards)
+    check_guards(config)
     prepared = prepare(config)
     check_ray(config)
     folder = RunFolder.open(run_dir) if resume else RunFolder.create(run_dir)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from cluster.recipe.config import GuardConfig
+from cluster.recipe.config import DEFAULT_GUARDS, GuardConfig, RunConfig
 from cluster.run.group_statistics import GroupStatistics
 from cluster.run.guard_state import GuardState
 from cluster.run.metrics import METRICS
@@ -22,6 +22,7 @@ ACTIONS: Final = {
     "stop": "the run stops",
 }
 """What a guard does, in words."""
+KL: Final = "learner/kl_to_reference"
 MAX_SKIPPED_IN_A_ROW = 3
 """Updates that one guard may leave out in a row; it stops the run at one more."""
 MAX_ROLL_BACKS = 3
@@ -138,22 +139,24 @@ class Guards:
         return found
 
 
-def check_guards(rules: Sequence[GuardConfig]) -> None:
-    """Check that every guard watches a metric that exists, and in time for what it does.
+def check_guards(config: RunConfig) -> None:
+    """Check that every guard watches a metric that the run measures, and in time for what it does.
 
     Raises:
         UserError: one line for each guard that cannot be used.
     """
-    faults = [fault for index, rule in enumerate(rules) if (fault := _fault(f"guards.{index}", rule, METRICS))]
-    if faults:
-        raise UserError("\n".join(faults))
+    faults = [_fault(f"guards.{index}", rule, config) for index, rule in enumerate(config.guards)]
+    if any(faults):
+        raise UserError("\n".join(fault for fault in faults if fault))
 
 
-def _fault(key: str, rule: GuardConfig, known: Mapping[str, object]) -> str | None:
-    if rule.metric not in known:
-        near = difflib.get_close_matches(rule.metric, known, n=1)
+def _fault(key: str, rule: GuardConfig, config: RunConfig) -> str | None:
+    if rule.metric not in METRICS:
+        near = difflib.get_close_matches(rule.metric, METRICS, n=1)
         hint = f"did you mean {near[0]}?" if near else "docs/metrics.md lists them"
         return f"{key}.metric={rule.metric!r}: no such metric; {hint}"
+    if rule.metric == KL and not config.learner.needs_reference and rule not in DEFAULT_GUARDS:
+        return f"{key}.metric={KL!r}: not measured by this recipe; set learner.kl_every=10 or learner.kl_coefficient"
     if rule.action == "skip" and rule.metric not in SKIPPABLE:
         return (
             f"{key}.action='skip': {rule.metric} is known after the update only; use roll_back or stop, or one of "

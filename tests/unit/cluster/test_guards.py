@@ -7,12 +7,17 @@ import math
 import pytest
 from pydantic import ValidationError
 
-from cluster.recipe.config import DEFAULT_GUARDS, GuardConfig
+from cluster.recipe.config import DEFAULT_GUARDS, GuardConfig, RunConfig
 from cluster.run.guard_state import GuardState
 from cluster.run.guards import SKIPPABLE, Guards, GuardStop, check_guards
 from curriculum.errors import UserError
 
 KEY = "learner/entropy"
+
+
+def recipe(**overrides):
+    values = {"name": "x", "model": {"path": "a/b"}, "data": {"sft": "t.parquet"}, **overrides}
+    return RunConfig.model_validate(values)
 
 
 def guard(action="warn", steps=1, **thresholds):
@@ -130,8 +135,17 @@ def test_a_run_goes_back_to_a_good_checkpoint_only_and_three_times_at_most():
 )
 def test_a_guard_that_cannot_work_is_refused(rule, message):
     with pytest.raises(UserError) as told:
-        check_guards([rule])
+        check_guards(recipe(guards=[rule]))
     assert str(told.value) == message
+
+
+def test_a_guard_of_the_kl_needs_a_recipe_that_measures_it():
+    rule = {"metric": "learner/kl_to_reference", "above": 0.5}
+    with pytest.raises(
+        UserError, match=r"^guards\.0\.metric=.*: not measured by this recipe; set learner.kl_every=10 or"
+    ):
+        check_guards(recipe(guards=[rule]))
+    check_guards(recipe(guards=[rule], learner={"kl_every": 10}))
 
 
 @pytest.mark.parametrize("thresholds", [{}, {"above": 0.1, "below": 0.9}, {"above": math.nan}])
@@ -141,5 +155,5 @@ def test_a_guard_without_a_usable_threshold_is_refused(thresholds):
 
 
 def test_the_guards_of_a_recipe_that_names_none_only_warn():
-    check_guards(DEFAULT_GUARDS)
+    check_guards(recipe())
     assert {rule.action for rule in DEFAULT_GUARDS} == {"warn"}
