@@ -235,14 +235,13 @@ class TrainingLoop:
             self._progress.step, num_trained_groups=step.collected.num_with_signal, version=version
         )
         if step.curriculum.transition:
-            step.collected.outcome_counts += await batches.end_phase()
+            step.collected.extend(await batches.end_phase())
 
     async def _write(self, step: Step) -> list[Finding]:
         """Write the step down, and save the run if it is time; return what the guards find in its metrics."""
         stage, sampled = self._stages.current, step.collected.sampled
         self._progress.ledger.add(step.collected.outcome_counts)
-        for failed in step.collected.quarantined:
-            self._quarantine(failed)
+        self._quarantine(step.collected.quarantined)
         stage.count(sampled, num_trained=len(step.batch), num_skipped=len(step.collected.skipped))
         metrics = step_metrics(step, batches=self._required_batches, rollouts=self._rollouts, progress=self._progress)
         self._journal.step(self._progress, stage, metrics, total_steps=step.total_steps)
@@ -284,7 +283,9 @@ class TrainingLoop:
         await self._weights.settle()
         if self._stages.current.kind == "rl":
             version = self._progress.policy_version + 1
-            self._progress.ledger.add(await self._required_batches.restart(version))
+            given_back = await self._required_batches.restart(version)
+            self._progress.ledger.add(given_back.outcome_counts)
+            self._quarantine(given_back.quarantined)
             await self._stages.roll_back(step)
             await self._send_new_version()
             await self._weights.settle()
@@ -293,10 +294,11 @@ class TrainingLoop:
         self._journal.event("rolled_back", step=self._progress.step, checkpoint=step)
         await self._stages.save_rolled_back()
 
-    def _quarantine(self, failed: TaskFailed) -> None:
-        task = QuarantinedTask(reason=failed.reason, actor=failed.actor, step=self._progress.step)
-        self._progress.quarantine[failed.task_id] = task
-        self._journal.quarantined(failed.task_id, task)
+    def _quarantine(self, tasks: Sequence[TaskFailed]) -> None:
+        for failed in tasks:
+            task = QuarantinedTask(reason=failed.reason, actor=failed.actor, step=self._progress.step)
+            self._progress.quarantine[failed.task_id] = task
+            self._journal.quarantined(failed.task_id, task)
 
     async def _sft_step(self, batches: DemonstrationBatches) -> None:
         clock, stage, sft = StepClock(), self._stages.current, self._config.sft

@@ -141,15 +141,12 @@ class BatchSource(Protocol):
         """Note that every engine samples under `version` from now on."""
         ...
 
-    async def end_phase(self) -> OutcomeCounts:
-        """Give back what the phase has not used; return the outcomes of those leases."""
+    async def end_phase(self) -> Collected:
+        """Give back what the phase has not used; return how those leases end, without their groups."""
         ...
 
-    async def restart(self, version: int) -> OutcomeCounts:
-        """Give back what is in flight or waits: the learner goes on from other weights, which will be `version`.
-
-        Returns the outcomes of those leases.
-        """
+    async def restart(self, version: int) -> Collected:
+        """Give back what is in flight or waits: the learner goes on from other weights, which will be `version`."""
         ...
 
     async def close(self) -> None:

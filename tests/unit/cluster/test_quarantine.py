@@ -66,6 +66,33 @@ def test_on_policy_the_batch_is_filled_up_by_another_task(bench):
     assert {len(batch) for batch in b.learner.batches} == {4}
 
 
+def test_a_task_that_fails_behind_the_last_batch_of_its_phase_is_in_quarantine_all_the_same(bench):
+    """With a lag of 2 groups of the next batches are under way when a plateau ends the phase."""
+    ends = [{"type": "epochs", "epochs": 1}, {"type": "steps", "steps": 2}]
+    lengths = zip(("short", "long"), (15, 25), ends, strict=True)
+    phases = [{"name": name, "max_prompt_tokens": tokens, "end": end} for name, tokens, end in lengths]
+    b = bench(
+        accuracies=always_mixed,
+        phases=phases,
+        rollout={"group_size": 2, "max_policy_lag": 2},
+        learner={"importance": {}},
+    )
+    failed = []
+
+    async def sample(lease):
+        if not failed and lease.task_id.startswith("short") and lease.attempt == 1:
+            failed.append(lease.task_id)
+            raise TaskFailed(lease.lease_id, lease.task_id, "rollout-0 died", "rollout-0")
+
+    b.rollouts.sample = sample
+    b.run()
+    leases = b.coordinator.lease_counts()
+    assert b.progress.ledger.imbalance(leases, num_open=len(b.coordinator.open_leases())) is None
+    assert [(line["task_id"], line["step"]) for line in lines(b, "quarantine.jsonl")] == [(failed[0], 2)]
+    assert (b.progress.ledger.quarantined, b.progress.ledger.trained) == (1, 5 * 4)
+    assert set(b.coordinator.state_dict()["quarantined"]) == b.progress.quarantine.keys()
+
+
 def test_a_step_in_which_more_than_a_batch_fails_ends_the_run(bench):
     b = poisoned(bench, lambda task: True)
     with pytest.raises(TaskFailed, match="judge-0 died"):
