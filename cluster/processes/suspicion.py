@@ -7,11 +7,11 @@ from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
 from typing import Any
 
-from ray.exceptions import ObjectLostError, RayTaskError
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
 from actors.faults import FaultyGroup
 from cluster.processes.supervision import ActorLost, SupervisedActor
-from curriculum.errors import UserError, one_line, root_cause
+from curriculum.errors import UserError, one_line
 
 MAX_FAILURES = 2
 """Failures of a call, the last one while no other call was under way, after which it is given up."""
@@ -41,6 +41,7 @@ class SuspectedCalls:
             CallFailed: it failed when it was repeated, too.
             ActorLost: the actor is gone for good.
             UserError, FaultyGroup, ObjectLostError: raised by the call; they say what they are and are not repeated.
+            RayActorError: another actor died that this one had called.
         """
         failure = await self._failure_or(invoke, reply := [])
         if failure is None:
@@ -67,7 +68,7 @@ class SuspectedCalls:
                     raise
                 return "died"
             except RayTaskError as error:
-                if isinstance(root_cause(error), UserError | FaultyGroup):
+                if isinstance(error, UserError | FaultyGroup | RayActorError):
                     raise
                 return f"raised {one_line(error)}"
         return None
