@@ -157,3 +157,32 @@ def test_a_guard_without_a_usable_threshold_is_refused(thresholds):
 def test_the_guards_of_a_recipe_that_names_none_only_warn():
     check_guards(recipe())
     assert {rule.action for rule in DEFAULT_GUARDS} == {"warn"}
+
+
+HEALTHY = {
+    "learner/kl_to_reference": 0.08,
+    "learner/rollout_logprob_gap_mean": 0.01,
+    "learner/entropy": 0.036,
+    "reward/mean": 0.98,
+    "rollout/truncated_share": 0.05,
+}
+"""The worst that the demo came to, the gap of bf16, a KL of long runs."""
+RUNAWAYS = {
+    "the KL explodes": ("learner/kl_to_reference", math.inf, 3),
+    "engine and learner drift apart": ("learner/rollout_logprob_gap_mean", 0.8, 3),
+    "the entropy collapses": ("learner/entropy", 0.001, 10),
+    "all rewards are 1": ("reward/mean", 1.0, 5),
+    "answers run away": ("rollout/truncated_share", 0.7, 5),
+}
+
+
+def test_a_healthy_run_hears_nothing_from_the_guards_that_it_did_not_ask_for():
+    guards = Guards(DEFAULT_GUARDS, GuardState())
+    assert not any(guards.after_step(HEALTHY) for _ in range(50))
+
+
+@pytest.mark.parametrize(("metric", "value", "num_steps"), RUNAWAYS.values(), ids=RUNAWAYS)
+def test_a_run_that_goes_astray_is_warned_of_without_asking(metric, value, num_steps):
+    guards = Guards(DEFAULT_GUARDS, GuardState())
+    told = [[found.rule.metric for found in guards.after_step({**HEALTHY, metric: value})] for _ in range(num_steps)]
+    assert told == [[]] * (num_steps - 1) + [[metric]]
