@@ -87,8 +87,8 @@ class Guards:
         return sorted(found, key=lambda finding: ("stop", "roll_back", "warn").index(finding.rule.action))
 
     def saved(self, step: int) -> None:
-        """Note that a checkpoint is about to be written after so many steps."""
-        self._state.unproven_checkpoint = step if self._is_quiet else None
+        """Note that a checkpoint is about to be written after so many steps; only who may go back needs to know."""
+        self._state.unproven_checkpoint = step if self._acting and self._is_quiet else None
 
     def rolled_back(self, step: int) -> None:
         """Note that the weights of the last good checkpoint are about to be saved again, after so many steps."""
@@ -121,7 +121,11 @@ class Guards:
     @property
     def _is_quiet(self) -> bool:
         """Whether no rule counts that may end in going back or in a stop."""
-        return not any(rule.action in ("roll_back", "stop") and str(rule) in self._state.counts for rule in self._rules)
+        return not any(str(rule) in self._state.counts for rule in self._acting)
+
+    @property
+    def _acting(self) -> list[GuardConfig]:
+        return [rule for rule in self._rules if rule.action in ("roll_back", "stop")]
 
     def _judge(self, rules: Sequence[GuardConfig], metrics: Metrics) -> list[Finding]:
         """Count the step for each rule whose metric it has; a step without the metric changes nothing."""

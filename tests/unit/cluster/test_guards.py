@@ -88,10 +88,18 @@ def test_a_checkpoint_is_good_once_the_step_after_it_is_beyond_no_threshold():
 
 def test_guards_that_only_warn_make_no_checkpoint_bad():
     state = GuardState()
-    guards = Guards([guard("warn")], state)
+    guards = Guards([guard("warn"), guard("stop", below=0.01)], state)
     guards.saved(1)
     guards.after_step({KEY: 0.05})
     assert state.good_checkpoint == 1
+
+
+def test_without_a_guard_that_goes_back_or_stops_no_checkpoint_is_kept_for_it():
+    state = GuardState()
+    guards = Guards([guard("warn")], state)
+    guards.saved(1)
+    guards.after_step({KEY: 0.5})
+    assert state.good_checkpoint is None
 
 
 def test_a_stop_names_metric_value_bound_steps_and_the_checkpoint_to_go_on_from():
