@@ -121,7 +121,7 @@ async def _start_actors(
     engines = _create_rollouts(config, prepared, actors) if coordinator else {}
     judges = _create_judges(config, prepared, actors) if coordinator else {}
     ranks = _create_ranks(config, actors)
-    rollouts = RayRollouts(
+    rollouts: RayRollouts = RayRollouts(
         actors.supervised(
             engines,
             before_restart=lambda name: rollouts.take_back(name),

@@ -10,7 +10,7 @@ import pytest
 pytestmark = pytest.mark.integration
 
 NUM_SFT_STEPS, NUM_RL_STEPS = 24, 10  # 24 as in conftest.py; ten steps of four are two passes over 16 tasks and more
-KILLS_ENGINE, REFUSED, KILLS_JUDGE = "train-short-3", "train-short-7", "train-short-11"
+KILLS_ENGINE, REFUSED, KILLS_JUDGE = "train-short-000003", "train-short-000007", "train-short-000011"
 PATCH = f"""
 import os, sys
 if any(part.endswith("default_worker.py") for part in sys.orig_argv):
