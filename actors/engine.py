@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from actors.config import EngineConfig
 from actors.core_pulse import CorePulse
+from actors.faults import EngineDied
 from actors.rollout import Sample, Sampling
 from actors.vllm_arguments import engine_arguments, sampling_params, set_environment
 from actors.weights.update import (
@@ -33,10 +34,6 @@ DEATH_POLL_S = 1.0
 """Seconds between two checks that the engine process is alive during a long call."""
 ABORT_AGAIN_S = 1.0
 """Seconds between two aborts of a request after its timeout."""
-
-
-class EngineDied(RuntimeError):
-    """The engine process died; its actor must restart."""
 
 
 class VLLMEngine:

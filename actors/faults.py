@@ -5,7 +5,13 @@ from __future__ import annotations
 from enum import StrEnum
 
 MAX_REGENERATIONS = 3
-"""Times that a group is sampled again after a fault; after one more the lease is dropped."""
+"""Times that a group is sampled again after a fault; after one more its task goes to quarantine."""
+MAX_REPEATED_ERRORS = 1
+"""The same after an error that an engine raised, which more attempts rarely change."""
+
+
+class EngineDied(RuntimeError):
+    """The process of an engine is gone; nothing that was asked of it will be answered."""
 
 
 class FaultKind(StrEnum):
@@ -23,6 +29,8 @@ class FaultKind(StrEnum):
     """Tokens without a policy version, a version that is no number, or spans of versions that do not fit the tokens."""
     FUTURE_VERSION = "future_version"
     """Tokens of a policy version that this engine has not received."""
+    ENGINE_ERROR = "engine_error"
+    """No answers: the engine raised an error, for example because it cannot take the prompt."""
 
 
 class FaultyGroup(RuntimeError):
@@ -52,7 +60,8 @@ class FaultyGroup(RuntimeError):
     @property
     def is_final(self) -> bool:
         """Whether the lease was requeued too often to be sampled again."""
-        return self.num_requeues >= MAX_REGENERATIONS
+        is_error = self.kind is FaultKind.ENGINE_ERROR
+        return self.num_requeues >= (MAX_REPEATED_ERRORS if is_error else MAX_REGENERATIONS)
 
     def __str__(self) -> str:
         end = "given up" if self.is_final else "sampled again"

@@ -9,9 +9,10 @@ from typing import Any, Protocol
 
 from actors.admission import KVAdmission, Reservation
 from actors.config import RolloutConfig
-from actors.faults import DeadlineMissed, FaultyGroup
+from actors.faults import DeadlineMissed, EngineDied, FaultKind, FaultyGroup
 from actors.rollout import Engine, Sampling, sample_group
 from actors.trajectory import Group
+from curriculum.errors import one_line
 from curriculum.task import Task, TaskLease
 from curriculum.task_table import TaskTable
 
@@ -128,7 +129,12 @@ class GroupWorker:
     async def _sample(
         self, task: Task, lease: TaskLease, sampling: Sampling, reservation: Reservation, start: float
     ) -> Group:
-        """Sample an admitted group, then free its share of the cache."""
+        """Sample an admitted group, then free its share of the cache.
+
+        Raises:
+            FaultyGroup: the answers of the engine cannot be used, or it raised an error instead.
+            EngineDied: its process is gone.
+        """
         deadline_s = self._config.deadline_s
         try:
             return await sample_group(
@@ -141,6 +147,13 @@ class GroupWorker:
                 timeout_s=None if deadline_s is None else max(0.0, start + deadline_s - time.monotonic()),
                 on_finished=reservation.finish_answer,
             )
+        except (FaultyGroup, EngineDied):
+            raise
+        except Exception as error:
+            detail = f"raised {one_line(error)}"
+            raise FaultyGroup(
+                FaultKind.ENGINE_ERROR, detail, lease.lease_id, task.task_id, self._name, lease.num_requeues
+            ) from error
         finally:
             self._admission.release(reservation)
 

@@ -54,8 +54,10 @@ def check(recipe: Recipe, overrides: Overrides = None) -> None:
     with one_line_errors():
         from cluster.recipe.load import dump_recipe, load_recipe
         from cluster.recipe.preparation import prepare
+        from cluster.run.guards import check_guards
 
         config = load_recipe(recipe, overrides or ())
+        check_guards(config)
         prepared = prepare(config)
         sys.stdout.write(dump_recipe(config))
         batches = 0 if prepared.demonstrations is None else len(prepared.demonstrations)

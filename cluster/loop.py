@@ -20,23 +20,27 @@ from cluster.batches.source import BatchOrder, BatchSource
 from cluster.group import ScoredGroup, assign_advantages
 from cluster.recipe import phase_settings
 from cluster.recipe.config import RunConfig
-from cluster.roles import Curriculum, Learner, Rollouts, SyncReport
+from cluster.roles import Curriculum, Learner, Rollouts, SyncReport, TaskFailed
 from cluster.run.group_statistics import GroupStatistics
+from cluster.run.guards import MAX_SKIPPED_IN_A_ROW, Finding, Guards
 from cluster.run.heldout import HeldOut
 from cluster.run.journal import Journal
 from cluster.run.metrics import sft_metrics, step_metrics
 from cluster.run.progress import Accuracy, Progress
+from cluster.run.quarantine import QuarantinedTask, check_quarantine
 from cluster.run.recovery import CoordinatorLost
 from cluster.run.stages import Stages
 from cluster.run.step import Part, Step, StepClock
 from cluster.run.stopping import Interrupted, StopSignal
 from cluster.weights.sync import WeightSync
-from curriculum.errors import RunFailed
+from curriculum.errors import RunFailed, root_cause
+from curriculum.metric import metrics_of
 from curriculum.task import Task
 from curriculum.transition import EndReason, PhaseState
 from learner.advantages import masks_negatives
 from learner.schedule import learning_rate_at
 from learner.sft import DemonstrationBatches
+from learner.weights.finite import NonFiniteWeights
 
 OUTAGE_PAUSE_S = 5.0
 """Pause before a step that found the judge away samples again."""
@@ -86,8 +90,16 @@ class TrainingLoop:
         self._journal = journal
         self._progress = progress
         self._stop = StopSignal(stop, weights.failure)
-        every = config.checkpoint.every_steps
-        self._stages = Stages(progress, journal, learner, curriculum, checkpoint_every=every, evaluate=self._evaluate)
+        self._guards = Guards(config.guards, progress.guards)
+        self._stages = Stages(
+            progress,
+            journal,
+            learner,
+            curriculum,
+            checkpoint_every=config.checkpoint.every_steps,
+            evaluate=self._evaluate,
+            guards=self._guards,
+        )
 
     async def run(self) -> None:
         """Train until the last stage is done.
@@ -98,6 +110,8 @@ class TrainingLoop:
             PhaseFruitless: nothing could be trained on and `curriculum.after_fruitless` says stop.
             CoordinatorLost: it died; the last finished step has been saved unless the running one had updated weights.
             RestartFromCheckpoint: something else that the run needs is gone, and nothing could be saved.
+            GuardStop: a guard of the recipe stops the run; nothing more is saved.
+            TooManyQuarantined: so many tasks failed that the fault is not theirs.
         """
         try:
             await self._stages.remember_curriculum()
@@ -167,11 +181,11 @@ class TrainingLoop:
         async for groups in self._scored_slices(step):
             self._compute_advantages(groups)
             await self._accumulate(step, groups)
-        if step.batch:
+        if step.batch and await self._passes_guards(step):
             await self._update(step)
             await self._send_weights(step)
         await self._tell_curriculum(step)
-        await self._write(step)
+        await self._obey_guards(await self._write(step))
 
     # ---- the verbs of a step
 
@@ -219,6 +233,22 @@ class TrainingLoop:
         work = self._learner.accumulate(groups, batch_groups=self._config.groups_per_batch)
         await step.clock.wait(Part.LEARNER, self._stop.unless_stopped(work))
 
+    async def _passes_guards(self, step: Step) -> bool:
+        """Judge what is known before the update; if a guard leaves it out, drop the batch, which counts as skipped."""
+        metrics = metrics_of(step.groups)
+        if self._guards.needs_preview:
+            preview = await step.clock.wait(Part.LEARNER, self._learner.preview())
+            metrics |= metrics_of(preview)
+        found = self._guards.before_update(metrics)
+        for finding in found:
+            self._journal.guard(self._progress.step, finding)
+            if finding.num_steps >= finding.rule.steps + MAX_SKIPPED_IN_A_ROW:
+                raise self._guards.stop(finding, f", and {MAX_SKIPPED_IN_A_ROW} updates have been left out")
+        if found:
+            await step.clock.wait(Part.LEARNER, self._learner.drop())
+            step.collected.skip_batch()
+        return not found
+
     async def _update(self, step: Step) -> None:
         self._stages.is_between_steps = False
         step.learner = await step.clock.wait(Part.LEARNER, self._learner.update(step.learning_rate))
@@ -233,15 +263,17 @@ class TrainingLoop:
         batches, version = self._required_batches, self._progress.policy_version
         self._stages.is_between_steps = False
         step.curriculum = await batches.finish_step(
-            self._progress.step, num_trained_groups=len(step.batch), version=version
+            self._progress.step, num_trained_groups=step.collected.num_with_signal, version=version
         )
         if step.curriculum.transition:
-            step.collected.outcome_counts += await batches.end_phase()
+            step.collected.extend(await batches.end_phase())
 
-    async def _write(self, step: Step) -> None:
+    async def _write(self, step: Step) -> list[Finding]:
+        """Write the step down, and save the run if it is time; return what the guards find in its metrics."""
         stage, sampled = self._stages.current, step.collected.sampled
         self._progress.ledger.add(step.collected.outcome_counts)
-        stage.count(sampled, num_trained=len(step.batch))
+        self._quarantine(step.collected.quarantined)
+        stage.count(sampled, num_trained=len(step.batch), num_skipped=len(step.collected.skipped))
         metrics = step_metrics(step, batches=self._required_batches, rollouts=self._rollouts, progress=self._progress)
         self._journal.step(self._progress, stage, metrics, total_steps=step.total_steps)
         await self._journal.trajectories(self._progress.step, sampled)
@@ -249,10 +281,55 @@ class TrainingLoop:
             stage.end_reason = str(step.curriculum.transition.reason)
             self._journal.transition(step.curriculum.transition)
         self._control_entropy(step)
+        found = self._guards.after_step(metrics)
         await self._stages.finish_step(step.clock.step_s)
         self._check_fruitless()
+        if step.curriculum and step.collected.quarantined:
+            check_quarantine(self._progress.quarantine, step.curriculum)
+        return found
+
+    async def _obey_guards(self, found: Sequence[Finding]) -> None:
+        """Tell what the guards found in the step that has ended, and do what the hardest of them says.
+
+        Raises:
+            GuardStop: it says stop, or the learner cannot go back.
+        """
+        for finding in found:
+            if finding.rule.action != "warn" or finding.is_news:
+                self._journal.guard(self._progress.step - 1, finding)
+        hardest = next(iter(found), None)
+        if hardest is not None and hardest.rule.action == "stop":
+            raise self._guards.stop(hardest)
+        if hardest is not None and hardest.rule.action == "roll_back":
+            await self._roll_back(hardest)
 
     # ---- behind the verbs
+
+    async def _roll_back(self, finding: Finding) -> None:
+        """Give the learner the weights and optimizer of the last good checkpoint back; curriculum and steps go on.
+
+        So the batches that led here are not met again. Groups that were sampled meanwhile are given back.
+        """
+        step = self._guards.checkpoint_to_roll_back_to(finding)
+        await self._weights.settle()
+        if self._stages.current.kind == "rl":
+            version = self._progress.policy_version + 1
+            given_back = await self._required_batches.restart(version)
+            self._progress.ledger.add(given_back.outcome_counts)
+            self._quarantine(given_back.quarantined)
+            await self._stages.roll_back(step)
+            await self._send_new_version()
+            await self._weights.settle()
+        else:
+            await self._stages.roll_back(step)
+        self._journal.event("rolled_back", step=self._progress.step, checkpoint=step)
+        await self._stages.save_rolled_back()
+
+    def _quarantine(self, tasks: Sequence[TaskFailed]) -> None:
+        for failed in tasks:
+            task = QuarantinedTask(reason=failed.reason, actor=failed.actor, step=self._progress.step)
+            self._progress.quarantine[failed.task_id] = task
+            self._journal.quarantined(failed.task_id, task)
 
     async def _sft_step(self, batches: DemonstrationBatches) -> None:
         clock, stage, sft = StepClock(), self._stages.current, self._config.sft
@@ -266,8 +343,11 @@ class TrainingLoop:
         )
         self._stages.is_between_steps = False
         report = await self._learner.sft_step(batches[stage.steps], learning_rate)
-        self._journal.step(self._progress, stage, sft_metrics(report, clock), total_steps=len(batches))
+        metrics = sft_metrics(report, clock)
+        self._journal.step(self._progress, stage, metrics, total_steps=len(batches))
+        found = self._guards.after_step(metrics)
         await self._stages.finish_step(clock.step_s)
+        await self._obey_guards(found)
 
     async def _open_phase(self, state: PhaseState) -> None:
         if not self._stages.has_finished("rl"):
@@ -277,8 +357,11 @@ class TrainingLoop:
     async def _send_new_version(self) -> None:
         """Send the weights; a stop does not wait for their arrival, since a resumed run sends them again."""
         self._progress.policy_version += 1
-        with contextlib.suppress(Interrupted):
-            await self._stop.unless_stopped(self._weights.send(self._progress.policy_version))
+        try:
+            with contextlib.suppress(Interrupted):
+                await self._stop.unless_stopped(self._weights.send(self._progress.policy_version))
+        except NonFiniteWeights as error:
+            raise NonFiniteWeights(f"step {self._progress.step}: {root_cause(error)}") from error
 
     async def _weights_delivered(self, report: SyncReport) -> None:
         self._journal.sync(report)

@@ -65,6 +65,15 @@ class GroupLost(RunFailed):
         )
 
 
+class TaskFailed(GroupLost):
+    """Engines or judges failed at a task again and again: it goes to quarantine, and the run goes on without it."""
+
+    def __init__(self, lease_id: int, task_id: str, reason: str, actor: str) -> None:
+        super().__init__(lease_id, task_id, reason)
+        self.args = (lease_id, task_id, reason, actor)
+        self.actor = actor
+
+
 class Curriculum(Protocol):
     """Decides what to train on next: the methods of `Coordinator` that the loop calls, in a process of its own."""
 
@@ -159,11 +168,12 @@ class Rollouts(Protocol):
 
         Raises:
             GroupLost: the group disappeared before it was scored.
+            TaskFailed: engines or judges failed at the task again and again.
         """
         ...
 
     async def answer(self, tasks: Sequence[Task], sampling: Sampling) -> list[ScoredGroup]:
-        """Answer given tasks outside the curriculum; return their groups in the same order."""
+        """Answer given tasks outside the curriculum; return the groups of those that did not fail, in order."""
         ...
 
     async def judge_events(self) -> list[JudgeEvent]:
@@ -191,6 +201,14 @@ class Learner(Protocol):
 
     async def update(self, learning_rate: float) -> StepReport:
         """Make the optimizer updates of the batch that was accumulated; return its report."""
+        ...
+
+    async def preview(self) -> StepReport:
+        """Return what is known of the accumulated groups before the first update: `KNOWN_BEFORE_UPDATE`."""
+        ...
+
+    async def drop(self) -> None:
+        """Forget the groups that were accumulated; no update is made."""
         ...
 
     async def save(self, directory: Path) -> None:

@@ -22,6 +22,7 @@ from cluster.roles import Curriculum
 from cluster.run.checkpoints import Checkpoint
 from cluster.run.console import Console
 from cluster.run.folder import RunFolder
+from cluster.run.guards import check_guards
 from cluster.run.journal import Journal, Tracker
 from cluster.run.patience import Patience
 from cluster.run.progress import Progress
@@ -64,6 +65,7 @@ def train(
     request = StopRequest(console.say)
     with request.handled():
         console.say(f"reading model and data of {config.name}")
+        check_guards(config)
         prepared = prepare(config)
         for note in prepared.notes:
             console.say(note)
@@ -236,7 +238,11 @@ async def _balance(curriculum: Curriculum | None, progress: Progress) -> tuple[L
 
 def _notices(progress: Progress) -> list[str]:
     """Return warnings about the result."""
-    return [
+    quarantine = [
+        f"note: {len(progress.quarantine)} tasks are in quarantine because engines or judges failed at them again and "
+        "again; quarantine.jsonl says which and why"
+    ]
+    return (quarantine if progress.quarantine else []) + [
         f"note: stage {stage.name} trained on nothing in {stage.fruitless_steps} of {stage.steps} steps: in every "
         "group all answers had the same reward; use easier data, a stronger model or a longer warm-up"
         for stage in progress.finished_stages

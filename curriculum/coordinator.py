@@ -26,7 +26,7 @@ from typing import Any
 
 from curriculum.config import CurriculumConfig
 from curriculum.difficulty import DifficultyTable
-from curriculum.errors import UserError, one_line
+from curriculum.errors import RunFailed, UserError, one_line
 from curriculum.leases import LeaseBook, LeaseCounts
 from curriculum.phases import PhaseClock
 from curriculum.retrospective import RetrospectivePool, draw_pool
@@ -35,7 +35,7 @@ from curriculum.step_counts import StepCounts
 from curriculum.task import TaskEntry, TaskLease, TaskOutcome
 from curriculum.transition import CurriculumReport, EndReason, PhaseState, Transition
 
-STATE_FORMAT = 1
+STATE_FORMAT = 2
 LEASE_TIMEOUT_S = 3600.0
 """A lease that is not reported back within this time is given out again."""
 MAX_POOL_SIZE = 1000
@@ -75,6 +75,7 @@ class Coordinator:
         ]
         self._book = LeaseBook(timeout_s=LEASE_TIMEOUT_S, now=now)
         self._difficulty = DifficultyTable()
+        self._quarantined: set[str] = set()
         self._finished = False
         self._enter(0, members=())
 
@@ -89,6 +90,7 @@ class Coordinator:
 
         Raises:
             ValueError: `num_tasks` is not positive, or the last phase is over.
+            RunFailed: every task of the phase is in quarantine.
         """
         if self._finished:
             raise ValueError(f"open_batch({num_tasks}): the last phase is over; check phase_state().finished first")
@@ -96,7 +98,7 @@ class Coordinator:
             raise ValueError(f"open_batch({num_tasks}): ask for at least one task")
         replayed = self._pool.draw(self._num_replay_slots(num_tasks))
         slots = spread_slots(num_tasks, len(replayed))
-        sides = {True: iter(replayed), False: iter(self._sampler.draw(num_tasks - len(replayed)))}
+        sides = {True: iter(replayed), False: iter(self._draw_fresh(num_tasks - len(replayed)))}
         return tuple(self._open(next(sides[is_replayed]), is_replayed) for is_replayed in slots)
 
     def open_stream(self, num_tasks: int) -> tuple[int, ...]:
@@ -107,6 +109,7 @@ class Coordinator:
 
         Raises:
             ValueError: `num_tasks` is not positive, or the last phase is over.
+            RunFailed: every task of the phase is in quarantine.
         """
         if self._finished or num_tasks < 1:
             raise ValueError(
@@ -141,6 +144,8 @@ class Coordinator:
             fresh_prompt_tokens=fresh.mean_prompt_tokens,
             replayed_accuracy=replayed.accuracy,
             replayed_prompt_tokens=replayed.mean_prompt_tokens,
+            num_quarantined=len(self._quarantined),
+            num_tasks=len(self._tasks),
             transition=None,
         )
         self._counts = StepCounts()
@@ -180,8 +185,11 @@ class Coordinator:
         """Hand out at most `count` leases; fewer where fewer are open."""
         return tuple(itertools.islice(iter(lambda: self.lease(holder), None), count))
 
-    def release(self, holder: str) -> int:
-        """Take back every lease of a holder that died; return how many."""
+    def release(self, holder: str) -> tuple[TaskLease, ...]:
+        """Take back every lease of a holder that died; return the one that has killed it again, if one has.
+
+        That one is not handed out any more; report it as quarantined.
+        """
         return self._book.release(holder)
 
     def requeue(self, lease_id: int, holder: str) -> bool:
@@ -223,6 +231,7 @@ class Coordinator:
             "difficulty": self._difficulty.state_dict(),
             "leases": self._book.state_dict(),
             "tally": self._counts.state_dict(),
+            "quarantined": sorted(self._quarantined),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -259,6 +268,7 @@ class Coordinator:
         self._pool.load_state_dict(state["pool"])
         self._book.load_state_dict(state["leases"])
         self._counts.load_state_dict(state["tally"])
+        self._quarantined = set(state["quarantined"])
 
     def _num_replay_slots(self, num_tasks: int) -> int:
         retrospective = self._config.retrospective
@@ -271,7 +281,20 @@ class Coordinator:
         share = retrospective.max_share if retrospective else 0.0
         due = int(share * (self._counts.num_groups + 1) + 1e-9) > self._counts.num_replayed
         replayed = self._pool.draw(1) if due else []
-        return self._open(*(replayed or self._sampler.draw(1)), replayed=bool(replayed))
+        return self._open(*(replayed or self._draw_fresh(1)), replayed=bool(replayed))
+
+    def _draw_fresh(self, num_tasks: int) -> list[str]:
+        """Draw fresh tasks; those in quarantine count as drawn, so that a pass ends as without them."""
+        phase = self._phase_task_ids[self._phase]
+        if len(self._quarantined) >= len(phase) and self._quarantined.issuperset(phase):
+            raise RunFailed(
+                f"every task of {self._config.phases[self._phase].name} is in quarantine; quarantine.jsonl says why"
+            )
+        drawn: list[str] = []
+        while len(drawn) < num_tasks:
+            more = self._sampler.draw(num_tasks - len(drawn))
+            drawn += [task_id for task_id in more if task_id not in self._quarantined]
+        return drawn
 
     def _open(self, task_id: str, replayed: bool) -> int:
         lease = self._book.open(task_id, phase=self._phase, replayed=replayed)
@@ -284,6 +307,9 @@ class Coordinator:
             return False
         accuracy = self._difficulty.record(outcome.task_id, lease_id=lease.lease_id, accuracies=outcome.accuracies)
         self._pool.refresh(outcome.task_id)
+        if outcome.quarantined:
+            self._quarantined.add(outcome.task_id)
+            self._pool.remove(outcome.task_id)
         self._counts.add_outcome(replayed=lease.replayed, accuracy=accuracy)
         return True
 
@@ -315,8 +341,9 @@ class Coordinator:
         if retrospective is None or following is None:
             return 0, ()
         earlier = [task_id for phase in range(following) for task_id in self._phase_task_ids[phase]]
+        healthy = [task_id for task_id in earlier if task_id not in self._quarantined]
         return draw_pool(
-            {task_id: self._difficulty.mean_accuracy(task_id) for task_id in earlier},
+            {task_id: self._difficulty.mean_accuracy(task_id) for task_id in healthy},
             selection=retrospective.selection,
             epsilon=EPSILON,
             max_pool_size=MAX_POOL_SIZE,

@@ -14,6 +14,9 @@ from typing import Any
 
 from curriculum.task import TaskLease
 
+MAX_DEATHS = 2
+"""Deaths of a holder after which a lease that it held each time is suspected of having caused them."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseCounts:
@@ -49,6 +52,10 @@ class _Hold:
 class LeaseBook:
     """Open leases in order of their ids. No call looks at every lease, except `release`, `open_ids` and the state.
 
+    A lease whose holders die is suspected: its task may be what kills them. From its second death on it is handed out
+    only to a holder that holds nothing else, and that holder gets no other. A holder that dies with a single suspect
+    has shown which one it is; the lease is condemned and not handed out again.
+
     Args:
         timeout_s: Time after which a held lease is handed out again.
         now: Monotonic clock in seconds.
@@ -66,6 +73,9 @@ class LeaseBook:
         self._kept: set[int] = set()
         """Leases whose group is answered and waits to be trained on; neither a timeout nor a death ends that."""
         self._handed_out: set[int] = set()
+        self._deaths: Counter[int] = Counter()
+        """Deaths of holders by the leases that they held."""
+        self._condemned: set[int] = set()
         self._attempts: dict[str, int] = {}
         self._next_id = 0
         self._counts = dict.fromkeys(LeaseCounts.__slots__, 0)
@@ -106,21 +116,32 @@ class LeaseBook:
         now_s = self._now()
         self._expire(now_s)
         while self._waiting:
-            lease_id = heapq.heappop(self._waiting)
-            if lease_id in self._open and not self._is_taken(lease_id):
+            lease_id = self._waiting[0]
+            if self._is_waiting(lease_id) and not self._may_take(holder, lease_id):
+                return None
+            heapq.heappop(self._waiting)
+            if self._is_waiting(lease_id):
                 self._holds[lease_id] = _Hold(holder=holder, deadline_s=now_s + self._timeout_s)
                 self._handed_out.add(lease_id)
                 self._counts["leased"] += 1
                 return self._open[lease_id]
         return None
 
-    def release(self, holder: str) -> int:
-        """Take all leases of `holder` back; return how many."""
+    def release(self, holder: str) -> tuple[TaskLease, ...]:
+        """Take all leases of a holder that died back; return the one that is condemned, if one is.
+
+        It stays open until its outcome is reported.
+        """
         lost = [lease_id for lease_id, hold in self._holds.items() if hold.holder == holder]
         for lease_id in lost:
+            self._deaths[lease_id] += 1
             self._take_back(lease_id)
         self._counts["released"] += len(lost)
-        return len(lost)
+        suspects = [lease_id for lease_id in lost if self._is_suspect(lease_id)]
+        if len(suspects) != 1:
+            return ()
+        self._condemned.add(suspects[0])
+        return (self._open[suspects[0]],)
 
     def requeue(self, lease_id: int, holder: str) -> bool:
         """Take one lease back that `holder` could not answer; False if `holder` no longer has it.
@@ -193,10 +214,24 @@ class LeaseBook:
         self._num_open = Counter((lease.phase, lease.replayed) for lease in leases)
         self._waiting = sorted(self._open)
         self._holds, self._kept, self._handed_out = OrderedDict(), set(), set()
+        self._deaths, self._condemned = Counter(), set()
         self._attempts = dict(state["attempts"])
         self._next_id = state["next_id"]
         self._counts = dict(state["counts"])
         self._counts["released"] += state["num_held"]
+
+    def _is_waiting(self, lease_id: int) -> bool:
+        return lease_id in self._open and not self._is_taken(lease_id) and lease_id not in self._condemned
+
+    def _is_suspect(self, lease_id: int) -> bool:
+        return self._deaths.get(lease_id, 0) >= MAX_DEATHS
+
+    def _may_take(self, holder: str, lease_id: int) -> bool:
+        """Return whether the lease, or one that `holder` holds already, need not be alone with it."""
+        if not self._deaths:
+            return True
+        held = [other for other, hold in self._holds.items() if hold.holder == holder]
+        return not held or not any(map(self._is_suspect, [lease_id, *held]))
 
     def _is_taken(self, lease_id: int) -> bool:
         return lease_id in self._holds or lease_id in self._kept
@@ -218,6 +253,8 @@ class LeaseBook:
         self._holds.pop(lease_id, None)
         self._kept.discard(lease_id)
         self._handed_out.discard(lease_id)
+        self._condemned.discard(lease_id)
+        self._deaths.pop(lease_id, None)
 
     def _expire(self, now_s: float) -> None:
         while self._holds:

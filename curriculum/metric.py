@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from math import isfinite
+from math import isnan
 from typing import Any, Literal, get_args, get_type_hints
 
 Metrics = dict[str, float]
@@ -46,7 +46,7 @@ def declared_metrics(kind: type) -> Mapping[str, Metric]:
 
 
 def metrics_of(source: object, kind: type | None = None) -> Metrics:
-    """Read the metrics off an object; a value that is None or not finite is left out.
+    """Read the metrics off an object; a value that is None or NaN is left out.
 
     Args:
         source: Any object; None has no metrics.
@@ -56,7 +56,7 @@ def metrics_of(source: object, kind: type | None = None) -> Metrics:
         return {}
     declared = declared_metrics(kind or type(source))
     values = {metric.key: getattr(source, name) for name, metric in declared.items()}
-    return {key: _number(value) for key, value in values.items() if value is not None and isfinite(value)}
+    return {key: _number(value) for key, value in values.items() if value is not None and not isnan(value)}
 
 
 def _number(value: Any) -> float:

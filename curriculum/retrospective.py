@@ -89,6 +89,13 @@ class RetrospectivePool:
             self._solved.discard(task_id)
             self._solved_in_pass.discard(task_id)
 
+    def remove(self, task_id: str) -> None:
+        """Take a task out for good, member or not."""
+        self._members.pop(task_id, None)
+        self._remaining.pop(task_id, None)
+        self._solved.discard(task_id)
+        self._solved_in_pass.discard(task_id)
+
     def draw(self, num_tasks: int) -> list[str]:
         """Return the next members that are not solved: `num_tasks`, or all of them if there are fewer."""
         self._drop_solved()

@@ -76,6 +76,8 @@ class TaskOutcome:
     task_id: str
     accuracies: tuple[float, ...]
     """Known accuracies in [0, 1] of the samples, before length shaping; unknown ones are left out."""
+    quarantined: bool = False
+    """True if there are no samples because the task failed again and again; it is not handed out any more."""
 
     def __post_init__(self) -> None:
         if any(not 0.0 <= accuracy <= 1.0 for accuracy in self.accuracies):

@@ -79,6 +79,12 @@ class CurriculumReport:
     """Mean prompt length of the replayed groups.
 
     Below the fresh one, they come from earlier phases."""
+    num_quarantined: Annotated[int, Metric("rollout/quarantined_tasks", "tasks")]
+    """Tasks that are not handed out any more because engines or judges failed at them again and again.
+
+    0; `quarantine.jsonl` says which and why. Many: the fault is not theirs, and the run stops."""
+    num_tasks: int
+    """Tasks of the run, in quarantine or not."""
     transition: Transition | None
     """Set if the step ended its phase."""
 

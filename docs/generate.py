@@ -242,6 +242,8 @@ def _default(field: FieldInfo, default: Any, models: list[type[BaseModel]]) -> s
         return f"`{default.value}`"
     if isinstance(default, bool) or default is None:
         return {True: "true", False: "false", None: "null"}[default]
+    if isinstance(default, tuple) and any(isinstance(x, BaseModel) for x in default):
+        return ", ".join(f"`{x}`" for x in default)
     if isinstance(default, tuple):
         return "`[" + ", ".join(str(x) for x in default) + "]`"
     return f"`{default}`"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from actors.engine import EngineDied, VLLMEngine
+from actors.engine import VLLMEngine
+from actors.faults import EngineDied
 from actors.model_folder import context_length
 from actors.prompt import ChatPrompt, load_tokenizer
 from actors.rollout import Sampling

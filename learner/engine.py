@@ -8,6 +8,7 @@ Unblocked by: all ranks making the same call.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from enum import StrEnum
@@ -38,6 +39,7 @@ from learner.objective.objective import PolicyLoss, SftLoss
 from learner.objective.settings import aggregation_of, objective_of, torch_dtype
 from learner.objective.step_sums import StepAccumulator
 from learner.reports import SftReport, StepReport
+from learner.weights.finite import check_finite, is_finite
 from learner.weights.sender import WeightSource
 from learner.zero3 import checkpoint
 from learner.zero3.building import frozen_engine, join_process_group, place, supports_sharing, trained_engine
@@ -126,7 +128,7 @@ class LearnerEngine:
         to the stage RL: between them the optimizer keeps its state.
 
         Args:
-            stage: the stage that begins.
+            stage: the stage that begins, or begins again from a checkpoint; the reference stays then.
             reference_path: model against which the KL is measured, if `kl_coefficient` or `kl_every` is set; None for
                 the model that the engine was started with.
         """
@@ -136,7 +138,7 @@ class LearnerEngine:
         for group in base.param_groups:
             group.update(betas=self._config.betas, weight_decay=weight_decay)
         self._stage = stage
-        if stage is Stage.RL and self._config.needs_reference:
+        if stage is Stage.RL and self._config.needs_reference and self._reference is None:
             reference = self._load(reference_path or self._model_path)
             self._reference = frozen_engine(self._config, reference, on_gpu=self._on_gpu)
 
@@ -216,6 +218,23 @@ class LearnerEngine:
         self._num_steps += 1
         return report
 
+    def preview(self) -> StepReport:
+        """Return what is known of the running batch before its first update: the fields of `KNOWN_BEFORE_UPDATE`."""
+        return self._sums.preview(StepReport, learning_rate=math.nan, prompt_sharing=self._sharing)
+
+    def drop(self) -> None:
+        """Forget the running batch: no update is made, and weights and optimizer stay as they are.
+
+        A gradient that is not a number makes every rank discard what it has accumulated, as in any update of that kind.
+        """
+        self._expect(Stage.RL)
+        self._batch = RunningBatch()
+        self._end_accumulation(scale=math.nan)
+        self._engine.step()
+        if self._engine.was_step_applied():
+            raise RuntimeError("the update was to be left out, but DeepSpeed made it; report it")
+        self._sums = StepAccumulator(self._device)
+
     @property
     def num_accumulated(self) -> int:
         """Groups of the running batch that came."""
@@ -252,8 +271,12 @@ class LearnerEngine:
         """Write a Hugging Face folder (safetensors, configuration, tokenizer) that transformers and vLLM load.
 
         Rank 0 writes under a temporary name and renames it; an earlier folder of that name is replaced.
+
+        Raises:
+            NonFiniteWeights: some are no finite numbers.
         """
         weights = dict(self.gather_weights())
+        check_finite([name for name, weight in weights.items() if not is_finite(weight)], where="export")
         together(lambda: self._policy.write(directory, weights, self._model_path) if self._rank == 0 else None)
 
     # checkpoints -------------------------------------------------------------------------------------------------
@@ -295,10 +318,13 @@ class LearnerEngine:
         self._sums.close_update(float(zero._global_grad_norm) if applied else None, share=share)
         self._count_skipped(applied)
 
-    def _end_accumulation(self) -> None:
+    def _end_accumulation(self, *, scale: float = 1.0) -> None:
         """Back-propagate a row with weight zero as the last one: DeepSpeed ends an accumulation in a backward pass."""
-        row = build_microbatch(PLACEHOLDER, {}, num_groups=1, aggregation=self._aggregation())
-        self._row_backward(to_device(row, self._placement, dense=not self._sharing), None, is_last=True)
+        plain = build_microbatch(PLACEHOLDER, {}, num_groups=1, aggregation=self._aggregation())
+        row = to_device(plain, self._placement, dense=not self._sharing)
+        assert isinstance(row, RowTensors), "one token needs no phases"
+        total, *_ = self._forward(row, SftLoss(row))
+        self._backward(total * scale, is_last=True)
 
     def _report(self, kind: type[_Report], **known: Any) -> _Report:
         """Return the report of the step and begin new sums; `known` are the fields not computed from rows."""
@@ -417,6 +443,8 @@ class LearnerEngine:
     def _count_skipped(self, applied: bool) -> None:
         self._skipped_in_a_row = 0 if applied else self._skipped_in_a_row + 1
         if self._skipped_in_a_row > MAX_NONFINITE_UPDATES:
+            non_finite = [name for name, weight in self.weights if not is_finite(weight)]
+            check_finite(non_finite, where=f"{self._skipped_in_a_row} updates in a row had a non-finite gradient")
             raise RunFailed(
                 f"{self._skipped_in_a_row} updates in a row had a non-finite gradient, more than "
                 f"{MAX_NONFINITE_UPDATES}; lower the learning rate and resume from the last checkpoint"

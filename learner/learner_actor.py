@@ -113,6 +113,14 @@ class LearnerActor:
         """Make the optimizer updates of the running batch."""
         return self._engine.update(learning_rate=learning_rate)
 
+    def preview(self) -> StepReport:
+        """Return what is known of the running batch before its first update."""
+        return self._engine.preview()
+
+    def drop(self) -> None:
+        """Forget the running batch; no update is made."""
+        self._engine.drop()
+
     def node_id(self) -> str:
         """Return Ray's id of the host."""
         return ray.get_runtime_context().get_node_id()

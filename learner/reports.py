@@ -116,3 +116,16 @@ class StepReport:
     0. More than three in a row stop the run."""
     num_response_tokens: Annotated[int, Metric("learner/response_tokens", "tokens")]
     """Response tokens trained on."""
+
+
+KNOWN_BEFORE_UPDATE = (
+    "learner/entropy",
+    "learner/kl_to_reference",
+    "learner/rollout_logprob_gap_mean",
+    "learner/rollout_logprob_gap_max",
+    "learner/masked_fraction",
+    "learner/importance_weight",
+    "learner/log_nucleus",
+)
+"""Keys of a `StepReport` that a preview knows: of the groups that have been forwarded before the first update, which
+are those of the first mini-batch; the gap is that of the whole batch."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from actors.engine import EngineDied, VLLMEngine, end_process
+from actors.engine import VLLMEngine, end_process
+from actors.faults import EngineDied
 from actors.prompt import ChatPrompt, load_tokenizer
 from actors.rollout import Sampling
 from curriculum.heartbeat import Heartbeat, Pulse

@@ -126,12 +126,22 @@ class BoundedLagSource:
         self._buffer.engines_at(version)
         await self._admit()
 
-    async def end_phase(self) -> OutcomeCounts:
+    async def end_phase(self) -> Collected:
         """Abort the groups in flight and give back every open lease: no group of this phase is trained on after it."""
         await self.close()
-        left = self._buffer.clear() + [outcome.lease_id for outcome in self._collected.outcomes]
-        self._collected = Collected()
-        return OutcomeCounts({GroupOutcome.RETURNED: await self._curriculum.withdraw(left)})
+        collected, self._collected = self._collected, Collected()
+        failed = [outcome for outcome in collected.outcomes if outcome.quarantined]
+        left = [outcome.lease_id for outcome in collected.outcomes if not outcome.quarantined]
+        num_returned = await self._curriculum.withdraw(self._buffer.clear() + left)
+        await self._curriculum.report(failed)
+        counts = OutcomeCounts({GroupOutcome.RETURNED: num_returned, GroupOutcome.QUARANTINED: len(failed)})
+        return Collected(outcome_counts=counts, quarantined=collected.quarantined)
+
+    async def restart(self, version: int) -> Collected:
+        """Give back what was sampled by weights that the learner no longer has; the next batch begins at `version`."""
+        returned = await self.end_phase()
+        self._buffer.advance(version)
+        return returned
 
     async def close(self) -> None:
         """Abort the requests in flight; their leases stay open."""

@@ -20,6 +20,8 @@ class GroupOutcome(StrEnum):
     UNKNOWN = "unknown"
     TOO_OLD = "too_old"
     FAILED = "failed"
+    SKIPPED = "skipped"
+    QUARANTINED = "quarantined"
     RETURNED = "returned"
 
 
@@ -46,11 +48,19 @@ class Ledger:
 
     0. An engine missed an update: it restarted and answered before it was up to date."""
     failed: Annotated[int, Metric("ledger/failed", "count")] = 0
-    """The group was lost before it was scored.
+    """The group was lost before it was scored, through no fault of its task.
 
     0 unless a node died."""
+    skipped: Annotated[int, Metric("ledger/skipped", "count")] = 0
+    """The group was in a batch whose update a guard left out.
+
+    0 without a guard of that action; the `guard` events say which and why."""
+    quarantined: Annotated[int, Metric("ledger/quarantined", "count")] = 0
+    """The task failed again and again, and is in quarantine.
+
+    0; `quarantine.jsonl` names the tasks and their reasons."""
     returned: Annotated[int, Metric("ledger/returned", "count")] = 0
-    """The phase ended before the group was used.
+    """The phase ended, or the learner went back to an earlier checkpoint, before the group was used.
 
     Small: only phases that end unforeseen leave groups over."""
 

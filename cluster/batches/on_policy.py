@@ -11,7 +11,7 @@ import asyncio
 
 from cluster.batches.in_flight import Arrival, GroupsInFlight
 from cluster.batches.lag_buffer import AcceptanceRate, LagBoundError, policy_lag, without_signal
-from cluster.batches.ledger import GroupOutcome, OutcomeCounts
+from cluster.batches.ledger import GroupOutcome
 from cluster.batches.source import BatchOrder, Collected
 from cluster.group import ScoredGroup
 from cluster.roles import Curriculum, GroupLost, Rollouts
@@ -103,9 +103,13 @@ class OnPolicySource:
     async def weights_delivered(self, version: int) -> None:
         """Do nothing: the next batch is ordered when the engines hold their weights."""
 
-    async def end_phase(self) -> OutcomeCounts:
-        """Return no outcomes: nothing is left over."""
-        return OutcomeCounts()
+    async def end_phase(self) -> Collected:
+        """Return nothing: nothing is left over."""
+        return Collected()
+
+    async def restart(self, version: int) -> Collected:
+        """Return nothing: between two steps nothing is in flight."""
+        return Collected()
 
     async def close(self) -> None:
         """End what runs in the background."""

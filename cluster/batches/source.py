@@ -8,7 +8,7 @@ from typing import Annotated, Protocol, Self
 from actors.rollout import Sampling
 from cluster.batches.ledger import GroupOutcome, OutcomeCounts
 from cluster.group import ScoredGroup
-from cluster.roles import GroupLost
+from cluster.roles import GroupLost, TaskFailed
 from curriculum.metric import Metric
 from curriculum.task import TaskOutcome
 from curriculum.transition import CurriculumReport
@@ -38,10 +38,14 @@ class Collected:
     """Every group whose lease ends with the step, whether it is trained on or not."""
     batch: list[ScoredGroup] = field(default_factory=list[ScoredGroup])
     """Those to train on."""
+    skipped: list[ScoredGroup] = field(default_factory=list[ScoredGroup])
+    """Those that would have been trained on, had a guard not left the update out."""
     outcome_counts: OutcomeCounts = field(default_factory=OutcomeCounts)
     """How the leases end."""
     outcomes: list[TaskOutcome] = field(default_factory=list[TaskOutcome])
     """What is reported to the curriculum."""
+    quarantined: list[TaskFailed] = field(default_factory=list[TaskFailed])
+    """Tasks that are not handed out any more."""
 
     def add(self, group: ScoredGroup, outcome: GroupOutcome) -> None:
         """Add a scored group."""
@@ -57,17 +61,36 @@ class Collected:
         Raises:
             GroupLost: more than `at_most` were.
         """
-        self.outcome_counts[GroupOutcome.FAILED] += 1
-        if self.outcome_counts[GroupOutcome.FAILED] > at_most:
+        is_task_at_fault = isinstance(lost, TaskFailed)
+        self.outcome_counts[GroupOutcome.QUARANTINED if is_task_at_fault else GroupOutcome.FAILED] += 1
+        if self.outcome_counts[GroupOutcome.FAILED] + self.outcome_counts[GroupOutcome.QUARANTINED] > at_most:
             raise lost
-        self.outcomes.append(TaskOutcome(lease_id=lost.lease_id, task_id=lost.task_id, accuracies=()))
+        if is_task_at_fault:
+            self.quarantined.append(lost)
+        outcome = TaskOutcome(lease_id=lost.lease_id, task_id=lost.task_id, accuracies=(), quarantined=is_task_at_fault)
+        self.outcomes.append(outcome)
+
+    def skip_batch(self) -> None:
+        """Note that the batch is not trained on after all."""
+        for group in self.batch:
+            group.advantages = None
+        self.outcome_counts[GroupOutcome.TRAINED] -= len(self.batch)
+        self.outcome_counts[GroupOutcome.SKIPPED] += len(self.batch)
+        self.skipped, self.batch = self.batch, []
+
+    @property
+    def num_with_signal(self) -> int:
+        """Groups that were trained on, or would have been."""
+        return len(self.batch) + len(self.skipped)
 
     def extend(self, other: Collected) -> None:
         """Take over the groups of `other`."""
         self.sampled += other.sampled
         self.batch += other.batch
+        self.skipped += other.skipped
         self.outcome_counts += other.outcome_counts
         self.outcomes += other.outcomes
+        self.quarantined += other.quarantined
 
 
 class BatchSource(Protocol):
@@ -118,8 +141,12 @@ class BatchSource(Protocol):
         """Note that every engine samples under `version` from now on."""
         ...
 
-    async def end_phase(self) -> OutcomeCounts:
-        """Give back what the phase has not used; return the outcomes of those leases."""
+    async def end_phase(self) -> Collected:
+        """Give back what the phase has not used; return how those leases end, without their groups."""
+        ...
+
+    async def restart(self, version: int) -> Collected:
+        """Give back what is in flight or waits: the learner goes on from other weights, which will be `version`."""
         ...
 
     async def close(self) -> None:

@@ -107,15 +107,16 @@ async def _start_actors(
     judges = _create_judges(config, prepared, actors) if coordinator else {}
     with actors.waits.on(f"placement of {config.learner.num_ranks} learner ranks", is_bounded=True):
         ranks = await _create_ranks(config, actors)
-    rollouts = RayRollouts(
+    rollouts: RayRollouts = RayRollouts(
         actors.supervised(
             engines,
-            before_restart=released_by(coordinator) if coordinator else None,
+            before_restart=lambda name: rollouts.take_back(name),
             after_restart=lambda name, handle: weights.bring_up_to_date(name, handle),
         ),
         actors.supervised(judges),
         on_fault=on_fault,
         waits=actors.waits,
+        release=released_by(coordinator) if coordinator else None,
     )
     learner = RayLearner(ranks, reference=folder.reference if config.learner.needs_reference else None)
     weights = _weight_sync(config, prepared, rollouts, learner)

@@ -53,6 +53,14 @@ class RayLearner:
         """Make the optimizer updates of the batch that was accumulated; return its report."""
         return (await self._all("update", learning_rate))[0]
 
+    async def preview(self) -> StepReport:
+        """Return what is known of the accumulated groups before the first update."""
+        return (await self._all("preview"))[0]
+
+    async def drop(self) -> None:
+        """Forget the groups that were accumulated; no update is made."""
+        await self._all("drop")
+
     async def node_id(self) -> str:
         """Return Ray's id of the node of rank 0."""
         return await self._first("node_id")

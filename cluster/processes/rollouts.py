@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -18,7 +18,8 @@ from actors.rollout import Sampling
 from actors.trajectory import Group, GroupMeta
 from cluster.group import ScoredGroup
 from cluster.processes.supervision import ActorLost, SupervisedActor
-from cluster.roles import GroupLost
+from cluster.processes.suspicion import CallFailed, SuspectedCalls
+from cluster.roles import GroupLost, TaskFailed
 from cluster.run.recovery import CoordinatorLost
 from cluster.run.waits import Waits
 from curriculum.task import Task, TaskLease
@@ -37,22 +38,40 @@ class RayRollouts:
         judges: Sequence[SupervisedActor],
         *,
         on_fault: Callable[..., None],
+        release: Callable[[str], Awaitable[Sequence[TaskLease]]] | None = None,
         waits: Waits | None = None,
     ) -> None:
-        """Take the actors; `on_fault` is called for every group that has to be sampled again.
+        """Take the actors.
 
-        `waits` hears of every group that arrives.
+        Args:
+            rollouts: they sample.
+            judges: they score.
+            on_fault: called for every group that has to be sampled again, and every task that goes to quarantine.
+            release: `Coordinator.release`; None without a curriculum.
+            waits: hears of every group that arrives.
         """
         self._waits = waits or Waits()
         self._rollouts = rollouts
         self._judges = judges
-        self._next_judge = itertools.cycle(judges)
+        self._next_judge = itertools.cycle([SuspectedCalls(judge) for judge in judges])
+        self._answering = {actor.name: SuspectedCalls(actor) for actor in rollouts}
+        self._release = release
+        self._condemned: deque[TaskFailed] = deque()
+        """Leases that killed an engine again, for the callers that wait for them."""
         self._on_fault = on_fault
         self._in_flight: Counter[str] = Counter()
         """Calls of `next_group` that each actor works on."""
         self._slots: dict[str, int] = {}
         """Groups that each engine can hold, from its latest reply; 1 before the first one."""
         self.num_late = self.num_faulty = 0
+
+    async def take_back(self, name: str) -> None:
+        """Give the leases of an engine that died back; one that has killed it again goes to quarantine."""
+        if self._release is None:
+            return
+        for lease in await self._release(name):
+            reason = f"{name} died while it answered it, as an engine did before"
+            self._condemned.append(TaskFailed(lease.lease_id, lease.task_id, reason, name))
 
     async def learn_slots(self) -> None:
         """Ask every engine how many groups it can hold; later replies come with the groups."""
@@ -88,9 +107,12 @@ class RayRollouts:
 
         Raises:
             ActorLost: no rollout actor, or no judge actor, is left.
-            GroupLost: the group disappeared before it was scored, or engines failed at it too often.
+            GroupLost: the group disappeared before it was scored.
+            TaskFailed: engines or judges failed at the task again and again.
         """
         while True:
+            if self._condemned:
+                raise self._quarantined(self._condemned.popleft())
             actor = self._least_busy()
             if actor.is_repairing:
                 await actor.repaired()
@@ -117,9 +139,11 @@ class RayRollouts:
     async def answer(self, tasks: Sequence[Task], sampling: Sampling) -> list[ScoredGroup]:
         """Answer given tasks outside the curriculum, in their order; each engine starts them as it has room.
 
+        A task at which engines or judges fail again and again is left out.
+
         Raises:
             ActorLost: no rollout actor, or no judge actor, is left.
-            GroupLost: engines failed at a group too often, or it was aborted.
+            GroupLost: a group was aborted, or disappeared before it was scored.
         """
         actors = itertools.cycle(self._alive())
         with self._waits.on(f"answers to {len(tasks)} questions"):
@@ -132,12 +156,13 @@ class RayRollouts:
             TaskLease(lease_id=index, task_id=task.task_id, attempt=0, replayed=False, phase=task.phase)
             for index, task in enumerate(tasks)
         ]
-        return await asyncio.gather(
+        groups = await asyncio.gather(
             *[
-                self._answer(task, lease, sampling, actor)
+                self._answer_unless_it_fails(task, lease, sampling, actor)
                 for task, lease, actor in zip(tasks, leases, actors, strict=False)
             ]
         )
+        return [group for group in groups if group is not None]
 
     async def on_every_engine(self, call: Callable[[str, Any], Awaitable[Any]]) -> dict[str, Any]:
         """Run `call(name, handle)` on all live engines at once, again on those that restart meanwhile.
@@ -192,14 +217,26 @@ class RayRollouts:
 
         return min(self._alive(), key=fullness)
 
+    async def _answer_unless_it_fails(
+        self, task: Task, lease: TaskLease, sampling: Sampling, actor: SupervisedActor
+    ) -> ScoredGroup | None:
+        try:
+            return await self._answer(task, lease, sampling, actor)
+        except TaskFailed:
+            return None
+
     async def _answer(self, task: Task, lease: TaskLease, sampling: Sampling, actor: SupervisedActor) -> ScoredGroup:
         while True:
             try:
-                meta, group = await actor.call(partial(_answer, task=task, lease=lease, sampling=sampling))
+                meta, group = await self._answering[actor.name](
+                    partial(_answer, task=task, lease=lease, sampling=sampling)
+                )
             except FaultyGroup as fault:
                 self._note(fault)
                 lease = replace(lease, num_requeues=lease.num_requeues + 1)
                 continue
+            except CallFailed as failed:
+                raise self._quarantined(TaskFailed(lease.lease_id, lease.task_id, str(failed), actor.name)) from failed
             if meta is None:
                 raise GroupLost(lease.lease_id, lease.task_id, "it was aborted")
             return await self._score(meta, group)
@@ -208,7 +245,7 @@ class RayRollouts:
         """Count and report a group that is sampled again.
 
         Raises:
-            GroupLost: it has been sampled again too often.
+            TaskFailed: it has been sampled again too often.
         """
         if isinstance(error, FaultyGroup):
             self.num_faulty += 1
@@ -219,11 +256,16 @@ class RayRollouts:
             kind=str(error.kind),
             lease_id=error.lease_id,
             task_id=error.task_id,
-            action="given up" if error.is_final else "requeued",
+            action="quarantined" if error.is_final else "requeued",
         )
         if error.is_final:
             reason = f"{error.engine} {error.detail}, as engines did every time before"
-            raise GroupLost(error.lease_id, error.task_id, reason) from error
+            raise TaskFailed(error.lease_id, error.task_id, reason, error.engine) from error
+
+    def _quarantined(self, failed: TaskFailed) -> TaskFailed:
+        """Report a task that goes to quarantine; return the error to raise."""
+        self._on_fault(actor=failed.actor, task_id=failed.task_id, error=failed.reason, action="quarantined")
+        return failed
 
     async def _repair(self, actor: SupervisedActor, incarnation: int, error: RayActorError) -> None:
         """Repair an actor; if it is lost, go on as long as another one is left."""
@@ -233,11 +275,15 @@ class RayRollouts:
             self._alive()
 
     async def _score(self, meta: GroupMeta, group: Any) -> ScoredGroup:
-        judge = next(self._next_judge)
+        judge, lease = next(self._next_judge), meta.lease
         try:
-            scores = await judge.call(lambda handle: handle.score_group.remote(group))
+            scores = await judge(lambda handle: handle.score_group.remote(group))
         except ObjectLostError as error:
-            raise GroupLost(meta.lease.lease_id, meta.lease.task_id, type(error).__name__) from error
+            raise GroupLost(lease.lease_id, lease.task_id, type(error).__name__) from error
+        except CallFailed as failed:
+            raise self._quarantined(
+                TaskFailed(lease.lease_id, lease.task_id, str(failed), judge.actor.name)
+            ) from failed
         self._waits.progress()
         return ScoredGroup(meta=meta, scores=scores, group=group)
 

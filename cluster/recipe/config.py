@@ -72,6 +72,54 @@ class TrackingConfig(StrictModel):
     """Whether metrics go to Weights & Biases."""
 
 
+class GuardConfig(StrictModel):
+    """A threshold of a metric, and what happens beyond it."""
+
+    metric: str
+    """Key of the metric, as in docs/metrics.md."""
+    above: float | None = None
+    """The guard is met above this value; with `below` outside the range from `below` to `above`."""
+    below: float | None = None
+    """The guard is met below this value."""
+    steps: int = Field(default=1, gt=0)
+    """Steps in a row in which it must be met; steps without a value of the metric do not count."""
+    action: Literal["warn", "skip", "roll_back", "stop"] = "warn"
+    """`warn`: a line and an event; `skip`: the update of the step is left out; `roll_back`: the learner goes back to
+    the last good checkpoint, the curriculum goes on; `stop`: the run ends."""
+
+    @model_validator(mode="after")
+    def _has_a_threshold(self) -> Self:
+        if self.above is None and self.below is None:
+            raise ValueError(f"metric={self.metric} has no threshold; set above, below or both")
+        if self.above is not None and self.below is not None and self.above < self.below:
+            raise ValueError(f"above={self.above:g} is less than below={self.below:g}: always met; exchange them")
+        return self
+
+    @property
+    def bound(self) -> str:
+        """The threshold in words."""
+        bounds = [("above", self.above), ("below", self.below)]
+        return " or ".join(f"{name} {value:g}" for name, value in bounds if value is not None)
+
+    def is_beyond(self, value: float) -> bool:
+        """Return whether a value meets the guard."""
+        return (self.above is not None and value > self.above) or (self.below is not None and value < self.below)
+
+    def __str__(self) -> str:
+        return f"{self.metric} {self.bound} in {self.steps}: {self.action}"
+
+
+DEFAULT_GUARDS = (
+    GuardConfig(metric="learner/kl_to_reference", above=1.0, steps=3),
+    GuardConfig(metric="learner/rollout_logprob_gap_mean", above=0.5, steps=3),
+    GuardConfig(metric="learner/entropy", below=0.005, steps=10),
+    GuardConfig(metric="reward/mean", above=0.999, steps=5),
+    GuardConfig(metric="rollout/truncated_share", above=0.5, steps=5),
+)
+"""They only warn: of a policy that leaves its reference or its sampler, of one that explores no more, of rewards that
+all are 1, and of answers that run away."""
+
+
 class RunConfig(StrictModel):
     """A run from the base model to the trained one."""
 
@@ -93,6 +141,8 @@ class RunConfig(StrictModel):
     checkpoint: CheckpointConfig = CheckpointConfig()
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()
+    guards: tuple[GuardConfig, ...] = DEFAULT_GUARDS
+    """Rules that watch the metrics; a list in a recipe replaces the default, `[]` watches nothing."""
 
     @property
     def max_prompt_tokens(self) -> int:

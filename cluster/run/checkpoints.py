@@ -87,7 +87,9 @@ class Checkpoints:
         """Remove what was written since `begin`."""
         discard_folder(self._of(step))
 
-    def finish(self, partial: Path, step: int, state: Mapping[str, Any], *, keep_last: int) -> Path:
+    def finish(
+        self, partial: Path, step: int, state: Mapping[str, Any], *, keep_last: int, keep_step: int | None = None
+    ) -> Path:
         """Add the driver's part, seal the checkpoint and give it its name; remove all but the newest `keep_last`.
 
         Args:
@@ -95,6 +97,7 @@ class Checkpoints:
             step: finished steps of the run.
             state: the fields of `Checkpoint` as JSON values.
             keep_last: number of checkpoints that stay; those set aside go once the run has passed their step.
+            keep_step: step of one more that stays, if it is there.
 
         Raises:
             UserError: it cannot be written; the earlier ones are as they were.
@@ -102,8 +105,9 @@ class Checkpoints:
         write_text(partial / _STATE, json.dumps(state, indent=2, ensure_ascii=False) + "\n")
         seal(partial)
         finish_folder(self._of(step))
-        for old in list(self._numbered(_NAME).values())[:-keep_last]:
-            remove_folder(old)
+        for number, old in list(self._numbered(_NAME).items())[:-keep_last]:
+            if number != keep_step:
+                remove_folder(old)
         for passed, aside in self._numbered(_ASIDE).items():
             if passed <= step:
                 remove_folder(aside)

@@ -24,6 +24,7 @@ class RunFolder:
         self.checkpoints = Checkpoints(path / "checkpoints")
         self._metrics = JsonLines(path / "metrics.jsonl")
         self._events = JsonLines(path / "events.jsonl")
+        self._quarantine = JsonLines(path / "quarantine.jsonl")
 
     @classmethod
     def create(cls, path: Path) -> RunFolder:
@@ -95,9 +96,17 @@ class RunFolder:
         """The driver's log, and a link to those of the actors."""
         return self.path / "logs"
 
+    @property
+    def _lines(self) -> tuple[JsonLines, ...]:
+        return self._metrics, self._events, self._quarantine
+
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Add one line to metrics.jsonl; on a full disk it waits for `write_waiting`."""
         self._metrics.append(record)
+
+    def append_quarantined(self, record: Mapping[str, Any]) -> None:
+        """Add one line to quarantine.jsonl."""
+        self._quarantine.append(record)
 
     def append_event(self, event: str, **fields: Any) -> None:
         """Add one line to events.jsonl: the time (seconds since the epoch), the kind, and its fields.
@@ -113,13 +122,13 @@ class RunFolder:
             DiskFull: there is still no room for them; they go on waiting.
             UserError: they cannot be written for any other reason.
         """
-        self._metrics.flush()
-        self._events.flush()
+        for lines in self._lines:
+            lines.flush()
 
     def sync_lines(self) -> None:
         """Return when all lines so far are on disk; raises as `write_waiting` does."""
-        self._metrics.sync()
-        self._events.sync()
+        for lines in self._lines:
+            lines.sync()
 
     def mend(self, say: Callable[[str], None]) -> None:
         """Remove what writers that died left: unfinished last lines, files and folders without their names.
@@ -127,7 +136,7 @@ class RunFolder:
         Raises:
             UserError: something cannot be read or removed.
         """
-        for lines in (self._metrics, self._events):
+        for lines in self._lines:
             if done := lines.repair():
                 say(done)
         for path in (self.path, self.trajectories, self.checkpoints.path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
+from math import isfinite
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -14,9 +15,11 @@ from cluster.recipe.config import CheckpointConfig
 from cluster.roles import Learner, SyncReport
 from cluster.run.console import Console
 from cluster.run.folder import RunFolder
+from cluster.run.guards import ACTIONS, Finding
 from cluster.run.metrics import METRICS
 from cluster.run.patience import Patience
 from cluster.run.progress import Accuracy, Progress, StageProgress
+from cluster.run.quarantine import QuarantinedTask
 from cluster.run.trajectory_log import write_trajectories
 from cluster.run.waits import Waits
 from curriculum.files import DiskError
@@ -89,6 +92,7 @@ class Journal:
         undeclared = metrics.keys() - METRICS.keys()
         if undeclared:
             raise KeyError(f"metrics {sorted(undeclared)} are not declared by any class of cluster/run/metrics.py")
+        metrics = {key: value for key, value in metrics.items() if isfinite(value)}  # JSON has no infinity
         self._folder.append_metrics({"step": progress.step, "stage": stage.name, **metrics})
         self._console.step(stage.name, stage.steps, total_steps, metrics)
         for tracker in self._trackers:
@@ -143,6 +147,26 @@ class Journal:
         with self._waits.on(what):
             return await work
 
+    def quarantined(self, task_id: str, task: QuarantinedTask) -> None:
+        """Record a task that is not handed out any more."""
+        record = {"task_id": task_id, **asdict(task)}
+        self._folder.append_quarantined(record)
+        self._folder.append_event("quarantined", **record)
+
+    def guard(self, step: int, finding: Finding) -> None:
+        """Record that a guard is met, and what is done about it."""
+        rule = finding.rule
+        self._folder.append_event(
+            "guard",
+            step=step,
+            metric=rule.metric,
+            value=finding.value if isfinite(finding.value) else str(finding.value),
+            bound=rule.bound,
+            steps=finding.num_steps,
+            action=rule.action,
+        )
+        self._console.say(f"guard: step {step}: {finding}; {ACTIONS[rule.action]}")
+
     def event(self, event: str, **fields: Any) -> None:
         """Record any other event."""
         self._folder.append_event(event, **fields)
@@ -153,9 +177,26 @@ class Journal:
             return
         state = {"progress": progress.state_dict(), "curriculum": curriculum, "inputs": self._inputs}
         path = await self.waiting(
-            "a checkpoint", self.until_room(lambda: self._write_checkpoint(progress.step, state, learner))
+            "a checkpoint",
+            self.until_room(
+                lambda: self._write_checkpoint(progress.step, state, learner, keep=progress.guards.good_checkpoint)
+            ),
         )
         self._folder.append_event("checkpoint", step=progress.step, path=str(path.relative_to(self._folder.path)))
+
+    async def roll_back(self, step: int, learner: Learner, *, stage: str) -> None:
+        """Give a learner that is in `stage` the weights and the optimizer of the checkpoint after `step` back.
+
+        Raises:
+            UserError: that checkpoint is damaged.
+        """
+        checkpoint = await asyncio.to_thread(self._folder.checkpoints.choose, self._console.say, step=step)
+        assert checkpoint is not None, "the checkpoint of a step that is wanted is found or refused"
+        saved = checkpoint.progress.learner_stage
+        await learner.start_stage(saved)
+        await learner.load(checkpoint.learner)
+        if saved != stage:
+            await learner.start_stage(stage)
 
     async def until_room(self, write: Callable[[], Awaitable[_T]]) -> _T:
         """Write something, and the lines that wait; while a disk is full, wait for room and say so.
@@ -170,14 +211,15 @@ class Journal:
 
         return await self._patience.until_room(write_all)
 
-    async def _write_checkpoint(self, step: int, state: dict[str, Any], learner: Learner) -> Path:
+    async def _write_checkpoint(self, step: int, state: dict[str, Any], learner: Learner, *, keep: int | None) -> Path:
         await asyncio.to_thread(self._folder.sync_lines)
         checkpoints = self._folder.checkpoints
         partial = checkpoints.begin(step)
         try:
             await learner.save(partial / "learner")
+            keep_last = self._checkpoint.keep_last
             return await asyncio.to_thread(
-                checkpoints.finish, partial, step, state, keep_last=self._checkpoint.keep_last
+                checkpoints.finish, partial, step, state, keep_last=keep_last, keep_step=keep
             )
         except DiskError:
             checkpoints.discard(step)

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 from cluster.batches.ledger import Ledger
 from cluster.group import ScoredGroup
 from cluster.run.group_statistics import GroupStatistics
+from cluster.run.guard_state import GuardState
+from cluster.run.quarantine import QuarantinedTask
 from curriculum.metric import Metric
 
 Accuracy = dict[str, float]
@@ -46,9 +48,9 @@ class StageProgress:
         """Replayed groups / sampled groups."""
         return self.groups_replayed / self.groups_sampled if self.groups_sampled else 0.0
 
-    def count(self, sampled: Sequence[ScoredGroup], num_trained: int) -> None:
-        """Add the groups of one step."""
-        self.fruitless_steps += num_trained == 0
+    def count(self, sampled: Sequence[ScoredGroup], num_trained: int, num_skipped: int = 0) -> None:
+        """Add the groups of one step; `num_skipped` of them would have been trained on without a guard."""
+        self.fruitless_steps += num_trained + num_skipped == 0
         self.groups_sampled += len(sampled)
         self.groups_trained += num_trained
         self.groups_replayed += sum(group.meta.lease.replayed for group in sampled)
@@ -80,6 +82,11 @@ class Progress:
 
     0 mostly."""
 
+    quarantine: dict[str, QuarantinedTask] = field(default_factory=dict[str, QuarantinedTask])
+    """Tasks that are not handed out any more, by id."""
+    guards: GuardState = field(default_factory=GuardState)
+    """What the guards of the recipe have counted."""
+
     def state_dict(self) -> dict[str, Any]:
         """Return the progress as JSON values."""
         return asdict(self)
@@ -106,6 +113,8 @@ class Progress:
             base_accuracy=state["base_accuracy"],
             ledger=Ledger(**state["ledger"]),
             negatives_masked=state["negatives_masked"],
+            quarantine={task_id: QuarantinedTask(**entry) for task_id, entry in state["quarantine"].items()},
+            guards=GuardState(**state["guards"]),
         )
 
     @property

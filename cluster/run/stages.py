@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from cluster.roles import Curriculum, Learner
+from cluster.run.guards import Guards
 from cluster.run.journal import Journal
 from cluster.run.progress import Accuracy, Progress, StageProgress
 
@@ -23,6 +24,7 @@ class Stages:
         *,
         checkpoint_every: int,
         evaluate: Callable[[str], Awaitable[Accuracy | None]],
+        guards: Guards,
     ) -> None:
         """Take the position of the run and who is saved with it.
 
@@ -33,6 +35,7 @@ class Stages:
             curriculum: saved in its state after the last finished step; None in a run of a warm-up alone.
             checkpoint_every: steps from one checkpoint to the next.
             evaluate: measures held-out accuracy after the stage of that name; None where nothing is held out.
+            guards: told of every checkpoint.
         """
         self._progress = progress
         self._journal = journal
@@ -40,6 +43,7 @@ class Stages:
         self._curriculum = curriculum
         self._checkpoint_every = checkpoint_every
         self._evaluate = evaluate
+        self._guards = guards
         self._curriculum_state: dict[str, Any] | None = None
         self._saved: object = None
         """What the latest checkpoint holds of the run."""
@@ -92,8 +96,22 @@ class Stages:
 
     async def save(self) -> None:
         """Write a checkpoint of the run after its last finished step, unless the latest one holds just that."""
-        state = (self._progress.state_dict(), self._curriculum_state)
-        if state == self._saved:
+        if (self._progress.state_dict(), self._curriculum_state) == self._saved:
             return
+        self._guards.saved(self._progress.step)
+        await self._write()
+
+    async def roll_back(self, step: int) -> None:
+        """Give the learner, and nothing else, what the checkpoint after `step` holds: weights and optimizer."""
+        await self._journal.roll_back(step, self._learner, stage=self._progress.learner_stage)
+
+    async def save_rolled_back(self) -> None:
+        """Write a checkpoint in place of one that a kill would otherwise go on from; its weights are known as good."""
+        self._guards.rolled_back(self._progress.step)
+        await self.remember_curriculum()
+        await self._write()
+
+    async def _write(self) -> None:
+        state = (self._progress.state_dict(), self._curriculum_state)
         await self._journal.checkpoint(self._progress, self._curriculum_state, self._learner)
         self._saved = state

@@ -16,7 +16,8 @@ def summarise(
     """Return the results as JSON values.
 
     For each stage: steps, wall seconds, held-out accuracy before and after at each length, replayed share and judge
-    calls. Over the whole run: the counts of the lease book, the ledger, and any difference between the two.
+    calls. Over the whole run: the counts of the lease book, the ledger, any difference between the two, and what is in
+    quarantine.
     """
     return {
         "name": config.name,
@@ -26,5 +27,6 @@ def summarise(
         "base_accuracy": progress.base_accuracy,
         "stages": [{**asdict(stage), "replayed_share": stage.replayed_share} for stage in progress.finished_stages],
         "leases": asdict(leases) if leases else None,
+        "quarantine": {task_id: asdict(task) for task_id, task in progress.quarantine.items()},
         "ledger": {**asdict(progress.ledger), "imbalance": imbalance} if leases else None,
     }

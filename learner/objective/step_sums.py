@@ -101,6 +101,14 @@ class StepAccumulator:
         wanted = {field.name for field in fields(kind)}
         return kind(**means, **{name: total for name, total in totals.items() if name in wanted}, **known)
 
+    def preview(self, kind: type[_Report], **known: Any) -> _Report:
+        """Return the report of the rows since the last update as if one had been made; keep all sums. Collective."""
+        updates, self._updates = self._updates, [torch.stack(self._rows).sum(dim=0)]
+        try:
+            return self.report(kind, **known)
+        finally:
+            self._updates = updates
+
     def _reduced(self) -> dict[str, float]:
         """Return sums over the rows of all ranks, by column, with those of the gap, and the sum of gradient norms."""
         sums = torch.stack(self._updates).sum(dim=0) if self._updates else self._rows[0]

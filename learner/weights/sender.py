@@ -26,6 +26,7 @@ from actors.weights.update import (
     changes,
     segment_offsets,
 )
+from learner.weights.finite import check_finite, is_finite
 
 
 class WeightSource:
@@ -116,6 +117,7 @@ class WeightSender:
 
         Raises:
             WeightGroupError: the group did not receive the weights.
+            NonFiniteWeights: some are no finite numbers; raised when all ranks have gathered all of them.
         """
         if not self._is_root:
             for _ in self._source:
@@ -153,10 +155,14 @@ class WeightSender:
         """Copy every gathered tensor to where the engines read it; return the records, with checksums of the source."""
         offsets = segment_offsets(self._source.records())
         records: list[TensorRecord] = []
+        non_finite: list[str] = []
         for (name, tensor), offset in zip(self._tensors(), offsets, strict=False):
             record = described(name, tensor, version=version, stride=self._stride)
             self._copy(tensor, segment.data[offset : offset + record.num_bytes])
             records.append(record)
+            if not is_finite(tensor):
+                non_finite.append(name)
+        check_finite(non_finite, where=f"weight update {version}")
         return tuple(records)
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:

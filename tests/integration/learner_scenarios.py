@@ -15,6 +15,7 @@ import traceback
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from learner.batch.packing import groups_of, plan_slice
 from learner.config import DapoConfig, GrpoConfig, ImportanceConfig, LearnerConfig
 from learner.engine import MAX_NONFINITE_UPDATES, LearnerEngine, Stage
 from learner.forward.running_batch import mini_batch_parts
+from learner.weights.sender import WeightSender
 
 VOCAB = 1700
 LEARNING_RATE = 1e-3
@@ -77,7 +79,13 @@ def make_engine(learner: LearnerConfig, model: str, rank: int) -> LearnerEngine:
 
 
 def rl_step(engine: LearnerEngine, learner: LearnerConfig, batch: list[TrainingGroup], rank: int, *, size: int = 7):
-    """One training step in `learner.slices` slices; the rank is handed its own groups only."""
+    """One training step in `learner.slices` slices."""
+    accumulate(engine, learner, batch, rank, size=size)
+    return engine.update(learning_rate=LEARNING_RATE)
+
+
+def accumulate(engine: LearnerEngine, learner: LearnerConfig, batch: list[TrainingGroup], rank: int, *, size: int):
+    """Hand over a batch in `learner.slices` slices; the rank is handed its own groups only."""
     for first, last in pairwise(len(batch) * i // learner.slices for i in range(learner.slices + 1)):
         for part in mini_batch_parts(first, last - first, batch_groups=size, num_mini_batches=learner.mini_batches):
             own = [batch[i] for i in part.groups]
@@ -88,7 +96,6 @@ def rl_step(engine: LearnerEngine, learner: LearnerConfig, batch: list[TrainingG
             )
             mine = groups_of(plan, rank // learner.sequence_parallel)
             engine.accumulate(plan, {index: own[index] for index in mine}, part)
-    return engine.update(learning_rate=LEARNING_RATE)
 
 
 def two_stages(learner: LearnerConfig, model: str, rank: int) -> tuple[LearnerEngine, dict]:
@@ -219,6 +226,50 @@ def guards(model: str, out: Path, rank: int, num_ranks: int) -> dict:
     return found
 
 
+def watched(model: str, out: Path, rank: int, num_ranks: int) -> dict:
+    """A batch that is dropped, what is known before an update, a learner that goes back, and weights that are NaN."""
+    found: dict[str, Any] = {"dropped": {}, "previews": {}, "back": {}}
+    for name, settings in {
+        "one": {},
+        "three": {"mini_batches": 3},
+        "short": {"mini_batches": 3, "slices": 2},
+        "offloaded": {"offload": ("optimizer",)},
+    }.items():
+        learner = config(num_ranks, **settings)
+        num_dropped = 4 if name == "short" else 7
+        weights = []
+        for drops in (False, True):
+            engine = make_engine(learner, model, rank)
+            engine.start_stage(Stage.RL)
+            rl_step(engine, learner, groups(), rank)
+            if drops:
+                accumulate(engine, learner, groups(seed=5)[:num_dropped], rank, size=7)
+                found["previews"][name] = engine.preview()
+                engine.drop()
+            report = rl_step(engine, learner, groups(seed=1), rank)
+            weights.append(dict(engine.gather_weights()))
+        found["dropped"][name] = (report, *weights)
+    learner = config(num_ranks)
+    engine = make_engine(learner, model, rank)
+    engine.start_stage(Stage.RL)
+    accumulate(engine, learner, groups(), rank, size=7)
+    found["preview"] = (engine.preview(), engine.update(learning_rate=LEARNING_RATE))
+    engine.save(out / f"good_{num_ranks}")
+    for name, between in {"once": 0, "again": 2}.items():
+        for _ in range(between):
+            rl_step(engine, learner, groups(seed=7), rank)
+        engine.start_stage(Stage.RL)
+        engine.load(out / f"good_{num_ranks}")
+        rl_step(engine, learner, groups(seed=1), rank)
+        found["back"][name] = dict(engine.gather_weights())
+    accumulate(engine, learner, groups(), rank, size=7)
+    engine.update(learning_rate=float("inf"))
+    sender = WeightSender(engine.weights, is_root=rank == 0, every_byte=False)
+    found["published"] = _error(lambda: sender.publish(9))
+    found["nan_updates"] = [_error(lambda: rl_step(engine, learner, groups(), rank)) for _ in range(4)]
+    return found
+
+
 def _with_infinite_advantage(group: TrainingGroup) -> TrainingGroup:
     return TrainingGroup(
         prompt_ids=group.prompt_ids,
@@ -252,7 +303,7 @@ def run_rank(scenario: str, model: str, out: Path, rank: int, num_ranks: int, po
     """Run one scenario on one rank."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     torch.set_num_threads(1)
-    run = {"parity": parity, "resume": resume, "reshard": reshard, "guards": guards}[scenario]
+    run = {"parity": parity, "resume": resume, "reshard": reshard, "guards": guards, "watched": watched}[scenario]
     found = run(model, out, rank, num_ranks)
     if rank == 0:
         torch.save(found, out / f"{scenario}.{num_ranks}.pt")

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -16,7 +17,9 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Con
 sys.path.insert(0, str(Path(__file__).parent))
 import learner_scenarios as scenarios
 
+from curriculum.metric import declared_metrics
 from learner.engine import SFT_WEIGHT_DECAY
+from learner.reports import KNOWN_BEFORE_UPDATE, StepReport
 
 pytestmark = pytest.mark.integration
 
@@ -244,6 +247,40 @@ def test_a_non_finite_update_is_skipped_and_a_fourth_one_in_a_row_stops_the_run(
     assert second_and_third == ["no error"] * 2
     assert fourth.startswith("RunFailed: 4 updates in a row had a non-finite gradient, more than 3")
     assert guards["recovered"].num_updates == 1
+
+
+@pytest.fixture(scope="module", params=[1, 2])
+def watched(request, run):
+    return run("watched", num_ranks=request.param)
+
+
+@pytest.mark.parametrize("name", ["one", "three", "short", "offloaded"])
+def test_a_dropped_batch_leaves_no_trace_in_weights_optimizer_and_report(watched, name):
+    report, undisturbed, dropped = watched["dropped"][name]
+    assert all(torch.equal(undisturbed[tensor], dropped[tensor]) for tensor in undisturbed)
+    assert report.num_skipped_updates == 0
+
+
+def test_a_preview_is_what_the_report_of_one_update_says(watched):
+    preview, report = watched["preview"]
+    for name, metric in declared_metrics(StepReport).items():
+        if metric.key in KNOWN_BEFORE_UPDATE:
+            assert getattr(preview, name) == pytest.approx(getattr(report, name), nan_ok=True), name
+    assert all(math.isfinite(preview.entropy) for preview in watched["previews"].values())
+
+
+def test_a_learner_goes_back_to_its_own_checkpoint_and_on_from_there_bit_for_bit(watched):
+    once, again = watched["back"]["once"], watched["back"]["again"]
+    assert all(torch.equal(once[tensor], again[tensor]) for tensor in once)
+
+
+def test_weights_that_are_not_finite_accuse_the_learner_by_the_name_of_a_tensor(watched):
+    assert re.match(
+        r"NonFiniteWeights: learner: weight update 9: tensor \S+ and \d+ others hold ", watched["published"]
+    )
+    *first, fourth = watched["nan_updates"]
+    assert first == ["no error"] * 3
+    assert re.match(r"NonFiniteWeights: learner: 4 updates in a row had a non-finite gradient: tensor \S+ ", fourth)
 
 
 def test_the_reference_is_the_start_of_the_stage(guards):

@@ -17,7 +17,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from actors.config import EngineConfig
-from actors.engine import EngineDied, VLLMEngine
+from actors.engine import VLLMEngine
+from actors.faults import EngineDied
 from actors.rollout import Sampling
 from actors.weights.update import WeightGroupError, WeightLoadError, WeightUpdate
 from cluster.weights.sync import check_receipt

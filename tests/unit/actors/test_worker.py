@@ -10,7 +10,7 @@ import pytest
 
 from actors.admission import KVAdmission
 from actors.config import RolloutConfig
-from actors.faults import DeadlineMissed, FaultyGroup
+from actors.faults import DeadlineMissed, EngineDied, FaultKind, FaultyGroup
 from actors.rollout import Sample, Sampling
 from actors.worker import GroupWorker
 from curriculum.task import Task
@@ -144,6 +144,45 @@ def test_a_faulty_group_goes_back_until_it_has_come_back_too_often(fake_engine, 
     assert faults == [False, False, False, True]
     assert leases.requeued == [9, 9, 9]
     assert leases.waiting == []
+
+
+def test_an_error_of_the_engine_is_a_fault_of_the_group_and_final_the_second_time(fake_engine, lease):
+    class Refuses:
+        policy_version = 0
+
+        async def sample(self, *arguments, **options):
+            raise ValueError("the prompt has 9 tokens, but the model takes 8")
+
+    async def session():
+        leases = FakeLeases(lease)
+        w = worker(Refuses(), leases)
+        faults = []
+        for _ in range(2):
+            with pytest.raises(FaultyGroup) as raised:
+                await w.next_group(SAMPLING)
+            faults.append(raised.value)
+        return faults, leases
+
+    faults, leases = asyncio.run(session())
+    assert [(fault.kind, fault.is_final) for fault in faults] == [
+        (FaultKind.ENGINE_ERROR, False),
+        (FaultKind.ENGINE_ERROR, True),
+    ]
+    assert faults[0].detail == "raised ValueError: the prompt has 9 tokens, but the model takes 8"
+    assert leases.requeued == [9]
+
+
+def test_the_death_of_an_engine_is_no_fault_of_the_group(fake_engine, lease):
+    class Dies:
+        policy_version = 0
+
+        async def sample(self, *arguments, **options):
+            raise EngineDied("gone")
+
+    leases = FakeLeases(lease)
+    with pytest.raises(EngineDied):
+        asyncio.run(worker(Dies(), leases).next_group(SAMPLING))
+    assert leases.requeued == [], "the lease is taken back when the actor has died"
 
 
 def test_an_abort_ends_answers_and_waits_and_leaves_the_leases_held(fake_engine, lease):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -186,6 +187,14 @@ class FakeLearner:
         """What the ranks would be sent."""
         self.batches: list[list[str]] = []
         self.learning_rates: list[float] = []
+        self.entropies: dict[int, float] = {}
+        """Entropy of the update by its number, 0.5 where none is given."""
+        self.report = StepReport(
+            num_response_tokens=24, num_updates=1, num_skipped_updates=0, learning_rate=0.0, loss=0.1,
+            grad_norm=1.0, entropy=0.5, clip_fraction=0.0, mean_ratio=1.0, rollout_logprob_gap_mean=0.0,
+            rollout_logprob_gap_max=0.0, kl_to_reference=math.nan, masked_fraction=0.0, importance_weight=1.0,
+            log_nucleus=0.0, prompt_sharing=True,
+        )  # fmt: skip
 
     async def start_stage(self, stage):
         self.calls.append(f"stage {stage}")
@@ -210,12 +219,16 @@ class FakeLearner:
         self.batches.append([group.task_id for group in batch])
         self.groups.append(batch)
         self.learning_rates.append(learning_rate)
-        return StepReport(
-            num_response_tokens=24, num_updates=1, num_skipped_updates=0, learning_rate=learning_rate, loss=0.1,
-            grad_norm=1.0, entropy=0.5, clip_fraction=0.0, mean_ratio=1.0, rollout_logprob_gap_mean=0.0,
-            rollout_logprob_gap_max=0.0, kl_to_reference=math.nan, masked_fraction=0.0, importance_weight=1.0,
-            log_nucleus=0.0, prompt_sharing=True,
-        )  # fmt: skip
+        entropy = self.entropies.get(len(self.batches) - 1, 0.5)
+        return replace(self.report, learning_rate=learning_rate, entropy=entropy)
+
+    async def preview(self):
+        self.calls.append("preview")
+        return self.report
+
+    async def drop(self):
+        self.calls.append("drop")
+        self.slices = []
 
     async def train(self) -> None:
         """How long a slice takes."""
@@ -225,7 +238,7 @@ class FakeLearner:
         directory.mkdir()
 
     async def load(self, directory: Path):
-        self.calls.append("load")
+        self.calls.append(f"load {directory.parent.name}")
 
     async def export(self, directory: Path):
         self.calls.append("export")

@@ -183,7 +183,7 @@ class Simulation:
         report = await self.stream.finish_step(step, num_trained_groups=len(collected.batch), version=self.version)
         self.ledger.add(collected.outcome_counts)
         if report.transition:
-            self.ledger.add(await self.stream.end_phase())
+            self.ledger.add((await self.stream.end_phase()).outcome_counts)
         assert self.imbalance() is None
 
     async def _send(self):

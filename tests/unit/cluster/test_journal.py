@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 
 import pytest
 
@@ -73,6 +74,12 @@ def test_a_step_reaches_the_folder_and_every_tracker(journal, tracker, tmp_path)
     journal.step(Progress(step=4), stage, {"reward/mean": 0.5}, total_steps=None)
     assert lines(tmp_path, "metrics.jsonl") == [{"step": 4, "stage": "short", "reward/mean": 0.5}]
     assert tracker.logged == [(4, {"reward/mean": 0.5})]
+
+
+def test_an_infinite_number_is_not_written(journal, tracker, tmp_path):
+    stage = StageProgress(name="short", kind="rl")
+    journal.step(Progress(step=4), stage, {"reward/mean": 0.5, "learner/loss": math.inf}, total_steps=None)
+    assert lines(tmp_path, "metrics.jsonl") == [{"step": 4, "stage": "short", "reward/mean": 0.5}]
 
 
 def test_a_metric_without_definition_is_refused_before_it_is_written(journal, tracker, tmp_path):

@@ -12,9 +12,12 @@ from actors.rollout import Sampling
 from actors.trajectory import GroupMeta
 from cluster.processes.rollouts import RayRollouts
 from cluster.processes.supervision import SupervisedActor
-from cluster.roles import GroupLost
+from cluster.processes.suspicion import CallFailed, SuspectedCalls
+from cluster.roles import GroupLost, TaskFailed
 from cluster.run.recovery import CoordinatorLost
 from cluster.run.waits import Waits
+from curriculum.errors import UserError
+from curriculum.leases import LeaseBook
 from curriculum.task import TaskLease
 
 SAMPLING = Sampling(num_samples=2, temperature=1.0, top_p=1.0, max_response_tokens=8)
@@ -212,9 +215,9 @@ def test_late_and_faulty_groups_are_counted_told_and_sampled_again(meta, make_sc
 def test_a_lease_that_fails_again_and_again_is_lost(make_score):
     faults = []
     r = rollouts([supervised("rollout-0", FakeRolloutHandle([fault(num_requeues=3)]))], make_score, faults=faults)
-    with pytest.raises(GroupLost, match=r"task t3 \(lease 3\) .*: rollout-0 returned 1 of 2 samples, as"):
+    with pytest.raises(TaskFailed, match=r"task t3 \(lease 3\) .*: rollout-0 returned 1 of 2 samples, as"):
         asyncio.run(r.next_group(SAMPLING))
-    assert [f["action"] for f in faults] == ["given up"]
+    assert [f["action"] for f in faults] == ["quarantined"]
 
 
 def test_a_held_out_question_that_came_back_faulty_is_asked_again_and_given_up_in_the_end(meta, make_score, task):
@@ -224,8 +227,7 @@ def test_a_held_out_question_that_came_back_faulty_is_asked_again_and_given_up_i
     assert answered.lease_id == 0
     assert [lease.num_requeues for lease in handle.leases] == [0, 1]
     r = rollouts([supervised("rollout-0", FakeRolloutHandle([fault(i) for i in range(4)]))], make_score)
-    with pytest.raises(GroupLost):
-        asyncio.run(r.answer([task("t0", 0)], SAMPLING))
+    assert asyncio.run(r.answer([task("t0", 0)], SAMPLING)) == [], "the others go on without it"
 
 
 def test_an_abort_reaches_every_engine(make_score):
@@ -254,3 +256,118 @@ def test_every_group_that_arrives_is_progress_of_what_is_waited_for(meta, make_s
         seconds[0] = 8.0
         asyncio.run(r.next_group(SAMPLING))
         assert wait.since == 8.0
+
+
+class FakeMortal:
+    """A handle whose method `score_group` kills it, raises, or answers, as `ends` says for each group."""
+
+    def __init__(self, ends):
+        self.ends = ends
+        self.running = set()
+        self.beside = {}
+        self.score_group = FakeMethod(self._score)
+        self.ready = FakeMethod(self._ready)
+        self.death = None
+
+    async def _ready(self):
+        while self.running:  # a death ends every call before the actor is back
+            await asyncio.sleep(0)
+        return 1
+
+    async def _score(self, group):
+        self.death = self.death or asyncio.get_running_loop().create_future()
+        self.running.add(group)
+        self.beside.setdefault(group, []).append(len(self.running) - 1)
+        try:
+            for tick in range(5):
+                await asyncio.sleep(0)
+                if self.death.done():
+                    raise ActorUnavailableError("killed", actor_id=None)
+                if tick < 2 or self.ends[group] != "dies":
+                    continue
+                self.death.set_result(None)
+                raise ActorUnavailableError("killed", actor_id=None)
+            if isinstance(self.ends[group], Exception):
+                raise remote(self.ends[group])
+            return self.ends[group]
+        finally:
+            self.running.discard(group)
+            if not self.running and self.death.done():
+                self.death = None
+
+
+def calls_of(handle, groups):
+    async def ask():
+        calls = SuspectedCalls(supervised("judge-0", handle))
+
+        async def call(group):
+            return await calls(lambda handle: handle.score_group.remote(group))
+
+        return await asyncio.gather(*map(call, groups), return_exceptions=True)
+
+    return asyncio.run(ask())
+
+
+def test_a_call_that_kills_its_actor_again_when_it_is_alone_is_given_up_and_no_other_is():
+    handle = FakeMortal({"a": 1, "poison": "dies", "b": 2})
+    first, failed, last = calls_of(handle, ["a", "poison", "b"])
+    assert (first, last) == (1, 2)
+    assert isinstance(failed, CallFailed)
+    assert str(failed) == "judge-0 died, 2 times, at last with nothing else to do"
+    assert {group: beside[1:] for group, beside in handle.beside.items()} == {"a": [0], "poison": [0], "b": [0]}
+
+
+def test_a_call_that_raises_twice_is_given_up_but_an_error_that_a_person_can_put_right_ends_the_run():
+    failed, done = calls_of(FakeMortal({"a": KeyError("truth"), "b": 2}), ["a", "b"])
+    assert str(failed) == "judge-0 raised KeyError: 'truth', 2 times, at last with nothing else to do"
+    assert done == 2
+    (told,) = calls_of(FakeMortal({"a": UserError("reward.judge.url: refused")}), ["a"])
+    assert isinstance(told, UserError)
+
+
+def test_a_task_that_a_judge_dies_of_goes_to_quarantine(meta, make_score):
+    faults = []
+    handle = FakeMortal({"reference": "dies"})
+    r = RayRollouts(
+        [supervised("rollout-0", FakeRolloutHandle([meta(4)]))],
+        [supervised("judge-0", handle)],
+        on_fault=lambda **fields: faults.append(fields),
+    )
+    with pytest.raises(TaskFailed) as failed:
+        asyncio.run(r.next_group(SAMPLING))
+    assert (failed.value.task_id, failed.value.lease_id, failed.value.actor) == ("t4", 4, "judge-0")
+    assert [(fault["task_id"], fault["actor"], fault["action"]) for fault in faults] == [
+        ("t4", "judge-0", "quarantined")
+    ]
+
+
+def test_a_lease_that_kills_its_engines_goes_to_quarantine_and_the_budget_is_left_for_others(meta, make_score):
+    book = LeaseBook(timeout_s=60.0, now=lambda: 0.0)
+    book.open("t0", phase=0, replayed=False)
+
+    async def release(name):
+        return book.release(name)
+
+    class Pulls(FakeRolloutHandle):
+        async def _next_answer(self):
+            lease = book.hand_out("rollout-0")
+            if lease is None:
+                return None
+            raise ActorUnavailableError("killed", actor_id=None)
+
+    async def ask():
+        log = []
+        actor = SupervisedActor(
+            "rollout-0",
+            Pulls([]),
+            startup_timeout_s=5.0,
+            on_fault=lambda **fields: log.append(fields["action"]),
+            before_restart=lambda name: r.take_back(name),
+        )
+        r = RayRollouts([actor], [], on_fault=lambda **fields: log.append(fields["action"]), release=release)
+        with pytest.raises(TaskFailed, match="rollout-0 died while it answered it, as an engine did before"):
+            await r.next_group(SAMPLING)
+        assert await r.next_group(SAMPLING) is None
+        return log
+
+    assert asyncio.run(ask()) == ["restarting", "back", "restarting", "back", "quarantined"]

@@ -75,3 +75,10 @@ def keys(annotation, prefix=""):
 
 def test_a_recipe_has_at_most_125_keys():
     assert len(keys(RunConfig)) <= 125
+
+
+def test_an_actor_is_named_before_it_is_killed():
+    with pytest.raises(ValidationError, match=r"cluster.standstill_s=30 is not above cluster.notice_s=30; raise it"):
+        config(cluster={"standstill_s": 30})
+    defaults = config()
+    assert defaults.cluster.standstill_s < defaults.rollout.sync.timeout_s

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from curriculum.config import CurriculumConfig, FixedEpochs, FixedSteps, PhaseConfig, RetrospectiveConfig
 from curriculum.coordinator import LEASE_TIMEOUT_S, Coordinator
-from curriculum.errors import UserError
+from curriculum.errors import RunFailed, UserError
 from curriculum.leases import LeaseCounts
 from curriculum.task import TaskEntry, TaskOutcome
 from curriculum.transition import EndReason
@@ -258,7 +258,7 @@ def test_leases_of_a_dead_holder_are_given_out_again_unchanged(make_tasks):
     coordinator.open_batch(3)
     lost = coordinator.lease("dead")
     kept = coordinator.lease("alive")
-    assert coordinator.release("dead") == 1
+    assert coordinator.release("dead") == ()
     assert coordinator.lease("alive") is lost
     assert kept.lease_id == 1
     assert coordinator.lease("alive").lease_id == 2
@@ -284,6 +284,65 @@ def test_a_report_of_an_unknown_lease_is_ignored_and_counted(make_tasks):
     stray = TaskOutcome(lease_id=99, task_id=lease.task_id, accuracies=(1.0,))
     assert coordinator.report([stray]) == ()
     assert coordinator.lease_counts().unknown == 1
+
+
+# ---- quarantine
+
+
+def quarantine(lease):
+    return TaskOutcome(lease_id=lease.lease_id, task_id=lease.task_id, accuracies=(), quarantined=True)
+
+
+def test_a_task_in_quarantine_is_leased_no_more_and_a_pass_ends_without_it(make_tasks):
+    coordinator = start(make_tasks(4), FixedSteps(steps=9))
+    coordinator.open_batch(2)
+    bad, good = pull_all(coordinator)
+    coordinator.report([quarantine(bad), outcome(good, 0.0, 1.0)])
+    assert coordinator.finish_step(0, num_trained_groups=1).num_quarantined == 1
+    leases = [lease for step in range(1, 5) for lease in run_step(coordinator, step, 2, half_right)[0]]
+    first, second, third = leases[:2], leases[2:5], leases[5:]
+    assert {lease.task_id for lease in second} == {good.task_id, *[lease.task_id for lease in first]}
+    assert {lease.task_id for lease in third} == {lease.task_id for lease in second}
+    counts = coordinator.lease_counts()
+    assert (counts.opened, counts.reported) == (10, 10)
+
+
+def test_a_task_in_quarantine_is_replayed_no_more(make_tasks):
+    coordinator = start(make_tasks(4, 8), FixedSteps(steps=1), FixedSteps(steps=9))
+    coordinator.open_batch(4)
+    bad, *others = pull_all(coordinator)
+    coordinator.report([quarantine(bad), *[outcome(lease, 0.0, 0.0) for lease in others]])
+    assert coordinator.finish_step(0, num_trained_groups=1).transition.pool_size == 3
+    coordinator.open_batch(4)
+    replayed = next(lease for lease in pull_all(coordinator) if lease.replayed)
+    coordinator.report([quarantine(replayed)])
+    assert coordinator.finish_step(1, num_trained_groups=1).pool_size == 2
+    leases = [lease for step in range(2, 8) for lease in run_step(coordinator, step, 4, all_wrong)[0]]
+    healthy = {lease.task_id for lease in others} - {replayed.task_id}
+    assert {lease.task_id for lease in leases if lease.replayed} == healthy
+
+
+def test_quarantine_is_part_of_the_state(make_tasks):
+    tasks = make_tasks(3)
+    coordinator = start(tasks, FixedSteps(steps=9))
+    coordinator.open_batch(1)
+    (bad,) = pull_all(coordinator)
+    coordinator.report([quarantine(bad)])
+    coordinator.finish_step(0, num_trained_groups=1)
+    restored = start(tasks, FixedSteps(steps=9))
+    restored.load_state_dict(json.loads(json.dumps(coordinator.state_dict())))
+    leases, report = run_step(restored, 1, 4, half_right)
+    assert bad.task_id not in [lease.task_id for lease in leases]
+    assert (report.num_quarantined, report.num_tasks) == (1, 3)
+
+
+def test_a_phase_whose_tasks_are_all_in_quarantine_ends_the_run(make_tasks):
+    coordinator = start(make_tasks(1), FixedSteps(steps=9))
+    coordinator.open_batch(1)
+    (bad,) = pull_all(coordinator)
+    coordinator.report([quarantine(bad)])
+    with pytest.raises(RunFailed, match="every task of phase-0 is in quarantine"):
+        coordinator.open_batch(1)
 
 
 # ---- determinism and resume

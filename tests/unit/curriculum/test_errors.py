@@ -10,21 +10,34 @@ from actors.faults import DeadlineMissed, FaultKind, FaultyGroup
 from cluster.batches.lag_buffer import LagBoundError
 from cluster.loop import JudgeLost, PhaseFruitless
 from cluster.processes.supervision import ActorLost
-from cluster.roles import GroupLost
+from cluster.roles import GroupLost, TaskFailed
+from cluster.run.guards import GuardStop
 from cluster.run.stopping import Interrupted
 from cluster.weights.sync import WeightSyncError
 from curriculum.errors import RunFailed, UserError, first_line, one_line, root_cause
 from curriculum.rejects import RejectReason, RowError
 from evaluation.generator import GeneratorDown
+from learner.weights.finite import NonFiniteWeights
 
 LINE = "seed=-1: not a seed; give a number from 0 on"
 ERRORS = [
     (UserError(LINE), 2, LINE),
     *[
         (kind(LINE), 1, LINE)
-        for kind in (RunFailed, ActorLost, GeneratorDown, JudgeLost, LagBoundError, PhaseFruitless, WeightSyncError)
+        for kind in (
+            RunFailed,
+            ActorLost,
+            GeneratorDown,
+            GuardStop,
+            NonFiniteWeights,
+            JudgeLost,
+            LagBoundError,
+            PhaseFruitless,
+            WeightSyncError,
+        )
     ],
     (GroupLost(7, "t-1", "its node died"), 1, str(GroupLost(7, "t-1", "its node died"))),
+    (TaskFailed(7, "t-1", "it kills", "judge-0"), 1, str(TaskFailed(7, "t-1", "it kills", "judge-0"))),
     (Interrupted(), 130, "stopped; go on with --resume and the run folder"),
 ]
 NAMES = [type(error).__name__ for error, _, _ in ERRORS]

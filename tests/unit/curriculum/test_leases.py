@@ -31,11 +31,13 @@ def test_leases_go_out_in_order_and_then_there_are_none(book, make_tasks):
 def test_the_leases_of_a_dead_holder_go_out_first_and_unchanged(book, make_tasks):
     open_all(book, make_tasks(4))
     taken = [book.hand_out(holder) for holder in ("dead", "alive", "dead")]
-    assert book.release("dead") == 2
+    assert book.release("dead") == ()
+    assert book.counts.released == 2
     again = [book.hand_out("alive") for _ in range(3)]
     assert [lease.lease_id for lease in again] == [0, 2, 3]
     assert again[0] is taken[0]
-    assert book.release("dead") == 0
+    book.release("dead")
+    assert book.counts.released == 2
 
 
 def test_a_lease_that_is_not_reported_in_time_goes_out_again(book, clock, make_tasks):
@@ -128,7 +130,7 @@ def test_a_kept_lease_survives_its_deadline_and_the_death_of_its_holder(book, cl
     assert book.keep(0, "t0-0")
     clock.now_s = 1e9
     assert book.hand_out("rollout-1") is None
-    assert book.release("rollout-0") == 0
+    assert book.release("rollout-0") == ()
     assert book.close(0, "t0-0").lease_id == 0
     assert book.counts == LeaseCounts(opened=1, leased=1, reported=1)
 
@@ -175,3 +177,57 @@ def test_withdrawn_leases_are_closed_without_an_outcome(book, make_tasks):
     assert book.close(0, "t0-0") is None
     assert (book.counts.returned, book.counts.reported, book.counts.duplicate) == (2, 0, 1)
     assert book.hand_out("rollout-0").lease_id == 2
+
+
+# ---- leases that kill their holders
+
+
+def dies_with(book, holder):
+    """Let a holder take what it can get, and die; return what it held, and what is condemned."""
+    held = [lease.lease_id for lease in iter(lambda: book.hand_out(holder), None)]
+    return held, [lease.lease_id for lease in book.release(holder)]
+
+
+def test_a_lease_that_kills_two_holders_alone_is_condemned_and_goes_out_no_more(book, make_tasks):
+    open_all(book, make_tasks(1))
+    assert dies_with(book, "rollout-0") == ([0], [])
+    assert dies_with(book, "rollout-1") == ([0], [0])
+    assert book.hand_out("rollout-2") is None
+    assert book.open_ids == (0,), "until its outcome is reported"
+    assert book.keep(0, "t0-0")
+    assert book.close(0, "t0-0").lease_id == 0
+
+
+def test_of_leases_that_died_together_twice_each_is_held_alone_and_only_the_guilty_one_is_condemned(book, make_tasks):
+    open_all(book, make_tasks(4))
+    assert dies_with(book, "rollout-0") == ([0, 1, 2, 3], [])
+    assert dies_with(book, "rollout-0") == ([0, 1, 2, 3], [])
+    for innocent in (0, 1):
+        assert book.hand_out("rollout-0").lease_id == innocent
+        assert book.hand_out("rollout-0") is None, "nothing else is held beside a suspect"
+        book.close(innocent, f"t0-{innocent}")
+    assert dies_with(book, "rollout-0") == ([2], [2])
+    assert book.hand_out("rollout-0").lease_id == 3
+
+
+def test_a_suspect_waits_for_a_holder_that_holds_nothing(book, make_tasks):
+    open_all(book, make_tasks(2))
+    dies_with(book, "rollout-0")
+    dies_with(book, "rollout-0")
+    open_all(book, make_tasks(0, 2))
+    assert book.hand_out("rollout-0").lease_id == 0
+    assert book.hand_out("rollout-1").lease_id == 1
+    assert book.hand_out("rollout-2").lease_id == 2
+    book.requeue(1, "rollout-1")
+    assert book.hand_out("rollout-2") is None, "its own lease must end first"
+    book.close(2, "t1-0")
+    assert book.hand_out("rollout-2").lease_id == 1
+
+
+def test_after_a_resume_no_lease_is_suspected(book, clock, make_tasks):
+    open_all(book, make_tasks(1))
+    dies_with(book, "rollout-0")
+    dies_with(book, "rollout-0")
+    restored = LeaseBook(timeout_s=60.0, now=clock)
+    restored.load_state_dict(book.state_dict())
+    assert restored.hand_out("rollout-0").lease_id == 0

@@ -49,7 +49,7 @@ def test_what_has_no_value_is_left_out():
     assert metrics_of(None) == {}
     assert "a/gap" not in metrics_of(Report(loss=0.5))
     assert metrics_of(Report(loss=math.nan)) == {"a/masked": 0.0}
-    assert metrics_of(Report(loss=math.inf)) == {"a/masked": 0.0}
+    assert metrics_of(Report(loss=math.inf))["a/loss"] == math.inf, "a guard must see it"
 
 
 def test_a_protocol_declares_the_metrics_of_what_fulfils_it():

@@ -7,6 +7,7 @@ import torch
 
 from actors.weights.tensors import described, mapped_tensors
 from actors.weights.update import BUCKET_BYTES, SegmentReader, TensorRecord, WeightGroup
+from learner.weights.finite import NonFiniteWeights, is_finite
 from learner.weights.sender import WeightSender, WeightSource
 
 
@@ -45,6 +46,23 @@ def test_the_other_ranks_take_part_and_publish_nothing():
     weights = source()
     assert WeightSender(weights, is_root=False, every_byte=False).publish(1) is None
     assert weights.num_passes == 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_named_and_not_published(value):
+    weights = source()
+    weights.tensors["b"][3] = value
+    sender = WeightSender(weights, is_root=True, every_byte=False)
+    with pytest.raises(
+        NonFiniteWeights,
+        match=r"^learner: weight update 4: tensor b holds NaN or infinite values, .*no engine; .*--resume",
+    ):
+        sender.publish(4)
+    assert weights.num_passes == 1, "the other ranks gather every tensor, so this one does as well"
+
+
+def test_finite_weights_whose_sum_overflows_are_finite():
+    assert is_finite(torch.full((4,), 3e38))
 
 
 def test_a_version_stays_readable_while_the_next_one_is_written_and_its_memory_is_used_again():
