@@ -16,41 +16,60 @@ from cluster.loop import TrainingLoop
 from cluster.processes.launch import Processes, launch
 from cluster.processes.ray_session import check_ray, ray_session
 from cluster.processes.supervision import RayGauges
+from cluster.recipe.changes import check_changes
 from cluster.recipe.config import RunConfig
-from cluster.recipe.load import dump_recipe
+from cluster.recipe.load import dump_recipe, load_recipe
 from cluster.recipe.preparation import Prepared, prepare
 from cluster.roles import Curriculum
 from cluster.run.console import Console
 from cluster.run.folder import RunFolder
 from cluster.run.journal import Journal, Tracker
+from cluster.run.opening import record_changes
 from cluster.run.progress import Progress
 from cluster.run.summary import summarise
 from cluster.run.tracking import WandbTracker
-from curriculum.files import write_text
+from curriculum.files import private_files, write_text
 from curriculum.leases import LeaseCounts
 from curriculum.rejects import write_rejects
 
 
-def train(config: RunConfig, *, run_dir: Path, resume: bool, console: Console) -> Path:
+@private_files()
+def train(
+    config: RunConfig,
+    *,
+    run_dir: Path,
+    resume: bool,
+    console: Console,
+    step: int | None = None,
+    allowed: frozenset[str] = frozenset(),
+) -> Path:
     """Train from a recipe; return the run folder.
 
     Args:
         config: the recipe.
-        run_dir: a new folder, or with `resume` the folder of an earlier run of the same recipe.
+        run_dir: a new folder, or with `resume` the folder of an earlier run.
         resume: go on from the last complete checkpoint, or from the start if there is none.
         console: where progress is printed.
+        step: with `resume`, go on from the checkpoint of this step instead.
+        allowed: with `resume`, keys and sections that may differ from the recipe of the run although that changes its
+            numbers (see `cluster.recipe.changes`); of a key that names files also their content.
 
     Raises:
-        UserError: the recipe, its data or the folder cannot be used.
+        UserError: the recipe, its data or the folder cannot be used, or differ from those of the run.
         RunFailed: the cluster could not be started, or a part of it is gone for good.
         Interrupted: stopped by a signal; a checkpoint has been written.
     """
+    if resume:
+        check_changes(load_recipe(RunFolder.open(run_dir).recipe), config, allowed=allowed, run=str(run_dir))
     console.say(f"reading model and data of {config.name}")
     prepared = prepare(config)
     check_ray(config)
     folder = RunFolder.open(run_dir) if resume else RunFolder.create(run_dir)
     with folder.locked():
-        if not resume:
+        if resume:
+            record_changes(folder, config, console.say)
+        else:
+            folder.clear()
             write_text(folder.recipe, dump_recipe(config))
         _write_rejects(folder, prepared, console)
         console.say(f"run folder: {folder.path}")
@@ -127,7 +146,8 @@ async def _summarise(
     console.summary(progress)
     for line in _notices(progress):
         console.say(line)
-    console.say(f"model:   {folder.model}\nsummary: {folder.summary}")
+    console.say(f"model:   {folder.model}")
+    console.say(f"summary: {folder.summary}")
 
 
 async def _restore(folder: RunFolder, processes: Processes, journal: Journal) -> Progress:

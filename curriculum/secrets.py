@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 from curriculum.errors import UserError
 
@@ -12,14 +12,17 @@ ENDPOINT_KEYS = ("OPENAI_API_KEY", "VLLM_API_KEY", "JUDGE_API_KEY")
 """Variables that a recipe may send to the endpoint that it names: keys that are made for an OpenAI-compatible endpoint
 and for nothing else. Keys of clouds, hubs and other services are not among them, whatever a recipe calls for."""
 HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-"""Variables that let a process read private models and data of the Hugging Face hub; the first one that is set counts."""
-OPTION = "--allow-env"
+"""Variables that let a process read private models and data of the Hugging Face hub; the first that is set counts."""
+ALLOWED = "QWENLONG_ALLOW_ENV"
+"""Variable in which the user names further ones that may be sent to an endpoint, separated by commas."""
 
 _SECRET_WORDS = re.compile(
     r"(^|_)(API)?(KEY|KEYS|TOKEN|TOKENS|SECRET|SECRETS|PASSWORD|PASSWD|PASSPHRASE|PAT|CREDENTIAL|CREDENTIALS)(_|$|\d)",
     re.IGNORECASE,
 )
-_SECRET_NAMES = re.compile(r"(AWS|AZURE|GCP|GOOGLE|GH|GITHUB|GITLAB)_|SSH_AUTH_SOCK$|NETRC$|\w*PASSWORD$", re.IGNORECASE)
+_SECRET_NAMES = re.compile(
+    r"(AWS|AZURE|GCP|GOOGLE|GH|GITHUB|GITLAB)_|SSH_AUTH_SOCK$|NETRC$|\w*PASSWORD$", re.IGNORECASE
+)
 _RAY = re.compile(r"RAY_", re.IGNORECASE)
 """Ray's own variables, the token of its authentication among them: without them its processes cannot speak."""
 
@@ -43,21 +46,21 @@ def blanked_secrets(environment: Mapping[str, str]) -> dict[str, str]:
     return dict.fromkeys(sorted(names), "")
 
 
-def endpoint_key(variable: str, *, allowed: Collection[str] = (), name: str = "api_key_env") -> str | None:
+def endpoint_key(variable: str, *, name: str = "api_key_env") -> str | None:
     """Return the key that goes to an endpoint; None where the variable is not set.
 
     Args:
         variable: name of an environment variable, which may come from a stranger's recipe.
-        allowed: further variables that the user allows.
-        name: recipe key or option that names it, for messages.
+        name: recipe key that names it, for messages.
 
     Raises:
         UserError: the user has not allowed that variable to be sent.
     """
+    allowed = (entry.strip() for entry in os.environ.get(ALLOWED, "").split(","))
     if variable not in ENDPOINT_KEYS and variable not in allowed:
         raise UserError(
-            f"{name}={variable!r}: what this variable holds would be sent to the endpoint; if that is what you want, "
-            f"add {OPTION} {variable}; {', '.join(ENDPOINT_KEYS)} need no permission"
+            f"{name}={variable!r}: what that variable holds would be sent to the endpoint; if you want that, set "
+            f"{ALLOWED}={variable}; {', '.join(ENDPOINT_KEYS)} need no permission"
         )
     return os.environ.get(variable) or None
 

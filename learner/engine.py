@@ -424,9 +424,10 @@ class LearnerEngine:
     def _count_skipped(self, applied: bool) -> None:
         self._skipped_in_a_row = 0 if applied else self._skipped_in_a_row + 1
         if self._skipped_in_a_row > MAX_NONFINITE_UPDATES:
+            key = "sft.learning_rate" if self._stage is Stage.SFT else "learner.learning_rate"
             raise RunFailed(
                 f"{self._skipped_in_a_row} updates in a row had a non-finite gradient, more than "
-                f"{MAX_NONFINITE_UPDATES}; lower the learning rate and resume from the last checkpoint"
+                f"{MAX_NONFINITE_UPDATES}; lower {key}, then go on with --resume and --allow-change {key}"
             )
 
     def _rows(self, plan: SlicePlan, groups: Mapping[int, TrainingGroup], *, num_groups: int) -> list[Row]:

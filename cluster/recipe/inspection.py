@@ -12,6 +12,7 @@ from rich.table import Table
 from actors.model_folder import folder_or_hub_id
 from actors.prompt import ChatPrompt, load_tokenizer
 from cluster.recipe.load import load_recipe
+from cluster.recipe.trust import check_trust
 from curriculum.dataset import Loaded, load_tasks
 from curriculum.errors import UserError
 from curriculum.phase_lengths import PhaseLengths, phase_lengths
@@ -21,13 +22,16 @@ from curriculum.task import Task
 BAR_WIDTH = 40
 
 
-def inspect_data(source: str, recipe: Path, overrides: Sequence[str], rejects: Path | None) -> None:
+def inspect_data(
+    source: str, recipe: Path, overrides: Sequence[str], rejects: Path | None, *, trust_remote_code: bool = False
+) -> None:
     """Print counts, lengths per phase with a histogram, and rejects by reason.
 
     Raises:
         UserError: the recipe or the data cannot be read, or the rejects cannot be written.
     """
     config = load_recipe(recipe, overrides)
+    check_trust(config, remote_code=trust_remote_code)
     limits = [phase.max_prompt_tokens for phase in config.curriculum.phases]
     if not limits:
         raise UserError(f"recipe {recipe}: it has no curriculum.phases to measure the data by; use another recipe")

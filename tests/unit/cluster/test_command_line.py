@@ -240,15 +240,20 @@ def earlier_run(run):
     return folder
 
 
-def test_a_resume_with_another_recipe_names_what_differs(run, earlier_run):
+def test_a_resume_with_another_seed_is_another_run(run, earlier_run):
     error = refused(run, "train", LOCAL, *SMALL, "seed=9", "--resume", earlier_run)
-    assert f"--resume {earlier_run}: the recipe differs from that of the run in seed; leave recipe and" in error
+    assert f"--resume {earlier_run}: cannot change within a run: seed: 0 -> 9; leave it as it was, or start" in error
 
 
-def test_a_resume_with_an_override_alone_is_another_recipe_as_well(run, earlier_run):
-    assert "differs from that of the run in groups_per_batch" in refused(
-        run, "train", "groups_per_batch=2", "--resume", earlier_run
-    )
+def test_a_resume_with_an_override_that_changes_the_numbers_tells_the_option_for_it(run, earlier_run):
+    error = refused(run, "train", "groups_per_batch=2", "--resume", earlier_run)
+    assert "differs from that of the run in groups_per_batch: 16 -> 2" in error
+    assert "add --allow-change groups_per_batch to go on with the new values" in error
+
+
+def test_the_options_of_a_resume_are_refused_without_one(run):
+    for option in (["--step", "3"], ["--allow-change", "seed"]):
+        assert "--step and --allow-change: only with --resume" in refused(run, "train", LOCAL, *SMALL, *option)
 
 
 def test_a_resume_goes_on_in_its_own_folder(run, earlier_run):

@@ -16,7 +16,8 @@ from curriculum.secrets import (
 )
 
 SECRETS = (
-    "OPENAI_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN",
+    "OPENAI_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
     "GITHUB_TOKEN", "GOOGLE_APPLICATION_CREDENTIALS", "DB_PASSWORD", "PGPASSWORD", "MY_SECRET", "SSH_AUTH_SOCK",
     "api_key", "KEY2", "NPM_TOKEN", "AZURE_CLIENT_SECRET", "JWT_SECRET_KEY", "OPENAI_APIKEY",
 )  # fmt: skip
@@ -61,11 +62,12 @@ def test_an_unset_key_is_none(monkeypatch):
 
 def test_no_other_variable_is_sent_unless_the_user_allows_it(monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "mine")
-    with pytest.raises(UserError, match="reward.judge.api_key_env='AWS_SECRET_ACCESS_KEY'") as error:
+    with pytest.raises(UserError, match=r"reward\.judge\.api_key_env='AWS_SECRET_ACCESS_KEY'") as error:
         endpoint_key("AWS_SECRET_ACCESS_KEY", name="reward.judge.api_key_env")
-    assert "add --allow-env AWS_SECRET_ACCESS_KEY" in str(error.value)
+    assert "set QWENLONG_ALLOW_ENV=AWS_SECRET_ACCESS_KEY" in str(error.value)
     assert "mine" not in str(error.value)
-    assert endpoint_key("AWS_SECRET_ACCESS_KEY", allowed=["AWS_SECRET_ACCESS_KEY"]) == "mine"
+    monkeypatch.setenv("QWENLONG_ALLOW_ENV", "MY_KEY, AWS_SECRET_ACCESS_KEY")
+    assert endpoint_key("AWS_SECRET_ACCESS_KEY") == "mine"
 
 
 def test_the_token_of_the_hub_is_for_models_of_the_hub_only(monkeypatch, tmp_path):
