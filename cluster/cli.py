@@ -54,12 +54,14 @@ def check(recipe: Recipe, overrides: Overrides = None, trust_remote_code: TrustR
     with one_line_errors():
         from cluster.recipe.load import dump_recipe, load_recipe
         from cluster.recipe.preparation import prepare
-        from cluster.recipe.trust import check_trust
+        from cluster.recipe.trust import check_trust, key_destination
 
         config = load_recipe(recipe, overrides or ())
         check_trust(config, remote_code=trust_remote_code)
         prepared = prepare(config)
         sys.stdout.write(dump_recipe(config))
+        if destination := key_destination(config):
+            _say(f"judge: {destination}")
         batches = 0 if prepared.demonstrations is None else len(prepared.demonstrations)
         _say(f"ok: warm-up of {batches} steps, {len(prepared.tasks)} tasks in {len(config.curriculum.phases)} phases")
         for key, rejects in prepared.rejects.items():
@@ -67,34 +69,38 @@ def check(recipe: Recipe, overrides: Overrides = None, trust_remote_code: TrustR
                 _say(f"{key}: {len(rejects)} rows refused; see them with: qwenlong data inspect FILE --recipe {recipe}")
 
 
+# Options of `train`.
+RecipeOrOverrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[RECIPE] [KEY=VALUE]...",
+        help="A YAML recipe and overrides. With --resume the recipe may be left out: that of the run is used.",
+    ),
+]
+RunDir = Annotated[
+    Path | None, typer.Option(help="New folder of the run. Default: runs/NAME-DATE-TIME.", show_default=False)
+]
+Resume = Annotated[
+    Path | None,
+    typer.Option(help="Folder of an earlier run, to continue from its last checkpoint.", show_default=False),
+]
+Step = Annotated[
+    int | None,
+    typer.Option(min=1, help="With --resume: from the checkpoint of this step, not the newest.", show_default=False),
+]
+AllowChange = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KEY", help="With --resume: a key or section that may change the numbers of the run."),
+]
+
+
 @app.command()
 def train(
-    arguments: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[RECIPE] [KEY=VALUE]...",
-            help="A YAML recipe and overrides. With --resume they may be left out: the recipe of the run is used.",
-        ),
-    ] = None,
-    run_dir: Annotated[
-        Path | None, typer.Option(help="New folder of the run. Default: runs/NAME-DATE-TIME.", show_default=False)
-    ] = None,
-    resume: Annotated[
-        Path | None,
-        typer.Option(help="Folder of an earlier run, to continue from its last checkpoint.", show_default=False),
-    ] = None,
-    step: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="With --resume: go on from the checkpoint of this step, not the newest.", show_default=False
-        ),
-    ] = None,
-    allow_change: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KEY", help="With --resume: a key (or section) whose new value may change the numbers of the run."
-        ),
-    ] = None,
+    arguments: RecipeOrOverrides = None,
+    run_dir: RunDir = None,
+    resume: Resume = None,
+    step: Step = None,
+    allow_change: AllowChange = None,
     trust_remote_code: TrustRemoteCode = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors and the summary.")] = False,
 ) -> None:

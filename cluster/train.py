@@ -20,6 +20,7 @@ from cluster.recipe.changes import check_changes
 from cluster.recipe.config import RunConfig
 from cluster.recipe.load import dump_recipe, load_recipe
 from cluster.recipe.preparation import Prepared, prepare
+from cluster.recipe.trust import key_destination
 from cluster.roles import Curriculum
 from cluster.run.console import Console
 from cluster.run.folder import RunFolder
@@ -61,6 +62,8 @@ def train(
     """
     if resume:
         check_changes(load_recipe(RunFolder.open(run_dir).recipe), config, allowed=allowed, run=str(run_dir))
+    if destination := key_destination(config):
+        console.say(f"judge: {destination}")
     console.say(f"reading model and data of {config.name}")
     prepared = prepare(config)
     check_ray(config)

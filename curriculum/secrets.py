@@ -12,7 +12,7 @@ ENDPOINT_KEYS = ("OPENAI_API_KEY", "VLLM_API_KEY", "JUDGE_API_KEY")
 """Variables that a recipe may send to the endpoint that it names: keys that are made for an OpenAI-compatible endpoint
 and for nothing else. Keys of clouds, hubs and other services are not among them, whatever a recipe calls for."""
 HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-"""Variables that let a process read private models and data of the Hugging Face hub; the first that is set counts."""
+"""Variables that let a process read private models and data of the Hugging Face hub."""
 ALLOWED = "QWENLONG_ALLOW_ENV"
 """Variable in which the user names further ones that may be sent to an endpoint, separated by commas."""
 
@@ -33,7 +33,7 @@ def is_secret(name: str) -> bool:
 
 
 def without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment without keys, tokens and passwords: what processes get that serve several others."""
+    """Return the environment without keys, tokens and passwords: for processes that several others use."""
     return {name: value for name, value in environment.items() if not is_secret(name)}
 
 
@@ -65,14 +65,14 @@ def endpoint_key(variable: str, *, name: str = "api_key_env") -> str | None:
     return os.environ.get(variable) or None
 
 
-def hub_token(model: str) -> str | None:
-    """Return the token of the hub for a process that loads this model; None for a folder, which needs none."""
-    if os.path.isdir(model):
-        return None
-    return next((token for name in HUB_TOKENS if (token := os.environ.get(name))), None)
+def endpoint_secrets(variable: str, *, name: str = "api_key_env") -> dict[str, str]:
+    """Return the environment of a process that asks an endpoint, and of nobody else; the rest is as `endpoint_key`."""
+    key = endpoint_key(variable, name=name)
+    return {} if key is None else {variable: key, ALLOWED: variable}
 
 
-def use_hub_token(token: str | None) -> None:
-    """Let this process, and those that it starts, read from the hub with a token."""
-    if token is not None:
-        os.environ[HUB_TOKENS[0]] = token
+def hub_secrets(*models: str) -> dict[str, str]:
+    """Return the environment of a process that loads these models: the token of the hub, unless all are folders."""
+    if all(os.path.isdir(model) for model in models):
+        return {}
+    return {name: token for name in HUB_TOKENS if (token := os.environ.get(name))}

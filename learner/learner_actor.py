@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import ray
 from numpy.typing import NDArray
 
 from actors.weights.update import WeightUpdate
+from curriculum.files import PRIVATE
 from curriculum.task import Demonstration
 from learner.batch.microbatch import TrainingGroup, TrainingItem
 from learner.batch.packing import groups_of, plan_slice
@@ -54,8 +55,11 @@ class LearnerActor:
         on_gpu: bool,
         trust_remote_code: bool,
         delta: bool,
+        secrets: Mapping[str, str],
     ) -> int:
         """Join the other ranks and load the model; return the process id."""
+        os.umask(PRIVATE)
+        os.environ.update(secrets)
         os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = master[0], str(master[1])
         self._config = config
         self._engine = LearnerEngine(

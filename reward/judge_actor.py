@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 from actors.prompt import ChatPrompt, load_tokenizer
 from actors.trajectory import FinishReason, Group
@@ -26,12 +27,21 @@ class JudgeActor:
         policy_path: folder or hub id of the policy, whose tokenizer turns its answers into text.
         on_gpu: where the judge's engine runs.
         trust_remote_code: whether that tokenizer may bring code of its own.
+        secrets: environment that this process needs and others must not have; see `curriculum.secrets`.
     """
 
     def __init__(
-        self, *, name: str, config: RewardConfig, policy_path: str, on_gpu: bool, trust_remote_code: bool
+        self,
+        *,
+        name: str,
+        config: RewardConfig,
+        policy_path: str,
+        on_gpu: bool,
+        trust_remote_code: bool,
+        secrets: Mapping[str, str],
     ) -> None:
         self._name = name
+        os.environ.update(secrets)
         self._prompt = ChatPrompt(load_tokenizer(policy_path, trust_remote_code=trust_remote_code))
         self._judge = open_judge(config.judge, on_gpu=on_gpu)
         self._scorer = HybridScorer(config, self._judge)

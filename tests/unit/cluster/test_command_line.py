@@ -266,6 +266,31 @@ def test_a_folder_that_is_no_run_cannot_be_resumed(run):
     )
 
 
+@pytest.mark.parametrize("command", ["check", "train", "inspect", "resume"])
+def test_no_command_runs_code_of_a_model_unless_it_is_told_to(run, command, tmp_path, earlier_run):
+    overrides = (*SMALL, "model.trust_remote_code=true")
+    if command == "inspect":
+        arguments = ("data", "inspect", write_rows(tmp_path / "a.jsonl", []), "--recipe", LOCAL, *overrides)
+    elif command == "resume":
+        (earlier_run / "recipe.yaml").write_text(dump_recipe(load_recipe(LOCAL, overrides)), encoding="utf-8")
+        arguments = ("train", "--resume", earlier_run)
+    else:
+        arguments = (command, LOCAL, *overrides)
+    error = refused(run, *arguments)
+    assert "model.trust_remote_code=True: code that comes with" in error
+    assert "add --trust-remote-code" in error
+    if command == "check":
+        assert run(*arguments, "--trust-remote-code") == (0, [])
+
+
+@pytest.mark.parametrize("command", ["check", "train"])
+def test_no_command_sends_a_variable_that_the_user_has_not_allowed(run, command):
+    judge = (
+        "reward.judge={type: openai, base_url: 'http://127.0.0.1:9/v1', model: m, api_key_env: AWS_SECRET_ACCESS_KEY}"
+    )
+    assert "set QWENLONG_ALLOW_ENV=AWS_SECRET_ACCESS_KEY" in refused(run, command, LOCAL, *SMALL, judge)
+
+
 # ---- inspection
 
 

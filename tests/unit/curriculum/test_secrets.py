@@ -9,9 +9,9 @@ from curriculum.secrets import (
     ENDPOINT_KEYS,
     blanked_secrets,
     endpoint_key,
-    hub_token,
+    endpoint_secrets,
+    hub_secrets,
     is_secret,
-    use_hub_token,
     without_secrets,
 )
 
@@ -70,15 +70,22 @@ def test_no_other_variable_is_sent_unless_the_user_allows_it(monkeypatch):
     assert endpoint_key("AWS_SECRET_ACCESS_KEY") == "mine"
 
 
-def test_the_token_of_the_hub_is_for_models_of_the_hub_only(monkeypatch, tmp_path):
+def test_the_token_of_the_hub_is_for_processes_that_load_from_the_hub(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_TOKEN", "hf_x")
-    assert hub_token("owner/name") == "hf_x"
-    assert hub_token(str(tmp_path)) is None
+    monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
+    assert hub_secrets("owner/name", str(tmp_path)) == {"HF_TOKEN": "hf_x"}
+    assert hub_secrets(str(tmp_path)) == hub_secrets() == {}
 
 
-def test_a_process_that_got_a_token_uses_it(monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", "")
-    use_hub_token(None)
-    assert hub_token("owner/name") is None
-    use_hub_token("hf_x")
-    assert hub_token("owner/name") == "hf_x"
+def test_a_process_that_asks_an_endpoint_gets_its_key_and_the_permission(monkeypatch):
+    monkeypatch.setenv("MY_KEY", "open sesame")
+    monkeypatch.setenv("QWENLONG_ALLOW_ENV", "MY_KEY,OTHER")
+    secrets = endpoint_secrets("MY_KEY")
+    for name in ("MY_KEY", "QWENLONG_ALLOW_ENV"):
+        monkeypatch.delenv(name)
+    assert secrets.keys() == {"MY_KEY", "QWENLONG_ALLOW_ENV"}
+    for name, value in secrets.items():
+        monkeypatch.setenv(name, value)
+    assert endpoint_key("MY_KEY") == "open sesame"
+    with pytest.raises(UserError):
+        endpoint_key("OTHER")

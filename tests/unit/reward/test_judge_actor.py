@@ -23,7 +23,8 @@ def prompt():
 
 
 def judge_actor(config):
-    return JudgeActor(name="judge-0", config=config, policy_path=POLICY, on_gpu=False, trust_remote_code=False)
+    return JudgeActor(name="judge-0", config=config, policy_path=POLICY, on_gpu=False, trust_remote_code=False,
+                      secrets={})  # fmt: skip
 
 
 def trajectory(response_ids):
