@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import typer
 
 from curriculum.errors import UserError, one_line, root_cause
+from curriculum.printable import printable, printable_lines
 
 app = typer.Typer(
     name="qwenlong",
@@ -59,7 +60,7 @@ def check(recipe: Recipe, overrides: Overrides = None, trust_remote_code: TrustR
         config = load_recipe(recipe, overrides or ())
         check_trust(config, remote_code=trust_remote_code)
         prepared = prepare(config)
-        sys.stdout.write(dump_recipe(config))
+        sys.stdout.write(printable_lines(dump_recipe(config)))
         if destination := key_destination(config):
             _say(f"judge: {destination}")
         batches = 0 if prepared.demonstrations is None else len(prepared.demonstrations)
@@ -345,7 +346,7 @@ def main() -> None:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(printable(text) + "\n")
 
 
 @contextmanager

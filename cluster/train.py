@@ -25,7 +25,7 @@ from cluster.roles import Curriculum
 from cluster.run.console import Console
 from cluster.run.folder import RunFolder
 from cluster.run.journal import Journal, Tracker
-from cluster.run.opening import record_changes
+from cluster.run.opening import check_demonstrations, record_changes
 from cluster.run.progress import Progress
 from cluster.run.summary import summarise
 from cluster.run.tracking import WandbTracker
@@ -70,6 +70,7 @@ def train(
     folder = RunFolder.open(run_dir) if resume else RunFolder.create(run_dir)
     with folder.locked():
         if resume:
+            check_demonstrations(folder, len(prepared.rejects.get("data.sft", ())), allowed=allowed)
             record_changes(folder, config, console.say)
         else:
             folder.clear()
@@ -192,7 +193,7 @@ def _notices(progress: Progress) -> list[str]:
 def _write_rejects(folder: RunFolder, prepared: Prepared, console: Console) -> None:
     for key, rejects in prepared.rejects.items():
         if rejects:
-            path = folder.path / f"rejects-{key}.jsonl"
+            path = folder.rejects(key)
             write_rejects(rejects, path)
             console.say(f"{key}: {len(rejects)} rows refused, listed in {path.name}")
 

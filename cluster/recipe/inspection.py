@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from actors.model_folder import folder_or_hub_id
 from actors.prompt import ChatPrompt, load_tokenizer
@@ -16,6 +17,7 @@ from cluster.recipe.trust import check_trust
 from curriculum.dataset import Loaded, load_tasks
 from curriculum.errors import UserError
 from curriculum.phase_lengths import PhaseLengths, phase_lengths
+from curriculum.printable import printable
 from curriculum.rejects import count_reasons, write_rejects
 from curriculum.task import Task
 
@@ -52,7 +54,7 @@ def inspect_data(
 
 
 def _print(found: Loaded[Task], phases: Mapping[str, PhaseLengths]) -> None:
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, emoji=False, soft_wrap=True)
     console.print(f"{len(found.records)} tasks, {len(found.rejects)} rows refused")
     _print_counts(console, "data source", dict(Counter(task.data_source for task in found.records).most_common()))
     console.print(_length_table(phases))
@@ -66,7 +68,7 @@ def _print_counts(console: Console, title: str, counts: Mapping[str, int]) -> No
     table = Table(title, "rows")
     table.columns[1].justify = "right"
     for name, count in counts.items():
-        table.add_row(name, str(count))
+        table.add_row(Text(printable(name)), str(count))
     console.print(table)
 
 
@@ -77,14 +79,16 @@ def _length_table(phases: Mapping[str, PhaseLengths]) -> Table:
     for name, phase in phases.items():
         numbers = [phase.min, phase.median, phase.mean, phase.max]
         shown = ["-" if number is None else f"{number:.0f}" for number in numbers]
-        table.add_row(name, f"{phase.above_tokens + 1} to {phase.max_tokens}", str(phase.num_tasks), *shown)
+        table.add_row(
+            Text(printable(name)), f"{phase.above_tokens + 1} to {phase.max_tokens}", str(phase.num_tasks), *shown
+        )
     return table
 
 
 def _print_histogram(console: Console, phase: PhaseLengths, name: str) -> None:
     if not phase.num_tasks:
         return
-    console.print(f"{name}: prompt lengths in tokens")
+    console.print(f"{printable(name)}: prompt lengths in tokens", markup=False)
     highest = max(phase.bin_counts)
     for edge, count in zip(phase.bin_edges[1:], phase.bin_counts, strict=True):
         console.print(

@@ -105,6 +105,10 @@ class RunFolder:
         """The driver's log, and a link to those of the actors."""
         return self.path / "logs"
 
+    def rejects(self, key: str) -> Path:
+        """Refused rows of the data of a recipe key, one JSON object each; absent if there are none."""
+        return self.path / f"rejects-{key}.jsonl"
+
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Add one line to metrics.jsonl."""
         _append(self.path / "metrics.jsonl", record)

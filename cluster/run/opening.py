@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from cluster.recipe.changes import changes
@@ -11,7 +11,7 @@ from cluster.recipe.config import RunConfig
 from cluster.recipe.load import dump_recipe, load_recipe
 from cluster.run.folder import RunFolder
 from curriculum.errors import UserError
-from curriculum.files import write_text
+from curriculum.files import file_errors, write_text
 
 
 def open_run(arguments: Sequence[str], *, run_dir: Path | None, resume: Path | None) -> tuple[RunConfig, Path]:
@@ -35,6 +35,29 @@ def open_run(arguments: Sequence[str], *, run_dir: Path | None, resume: Path | N
     if run_dir is not None:
         raise UserError(f"--run-dir {run_dir}: not with --resume, which goes on in its own folder")
     return load_recipe(recipe or RunFolder.open(resume).recipe, overrides), resume
+
+
+def check_demonstrations(folder: RunFolder, num_refused: int, *, allowed: Collection[str]) -> None:
+    """Check that a resumed run has the demonstrations of the run.
+
+    Those beyond `learner.max_tokens_per_microbatch` are refused, and what batches hold depends on all that are left.
+
+    Args:
+        folder: of the run, with the rows that were refused.
+        num_refused: rows that are refused now.
+        allowed: keys that may change.
+
+    Raises:
+        UserError: other rows are refused than before, and `data.sft` may not change.
+    """
+    listed = folder.rejects("data.sft")
+    with file_errors(listed, "read"):
+        before = listed.read_bytes().count(b"\n") if listed.exists() else 0
+    if before != num_refused and "data.sft" not in allowed:
+        raise UserError(
+            f"--resume {folder.path}: {num_refused} rows of data.sft are refused instead of {before}, so batches of "
+            "the warm-up would differ; set learner.max_tokens_per_microbatch back, or add --allow-change data.sft"
+        )
 
 
 def record_changes(folder: RunFolder, config: RunConfig, say: Callable[[str], None]) -> None:

@@ -15,7 +15,7 @@ from cluster.recipe.changes import KEY_CLASSES, KeyClass, changes, check_changes
 from cluster.recipe.config import RunConfig
 from cluster.recipe.load import dump_recipe, load_recipe
 from cluster.run.folder import RunFolder
-from cluster.run.opening import open_run, record_changes
+from cluster.run.opening import check_demonstrations, open_run, record_changes
 from curriculum.errors import UserError
 
 ROOT = Path(__file__).parents[3]
@@ -205,6 +205,15 @@ def test_a_resume_without_changes_writes_nothing(run):
     record_changes(run, load_recipe(LOCAL), lambda _: pytest.fail("nothing changed"))
     assert run.recipe.stat().st_mtime_ns == before
     assert not (run.path / "events.jsonl").exists()
+
+
+def test_a_smaller_budget_that_refuses_more_demonstrations_is_told(run):
+    check_demonstrations(run, 0, allowed=())
+    run.rejects("data.sft").write_text("{}\n{}\n", encoding="utf-8")
+    check_demonstrations(run, 2, allowed=())
+    with pytest.raises(UserError, match=r"3 rows of data.sft are refused instead of 2.*--allow-change data.sft"):
+        check_demonstrations(run, 3, allowed=["learner"])
+    check_demonstrations(run, 3, allowed=["data.sft"])
 
 
 # ---- messages that send a person to --resume
