@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
@@ -63,6 +63,8 @@ KEY_CLASSES: Final[Mapping[str, KeyClass]] = {
 }
 """Every key, `[]` for a position in a list. Whoever adds a key to the recipe decides here: free is what leaves the
 groups, the loss and the updates of a run as they are. A path is free; what lies there is compared by its content."""
+MAX_LISTED = 5
+"""Keys that one line of an error lists."""
 _CONTENT: Final = frozenset({"data.train", "data.sft", "data.evaluation", "model.path"})
 """Keys whose files may also differ where they are named: `--allow-change` is for their content."""
 
@@ -128,7 +130,7 @@ def check_changes(old: RunConfig, new: RunConfig, *, allowed: Collection[str], r
             "with --run-dir"
         )
     if asked:
-        options = " ".join(f"--allow-change {change.key}" for change in asked)
+        options = " ".join(f"--allow-change {change.key}" for change in asked[:MAX_LISTED])
         faults.append(
             f"--resume {run}: the recipe differs from that of the run in {_listed(asked)}; this changes its numbers: "
             f"add {options} to go on with the new values, or leave them out to go on with the old ones"
@@ -147,8 +149,9 @@ def _covers(key: str, changed: str) -> bool:
     return changed == key or changed.startswith(f"{key}.")
 
 
-def _listed(found: Collection[Change]) -> str:
-    return ", ".join(str(change) for change in found)
+def _listed(found: Sequence[Change]) -> str:
+    more = f" and {len(found) - MAX_LISTED} more" if len(found) > MAX_LISTED else ""
+    return ", ".join(str(change) for change in found[:MAX_LISTED]) + more
 
 
 def _shown(value: Any) -> str:

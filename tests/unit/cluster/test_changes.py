@@ -168,6 +168,13 @@ def test_a_mistyped_key_of_allow_change_is_named():
     check(allowed=["data.train", "model.path", "learner", "curriculum.phases.1.end"])
 
 
+def test_a_whole_other_recipe_is_still_one_short_line():
+    with pytest.raises(UserError) as error:
+        check_changes(load_recipe(LOCAL), load_recipe(ROOT / "recipes" / "qwenlong_l1_14b.yaml"), allowed=(), run="a")
+    assert all(len(line) < 900 for line in error.value.lines)
+    assert re.search(r" and \d+ more; this changes its numbers", str(error.value))
+
+
 def test_every_kind_of_refusal_has_its_line():
     lines = refusal("seed=9", "learner.learning_rate=1.0", allowed=["x"]).splitlines()
     assert [line.partition(":")[0] for line in lines] == ["--allow-change x", "--resume runs/a", "--resume runs/a"]
