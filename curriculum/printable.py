@@ -6,7 +6,7 @@ import re
 
 _OBEYED = re.compile(
     "[\x00-\x1f\x7f-\x9f"  # control characters: line ends, and the escapes that move, colour and link
-    "\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"  # direction, line ends, width zero
+    "\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"  # direction, line ends, width zero
     "\ud800-\udfff\U000e0000-\U000e007f]"  # lone surrogates, invisible tags
 )
 """Characters that a terminal, a browser or an editor acts upon instead of showing them."""

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.processes.placement import judge_options, learner_options, required_gpus, rollout_options
+from cluster.processes.placement import (
+    coordinator_options,
+    judge_options,
+    learner_options,
+    required_gpus,
+    rollout_options,
+)
 from cluster.recipe.config import RunConfig
 
 
@@ -48,3 +54,12 @@ def test_engines_and_judges_restart_within_the_budget_and_a_rank_never_alone():
 
 def test_an_engine_takes_its_tensor_parallel_gpus():
     assert rollout_options(config())["num_gpus"] == 4
+
+
+def test_no_actor_inherits_a_secret_and_none_is_in_its_runtime_environment(monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "mine")
+    monkeypatch.setenv("OPENAI_API_KEY", "mine")
+    for options in (coordinator_options(), rollout_options(config()), judge_options(config())):
+        environment = options["runtime_env"]["env_vars"]
+        assert {"AWS_SECRET_ACCESS_KEY", "OPENAI_API_KEY", "HF_TOKEN", "WANDB_API_KEY"} <= environment.keys()
+        assert "mine" not in environment.values()

@@ -36,7 +36,7 @@ def test_what_a_terminal_would_obey_is_shown_as_its_escape(text, shown):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "plain", "[bold]x[/]", "日本語 はい", "«été» 5 % → 7", "🙂", "עברית", "a\u00a0b\u3000c"]
+    "text", ["", "plain", "[bold]x[/]", "日本語 はい", "«été» 5 % → 7", "🙂", "עברית", "نمی‌خواهم", "a\u00a0b\u3000c"]
 )
 def test_ordinary_text_of_any_script_stays_as_it_is(text):
     assert printable(text) == text
