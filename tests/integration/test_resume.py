@@ -36,7 +36,8 @@ def changed(workshop):
         run.finish(command)
         run.outputs.append(run.output)
     run.steps_before = len(run.metrics)
-    free = ("learner.num_ranks=2", "learner.max_tokens_per_microbatch=900", "cluster.startup_timeout_s=200")
+    free = ("learner.num_ranks=2", "learner.max_tokens_per_microbatch=900", "cluster.startup_timeout_s=200",
+            "learner.offload=[optimizer]", "learner.gradient_checkpointing=true")  # fmt: skip
     asked = ("sft.learning_rate=1e-3", "--allow-change", "sft.learning_rate")
     run.finish(start("--resume", run.folder, *free, *asked))
     run.outputs.append(run.output)
@@ -54,8 +55,10 @@ def test_a_resume_tells_and_records_what_it_changes(changed):
     (event,) = changed.events("recipe_changed")
     assert event["changes"] == {
         "cluster.startup_timeout_s": [300.0, 200.0],
+        "learner.gradient_checkpointing": [False, True],
         "learner.max_tokens_per_microbatch": [2000, 900],
         "learner.num_ranks": [1, 2],
+        "learner.offload": [[], ["optimizer"]],
         "sft.learning_rate": [0.004, 0.001],
     }
     assert all(f"changed: {key}: {old} -> {new}" in lines for key, (old, new) in event["changes"].items())
