@@ -116,6 +116,7 @@ def train(
     130: stopped by a signal after saving a checkpoint.
     """
     with one_line_errors() as log_into:
+        from cluster.recipe.changes import allowed_keys
         from cluster.recipe.trust import check_trust
         from cluster.run.console import Console
         from cluster.run.opening import open_run
@@ -132,7 +133,7 @@ def train(
             resume=resume is not None,
             console=Console(quiet=quiet),
             step=step,
-            allowed=frozenset(allow_change or ()),
+            allowed=allowed_keys(allow_change or ()),
         )
 
 

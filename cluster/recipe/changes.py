@@ -144,6 +144,11 @@ def check_changes(old: RunConfig, new: RunConfig, *, allowed: Collection[str], r
         raise UserError(*faults)
 
 
+def allowed_keys(named: Collection[str]) -> frozenset[str]:
+    """Return the keys and sections that `--allow-change` names, with every key in them that names files."""
+    return frozenset(named) | {key for key in _CONTENT if any(_covers(section, key) for section in named)}
+
+
 def _covers(key: str, changed: str) -> bool:
     """Return whether an allowed key is the changed one or a section that holds it."""
     return changed == key or changed.startswith(f"{key}.")

@@ -11,7 +11,7 @@ from typing import get_args, get_origin
 import pytest
 from pydantic import BaseModel
 
-from cluster.recipe.changes import KEY_CLASSES, KeyClass, changes, check_changes, class_of
+from cluster.recipe.changes import KEY_CLASSES, KeyClass, allowed_keys, changes, check_changes, class_of
 from cluster.recipe.config import RunConfig
 from cluster.recipe.load import dump_recipe, load_recipe
 from cluster.run.folder import RunFolder
@@ -173,6 +173,11 @@ def test_a_whole_other_recipe_is_still_one_short_line():
         check_changes(load_recipe(LOCAL), load_recipe(ROOT / "recipes" / "qwenlong_l1_14b.yaml"), allowed=(), run="a")
     assert all(len(line) < 900 for line in error.value.lines)
     assert re.search(r" and \d+ more; this changes its numbers", str(error.value))
+
+
+def test_a_section_allows_the_content_of_its_files():
+    assert allowed_keys(["data", "learner"]) == {"data", "data.train", "data.sft", "data.evaluation", "learner"}
+    assert allowed_keys([]) == frozenset()
 
 
 def test_every_kind_of_refusal_has_its_line():
