@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -46,9 +46,11 @@ class RolloutActor:
         engine_seed: int,
         on_gpu: bool,
         trust_remote_code: bool,
+        secrets: Mapping[str, str],
         lifeline: Lifeline | None = None,
     ) -> None:
         self._name = name
+        os.environ.update(secrets)
         self._pulse = Pulse(lifeline)
         coordinator_actor = _ray.get_actor(coordinator)
         # not an argument: Ray warns of actors that restart with arguments in the object store

@@ -253,6 +253,7 @@ class RolloutSide:
                 engine_seed=0,
                 on_gpu=False,
                 trust_remote_code=False,
+                secrets={},
             )
         )
         ray.get(self._actor.ready.remote())

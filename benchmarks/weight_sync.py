@@ -86,7 +86,7 @@ class Bench:
         starts = [
             rank.start.remote(
                 master=master, config=config, model_path=str(self.model), seed=0, on_gpu=False,
-                trust_remote_code=False, delta=False,
+                trust_remote_code=False, delta=False, secrets={},
             )
             for rank in self.ranks
         ]  # fmt: skip
@@ -283,6 +283,7 @@ def _engine_arguments(model: Path, index: int) -> dict[str, Any]:
         "engine_seed": index,
         "on_gpu": False,
         "trust_remote_code": False,
+        "secrets": {},
     }
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from curriculum.errors import UserError, one_line, root_cause
+from curriculum.printable import printable, printable_lines
 
 app = typer.Typer(
     name="qwenlong",
@@ -43,10 +43,11 @@ JudgeOption = Annotated[
     str, typer.Option("--judge", metavar="none|URL|MODEL", help="Judge of answers that the rule rejects.")
 ]
 JudgeModel = Annotated[str | None, typer.Option(metavar="NAME", help="Model at the judge's URL.", show_default=False)]
+TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
 
 
 @app.command()
-def check(recipe: Recipe, overrides: Overrides = None) -> None:
+def check(recipe: Recipe, overrides: Overrides = None, trust_remote_code: TrustRemoteCode = False) -> None:
     """Check a recipe: resolve it, read its model and data, and print what a run would do. Starts no process.
 
     Exit status 0: the recipe can be run. 2: it cannot; one line for each fault: key, value, what to do.
@@ -54,12 +55,16 @@ def check(recipe: Recipe, overrides: Overrides = None) -> None:
     with one_line_errors():
         from cluster.recipe.load import dump_recipe, load_recipe
         from cluster.recipe.preparation import prepare
+        from cluster.recipe.trust import check_trust, key_destination
         from cluster.run.guards import check_guards
 
         config = load_recipe(recipe, overrides or ())
+        check_trust(config, remote_code=trust_remote_code)
         check_guards(config)
         prepared = prepare(config)
-        sys.stdout.write(dump_recipe(config))
+        sys.stdout.write(printable_lines(dump_recipe(config)))
+        if destination := key_destination(config):
+            _say(f"judge: {destination}")
         batches = 0 if prepared.demonstrations is None else len(prepared.demonstrations)
         _say(f"ok: warm-up of {batches} steps, {len(prepared.tasks)} tasks in {len(config.curriculum.phases)} phases")
         for note in prepared.notes:
@@ -69,44 +74,71 @@ def check(recipe: Recipe, overrides: Overrides = None) -> None:
                 _say(f"{key}: {len(rejects)} rows refused; see them with: qwenlong data inspect FILE --recipe {recipe}")
 
 
+# Options of `train`.
+RecipeOrOverrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[RECIPE] [KEY=VALUE]...",
+        help="A YAML recipe and overrides. With --resume the recipe may be left out: that of the run is used.",
+    ),
+]
+RunDir = Annotated[
+    Path | None, typer.Option(help="New folder of the run. Default: runs/NAME-DATE-TIME.", show_default=False)
+]
+Resume = Annotated[
+    Path | None,
+    typer.Option(help="Folder of an earlier run, to continue from its last checkpoint.", show_default=False),
+]
+Step = Annotated[
+    int | None,
+    typer.Option(min=1, help="With --resume: from the checkpoint of this step, not the newest.", show_default=False),
+]
+AllowChange = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KEY", help="With --resume: a key or section that may change the numbers of the run."),
+]
+
+
 @app.command()
 def train(
-    arguments: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[RECIPE] [KEY=VALUE]...",
-            help="A YAML recipe and overrides. With --resume they may be left out: the recipe of the run is used.",
-        ),
-    ] = None,
-    run_dir: Annotated[
-        Path | None, typer.Option(help="New folder of the run. Default: runs/NAME-DATE-TIME.", show_default=False)
-    ] = None,
-    resume: Annotated[
-        Path | None,
-        typer.Option(help="Folder of an earlier run, to continue from its last checkpoint.", show_default=False),
-    ] = None,
+    arguments: RecipeOrOverrides = None,
+    run_dir: RunDir = None,
+    resume: Resume = None,
+    step: Step = None,
+    allow_change: AllowChange = None,
+    trust_remote_code: TrustRemoteCode = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors and the summary.")] = False,
 ) -> None:
     """Train from a recipe.
 
     Joins the Ray that RAY_ADDRESS names (as inside `ray job submit`) or that runs on this machine, and starts one
-    otherwise. Ctrl-C saves a checkpoint and stops; `--resume` continues from it. The run folder holds recipe.yaml,
-    metrics.jsonl, events.jsonl, trajectories/, checkpoints/, model/, summary.json and logs/.
+    otherwise. Ctrl-C saves a checkpoint and stops; `--resume` continues from it, with overrides of keys that do not
+    change the numbers, and of others with --allow-change. The run folder holds recipe.yaml, metrics.jsonl,
+    events.jsonl, trajectories/, checkpoints/, model/, summary.json and logs/.
 
     Exit status 0: finished. 1: failed; remove the cause, then use --resume. 2: recipe, data or folder cannot be used.
     130: stopped by a signal after saving a checkpoint.
     """
     with one_line_errors() as log_into:
+        from cluster.recipe.changes import allowed_keys
+        from cluster.recipe.trust import check_trust
         from cluster.run.console import Console
+        from cluster.run.opening import open_run
         from cluster.train import train as run
 
-        recipe, overrides = _split(arguments or [])
-        config = _resumed_recipe(resume, recipe, overrides) if resume else _fresh_recipe(recipe, overrides)
-        if resume and run_dir:
-            raise UserError(f"--run-dir {run_dir}: not with --resume, which goes on in its own folder")
-        folder = resume or run_dir or _default_run_dir(config.name)
+        if resume is None and (step is not None or allow_change):
+            raise UserError("--step and --allow-change: only with --resume")
+        config, folder = open_run(arguments or [], run_dir=run_dir, resume=resume)
+        check_trust(config, remote_code=trust_remote_code)
         log_into(folder)
-        run(config, run_dir=folder, resume=resume is not None, console=Console(quiet=quiet))
+        run(
+            config,
+            run_dir=folder,
+            resume=resume is not None,
+            console=Console(quiet=quiet),
+            step=step,
+            allowed=allowed_keys(allow_change or ()),
+        )
 
 
 @data_app.command()
@@ -119,12 +151,13 @@ def inspect(
         Path | None, typer.Option(help="Write the refused rows with their reasons to this JSONL file.")
     ] = None,
     overrides: Overrides = None,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Count the rows of a data set, measure them with the model's tokenizer; show lengths by phase and refused rows."""
     with one_line_errors():
         from cluster.recipe.inspection import inspect_data
 
-        inspect_data(source, recipe, overrides or (), rejects)
+        inspect_data(source, recipe, overrides or (), rejects, trust_remote_code=trust_remote_code)
 
 
 @app.command()
@@ -212,7 +245,6 @@ Thinking = Annotated[
     Literal["optional", "required"],
     typer.Option(help="required: a response without </think> has no answer (the chat template opens the thinking)."),
 ]
-TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors and the result.")]
 
 
@@ -318,46 +350,8 @@ def main() -> None:
     app()
 
 
-def _split(arguments: list[str]) -> tuple[Path | None, list[str]]:
-    """Return (recipe, overrides): the recipe comes first and has no '='."""
-    if arguments and "=" not in arguments[0]:
-        return Path(arguments[0]), arguments[1:]
-    return None, arguments
-
-
-def _fresh_recipe(recipe: Path | None, overrides: list[str]) -> Any:
-    from cluster.recipe.load import load_recipe
-
-    if recipe is None:
-        raise UserError("RECIPE is missing; for example: qwenlong train recipes/local.yaml")
-    return load_recipe(recipe, overrides)
-
-
-def _resumed_recipe(folder: Path, recipe: Path | None, overrides: list[str]) -> Any:
-    """Return the recipe stored with the run; a recipe that is given as well must be the same."""
-    from cluster.recipe.load import differing_keys, load_recipe
-    from cluster.run.folder import RunFolder
-
-    stored = load_recipe(RunFolder.open(folder).recipe)
-    given = load_recipe(recipe or folder / "recipe.yaml", overrides)
-    different = differing_keys(stored, given)
-    if different:
-        raise UserError(
-            f"--resume {folder}: the recipe differs from that of the run in {', '.join(different)}; "
-            "leave recipe and overrides out, or start a new run with --run-dir"
-        )
-    return stored
-
-
-def _default_run_dir(name: str) -> Path:
-    """Return runs/NAME-TIME here; in a submitted job, whose directory Ray deletes, one under the home directory."""
-    inside_job = "working_dir_files" in Path.cwd().parts
-    root = Path.home() / "qwenlong-runs" if inside_job else Path("runs")
-    return root / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-
-
 def _say(text: str) -> None:
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(printable(text) + "\n")
 
 
 @contextmanager
@@ -393,7 +387,8 @@ def one_line_errors() -> Generator[Callable[[Path], None]]:
 def _print(error: UserError) -> int:
     """Print the lines of an error, also of one raised in an actor; return its exit status."""
     prefix = "" if error.exit_status == EXIT_INTERRUPTED else "error: "
-    for line in str(root_cause(error)).splitlines():
+    cause = root_cause(error)
+    for line in cause.lines if isinstance(cause, UserError) else (one_line(cause),):
         _say(prefix + line)
     return error.exit_status
 

@@ -195,7 +195,7 @@ class TrainingLoop:
         order = BatchOrder(
             sampling=phase_settings.sampling(self._config, phase),
             version=self._progress.policy_version,
-            remaining_steps=None if steps is None else steps - state.num_steps,
+            remaining_steps=None if steps is None else max(1, steps - state.num_steps),
         )
         learning_rate = phase_settings.learning_rate(self._config, phase, state.num_steps)
         return Step(order, learning_rate=learning_rate, total_steps=steps)
@@ -400,8 +400,8 @@ class TrainingLoop:
         if stage.end_reason == EndReason.FRUITLESS and self._config.curriculum.after_fruitless == "stop":
             raise PhaseFruitless(
                 f"{stage.name} trained on nothing in {self._config.curriculum.max_fruitless_steps} steps in a row "
-                "(curriculum.max_fruitless_steps): no group had answers with different rewards; change its data, or go "
-                "on with the next phase with --resume"
+                "(curriculum.max_fruitless_steps): no group had answers with different rewards; go on with the next "
+                "phase with --resume, or start a new run with easier data"
             )
 
     @property

@@ -15,15 +15,18 @@ from cluster.processes.heartbeats import Watch
 from cluster.processes.launch import Processes, launch
 from cluster.processes.ray_session import check_ray, ray_session
 from cluster.processes.supervision import ActorLost, RayGauges
+from cluster.recipe.changes import check_changes
 from cluster.recipe.config import RunConfig
-from cluster.recipe.load import dump_recipe
+from cluster.recipe.load import dump_recipe, load_recipe
 from cluster.recipe.preparation import Prepared, prepare
+from cluster.recipe.trust import key_destination
 from cluster.roles import Curriculum
 from cluster.run.checkpoints import Checkpoint
 from cluster.run.console import Console
 from cluster.run.folder import RunFolder
 from cluster.run.guards import check_guards
 from cluster.run.journal import Journal, Tracker
+from cluster.run.opening import check_demonstrations, record_changes
 from cluster.run.patience import Patience
 from cluster.run.progress import Progress
 from cluster.run.recovery import FaultRecord, RestartBudget, RestartFromCheckpoint
@@ -33,11 +36,12 @@ from cluster.run.summary import summarise
 from cluster.run.tracking import FINISH_S, WandbTracker
 from cluster.run.waits import Waits
 from curriculum.errors import RunFailed
-from curriculum.files import write_text
+from curriculum.files import private_files, write_text
 from curriculum.leases import LeaseCounts
 from curriculum.rejects import write_rejects
 
 
+@private_files()
 def train(
     config: RunConfig,
     *,
@@ -58,10 +62,14 @@ def train(
         allowed: recipe keys whose data or model may have another content than before.
 
     Raises:
-        UserError: the recipe, its data or the folder cannot be used.
+        UserError: the recipe, its data or the folder cannot be used, or differ from those of the run.
         RunFailed: the cluster could not be started, or a part of it is gone for good.
         Interrupted: stopped by a signal; a checkpoint has been written.
     """
+    if resume:
+        check_changes(load_recipe(RunFolder.open(run_dir).recipe), config, allowed=allowed, run=str(run_dir))
+    if destination := key_destination(config):
+        console.say(f"judge: {destination}")
     request = StopRequest(console.say)
     with request.handled():
         console.say(f"reading model and data of {config.name}")
@@ -72,7 +80,11 @@ def train(
         check_ray(config)
         folder = RunFolder.open(run_dir) if resume else RunFolder.create(run_dir)
         with folder.locked(), _resumable(folder, request), told_what_is_whole(folder):
-            if not resume:
+            if resume:
+                check_demonstrations(folder, len(prepared.rejects.get("data.sft", ())), allowed=allowed)
+                record_changes(folder, config, console.say)
+            else:
+                folder.clear()
                 write_text(folder.recipe, dump_recipe(config))
             console.say(f"run folder: {folder.path}")
             folder.mend(console.say)
@@ -205,7 +217,8 @@ async def _summarise(
     console.summary(progress)
     for line in _notices(progress):
         console.say(line)
-    console.say(f"model:   {folder.model}\nsummary: {folder.summary}")
+    console.say(f"model:   {folder.model}")
+    console.say(f"summary: {folder.summary}")
 
 
 async def _restore(
@@ -253,7 +266,7 @@ def _notices(progress: Progress) -> list[str]:
 def _write_rejects(folder: RunFolder, prepared: Prepared, console: Console) -> None:
     for key, rejects in prepared.rejects.items():
         if rejects:
-            path = folder.path / f"rejects-{key}.jsonl"
+            path = folder.rejects(key)
             write_rejects(rejects, path)
             console.say(f"{key}: {len(rejects)} rows refused, listed in {path.name}")
 

@@ -28,15 +28,20 @@ def checked(kind: type[ModelT], /, **values: Any) -> ModelT:
     try:
         return kind(**values)
     except ValidationError as error:
-        raise UserError("\n".join(_fault(fault) for fault in error.errors())) from error
+        raise UserError(*(_fault(fault) for fault in error.errors())) from error
 
 
 def dotted(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Return nested mappings as one mapping from dotted key to value."""
-    if not isinstance(node, dict):
+    """Return nested mappings, and lists of them, as one mapping from dotted key to value."""
+    children: list[tuple[Any, Any]] = []
+    if isinstance(node, dict):
+        children = list(cast("dict[str, Any]", node).items())
+    elif isinstance(node, list):
+        entries = cast("list[Any]", node)
+        children = list(enumerate(entries)) if any(isinstance(entry, dict) for entry in entries) else []
+    if not children:
         return {prefix: node}
-    children = cast("dict[str, Any]", node)
-    parts = [dotted(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in children.items()]
+    parts = [dotted(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in children]
     return {key: value for part in parts for key, value in part.items()}
 
 

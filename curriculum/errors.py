@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import ClassVar
 
+from curriculum.printable import printable
+
 _RAISED = re.compile(r"(?:\w+\.)*(\w*(?:Error|Exception|Failed)): (.+)")
 """Line of a traceback that holds the error itself: class and message."""
 
@@ -12,12 +14,22 @@ _RAISED = re.compile(r"(?:\w+\.)*(\w*(?:Error|Exception|Failed)): (.+)")
 class UserError(Exception):
     """A recipe, file, folder, option or endpoint that cannot be used.
 
-    The message has one line for each fault: key, value, way out. A subclass whose `__init__` takes something else hands
-    all of it to `super().__init__`, since an error that leaves an actor is built again from its `args`.
+    It takes one text for each fault: key, value, way out. A subclass whose `__init__` takes something else hands all of
+    it to `super().__init__`, since an error that leaves an actor is built again from its `args`, and has its own
+    `__str__`.
     """
 
     exit_status: ClassVar[int] = 2
     """Exit status of the command that it ends."""
+
+    def __str__(self) -> str:
+        return "\n".join(str(fault) for fault in self.args)
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """One line for each fault; characters in it that a terminal would obey are escaped."""
+        has_own_text = type(self).__str__ is not UserError.__str__
+        return tuple(printable(str(fault)) for fault in ((str(self),) if has_own_text else self.args))
 
 
 class RunFailed(UserError):
@@ -31,7 +43,7 @@ class RunFailed(UserError):
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or the name of its class if it has none."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return printable(next(iter(str(error).strip().splitlines()), type(error).__name__))
 
 
 def root_cause(error: BaseException) -> BaseException:
@@ -51,9 +63,9 @@ def one_line(error: BaseException) -> str:
     """
     cause = root_cause(error)
     if isinstance(cause, UserError):
-        return "; ".join(str(cause).splitlines())
+        return "; ".join(cause.lines)
     if hasattr(cause, "actor_init_failed"):
-        return _last_raised(str(cause))
+        return printable(_last_raised(str(cause)))
     name, line = type(cause).__name__, first_line(cause)
     return name if line == name else f"{name}: {line}"
 

@@ -28,6 +28,19 @@ _WAY_OUT = {
     errno.EDQUOT: "its quota is used up; free some space",
 }
 
+PRIVATE = 0o077
+"""Umask of files that hold data, answers or weights: nobody but their user reads them."""
+
+
+@contextmanager
+def private_files() -> Generator[None]:
+    """Let what this process and its children create in a block be readable by their user alone."""
+    before = os.umask(PRIVATE)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _UNWRITABLE = (*_FULL, errno.EROFS, errno.EIO)

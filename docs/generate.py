@@ -21,6 +21,7 @@ from pydantic import BaseModel, JsonValue
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from cluster.recipe.changes import KEY_CLASSES, KeyClass
 from cluster.recipe.config import RunConfig
 from cluster.run.metrics import DECLARING
 from curriculum.metric import Metric, declared_metrics
@@ -62,6 +63,18 @@ line overrides a key, with dots between the levels: `qwenlong train recipes/loca
 unknown key is an error. `qwenlong plan` prints what a recipe comes to. Below, every key with its default; a key without
 one must be given. *None* is `null` in YAML; `[]` stands for a position in a list.
 """
+
+RESUME_HEAD = """
+## What a resumed run may change
+
+`qwenlong train --resume RUN KEY=VALUE` goes on with another value of a key, and prints and records the change
+([operations.md](operations.md#resuming-with-changes)).
+"""
+RESUME_CLASSES: Final[Mapping[KeyClass, str]] = {
+    KeyClass.FREE: "no option is needed.",
+    KeyClass.ON_REQUEST: "with `--allow-change KEY`, because the numbers change.",
+    KeyClass.NEVER: "a checkpoint holds nothing that would fit the new value.",
+}
 
 
 def pages() -> dict[Path, str]:
@@ -148,7 +161,16 @@ def recipe_page() -> str:
     Raises:
         ValueError: a key has no docstring.
     """
-    return NOTICE + RECIPE_HEAD + "".join(key_tables("", RunConfig, None))
+    return NOTICE + RECIPE_HEAD + "".join(key_tables("", RunConfig, None)) + resume_section()
+
+
+def resume_section() -> str:
+    """Return the keys by what a resumed run may do with them."""
+    text = RESUME_HEAD
+    for key_class, meaning in RESUME_CLASSES.items():
+        keys = [f"`{key}`" for key, found in KEY_CLASSES.items() if found is key_class]
+        text += f"\n**{key_class.capitalize()}**: {meaning}\n\n{', '.join(keys)}\n"
+    return text
 
 
 def key_tables(path: str, model: type[BaseModel], given: BaseModel | None, kind: str = "") -> Iterator[str]:

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from curriculum.printable import printable_lines
 from evaluation.config import DistillConfig
 from evaluation.filters import RejectedAs
+from evaluation.markdown import cell
 from evaluation.record import Answer, Item
 
 
@@ -103,9 +105,9 @@ def card_markdown(card: DataCard, config: DistillConfig) -> str:
     lines = [
         "# Distilled demonstrations",
         "",
-        f"Teacher: `{config.generator.model}`, temperature {sampling.temperature:g}, top-p {sampling.top_p:g}, "
+        f"Teacher: {cell(config.generator.model)}, temperature {sampling.temperature:g}, top-p {sampling.top_p:g}, "
         f"{sampling.num_samples} answers to each question, seed {sampling.seed}. Verified by {config.reward.rules} "
-        f"rules and the judge `{config.reward.judge.name}`. Sources: {', '.join(f'`{s}`' for s in config.sources)}.",
+        f"rules and the judge {cell(config.reward.judge.name)}. Sources: {', '.join(map(cell, config.sources))}.",
         "",
         "| | count |",
         "| --- | ---: |",
@@ -121,7 +123,7 @@ def card_markdown(card: DataCard, config: DistillConfig) -> str:
         "",
         "| demonstrations by data source | count |",
         "| --- | ---: |",
-        *(f"| {source} | {count} |" for source, count in card.kept.items()),
+        *(f"| {cell(source)} | {count} |" for source, count in card.kept.items()),
         "",
         "| tokens | mean | median | p95 | maximum |",
         "| --- | ---: | ---: | ---: | ---: |",
@@ -139,5 +141,6 @@ def card_markdown(card: DataCard, config: DistillConfig) -> str:
         f"most; foreign script up to {config.max_foreign_share:.0%}, repetition up to {config.max_repetition:.0%}, "
         f"grounding precision from {config.min_grounding:.0%} on; {config.max_kept} demonstrations of a question.",
     ]
-    refused = [f"{source}: {count}" for source, count in card.refused_rows.items() if count]
-    return "\n".join([*lines, *(["", f"Unreadable rows: {'; '.join(refused)}."] if refused else [])]) + "\n"
+    refused = [f"{cell(source)}: {count}" for source, count in card.refused_rows.items() if count]
+    lines += ["", f"Unreadable rows: {'; '.join(refused)}."] if refused else []
+    return printable_lines("\n".join(lines)) + "\n"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from actors.prompt import ChatPrompt, load_tokenizer
 from actors.thinking import whole_thought
-from curriculum.files import file_errors, whole_file
+from curriculum.files import file_errors, private_files, whole_file
 from evaluation.benchmarks import merge_items
 from evaluation.config import DistillConfig
 from evaluation.data_card import DataCard, card_json, card_markdown, make_card
@@ -42,6 +42,7 @@ class Selection:
     rejects: Counter[RejectedAs]
 
 
+@private_files()
 def distill(config: DistillConfig, *, out: Path, progress: Progress) -> DataCard:
     """Make a set of demonstrations, or continue the one in `out`.
 

@@ -12,6 +12,7 @@ from typing import Any
 from actors.prompt import TEMPLATE, ChatPrompt, load_tokenizer
 from curriculum.dataset import Loaded
 from curriculum.errors import RunFailed
+from curriculum.files import private_files
 from evaluation.answering import answer_all, missing_samples
 from evaluation.behaviour_judge import behaviour_judge, count_all, stored_counts
 from evaluation.behaviours import count_behaviours
@@ -32,6 +33,7 @@ from reward.judge_back_end import gpu_is_there, judge_session
 from reward.thinking import thinking_of
 
 
+@private_files()
 def evaluate(config: EvaluationConfig, *, out: Path, progress: Progress) -> Summary:
     """Run an evaluation, or continue the one in `out`.
 

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import zlib
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from actors.local_ray import local_ray
 from curriculum.errors import first_line, one_line
+from curriculum.secrets import blanked_secrets, hub_secrets
 from evaluation.config import RayGenerator, SamplingConfig
 from evaluation.generator import Completion, GeneratorDown
 from evaluation.local_engine import LocalEngine, check_length
@@ -29,8 +30,11 @@ MAX_RESTARTS = 3
 class ReplicaActor:
     """One engine.  Consumes: prompts.  Waits for: the engine.  Unblocked by: its answers."""
 
-    def __init__(self, *, name: str, config: RayGenerator, sampling: SamplingConfig) -> None:
+    def __init__(
+        self, *, name: str, config: RayGenerator, sampling: SamplingConfig, secrets: Mapping[str, str]
+    ) -> None:
         self._name = name
+        os.environ.update(secrets)
         self._engine = LocalEngine(config, sampling)
 
     def __repr__(self) -> str:
@@ -69,10 +73,16 @@ class RayReplicas:
             "num_gpus": config.engine.tensor_parallel_size if config.on_gpu else 0,
             "max_restarts": MAX_RESTARTS,
             "max_task_retries": MAX_RESTARTS,
-            "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "4"} if config.on_gpu else CPU_ENVIRONMENT},
+            "runtime_env": {
+                "env_vars": blanked_secrets(os.environ)
+                | ({"OMP_NUM_THREADS": "4"} if config.on_gpu else CPU_ENVIRONMENT)
+            },
         }
+        secrets = hub_secrets(config.model)
         self._replicas: list[Any] = [
-            ray.remote(ReplicaActor).options(**options).remote(name=name, config=config, sampling=sampling)
+            ray.remote(ReplicaActor)
+            .options(**options)
+            .remote(name=name, config=config, sampling=sampling, secrets=secrets)
             for name in (f"evaluation-{index}" for index in range(config.num_replicas))
         ]
         with self._ray, _as_down("the replicas did not start"):

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from curriculum.printable import printable_lines
 from evaluation.behaviours import Behaviour
 from evaluation.config import EvaluationConfig
+from evaluation.markdown import cell
 from evaluation.paper import PaperTable
 from evaluation.statistics import Estimate
 from evaluation.summary import AccuracySummary, Summary
@@ -32,10 +34,10 @@ def report_markdown(summary: Summary, config: EvaluationConfig, paper: PaperTabl
     """Write the report for people, accuracies in percent."""
     sampling, judge = config.sampling, config.reward.judge
     parts = [
-        f"# Evaluation of {_cell(config.generator.model)}",
+        f"# Evaluation of {cell(config.generator.model)}",
         f"{sampling.num_samples} answers to each question, temperature {sampling.temperature:g}, top-p "
         f"{sampling.top_p:g}, input up to {sampling.max_prompt_tokens:,} tokens (the middle is cut out), output up to "
-        f"{sampling.max_response_tokens:,}. Score: {config.reward.rules} rules, judge {_cell(judge.name)}. Intervals: "
+        f"{sampling.max_response_tokens:,}. Score: {config.reward.rules} rules, judge {cell(judge.name)}. Intervals: "
         "95 %, bootstrap over items. Failed, truncated and unknown answers are in the denominator.",
         "## Accuracy",
         _accuracy_table("benchmark", summary.benchmarks, summary),
@@ -48,8 +50,11 @@ def report_markdown(summary: Summary, config: EvaluationConfig, paper: PaperTabl
     ]
     refused = {source: count for source, count in summary.rejects.items() if count}
     if refused:
-        parts += ["## Refused rows", _table(("source", "rows"), [(_cell(s), str(c)) for s, c in refused.items()])]
-    return "\n\n".join(parts) + "\n"
+        parts += [
+            "## Refused rows",
+            _table(("source", "rows"), [(cell(s), str(c)) for s, c in refused.items()]),
+        ]
+    return printable_lines("\n\n".join(parts)) + "\n"
 
 
 def _accuracy_table(first: str, rows: Mapping[str, AccuracySummary], summary: Summary | None) -> str:
@@ -57,7 +62,7 @@ def _accuracy_table(first: str, rows: Mapping[str, AccuracySummary], summary: Su
     head = (first, "items", "answers", "accuracy", "95 %", *(f"pass@{k}" for k in ks), "failed", "truncated", "unknown")
     body: list[tuple[str, ...]] = [
         (
-            SHORT_NAMES.get(name, _cell(name)),
+            SHORT_NAMES.get(name, cell(name)),
             str(row.num_items),
             str(row.num_answers),
             _percent(row.accuracy.mean),
@@ -91,7 +96,7 @@ def _side_by_side(summary: Summary, config: EvaluationConfig, paper: PaperTable)
     ]
     average = _percent(sum(ours.values()) / len(ours)) if len(ours) == len(paper.benchmarks) else "-"
     cells = [f"**{_percent(ours.get(name))}**" if name in ours else "-" for name in paper.benchmarks]
-    body.append((f"**{_cell(config.generator.model)}**", *cells, f"**{average}**" if average != "-" else "-"))
+    body.append((f"**{cell(config.generator.model)}**", *cells, f"**{average}**" if average != "-" else "-"))
     table = _table(("model", *(SHORT_NAMES[name] for name in paper.benchmarks), "average"), body)
     return (
         f"{table}\n\nThe paper's rows were judged by DeepSeek-V3 on the questions that the paper names; compare only "
@@ -109,7 +114,7 @@ def _reasoning_table(summary: Summary) -> str:
     )
     body = [
         (
-            SHORT_NAMES.get(name, _cell(name)),
+            SHORT_NAMES.get(name, cell(name)),
             *("-" if (value := row.behaviours[behaviour]) is None else f"{value:.2f}" for behaviour in Behaviour),
             _percent(row.grounding_precision),
             str(row.num_passages),
@@ -125,14 +130,6 @@ def _reasoning_table(summary: Summary) -> str:
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _cell(text: str) -> str:
-    """Write text from outside as one table cell: no line break, column, tag or markup of its own."""
-    text = " ".join(text.split())
-    for mark in "\\|`*_[]<>":
-        text = text.replace(mark, "\\" + mark)
-    return text
 
 
 def _percent(value: float | None) -> str:

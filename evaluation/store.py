@@ -103,7 +103,7 @@ class EvaluationFolder:
         with file_errors(f"--out {path}", "written"):
             if path.exists() and not self._settings_file.is_file() and (not path.is_dir() or any(path.iterdir())):
                 raise UserError(f"--out {path}: holds something else; choose another folder")
-            path.mkdir(parents=True, exist_ok=True)
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = lock_file(path / ".lock", busy=f"--out {path}: another process is at work there; wait for it")
         self._check(settings)
         self.answers: JsonlLog[Answer] = JsonlLog(path / "answers.jsonl", _answer)

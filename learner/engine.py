@@ -445,9 +445,10 @@ class LearnerEngine:
         if self._skipped_in_a_row > MAX_NONFINITE_UPDATES:
             non_finite = [name for name, weight in self.weights if not is_finite(weight)]
             check_finite(non_finite, where=f"{self._skipped_in_a_row} updates in a row had a non-finite gradient")
+            key = "sft.learning_rate" if self._stage is Stage.SFT else "learner.learning_rate"
             raise RunFailed(
                 f"{self._skipped_in_a_row} updates in a row had a non-finite gradient, more than "
-                f"{MAX_NONFINITE_UPDATES}; lower the learning rate and resume from the last checkpoint"
+                f"{MAX_NONFINITE_UPDATES}; lower {key}, then go on with --resume and --allow-change {key}"
             )
 
     def _rows(self, plan: SlicePlan, groups: Mapping[int, TrainingGroup], *, num_groups: int) -> list[Row]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from actors.weights.tensors import host_store
 from actors.weights.update import WeightUpdate
+from curriculum.files import PRIVATE
 from curriculum.heartbeat import Heartbeat, Lifeline, Pulse, reported
 from curriculum.task import Demonstration
 from learner.batch.microbatch import TrainingGroup, TrainingItem
@@ -65,8 +66,11 @@ class LearnerActor:
         on_gpu: bool,
         trust_remote_code: bool,
         delta: bool,
+        secrets: Mapping[str, str],
     ) -> int:
         """Join the other ranks and load the model; return the process id."""
+        os.umask(PRIVATE)
+        os.environ.update(secrets)
         os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = master[0], str(master[1])
         os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"  # torch joins the store of `rendezvous`, on rank 0 too
         register_module_forward_hook(self._progress)

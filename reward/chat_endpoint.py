@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -12,6 +11,7 @@ from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
 from curriculum.errors import UserError
+from curriculum.secrets import endpoint_key
 from reward.circuit import CircuitBreaker
 from reward.config import MAX_BACKOFF_S, MAX_RETRIES
 
@@ -70,6 +70,9 @@ class ChatEndpoint:
             max_concurrency: attempts under way at once; None where the caller limits them.
             circuit: is told of every attempt, and may refuse the next one.
             request_fields: sent with every request beside its own fields.
+
+        Raises:
+            UserError: the user has not allowed that variable to be sent; see `curriculum.secrets`.
         """
         from openai import AsyncOpenAI
 
@@ -266,4 +269,4 @@ def served_models(base_url: str) -> list[str]:
 
 
 def _key(variable: str) -> str:
-    return os.environ.get(variable) or "none"
+    return endpoint_key(variable) or "none"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 import ray
 
@@ -30,6 +31,7 @@ class JudgeActor:
         on_gpu: where the judge's engine runs.
         trust_remote_code: whether that tokenizer may bring code of its own.
         lifeline: how long this process lives without its driver.
+        secrets: environment that this process needs and others must not have; see `curriculum.secrets`.
     """
 
     def __init__(
@@ -40,9 +42,11 @@ class JudgeActor:
         policy_path: str,
         on_gpu: bool,
         trust_remote_code: bool,
+        secrets: Mapping[str, str],
         lifeline: Lifeline | None = None,
     ) -> None:
         self._name = name
+        os.environ.update(secrets)
         self._pulse = Pulse(lifeline)
         self._prompt = ChatPrompt(load_tokenizer(policy_path, trust_remote_code=trust_remote_code))
         self._judge = open_judge(config.judge, on_gpu=on_gpu)

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from curriculum.errors import UserError
+from curriculum.printable import printable
 from reward.config import JudgeConfig, NoJudge
 from reward.judge_back_end import gpu_is_there, judge_config, judge_session
 from reward.judge_report import (
@@ -61,7 +62,7 @@ def report_judge(source: Path, *, judge: str, judge_model: str | None, out: Path
     report = judge_report(judged, judge=name, max_examples=max_examples)
     with json_writer(out, indent=2) as write:
         write({"source": str(source), "num_bad_rows": num_bad, **_report_json(report)})
-    _show(report, Console(stderr=True, highlight=False))
+    _show(report, Console(stderr=True, highlight=False, emoji=False))
     return num_bad
 
 
@@ -126,7 +127,7 @@ def _show(report: JudgeReport, console: Console) -> None:
         (f"judge ({report.judge})", report.judge_rates),
         ("rule or judge", report.hybrid_rates),
     ):
-        table.add_row(Text(name), *_cells(rates))
+        table.add_row(Text(printable(name)), *_cells(rates))
     console.print(table)
     console.print(
         f"the judge alone accepts {report.num_judge_alone_accepts} and alone rejects {report.num_judge_alone_rejects}",
@@ -151,7 +152,7 @@ def _examples(pairs: Sequence[AnswerPair]) -> Table:
     for pair in pairs:
         label = {None: "", True: "same", False: "different"}[pair.label]
         texts = (pair.prediction, pair.truths[0], pair.question)
-        table.add_row(str(pair.verdict), label, *[Text(repr(text[:SHOWN_CHARS])[1:-1]) for text in texts])
+        table.add_row(str(pair.verdict), label, *[Text(printable(text[:SHOWN_CHARS])) for text in texts])
     return table
 
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from curriculum.errors import UserError
 from curriculum.files import file_errors, whole_file
+from curriculum.printable import printable, printable_json
 from curriculum.rejects import Reject
 from curriculum.rows import open_table
 
@@ -41,7 +42,7 @@ class RowReader:
                 yield read(row.values)
             except ValueError as error:
                 self.num_bad += 1
-                sys.stderr.write(f"{self._path} line {row.number}: {error}\n".encode(errors="replace").decode())
+                sys.stderr.write(printable(f"{self._path} line {row.number}: {error}") + "\n")
 
 
 @contextmanager
@@ -77,5 +78,5 @@ def json_writer(path: Path | None, *, indent: int | None = None) -> Generator[Ca
 
 
 def _write(file: Any, record: Mapping[str, Any], indent: int | None) -> None:
-    """Write one object; a lone surrogate, which UTF-8 cannot hold, becomes its JSON escape."""
-    file.write((json.dumps(record, ensure_ascii=False, indent=indent) + "\n").encode("utf-8", "backslashreplace"))
+    """Write one object; what a terminal would obey, and a lone surrogate, becomes its JSON escape."""
+    file.write((printable_json(json.dumps(record, ensure_ascii=False, indent=indent)) + "\n").encode("utf-8"))

@@ -17,7 +17,7 @@ from cluster.processes.actor_set import ActorSet
 from cluster.processes.curriculum import ray_curriculum, released_by
 from cluster.processes.heartbeats import COORDINATOR, Watch
 from cluster.processes.learner import HEARTBEAT, RayLearner
-from cluster.processes.placement import judge_options, learner_options, rollout_options
+from cluster.processes.placement import coordinator_options, judge_options, learner_options, rollout_options
 from cluster.processes.rollouts import RayRollouts
 from cluster.recipe.config import RunConfig
 from cluster.recipe.preparation import Prepared
@@ -30,10 +30,11 @@ from cluster.weights.sync import MAX_PROBE_GAP, Probe, WeightSync
 from cluster.weights.transports import Collective, HostMemory
 from curriculum.coordinator_actor import CoordinatorActor
 from curriculum.errors import RunFailed, one_line, root_cause
+from curriculum.secrets import endpoint_secrets, hub_secrets
 from curriculum.task import TaskEntry
 from curriculum.task_table import TaskColumns
 from learner.learner_actor import LearnerActor
-from reward.config import VllmJudge
+from reward.config import OpenAIJudge, VllmJudge
 from reward.judge_actor import JudgeActor
 
 _T = TypeVar("_T")
@@ -169,7 +170,7 @@ def _create_coordinator(config: RunConfig, prepared: Prepared, actors: ActorSet)
     return actors.create(
         CoordinatorActor,
         COORDINATOR,
-        {"num_cpus": 0},
+        coordinator_options(),
         tasks=[TaskEntry.of(task) for task in prepared.tasks],
         config=config.curriculum,
         seed=config.seed,
@@ -199,6 +200,7 @@ def _create_rollouts(config: RunConfig, prepared: Prepared, actors: ActorSet) ->
             engine_seed=config.seed + index,
             on_gpu=config.device == "cuda",
             trust_remote_code=config.model.trust_remote_code,
+            secrets=hub_secrets(prepared.model_path),
         )
         for index, name in enumerate(f"rollout-{i}" for i in range(config.rollout.num_actors))
     }
@@ -206,9 +208,12 @@ def _create_rollouts(config: RunConfig, prepared: Prepared, actors: ActorSet) ->
 
 def _create_judges(config: RunConfig, prepared: Prepared, actors: ActorSet) -> dict[str, Any]:
     judge = config.reward.judge
-    reward = config.reward
+    reward, secrets = config.reward, hub_secrets(prepared.model_path)
+    if isinstance(judge, OpenAIJudge):
+        secrets |= endpoint_secrets(judge.api_key_env, name="reward.judge.api_key_env")
     if isinstance(judge, VllmJudge):
         model = folder_or_hub_id(judge.model, key="reward.judge.model")
+        secrets |= hub_secrets(model)
         reward = reward.model_copy(update={"judge": judge.model_copy(update={"model": model})})
     replicas = judge.num_replicas if isinstance(judge, VllmJudge) else 1
     return {
@@ -221,6 +226,7 @@ def _create_judges(config: RunConfig, prepared: Prepared, actors: ActorSet) -> d
             policy_path=prepared.model_path,
             on_gpu=config.device == "cuda",
             trust_remote_code=config.model.trust_remote_code,
+            secrets=secrets,
         )
         for name in (f"judge-{i}" for i in range(replicas))
     }
@@ -240,6 +246,7 @@ async def _start_ranks(config: RunConfig, prepared: Prepared, ranks: Sequence[An
                 on_gpu=config.device == "cuda",
                 trust_remote_code=config.model.trust_remote_code,
                 delta=config.rollout.sync.delta,
+                secrets=hub_secrets(prepared.model_path),
             ),
         )
         for index, rank in enumerate(ranks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import Any
 
 import ray
@@ -11,6 +12,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.recipe.config import RunConfig
 from curriculum.errors import RunFailed
+from curriculum.secrets import blanked_secrets
 from reward.config import VllmJudge
 
 CPU_ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
@@ -78,6 +80,11 @@ async def learner_options(config: RunConfig) -> list[dict[str, Any]]:
     ]
 
 
+def coordinator_options() -> dict[str, Any]:
+    """Return the Ray options of the coordinator."""
+    return {"num_cpus": 0, "runtime_env": {"env_vars": blanked_secrets(os.environ)}}
+
+
 def _options(config: RunConfig, *, gpus: float, restarts: int) -> dict[str, Any]:
     on_cpu = config.device == "cpu"
     return {
@@ -85,5 +92,7 @@ def _options(config: RunConfig, *, gpus: float, restarts: int) -> dict[str, Any]
         "num_gpus": 0 if on_cpu else gpus,
         "max_restarts": restarts,
         "max_task_retries": 0,
-        "runtime_env": {"env_vars": CPU_ENVIRONMENT if on_cpu else {"OMP_NUM_THREADS": "4"}},
+        "runtime_env": {
+            "env_vars": blanked_secrets(os.environ) | (CPU_ENVIRONMENT if on_cpu else {"OMP_NUM_THREADS": "4"})
+        },
     }

@@ -12,10 +12,12 @@ from rich.text import Text
 from actors.model_folder import folder_or_hub_id
 from actors.prompt import ChatPrompt, load_tokenizer
 from cluster.recipe.load import load_recipe
+from cluster.recipe.trust import check_trust
 from cluster.recipe.truths import SourceTruths, truths_by_source
 from curriculum.dataset import Loaded, load_tasks
 from curriculum.errors import UserError
 from curriculum.phase_lengths import PhaseLengths, phase_lengths
+from curriculum.printable import printable
 from curriculum.rejects import count_reasons, write_rejects
 from curriculum.task import Task
 from reward.config import RewardConfig
@@ -25,13 +27,16 @@ MAX_EXAMPLES = 3
 """Questions that are named for each data source."""
 
 
-def inspect_data(source: str, recipe: Path, overrides: Sequence[str], rejects: Path | None) -> None:
+def inspect_data(
+    source: str, recipe: Path, overrides: Sequence[str], rejects: Path | None, *, trust_remote_code: bool = False
+) -> None:
     """Print counts, lengths per phase with a histogram, and rejects by reason.
 
     Raises:
         UserError: the recipe or the data cannot be read, or the rejects cannot be written.
     """
     config = load_recipe(recipe, overrides)
+    check_trust(config, remote_code=trust_remote_code)
     limits = [phase.max_prompt_tokens for phase in config.curriculum.phases]
     if not limits:
         raise UserError(f"recipe {recipe}: it has no curriculum.phases to measure the data by; use another recipe")
@@ -52,7 +57,7 @@ def inspect_data(source: str, recipe: Path, overrides: Sequence[str], rejects: P
 
 
 def _print(found: Loaded[Task], phases: Mapping[str, PhaseLengths], reward: RewardConfig) -> None:
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, emoji=False, soft_wrap=True)
     console.print(f"{len(found.records)} tasks, {len(found.rejects)} rows refused")
     console.print(_truth_table(truths_by_source(found.records, reward)))
     console.print(_length_table(phases))
@@ -76,7 +81,7 @@ def _print_counts(console: Console, title: str, counts: Mapping[str, int]) -> No
     table = Table(title, "rows")
     table.columns[1].justify = "right"
     for name, count in counts.items():
-        table.add_row(name, str(count))
+        table.add_row(Text(printable(name)), str(count))
     console.print(table)
 
 
@@ -87,14 +92,16 @@ def _length_table(phases: Mapping[str, PhaseLengths]) -> Table:
     for name, phase in phases.items():
         numbers = [phase.min, phase.median, phase.mean, phase.max]
         shown = ["-" if number is None else f"{number:.0f}" for number in numbers]
-        table.add_row(name, f"{phase.above_tokens + 1} to {phase.max_tokens}", str(phase.num_tasks), *shown)
+        table.add_row(
+            Text(printable(name)), f"{phase.above_tokens + 1} to {phase.max_tokens}", str(phase.num_tasks), *shown
+        )
     return table
 
 
 def _print_histogram(console: Console, phase: PhaseLengths, name: str) -> None:
     if not phase.num_tasks:
         return
-    console.print(f"{name}: prompt lengths in tokens")
+    console.print(f"{printable(name)}: prompt lengths in tokens", markup=False)
     highest = max(phase.bin_counts)
     for edge, count in zip(phase.bin_edges[1:], phase.bin_counts, strict=True):
         console.print(

@@ -12,7 +12,6 @@ from pydantic import ValidationError
 
 from cluster.recipe.config import RunConfig
 from cluster.recipe.faults import explain_faults
-from curriculum.config import dotted
 from curriculum.errors import UserError
 from curriculum.files import file_errors
 
@@ -29,7 +28,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        raise UserError("\n".join(explain_faults(error, values))) from error
+        raise UserError(*explain_faults(error, values)) from error
 
 
 def dump_recipe(config: RunConfig) -> str:
@@ -115,9 +114,3 @@ def _list_index(node: list[Any], key: str, override: str) -> int:
     if not key.isdigit() or int(key) >= len(node):
         raise UserError(f"override {override!r}: {key!r} must be an index from 0 to {len(node) - 1}")
     return int(key)
-
-
-def differing_keys(a: RunConfig, b: RunConfig) -> list[str]:
-    """Return the dotted keys at which two recipes differ, sorted."""
-    left, right = dotted(a.model_dump(mode="json")), dotted(b.model_dump(mode="json"))
-    return sorted(key for key in left.keys() | right.keys() if left.get(key) != right.get(key))

@@ -5,10 +5,12 @@ from __future__ import annotations
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from cluster.run.progress import Accuracy
 from cluster.run.progress import Progress as RunProgress
 from curriculum.metric import Metrics
+from curriculum.printable import printable
 
 LINE = (
     ("loss", "sft/loss", ".3f"),
@@ -30,9 +32,9 @@ class Console:
     """Prints to standard error, so that standard output stays free for results."""
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self._console = RichConsole(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+        self._console = RichConsole(stderr=True, quiet=quiet, highlight=False, emoji=False, soft_wrap=True)
         self._bars = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -42,14 +44,14 @@ class Console:
         self._bar: TaskID | None = None
 
     def say(self, text: str) -> None:
-        """Print one line; markup in it is printed as it is."""
-        self._console.print(text, markup=False)
+        """Print one line; markup and control characters in it are shown, not obeyed."""
+        self._console.print(printable(text), markup=False)
 
     def open_stage(self, name: str) -> None:
         """Start the bar of a stage."""
         self.say(f"── {name}")
         self._bars.start()
-        self._bar = self._bars.add_task(name, total=None)
+        self._bar = self._bars.add_task(printable(name), total=None)
 
     def step(self, stage: str, step: int, total: int | None, metrics: Metrics) -> None:
         """Print the line of a step; open the bar of a stage that a resumed run continues."""
@@ -72,11 +74,11 @@ class Console:
         lengths = list((progress.base_accuracy or {}).keys())
         table = Table(title="held-out accuracy before → after each stage")
         for column in ("stage", "steps", "seconds", *lengths, "replayed", "judge calls", "saved", "ended by"):
-            table.add_column(column, justify="left" if column in ("stage", "ended by") else "right")
+            table.add_column(Text(printable(column)), justify="left" if column in ("stage", "ended by") else "right")
         for stage in progress.finished_stages:
             accuracies = [_change(stage.accuracy_before, stage.accuracy_after, name) for name in lengths]
             table.add_row(
-                stage.name,
+                Text(printable(stage.name)),
                 str(stage.steps),
                 f"{stage.wall_seconds:.0f}",
                 *accuracies,
@@ -85,7 +87,7 @@ class Console:
                 str(stage.judge_saves),
                 stage.end_reason or "",
             )
-        RichConsole(highlight=False, width=None if self._console.is_terminal else 120).print(table)
+        RichConsole(highlight=False, emoji=False, width=None if self._console.is_terminal else 120).print(table)
 
 
 def _change(before: Accuracy | None, after: Accuracy | None, name: str) -> str:

@@ -11,6 +11,8 @@ import traceback
 from contextlib import suppress
 from pathlib import Path
 
+from curriculum.printable import printable_lines
+
 
 def write_fault_log(error: BaseException, run_folder: Path | None) -> Path:
     """Write command and traceback into a new file, and return its path.
@@ -18,7 +20,7 @@ def write_fault_log(error: BaseException, run_folder: Path | None) -> Path:
     The file is in logs/ of the run folder, or a temporary one if there is no run folder that can be written to; it is
     the null device where nothing can be written.
     """
-    text = f"{shlex.join(sys.argv)}\n\n{''.join(traceback.format_exception(error))}"
+    text = printable_lines(f"{shlex.join(sys.argv)}\n\n{''.join(traceback.format_exception(error))}")
     name = f"fault-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     if run_folder is not None and (run_folder / "recipe.yaml").is_file():
         with suppress(OSError):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from cluster.run.checkpoints import Checkpoint, Checkpoints
+from cluster.run.failed_start import clear_failed_start, is_failed_start
 from cluster.run.json_lines import JsonLines
 from curriculum.errors import UserError
 from curriculum.files import clear_leftovers, file_errors, lock_file, remove_folder, write_text
@@ -28,20 +29,20 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path) -> RunFolder:
-        """Create a new folder.
+        """Create a new folder that only its owner can read, or take that of a start that failed before its first step.
 
         Raises:
-            UserError: something is there already, or it cannot be created.
+            UserError: something else is there already, or it cannot be created.
         """
         with file_errors(f"run folder {path}", "written"):
             if path.exists() and not path.is_dir():
                 raise UserError(f"run folder {path}: is a file; choose a folder with --run-dir")
-            if path.is_dir() and any(path.iterdir()):
+            if path.is_dir() and any(path.iterdir()) and not is_failed_start(path):
                 raise UserError(
                     f"run folder {path}: exists and is not empty; continue it with --resume {path}, "
                     "or choose another with --run-dir"
                 )
-            path.mkdir(parents=True, exist_ok=True)
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
         return cls(path.resolve())
 
     @classmethod
@@ -65,6 +66,17 @@ class RunFolder:
         """
         busy = f"run folder {self.path}: another process is training in it; wait for it or choose another folder"
         return lock_file(self.path / ".lock", busy=busy)
+
+    def clear(self) -> None:
+        """Remove what a failed start left; call it while the folder is locked, before anything is written.
+
+        Raises:
+            UserError: there is more than a failed start leaves, or it cannot be removed.
+        """
+        with file_errors(f"run folder {self.path}", "written"):
+            if not is_failed_start(self.path):
+                raise UserError(f"run folder {self.path}: is no longer empty; choose another with --run-dir")
+            clear_failed_start(self.path)
 
     @property
     def recipe(self) -> Path:
@@ -99,6 +111,10 @@ class RunFolder:
     @property
     def _lines(self) -> tuple[JsonLines, ...]:
         return self._metrics, self._events, self._quarantine
+
+    def rejects(self, key: str) -> Path:
+        """Refused rows of the data of a recipe key, one JSON object each; absent if there are none."""
+        return self.path / f"rejects-{key}.jsonl"
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Add one line to metrics.jsonl; on a full disk it waits for `write_waiting`."""

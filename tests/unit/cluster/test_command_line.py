@@ -241,15 +241,20 @@ def earlier_run(run):
     return folder
 
 
-def test_a_resume_with_another_recipe_names_what_differs(run, earlier_run):
+def test_a_resume_with_another_seed_is_another_run(run, earlier_run):
     error = refused(run, "train", LOCAL, *SMALL, "seed=9", "--resume", earlier_run)
-    assert f"--resume {earlier_run}: the recipe differs from that of the run in seed; leave recipe and" in error
+    assert f"--resume {earlier_run}: cannot change within a run: seed: 0 -> 9; leave it as it was, or start" in error
 
 
-def test_a_resume_with_an_override_alone_is_another_recipe_as_well(run, earlier_run):
-    assert "differs from that of the run in groups_per_batch" in refused(
-        run, "train", "groups_per_batch=2", "--resume", earlier_run
-    )
+def test_a_resume_with_an_override_that_changes_the_numbers_tells_the_option_for_it(run, earlier_run):
+    error = refused(run, "train", "groups_per_batch=2", "--resume", earlier_run)
+    assert "differs from that of the run in groups_per_batch: 16 -> 2" in error
+    assert "add --allow-change groups_per_batch to go on with the new values" in error
+
+
+def test_the_options_of_a_resume_are_refused_without_one(run):
+    for option in (["--step", "3"], ["--allow-change", "seed"]):
+        assert "--step and --allow-change: only with --resume" in refused(run, "train", LOCAL, *SMALL, *option)
 
 
 def test_a_resume_goes_on_in_its_own_folder(run, earlier_run):
@@ -260,6 +265,31 @@ def test_a_folder_that_is_no_run_cannot_be_resumed(run):
     assert "--resume gone: no recipe.yaml there; give the folder of an earlier run" in refused(
         run, "train", "--resume", "gone"
     )
+
+
+@pytest.mark.parametrize("command", ["check", "train", "inspect", "resume"])
+def test_no_command_runs_code_of_a_model_unless_it_is_told_to(run, command, tmp_path, earlier_run):
+    overrides = (*SMALL, "model.trust_remote_code=true")
+    if command == "inspect":
+        arguments = ("data", "inspect", write_rows(tmp_path / "a.jsonl", []), "--recipe", LOCAL, *overrides)
+    elif command == "resume":
+        (earlier_run / "recipe.yaml").write_text(dump_recipe(load_recipe(LOCAL, overrides)), encoding="utf-8")
+        arguments = ("train", "--resume", earlier_run)
+    else:
+        arguments = (command, LOCAL, *overrides)
+    error = refused(run, *arguments)
+    assert "model.trust_remote_code=True: code that comes with" in error
+    assert "add --trust-remote-code" in error
+    if command == "check":
+        assert run(*arguments, "--trust-remote-code") == (0, [])
+
+
+@pytest.mark.parametrize("command", ["check", "train"])
+def test_no_command_sends_a_variable_that_the_user_has_not_allowed(run, command):
+    judge = (
+        "reward.judge={type: openai, base_url: 'http://127.0.0.1:9/v1', model: m, api_key_env: AWS_SECRET_ACCESS_KEY}"
+    )
+    assert "set QWENLONG_ALLOW_ENV=AWS_SECRET_ACCESS_KEY" in refused(run, command, LOCAL, *SMALL, judge)
 
 
 # ---- inspection

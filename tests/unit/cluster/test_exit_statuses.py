@@ -46,7 +46,7 @@ def in_an_actor(error):
     ("error", "status", "lines"),
     [
         (UserError("seed=-1: no; give 0"), 2, ["error: seed=-1: no; give 0"]),
-        (UserError("a=1: no\nb=2: no"), 2, ["error: a=1: no", "error: b=2: no"]),
+        (UserError("a=1: no", "b=2: no"), 2, ["error: a=1: no", "error: b=2: no"]),
         (ActorLost("judge-0 is gone"), 1, ["error: judge-0 is gone"]),
         (Interrupted(), 130, ["stopped; go on with --resume and the run folder"]),
     ],

@@ -7,7 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from cluster.processes.placement import judge_options, learner_options, required_gpus, rollout_options
+from cluster.processes.placement import (
+    coordinator_options,
+    judge_options,
+    learner_options,
+    required_gpus,
+    rollout_options,
+)
 from cluster.recipe.config import RunConfig
 from cluster.run.stopping import Interrupted, StopSignal
 from curriculum.errors import RunFailed
@@ -68,3 +74,12 @@ def test_gpus_that_stay_in_use_are_named_and_a_stop_does_not_wait_for_them(monke
 
     with pytest.raises(Interrupted):
         asyncio.run(stopped())
+
+
+def test_no_actor_inherits_a_secret_and_none_is_in_its_runtime_environment(monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "mine")
+    monkeypatch.setenv("OPENAI_API_KEY", "mine")
+    for options in (coordinator_options(), rollout_options(config()), judge_options(config())):
+        environment = options["runtime_env"]["env_vars"]
+        assert {"AWS_SECRET_ACCESS_KEY", "OPENAI_API_KEY", "HF_TOKEN", "WANDB_API_KEY"} <= environment.keys()
+        assert "mine" not in environment.values()

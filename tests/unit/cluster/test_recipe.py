@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.recipe.load import differing_keys, dump_recipe, load_recipe
+from cluster.recipe.load import dump_recipe, load_recipe
 from curriculum.errors import UserError
 
 RECIPES = Path(__file__).parents[3] / "recipes"
@@ -204,13 +204,3 @@ def test_a_dumped_recipe_reads_back_as_the_same(path, tmp_path):
     stored = tmp_path / "recipe.yaml"
     stored.write_text(dump_recipe(config), encoding="utf-8")
     assert load_recipe(stored) == config
-    assert differing_keys(load_recipe(stored), config) == []
-
-
-def test_recipes_differ_in_the_keys_that_differ(write):
-    path = write(MINIMAL)
-    a = load_recipe(path)
-    b = load_recipe(path, ["seed=4", "learner.betas=[0.5, 0.9]", "curriculum.retrospective=null"])
-    different = differing_keys(a, b)
-    assert {"seed", "learner.betas", "curriculum.retrospective.max_share"} <= set(different)
-    assert all(key in ("seed", "learner.betas") or key.startswith("curriculum.retrospective.") for key in different)

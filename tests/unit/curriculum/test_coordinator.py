@@ -498,6 +498,19 @@ def test_a_state_of_another_run_is_refused(make_tasks, counts, ends, seed):
         other.load_state_dict(state)
 
 
+@pytest.mark.parametrize(("steps", "phases"), [(4, [0, 0, 1]), (3, [0, 1]), (1, [1])], ids=["longer", "equal", "over"])
+def test_a_phase_may_be_made_longer_or_shorter_between_two_states(make_tasks, steps, phases):
+    first = start(make_tasks(3, 4), FixedSteps(steps=3), FixedSteps(steps=1))
+    run_step(first, 0, 2, half_right)
+    again = start(make_tasks(3, 4), FixedSteps(steps=steps), FixedSteps(steps=1), retrospective=None)
+    again.load_state_dict(first.state_dict())
+    found = []
+    for step in range(1, 1 + len(phases)):
+        run_step(again, step, 2, half_right)
+        found.append(again.phase_state().phase)
+    assert found == phases
+
+
 def test_a_state_of_another_format_is_refused(make_tasks):
     coordinator = start(make_tasks(1), FixedSteps(steps=1))
     with pytest.raises(UserError, match="format=0"):

@@ -89,7 +89,7 @@ def test_any_other_error_is_told_with_its_class():
 
 
 def test_the_faults_of_a_recipe_become_one_line_where_one_is_needed():
-    assert one_line(UserError("a=1: no\nb=2: no")) == "a=1: no; b=2: no"
+    assert one_line(UserError("a=1: no", "b=2: no")) == "a=1: no; b=2: no"
 
 
 @pytest.mark.parametrize(

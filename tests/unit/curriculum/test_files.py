@@ -14,6 +14,7 @@ from curriculum.files import (
     file_errors,
     finish_folder,
     lock_file,
+    private_files,
     remove_folder,
     whole_file,
     write_text,
@@ -22,6 +23,19 @@ from curriculum.files import (
 
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
+
+
+def test_what_is_made_in_private_is_readable_by_its_user_alone(tmp_path):
+    before = os.umask(0o022)
+    try:
+        with private_files():
+            (tmp_path / "mine").mkdir()
+            write_text(tmp_path / "mine" / "a", "data")
+        write_text(tmp_path / "b", "data")
+    finally:
+        assert os.umask(before) == 0o022, "the mask comes back"
+    modes = [(tmp_path / name).stat().st_mode & 0o777 for name in ("mine", "mine/a", "b")]
+    assert modes == [0o700, 0o600, 0o644]
 
 
 def test_a_text_replaces_the_old_one_whole(tmp_path):

@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -102,6 +103,9 @@ def test_the_card_accounts_for_every_answer_and_measures_lengths(make_item, make
     text = card_markdown(card, config())
     assert "| wrong | 4 |" in text
     assert "Unreadable rows: q.jsonl: 1." in text
+    hostile = replace(card, kept={"a|b\x1b[2J<script>\u202e": 1}, refused_rows={"*\x9b": 1})
+    assert "| a\\|b\\x1b\\[2J\\<script\\>\\u202e | 1 |" in card_markdown(hostile, config())
+    assert "Unreadable rows: \\*\\x9b: 1." in card_markdown(hostile, config())
     assert card_json(card, config())["config"]["generator"]["model"] == "owner/teacher"
 
 

@@ -183,6 +183,8 @@ def test_a_teachers_right_answers_become_demonstrations(endpoint, source, tmp_pa
     assert [row["response"] for row in rows] == [ANSWERS["right"], ANSWERS["judged"]]
     assert rows[0]["context"] == f"Long ago {QUOTE}."
     assert "| wrong | 2 |" in (tmp_path / "d" / "data_card.md").read_text()
+    readable = [path.name for path in (tmp_path / "d", *(tmp_path / "d").iterdir()) if path.stat().st_mode & 0o077]
+    assert readable == [], "by others"
 
 
 def test_questions_with_documents_that_do_not_fit_are_not_asked(endpoint, source, tmp_path):

@@ -123,10 +123,11 @@ def test_the_report_stands_beside_the_paper_and_averages_only_over_all_seven(mak
 
 
 def test_names_from_data_cannot_break_the_table(make_result):
-    summary = summarise([make_result(1.0, benchmark="a|b\n<script>")], seed=0, rejects={"f|g": 3})
+    summary = summarise([make_result(1.0, benchmark="a|b\n<script>")], seed=0, rejects={"f|g": 3, "\x1b[2J\u202e": 1})
     text = report_markdown(summary, config(), paper_table())
     assert "| a\\|b \\<script\\> | 1 |" in text
     assert "| f\\|g | 3 |" in text
+    assert "| \\x1b\\[2J\\u202e | 1 |" in text
 
 
 def test_the_report_is_json_and_holds_the_configuration(make_result):

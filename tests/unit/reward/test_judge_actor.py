@@ -9,6 +9,7 @@ import pytest
 
 from actors.prompt import ChatPrompt, load_tokenizer
 from actors.trajectory import FinishReason, Group, Trajectory, VersionSpan
+from curriculum.secrets import endpoint_secrets
 from curriculum.task import Task, TaskLease
 from reward.circuit import CircuitState
 from reward.config import OpenAIJudge, RewardConfig
@@ -22,8 +23,9 @@ def prompt():
     return ChatPrompt(load_tokenizer(POLICY))
 
 
-def judge_actor(config):
-    return JudgeActor(name="judge-0", config=config, policy_path=POLICY, on_gpu=False, trust_remote_code=False)
+def judge_actor(config, secrets=None):
+    return JudgeActor(name="judge-0", config=config, policy_path=POLICY, on_gpu=False, trust_remote_code=False,
+                      secrets=secrets or {})  # fmt: skip
 
 
 def trajectory(response_ids):
@@ -82,3 +84,13 @@ def test_without_a_judge_there_are_no_events():
         return await actor.drain_events(), str(actor)
 
     assert asyncio.run(session()) == ([], "judge-0")
+
+
+def test_the_judge_alone_gets_the_key_of_its_endpoint(dead_url, monkeypatch):
+    monkeypatch.setenv("MY_KEY", "open sesame")
+    monkeypatch.setenv("QWENLONG_ALLOW_ENV", "MY_KEY")
+    secrets = endpoint_secrets("MY_KEY")
+    monkeypatch.setenv("MY_KEY", "")  # as in the environment of every actor
+    monkeypatch.delenv("QWENLONG_ALLOW_ENV")
+    actor = judge_actor(RewardConfig(judge=OpenAIJudge(base_url=dead_url, model="m", api_key_env="MY_KEY")), secrets)
+    assert actor._judge._endpoint._client.api_key == "open sesame"

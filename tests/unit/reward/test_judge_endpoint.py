@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from curriculum.errors import UserError
 from reward.chat_endpoint import backoff_s, is_outage, is_retried, read_reply, retry_after_s
 from reward.circuit import CircuitState
 from reward.config import OpenAIJudge, RewardConfig
@@ -237,8 +238,11 @@ def test_an_outage_changes_no_reward_and_a_return_of_the_judge_gives_the_missing
     assert report.num_unknown == 2
 
 
-def test_the_key_comes_from_the_environment(endpoint, monkeypatch):
+def test_the_key_comes_from_the_environment_if_the_user_allows_it(endpoint, monkeypatch):
     monkeypatch.setenv("MY_JUDGE_KEY", "open sesame")
+    with pytest.raises(UserError, match="set QWENLONG_ALLOW_ENV=MY_JUDGE_KEY"):
+        open_client(endpoint.url, api_key_env="MY_JUDGE_KEY")
+    monkeypatch.setenv("QWENLONG_ALLOW_ENV", "MY_JUDGE_KEY")
     client = open_client(endpoint.url, api_key_env="MY_JUDGE_KEY")
     assert client._endpoint._client.api_key == "open sesame"
 
