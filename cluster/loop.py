@@ -11,11 +11,9 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from math import ceil
 from typing import Any
 
-from cluster.batches.bounded_lag import BoundedLagSource
-from cluster.batches.on_policy import OnPolicySource
+from cluster.batches.choice import batch_source
 from cluster.batches.source import BatchOrder, BatchSource
 from cluster.group import ScoredGroup, assign_advantages
 from cluster.recipe import phase_settings
@@ -31,9 +29,9 @@ from cluster.run.quarantine import QuarantinedTask, check_quarantine
 from cluster.run.recovery import CoordinatorLost
 from cluster.run.stages import Stages
 from cluster.run.step import Part, Step, StepClock
-from cluster.run.stopping import Interrupted, StopSignal
+from cluster.run.stopping import Interrupted, JudgeLost, PhaseFruitless, StopSignal
 from cluster.weights.sync import WeightSync
-from curriculum.errors import RunFailed, root_cause
+from curriculum.errors import root_cause
 from curriculum.metric import metrics_of
 from curriculum.task import Task
 from curriculum.transition import EndReason, PhaseState
@@ -47,14 +45,6 @@ OUTAGE_PAUSE_S = 5.0
 
 CLOSE_S = 2.0
 """Longest wait at the end of a run for engines to drop what they are working on."""
-
-
-class JudgeLost(RunFailed):
-    """The judge has been away too long; everything up to the last finished step has been saved."""
-
-
-class PhaseFruitless(RunFailed):
-    """Nothing in a phase could be trained on, and the recipe says to stop then; the run has been saved."""
 
 
 class TrainingLoop:
@@ -81,7 +71,7 @@ class TrainingLoop:
         self._config = config
         self._curriculum = curriculum
         self._rollouts = rollouts
-        self._batches = None if curriculum is None else _batch_source(config, curriculum, rollouts)
+        self._batches = None if curriculum is None else batch_source(config, curriculum, rollouts)
         self._learner = learner
         self._weights = weights
         weights.on_delivered = self._weights_delivered
@@ -408,17 +398,3 @@ class TrainingLoop:
     def _required_batches(self) -> BatchSource:
         assert self._batches is not None, "reinforcement learning without a curriculum"
         return self._batches
-
-
-def _batch_source(config: RunConfig, curriculum: Curriculum, rollouts: Rollouts) -> BatchSource:
-    """Return strictly on-policy batches, or a source with a bounded lag."""
-    dynamic_sampling = config.learner.algorithm.type == "dapo"
-    common: dict[str, Any] = {
-        "batch_size": config.groups_per_batch,
-        "slice_size": ceil(config.groups_per_batch / config.learner.slices),
-        "max_rounds": config.curriculum.max_sampling_rounds if dynamic_sampling else 1,
-        "dynamic_sampling": dynamic_sampling,
-    }
-    if config.rollout.max_policy_lag == 0:
-        return OnPolicySource(curriculum, rollouts, **common)
-    return BoundedLagSource(curriculum, rollouts, max_policy_lag=config.rollout.max_policy_lag, **common)

@@ -16,9 +16,7 @@ which holders pull or report in between.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -33,6 +31,7 @@ from curriculum.retrospective import RetrospectivePool, draw_pool
 from curriculum.sampler import FreshSampler, spread_slots
 from curriculum.step_counts import StepCounts
 from curriculum.task import TaskEntry, TaskLease, TaskOutcome
+from curriculum.task_set import check_tasks, fingerprint
 from curriculum.transition import CurriculumReport, EndReason, PhaseState, Transition
 
 STATE_FORMAT = 2
@@ -65,11 +64,11 @@ class Coordinator:
         seed: int,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        _check_tasks(tasks, config)
+        check_tasks(tasks, config)
         self._config = config
         self._seed = seed
         self._tasks = {task.task_id: task for task in tasks}
-        self._fingerprint = _fingerprint(tasks, config, seed)
+        self._fingerprint = fingerprint(tasks, config, seed)
         self._phase_task_ids = [
             [task.task_id for task in tasks if task.phase == phase] for phase in range(len(config.phases))
         ]
@@ -373,36 +372,6 @@ class Coordinator:
         num_tasks = len(self._phase_task_ids[self._phase])
         num_open = self._book.num_open(phase=self._phase, replayed=False)
         return (round(self._sampler.epochs * num_tasks) - num_open) / num_tasks
-
-
-def _fingerprint(tasks: Sequence[TaskEntry], config: CurriculumConfig, seed: int) -> str:
-    """Digest what a state is bound to: the seed, the lengths of the phases, and the tasks in order.
-
-    When a phase ends and what is replayed may change between two states, if the user wants it.
-    """
-    limits = [phase.max_prompt_tokens for phase in config.phases]
-    digest = hashlib.sha256(json.dumps([seed, limits]).encode())
-    for task in tasks:
-        digest.update(f"\n{task.phase} {task.task_id}".encode())
-    return digest.hexdigest()[:16]
-
-
-def _check_tasks(tasks: Sequence[TaskEntry], config: CurriculumConfig) -> None:
-    if not config.phases:
-        raise ValueError("curriculum.phases=(): nothing to coordinate; add a phase or run the warm-up only")
-    seen: set[str] = set()
-    for task in tasks:
-        if task.task_id in seen:
-            raise ValueError(f"task {task.task_id}: the id is not unique; rename or remove one of the rows")
-        if not 0 <= task.phase < len(config.phases):
-            raise ValueError(f"task {task.task_id}: phase={task.phase}, expected 0..{len(config.phases) - 1}")
-        seen.add(task.task_id)
-    for index, phase in enumerate(config.phases):
-        if not any(task.phase == index for task in tasks):
-            raise ValueError(
-                f"curriculum.phases[{index}]={phase.name}: no task has a length in this phase; "
-                "change its max_prompt_tokens or remove the phase"
-            )
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -33,7 +33,8 @@ reward.judge.gpu_memory_utilization reward.judge.cpu_kv_cache_bytes reward.judge
 reward.judge.num_replicas reward.judge.timeout_s reward.judge.base_url reward.judge.api_key_env reward.max_outage_s
 learner.num_ranks learner.slices learner.max_tokens_per_microbatch learner.sequence_parallel
 learner.gradient_checkpointing learner.offload checkpoint.every_steps checkpoint.keep_last cluster.address
-cluster.dashboard_port cluster.object_store_bytes cluster.max_actor_restarts cluster.startup_timeout_s tracking.wandb
+cluster.dashboard_port cluster.object_store_bytes cluster.max_actor_restarts cluster.startup_timeout_s
+cluster.max_run_restarts cluster.notice_s cluster.standstill_s cluster.orphan_s tracking.wandb
 """
 _ON_REQUEST = """
 device model.trust_remote_code data.sft.type data.sft.items_per_length data.sft.lengths data.sft.num_items
@@ -51,9 +52,11 @@ learner.algorithm.type learner.algorithm.clip learner.algorithm.clip_low learner
 learner.algorithm.constant_tokens learner.advantage_scale learner.kl_coefficient learner.kl_estimator learner.kl_every
 learner.entropy_coefficient learner.importance.cap learner.importance.beyond learner.importance.max_answer_ratio
 learner.entropy_control.high learner.entropy_control.low learner.mini_batches
+reward.judge.template_arguments reward.judge.request_fields
+guards[].metric guards[].above guards[].below guards[].steps guards[].action
 """
 _NEVER = """
-seed data.train.type data.train.items_per_length data.train.lengths data.over_long
+seed data.train.type data.train.items_per_length data.train.lengths data.over_long data.unpayable
 curriculum.phases[].max_prompt_tokens learner.dtype
 """
 KEY_CLASSES: Final[Mapping[str, KeyClass]] = {

@@ -73,7 +73,7 @@ def _truth_table(sources: Sequence[SourceTruths]) -> Table:
     for source in sources:
         examples = ", ".join(f"{task.task_id}: {task.answers[0]!r}" for task in source.unpayable[:MAX_EXAMPLES])
         counts = (str(source.num_tasks), str(len(source.unpayable)))
-        table.add_row(Text(source.data_source), str(source.kind), *counts, Text(examples))
+        table.add_row(Text(printable(source.data_source)), str(source.kind), *counts, Text(printable(examples)))
     return table
 
 

@@ -114,9 +114,10 @@ class Guards:
         way_out = (
             "start again with"
             if good is None
-            else f"go on from the last good checkpoint (--resume RUN_FOLDER --step {good}) with"
+            else f"go on from the last good checkpoint (--resume RUN_FOLDER --step {good} --allow-change KEY) with"
         )
-        return GuardStop(f"guard: {finding}{but}; {way_out} another learning rate, other data, or another guard")
+        keys = "learner.learning_rate, data.train or guards"
+        return GuardStop(f"guard: {finding}{but}; {way_out} another value of {keys}")
 
     @property
     def _is_quiet(self) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Generator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from curriculum.errors import UserError
+from curriculum.errors import RunFailed, UserError
 
 _T = TypeVar("_T")
 
@@ -104,6 +104,14 @@ def _interrupt() -> None:
 
 async def _never() -> None:
     await asyncio.Event().wait()
+
+
+class JudgeLost(RunFailed):
+    """The judge has been away too long; everything up to the last finished step has been saved."""
+
+
+class PhaseFruitless(RunFailed):
+    """Nothing in a phase could be trained on, and the recipe says to stop then; the run has been saved."""
 
 
 class StopSignal:

@@ -34,5 +34,6 @@ def check_finite(non_finite: Sequence[str], *, where: str) -> None:
     others = f" and {len(non_finite) - 1} others hold" if len(non_finite) > 1 else " holds"
     raise NonFiniteWeights(
         f"learner: {where}: tensor {non_finite[0]}{others} NaN or infinite values, which an update of the learner made "
-        "and no engine; lower the learning rate, then go on from the last checkpoint with --resume"
+        "and no engine; lower learner.learning_rate, then go on from the last checkpoint with --resume and "
+        "--allow-change learner.learning_rate"
     )

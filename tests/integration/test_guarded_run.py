@@ -31,7 +31,7 @@ def test_the_run_stops_in_one_line_that_names_guard_value_and_good_checkpoint(ru
     assert run.survivors == [[]]
     (line,) = [line for line in run.output.splitlines() if line.startswith("error:")]
     assert "guard: sync/version is 6, above 2, in one step, and the run has gone back 3 times; go on from" in line
-    assert f"--resume RUN_FOLDER --step {NUM_SFT_STEPS + 4})" in line
+    assert f"--resume RUN_FOLDER --step {NUM_SFT_STEPS + 4} --allow-change KEY)" in line
 
 
 def test_every_guard_says_what_it_found_and_what_it_does(run):

@@ -137,7 +137,9 @@ def test_the_warm_up_is_guarded_as_well(bench):
 def test_a_stop_saves_nothing_that_a_guard_found_bad(bench):
     b = guarded(bench, {**COLLAPSE, "action": "stop"}, checkpoint={"every_steps": 2, "keep_last": 1})
     b.learner.entropies = {4: 0.01}
-    with pytest.raises(GuardStop, match=r"the last good checkpoint \(--resume RUN_FOLDER --step 2\)"):
+    with pytest.raises(
+        GuardStop, match=r"the last good checkpoint \(--resume RUN_FOLDER --step 2 --allow-change KEY\)"
+    ):
         b.run()
     assert b.folder.checkpoints.newest().name == "step-000004"
     assert (b.folder.checkpoints.path / "step-000002").is_dir(), "kept, whatever keep_last says"

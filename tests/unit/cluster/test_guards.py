@@ -108,7 +108,8 @@ def test_a_stop_names_metric_value_bound_steps_and_the_checkpoint_to_go_on_from(
     (found,) = guards.after_step({KEY: 0.0123456})
     assert str(guards.stop(found)) == (
         "guard: learner/entropy is 0.01235, below 0.1, in 2 steps in a row; go on from the last good checkpoint "
-        "(--resume RUN_FOLDER --step 40) with another learning rate, other data, or another guard"
+        "(--resume RUN_FOLDER --step 40 --allow-change KEY) with another value of learner.learning_rate, data.train or "
+        "guards"
     )
 
 

@@ -8,11 +8,10 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.loop import JudgeLost, PhaseFruitless
 from cluster.roles import GroupLost
 from cluster.run.progress import Progress
 from cluster.run.recovery import CoordinatorLost
-from cluster.run.stopping import Interrupted
+from cluster.run.stopping import Interrupted, JudgeLost, PhaseFruitless
 
 ONE_PHASE = [{"name": "short", "max_prompt_tokens": 25, "end": {"type": "steps", "steps": 1}}]
 

@@ -9,9 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.batches.ledger import Ledger
-from cluster.loop import JudgeLost
 from cluster.run.progress import Progress
-from cluster.run.stopping import Interrupted
+from cluster.run.stopping import Interrupted, JudgeLost
 from cluster.weights.sync import WeightSyncError
 
 LAG = {"group_size": 2, "max_policy_lag": 2}

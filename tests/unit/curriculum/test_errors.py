@@ -8,11 +8,10 @@ from ray.exceptions import ActorDiedError, RayTaskError
 
 from actors.faults import DeadlineMissed, FaultKind, FaultyGroup
 from cluster.batches.lag_buffer import LagBoundError
-from cluster.loop import JudgeLost, PhaseFruitless
 from cluster.processes.supervision import ActorLost
 from cluster.roles import GroupLost, TaskFailed
 from cluster.run.guards import GuardStop
-from cluster.run.stopping import Interrupted
+from cluster.run.stopping import Interrupted, JudgeLost, PhaseFruitless
 from cluster.weights.sync import WeightSyncError
 from curriculum.errors import RunFailed, UserError, first_line, one_line, root_cause
 from curriculum.rejects import RejectReason, RowError
