@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from typing import ClassVar
 
+MAX_LINE_CHARS = 600
+"""Longest line of a message; of a longer one the middle is left out, since what is wrong and the way out are its ends."""
+
 _RAISED = re.compile(r"(?:\w+\.)*(\w*(?:Error|Exception|Failed)): (.+)")
 """Line of a traceback that holds the error itself: class and message."""
 
@@ -19,6 +22,9 @@ class UserError(Exception):
     exit_status: ClassVar[int] = 2
     """Exit status of the command that it ends."""
 
+    def __str__(self) -> str:
+        return "\n".join(shortened(line) for line in super().__str__().splitlines())
+
 
 class RunFailed(UserError):
     """A command could not be carried through: a process, machine or endpoint that it needs failed or went away.
@@ -29,9 +35,18 @@ class RunFailed(UserError):
     exit_status: ClassVar[int] = 1
 
 
+def shortened(text: str, limit: int = MAX_LINE_CHARS) -> str:
+    """Return a text of at most `limit` characters: a longer one without its middle, two thirds of the rest in front."""
+    if len(text) <= limit:
+        return text
+    gap = " … "
+    tail = (limit - len(gap)) // 3
+    return text[: limit - len(gap) - tail] + gap + text[len(text) - tail :]
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or the name of its class if it has none."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return shortened(next(iter(str(error).strip().splitlines()), type(error).__name__))
 
 
 def root_cause(error: BaseException) -> BaseException:
