@@ -3,6 +3,7 @@
 # make test   make check, then the tests that start Ray, vLLM and DeepSpeed: what continuous integration runs
 # make docs   install, then write docs/metrics.md and docs/recipe.md from the docstrings in the code
 # make lock   resolve pyproject.toml again into the lock files for CPU and GPU; needs uv (pip install uv)
+# make fuzz   install, then give every command 6,000 hostile inputs (SEED=n for others), and print what went wrong
 # make bench  install, then measure every claim of speed and memory, and print a table
 PYTHON ?= python3.11
 VENV := .venv
@@ -13,7 +14,7 @@ TORCH := $(shell grep '^torch==' requirements-cpu.lock)
 
 export RAY_AUTH_MODE ?= disabled
 
-.PHONY: help setup demo check test unit integration docs bench lock lint format clean
+.PHONY: help setup demo check test unit integration fuzz docs bench lock lint format clean
 help:
 	@sed -n 's/^# //p' Makefile
 
@@ -52,6 +53,11 @@ test: check
 
 docs: $(READY)
 	$(BIN)/python -m docs.generate
+
+SEED ?= 0
+
+fuzz: $(READY)
+	$(BIN)/python -m tests.fuzz --seed $(SEED) $(ARGS)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks $(ARGS)

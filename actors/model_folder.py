@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from curriculum.errors import UserError, first_line
+from curriculum.errors import UserError, library_words
 from curriculum.files import expanded, file_errors
 from curriculum.hub import is_hub_id
 
@@ -43,17 +43,38 @@ def context_length(model: str, *, key: str, trust_remote_code: bool = False) -> 
     Raises:
         UserError: no configuration can be read there.
     """
+    config = read_model_config(model, key=key, trust_remote_code=trust_remote_code)
+    positions: Any = getattr(config, "max_position_embeddings", None)
+    rope: Any = getattr(config, "rope_parameters", None) or {}
+    try:
+        original = rope.get("original_max_position_embeddings")
+        extended = int(original * rope.get("factor", 1)) if original else 0
+        return None if positions is None else max(int(positions), extended)
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
+        raise UserError(
+            f"{key}={model!r}: max_position_embeddings={positions!r:.40} with rope_parameters={rope!r:.80} in "
+            "config.json are no lengths; correct them"
+        ) from error
+
+
+def read_model_config(model: str, *, key: str, trust_remote_code: bool = False) -> Any:
+    """Return the configuration of a model, as the transformers library reads it.
+
+    Args:
+        model: folder or hub id.
+        key: recipe key or option that names it, for messages.
+        trust_remote_code: run code that comes with the model.
+
+    Raises:
+        UserError: no configuration can be read there.
+    """
     from transformers import AutoConfig
 
     loader: Any = AutoConfig
     try:
-        config = loader.from_pretrained(model, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+        return loader.from_pretrained(model, trust_remote_code=trust_remote_code)
+    except Exception as error:  # a config.json with values of other kinds fails in any way
         raise UserError(
-            f"{key}={model!r}: no model configuration can be read there ({first_line(error)}); check the name and "
-            "the network"
+            f"{key}={model!r}: no model configuration can be read there ({library_words(error)}); check the name, the "
+            "network, and config.json"
         ) from error
-    positions: int | None = getattr(config, "max_position_embeddings", None)
-    rope: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
-    original = rope.get("original_max_position_embeddings")
-    return max(positions, int(original * rope.get("factor", 1))) if positions is not None and original else positions

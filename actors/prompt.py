@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curriculum.errors import UserError, first_line
+from curriculum.errors import UserError, library_words
 
 TEMPLATE = (
     "Please read the following text and answer the question below.\n\n"
@@ -124,7 +124,8 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:
     loader: Any = AutoTokenizer
     try:
         return loader.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a tokenizer file that is damaged fails in any way
         raise UserError(
-            f"model {path!r}: no tokenizer can be loaded there ({first_line(error)}); check the name and the network"
+            f"model {path!r}: no tokenizer can be loaded there ({library_words(error)}); check the name, the network, "
+            "and its tokenizer files"
         ) from error

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Self, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from curriculum.errors import UserError
+from curriculum.errors import UserError, shortened
 
 
 class StrictModel(BaseModel):
@@ -18,9 +19,21 @@ class StrictModel(BaseModel):
 
 ModelT = TypeVar("ModelT", bound=StrictModel)
 
+Seconds = Annotated[float, Field(gt=0, le=365 * 24 * 3600)]
+"""A time to wait: at most a year, since timers of libraries overflow beyond some centuries."""
+MAX_GENERATED_WORDS = 500_000_000
+"""Generated documents are held in memory."""
+MAX_SEED = 2**32 - 1
+"""Largest seed of numpy, which engines are started with."""
 
-def checked(kind: type[ModelT], /, **values: Any) -> ModelT:
+
+def checked(kind: type[ModelT], options: Mapping[str, str] | None = None, /, **values: Any) -> ModelT:
     """Return a configuration that is made of options; a recipe has `cluster.recipe.load`.
+
+    Args:
+        kind: the configuration.
+        options: option of the command line by its key, where it has one.
+        values: values by key.
 
     Raises:
         UserError: one line for each value that cannot be used.
@@ -28,7 +41,7 @@ def checked(kind: type[ModelT], /, **values: Any) -> ModelT:
     try:
         return kind(**values)
     except ValidationError as error:
-        raise UserError("\n".join(_fault(fault) for fault in error.errors())) from error
+        raise UserError("\n".join(_fault(fault, options or {}) for fault in error.errors())) from error
 
 
 def dotted(node: Any, prefix: str = "") -> dict[str, Any]:
@@ -40,11 +53,11 @@ def dotted(node: Any, prefix: str = "") -> dict[str, Any]:
     return {key: value for part in parts for key, value in part.items()}
 
 
-def _fault(fault: Any) -> str:
+def _fault(fault: Any, options: Mapping[str, str]) -> str:
     """One line; a fault of a whole configuration, which has no key of its own, speaks for itself."""
     message = fault["msg"].removeprefix("Value error, ")
-    key = ".".join(str(part) for part in fault["loc"])
-    return f"{key}={fault['input']!r:.80}: {message[0].lower()}{message[1:]}" if key else message
+    key = ".".join(options.get(part, str(part)) for part in fault["loc"])
+    return f"{key}={shortened(repr(fault['input']), 80)}: {message[0].lower()}{message[1:]}" if key else message
 
 
 class GeneratedData(StrictModel):
@@ -56,12 +69,22 @@ class GeneratedData(StrictModel):
     lengths: tuple[tuple[int, int], ...]
     """Length ranges of the documents, in words: inclusive (minimum, maximum) pairs."""
 
+    @model_validator(mode="after")
+    def _fits_into_memory(self) -> Self:
+        num_words = self.items_per_length * sum(longest for _, longest in self.lengths)
+        if num_words > MAX_GENERATED_WORDS:
+            raise ValueError(
+                f"items_per_length={self.items_per_length} documents of each length are up to {num_words} words, more "
+                f"than the {MAX_GENERATED_WORDS} that are generated at most; lower it, or the lengths"
+            )
+        return self
+
 
 class GeneratedJudgePairs(StrictModel):
     """Pairs of answers and their verdicts, written by `curriculum.synthetic_judge`: demonstrations for a judge."""
 
     type: Literal["generated_judge_pairs"] = "generated_judge_pairs"
-    num_items: int = Field(gt=0)
+    num_items: int = Field(gt=0, le=10_000_000)
     """Number of pairs."""
 
 

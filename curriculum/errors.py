@@ -6,8 +6,14 @@ import re
 from typing import ClassVar
 
 MAX_LINE_CHARS = 600
-"""Longest line of a message; of a longer one the middle is left out, since what is wrong and the way out are its ends."""
+"""Longest line of a message; of a longer one the middle is left out: what is wrong and the way out are its ends."""
 
+_WORDS: dict[type, str] = {
+    type(None): "nothing", bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list",
+    dict: "a mapping", bytes: "bytes",
+}  # fmt: skip
+_ABOUT_TYPES = (TypeError, AttributeError, LookupError, AssertionError, ArithmeticError, RecursionError)
+_INSIDES = re.compile(r"NoneType|has no attribute|not subscriptable|<class|object at 0x")
 _RAISED = re.compile(r"(?:\w+\.)*(\w*(?:Error|Exception|Failed)): (.+)")
 """Line of a traceback that holds the error itself: class and message."""
 
@@ -44,9 +50,30 @@ def shortened(text: str, limit: int = MAX_LINE_CHARS) -> str:
     return text[: limit - len(gap) - tail] + gap + text[len(text) - tail :]
 
 
+def in_line(text: object) -> str:
+    """Return a text, a path or a name as a part of one line: line breaks become spaces."""
+    return " ".join(str(text).splitlines())
+
+
+def described(value: object) -> str:
+    """Return what a value of a YAML, JSON or parquet file is, in words."""
+    return _WORDS.get(type(value), type(value).__name__)
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or the name of its class if it has none."""
     return shortened(next(iter(str(error).strip().splitlines()), type(error).__name__))
+
+
+def library_words(error: BaseException) -> str:
+    """Return what an error of a library says, in one short line, for a message that names file or key itself.
+
+    What Python says about its own types means nothing to a person, and is left out.
+    """
+    if isinstance(error, UnicodeDecodeError):
+        return f"not UTF-8 at byte {error.start}"
+    line = shortened(first_line(error), 200)
+    return "it holds something else than expected" if isinstance(error, _ABOUT_TYPES) or _INSIDES.search(line) else line
 
 
 def root_cause(error: BaseException) -> BaseException:

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Literal
 
-from curriculum.errors import UserError
+from curriculum.errors import UserError, in_line
 
 _WAY_OUT = {
     errno.ENOENT: "check the path",
@@ -44,7 +44,23 @@ def file_errors(name: Path | str, deed: Literal["read", "written"]) -> Generator
         reason, way_out = error.strerror or str(error), _WAY_OUT.get(error.errno or 0, "check its disk")
         if error.errno == errno.ENOENT and deed == "written":
             way_out = "make its folder first"
-        raise UserError(f"{name}: cannot be {deed} ({reason}); {way_out}") from error
+        raise UserError(f"{in_line(name)}: cannot be {deed} ({reason}); {way_out}") from error
+
+
+def check_writable(path: Path, *, name: str) -> None:
+    """Check, before the work whose result it is to hold, that a file can be written; nothing is left there.
+
+    Raises:
+        UserError: it is a folder, its own folder does not exist, or it cannot be written.
+    """
+    with file_errors(name, "written"):
+        if path.is_dir():
+            raise UserError(f"{name}: is a folder; name a file in it")
+        if not path.absolute().parent.is_dir():
+            raise UserError(f"{name}: the folder {path.parent} does not exist; make it first")
+        partial = partial_of(path)
+        partial.open("ab").close()
+        partial.unlink()
 
 
 def expanded(path: str, *, name: str) -> Path:

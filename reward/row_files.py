@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from curriculum.errors import UserError
-from curriculum.files import file_errors, whole_file
+from curriculum.errors import UserError, shortened
+from curriculum.files import check_writable, file_errors, whole_file
 from curriculum.rejects import Reject
 from curriculum.rows import open_table
 
@@ -41,7 +41,8 @@ class RowReader:
                 yield read(row.values)
             except ValueError as error:
                 self.num_bad += 1
-                sys.stderr.write(f"{self._path} line {row.number}: {error}\n".encode(errors="replace").decode())
+                line = shortened(f"{self._path} line {row.number}: {error}")
+                sys.stderr.write(f"{line}\n".encode(errors="replace").decode())
 
 
 @contextmanager
@@ -56,11 +57,7 @@ def json_writer(path: Path | None, *, indent: int | None = None) -> Generator[Ca
         sys.stdout.flush()
         return
     name = f"--out {path}"
-    with file_errors(name, "written"):
-        if not path.absolute().parent.is_dir():
-            raise UserError(f"{name}: the folder {path.parent} does not exist; make it first")
-        if path.is_dir():
-            raise UserError(f"{name}: is a folder; name a file in it")
+    check_writable(path, name=name)
     with whole_file(path, name=name) as partial:
         with file_errors(name, "written"):
             file = partial.open("wb")

@@ -14,6 +14,7 @@ from actors.prompt import ChatPrompt, load_tokenizer
 from cluster.recipe.load import load_recipe
 from curriculum.dataset import Loaded, load_tasks
 from curriculum.errors import UserError
+from curriculum.files import check_writable
 from curriculum.phase_lengths import PhaseLengths, phase_lengths
 from curriculum.rejects import count_reasons, write_rejects
 from curriculum.task import Task
@@ -28,6 +29,8 @@ def inspect_data(source: str, recipe: Path, overrides: Sequence[str], rejects: P
         UserError: the recipe or the data cannot be read, or the rejects cannot be written.
     """
     config = load_recipe(recipe, overrides)
+    if rejects is not None:
+        check_writable(rejects, name=f"--rejects {rejects}")
     limits = [phase.max_prompt_tokens for phase in config.curriculum.phases]
     if not limits:
         raise UserError(f"recipe {recipe}: it has no curriculum.phases to measure the data by; use another recipe")
@@ -44,7 +47,7 @@ def inspect_data(source: str, recipe: Path, overrides: Sequence[str], rejects: P
     names = [phase.name for phase in config.curriculum.phases]
     _print(found, dict(zip(names, phase_lengths(found.records, limits), strict=True)))
     if rejects is not None:
-        write_rejects(found.rejects, rejects)
+        write_rejects(found.rejects, rejects, name=f"--rejects {rejects}")
 
 
 def _print(found: Loaded[Task], phases: Mapping[str, PhaseLengths]) -> None:

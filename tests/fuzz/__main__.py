@@ -25,13 +25,15 @@ def main() -> int:
     prepare_process()
     inputs = _inputs(options.seed, options.share, options.only)
     started, ran, found = time.monotonic(), Counter[str](), Counter[tuple[str, Kind]]()
+    accepted = Counter[str]()
     for outcome in run_inputs(inputs, root=root, num_workers=options.workers):
         ran[outcome.input.target] += 1
+        accepted[outcome.input.target] += outcome.status == 0
         found.update({(outcome.input.target, finding.kind) for finding in outcome.findings})
         _report(outcome, root)
         if sum(ran.values()) % 500 == 0:
             print(f"{sum(ran.values())} of {len(inputs)} inputs, {time.monotonic() - started:.0f} s", flush=True)
-    print(_table(ran, found))
+    print(_table(ran, accepted, found))
     print(f"{sum(ran.values())} inputs in {time.monotonic() - started:.0f} s, seed {options.seed}")
     if found:
         print(
@@ -73,11 +75,14 @@ def _report(outcome: Outcome, root: Path) -> None:
         (folder / "finding.txt").write_text(f"{command}\n\n{text}\n", encoding="utf-8", errors="backslashreplace")
 
 
-def _table(ran: Counter[str], found: Counter[tuple[str, Kind]]) -> str:
-    rows = [["target", "inputs", *Kind]]
-    rows += [[target, str(count), *(str(found[target, kind]) for kind in Kind)] for target, count in ran.items()]
+def _table(ran: Counter[str], accepted: Counter[str], found: Counter[tuple[str, Kind]]) -> str:
+    rows = [["target", "inputs", "accepted", *Kind]]
+    rows += [
+        [target, str(count), str(accepted[target]), *(str(found[target, kind]) for kind in Kind)]
+        for target, count in ran.items()
+    ]
     totals = [str(sum(found[target, kind] for target in ran)) for kind in Kind]
-    rows.append(["all", str(sum(ran.values())), *totals])
+    rows.append(["all", str(sum(ran.values())), str(sum(accepted.values())), *totals])
     return "\n".join(f"{row[0]:<14}" + "".join(f"{cell:>11}" for cell in row[1:]) for row in rows)
 
 

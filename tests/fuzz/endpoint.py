@@ -65,7 +65,8 @@ def _changed(rng: random.Random, path: str) -> tuple[int, dict[str, str], bytes]
     while isinstance(node, dict | list) and node and rng.random() < 0.85:
         key = rng.choice(list(node)) if isinstance(node, dict) else rng.randrange(len(node))
         node, parent = node[key], node
-    value = rng.choice((None, 0, -1, 1.5, 10**400, float("nan"), float("inf"), float("-inf"), "", "x" * 100_000, "\ud800",
+    value = rng.choice((None, 0, -1, 1.5, 10**400, float("nan"), float("inf"), float("-inf"), "",
+    "x" * 100_000, "\ud800",
                         "a\x00b", "\x1b[2J", [], {}, [None], [[]], {"a": 1}, True, "Infinity", "1e999"))  # fmt: skip
     if parent is None:
         reply = value

@@ -5,8 +5,10 @@ from __future__ import annotations
 import random
 from typing import Any
 
-WORDS = ("a", "", "null", "-1", "0", "1e999", "été", "日本", "a\x00b", "\x1b[31mred", "../../etc", "~nobody_here/x", "/dev/zero",
-         "/proc/self/mem", "a/" * 200, "x" * 300, "x" * 5000, "%s%n", "[bold]", "</think>", "<|im_end|>", "{0}")  # fmt: skip
+WORDS = ("a", "", "null", "-1", "0", "1e999", "été", "日本", "a\x00b", "\x1b[31mred", "../../etc",
+"~nobody_here/x", "/dev/zero",
+         "/proc/self/mem", "a/" * 200, "x" * 300, "x" * 5000, "%s%n", "[bold]", "</think>", "<|im_end|>",
+         "{0}", "a\nb", "data\n\n  x: 1")  # fmt: skip
 SURROGATE = "\ud800"
 
 YAML_VALUES = (
@@ -15,9 +17,11 @@ YAML_VALUES = (
     "0b1", "1_000", "1:30:00", "190:20:30.15", "2024-13-01", "2024-02-30", "2024-01-01", "2024-01-01T25:00:00Z",
     "2024-01-01 00:00:00 +99:99", "!!timestamp 2024-13-45", "!!timestamp x", "!!binary gA==", "!!binary '*'",
     "!!binary ä", "!!python/object/apply:os.system [id]", "!!set {a, b}", "!!omap [a: 1]", "!!omap 3",
-    "!!pairs [a: 1]", "!!int x", "!!int ''", "!!float x", "!!bool x", "!!null x", "!!str 1", "!!map [a]", "!!seq {a: 1}",
+    "!!pairs [a: 1]", "!!int x", "!!int ''", "!!float x", "!!bool x", "!!null x", "!!str 1", "!!map [a]",
+    "!!seq {a: 1}",
     "!foo bar", "!<tag:yaml.org,2002:int> 7", "yes", "no", "on", "'\\0'", '"\\0"', '"\\ud800"', '"\\x1b[31m"',
-    '"\\U00110000"', "'" + "a" * 5000 + "'", "[" * 3000, "[" * 300 + "]" * 300, "{a: " * 1500, "{a: " * 200 + "1" + "}" * 200,
+    '"\\U00110000"', "'" + "a" * 5000 + "'", "[" * 3000, "[" * 300 + "]" * 300, "{a: " * 1500,
+    "{a: " * 200 + "1" + "}" * 200,
     "*x", "&x [*x]", "&x {a: *x}", "{? [a]: b}", "{? {a: 1}: b}", "{<<: {a: 1}}", "{<<: 3}", "{<<: [1]}", "=", "@",
     "`", "%", "\t", "|", ">", "| \n  x", "- a", "a: b: c", "{a: 1, a: 2}", "{1: 2}", "{null: 1}", "{true: 1}",
     "{1.5: 1}", "{2024-01-01: 1}", "['a', 1, null, {b: c}]", "'unclosed", '"unclosed', "[1, 2", "{a: 1", "# x", "--- 3",

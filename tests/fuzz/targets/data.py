@@ -24,13 +24,13 @@ def make(rng: random.Random, folder: Path) -> Trial:
     """Write a recipe with a hostile data file, or inspect the file."""
     name = rng.choice(("rows", "rows", "r ö w", "x" * 200)) + rng.choice((".jsonl", ".parquet"))
     path = folder / name
-    rows = [_row(rng) for _ in range(rng.choice((0, 1, 3, 5)))]
+    rows = [_row(rng) for _ in range(rng.choice((0, 1, 3, 5, 8)))]
     content = _parquet(rng, rows, path) if name.endswith(".parquet") else _jsonl(rng, rows)
-    if rng.random() < 0.4:
+    if rng.random() < 0.3:
         content = damaged(rng, content)
     path.write_bytes(content)
     source = rng.choice(
-        (str(path),) * 9 + (str(folder), str(path) + "x", "a/" * 1000, "/dev/null", "x" * 300 + ".jsonl")
+        (str(path),) * 40 + (str(folder), str(path) + "x", "a/" * 1000, "/dev/null", "x" * 300 + ".jsonl")
     )
     recipe = folder / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(SMALL))
@@ -57,7 +57,8 @@ def _row(rng: random.Random) -> Any:
     row: Any = rng.choice((
         dict(own),
         {"prompt": prompt, "data_source": "d", "reward_model": {"ground_truth": "7"}, "response": "x"},
-        {"prompt": [{"role": "user", "content": prompt}], "data_source": "d", "reward_model": '{"ground_truth": 7}', "response": "x"},
+        {"prompt": [{"role": "user", "content": prompt}], "data_source": "d",
+        "reward_model": '{"ground_truth": 7}', "response": "x"},
         {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
     ))  # fmt: skip
     for _ in range(rng.choice((0, 1, 1, 2))):
@@ -114,12 +115,15 @@ def _typed_table(rng: random.Random) -> Any:
     columns = ("id", "data_source", "context", "question", "answers", "response", "prompt", "reward_model", "messages")
     kinds = (
         pa.array([1, 2]), pa.array([1.5, float("nan")]), pa.array([b"\xff\xfe", b"x"]), pa.array([None, None]),
-        pa.array([True, False]), pa.array([datetime.datetime(2024, 1, 1), None]), pa.array([datetime.date(1, 1, 1), None]),
-        pa.array([decimal.Decimal("1.5"), None]), pa.array([[1, None], []]), pa.array([["a"], ["b"]]), pa.array(["a", "b"]),
+        pa.array([True, False]), pa.array([datetime.datetime(2024, 1, 1), None]), pa.array([datetime.date(1, 1,
+        1), None]),
+        pa.array([decimal.Decimal("1.5"), None]), pa.array([[1, None], []]), pa.array([["a"], ["b"]]),
+        pa.array(["a", "b"]),
         pa.array([{"role": "user", "content": None}] * 2), pa.array([{"ground_truth": [b"x"]}] * 2),
         pa.array([[("k", 1)], []], pa.map_(pa.string(), pa.int64())), pa.array(["a", "b"]).dictionary_encode(),
         pa.array([2**62, -(2**62)], pa.timestamp("ns")), pa.array([2**62, 1], pa.timestamp("s")),
-        pa.array([2**40, 1], pa.duration("s")), pa.array([[b"\xff"], None]), pa.array([b"\xff", b"\xc3("]).cast(pa.binary()),
+        pa.array([2**40, 1], pa.duration("s")), pa.array([[b"\xff"], None]), pa.array([b"\xff",
+        b"\xc3("]).cast(pa.binary()),
         pa.array([2**61, 1], pa.date64()),
     )  # fmt: skip
     chosen = {column: rng.choice(kinds) for column in columns if rng.random() < 0.8}

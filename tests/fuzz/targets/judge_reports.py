@@ -36,8 +36,10 @@ COLUMNS = ("question", "truth", "answer", "judge", "data_source")
 
 def make(rng: random.Random, folder: Path) -> Trial:
     """Write pairs, or a run with trajectories, and choose options."""
-    out = rng.choice((None, folder / "out.json", folder, folder / "gone" / "x", folder / ("y" * 300), "", "/dev/full"))
-    examples = ["--examples", rng.choice(("0", "3", "-1", "x", "9" * 30))] if rng.random() < 0.3 else []
+    out: Path | str | None = folder / "out.json"
+    if rng.random() < 0.2:
+        out = rng.choice((None, folder, folder / "gone" / "x", folder / ("y" * 300), "", "/dev/full"))
+    examples = ["--examples", rng.choice(("0", "3", "-1", "x", "9" * 30))] if rng.random() < 0.1 else []
     source = _pairs(rng, folder) if rng.random() < 0.5 else _run(rng, folder)
     options = [*(["--out", str(out)] if out is not None else []), *examples, *judge_options(rng)]
     return Trial(arguments=("judge-report", str(source), *options), names=NAMES)
@@ -69,15 +71,18 @@ def _run(rng: random.Random, folder: Path) -> Path:
         table = pa.Table.from_pylist(rows)
     except pa.ArrowException:
         table = pa.table({column: pa.array(["a"]) for column in COLUMNS})
-    if rng.random() < 0.3:
+    if rng.random() < 0.2:
         typed = _typed_table(rng)
         arrays = {name: typed.column(min(i, typed.num_columns - 1)) for i, name in enumerate(COLUMNS)}
         table = pa.table(arrays)
     path = trajectories / "step-000001.parquet"
-    pq.write_table(table, path)
-    if rng.random() < 0.5:
+    try:
+        pq.write_table(table, path)
+    except pa.ArrowException:
+        pq.write_table(pa.table({column: ["a"] for column in COLUMNS}), path)
+    if rng.random() < 0.4:
         path.write_bytes(damaged(rng, path.read_bytes()))
     if rng.random() < 0.05:
         path.unlink()
         path.mkdir()
-    return rng.choice((folder / "run", folder / "run", trajectories, path, folder, folder / "gone"))
+    return rng.choice((*(folder / "run",) * 6, trajectories, trajectories, path, path, folder, folder / "gone"))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+import shutil
 import typing
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from pydantic import BaseModel
 
 from cluster.recipe.config import RunConfig
 from tests.fuzz.trial import Trial
-from tests.fuzz.values import YAML_VALUES, bomb, damaged
+from tests.fuzz.values import YAML_VALUES, bomb, damaged, json_value
 
 ROOT = Path(__file__).parents[3]
 SMALL: dict[str, Any] = {
@@ -50,7 +52,17 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
 
 
 KEYS = tuple(dict.fromkeys(_keys(RunConfig)))
-NAMES = ("recipe", "override", *sorted({part for key in KEYS for part in key.split(".")}, key=len, reverse=True))
+_LEAVES = tuple(key for key in KEYS if not any(other.startswith(f"{key}.") for other in KEYS))
+_MILD = (
+    "0", "1", "2", "3", "7", "16", "64", "1000", "0.1", "0.5", "0.99", "1.0", "1.5", "true", "false", "null", "[]",
+    "4294967295", "1e-3",
+)  # fmt: skip
+NAMES = (
+    "recipe",
+    "override",
+    "model",
+    *sorted({part for key in KEYS for part in key.split(".")}, key=len, reverse=True),
+)
 
 
 def make(rng: random.Random, folder: Path) -> Trial:
@@ -58,8 +70,10 @@ def make(rng: random.Random, folder: Path) -> Trial:
     recipe = folder / "recipe.yaml"
     content = yaml.safe_dump(SMALL, sort_keys=False).encode()
     arguments: list[str] = []
-    kind = rng.randrange(8)
-    if kind <= 2:
+    kind = rng.randrange(-2, 9)
+    if kind < 0:
+        arguments = [f"{rng.choice(_LEAVES)}={rng.choice(_MILD)}" for _ in range(rng.choice((1, 2, 4)))]
+    elif kind <= 2:
         arguments = [f"{rng.choice(KEYS)}={rng.choice(YAML_VALUES)}" for _ in range(rng.choice((1, 1, 2, 3)))]
         arguments = [argument.replace("\0", "") for argument in arguments]
     elif kind == 3:
@@ -70,8 +84,11 @@ def make(rng: random.Random, folder: Path) -> Trial:
         content = rng.choice((bomb(rng).encode(), content + bomb(rng).encode(), bomb(rng).encode() + content))
     elif kind == 6:
         content = _shuffled_lines(rng, content)
-    else:
+    elif kind == 7:
         content = _extending(rng, folder)
+    else:
+        arguments = [f"{rng.choice(('model.path', 'model.path', 'reward.judge.model'))}={_damaged_model(rng, folder)}"]
+        arguments += ["reward.judge.type=vllm", "reward.judge.max_model_len=1024"] if "judge" in arguments[0] else []
     recipe.write_bytes(content)
     return Trial(arguments=("check", str(recipe), *arguments), names=NAMES)
 
@@ -115,7 +132,27 @@ def _extending(rng: random.Random, folder: Path) -> bytes:
         (folder / f"c{link}.yaml").write_text(
             f"extends: {'base' if link == 29 else f'c{link + 1}'}.yaml\nseed: {link}\n"
         )
-    parent = rng.choice(("base.yaml", "recipe.yaml", ".", "gone.yaml", "c0.yaml", "3", "[a, b]", "{a: 1}", "null", "''", "x" * 300,
-                         "'a\\0b'", '"a\\0b"', "/dev/zero", "/dev/null", "~", "'~nobody_here/x'", "y/" * 3000))  # fmt: skip
+    parent = rng.choice(("base.yaml", "recipe.yaml", ".", "gone.yaml", "c0.yaml", "3", "[a, b]", "{a: 1}",
+    "null", "''", "x" * 300,
+                         "'a\\0b'", '"a\\0b"', "/dev/zero", "/dev/null", "~", "'~nobody_here/x'",
+                         "y/" * 3000))  # fmt: skip
     key = rng.choice(KEYS)
     return f"extends: {parent}\n{key.split('.')[0]}: {rng.choice(YAML_VALUES)}\n".encode("utf-8", "surrogatepass")
+
+
+def _damaged_model(rng: random.Random, folder: Path) -> Path:
+    """Copy the base model; damage one of its files, or one value of its configuration."""
+    model = folder / "model"
+    shutil.copytree(SMALL["model"]["path"], model)
+    if rng.random() < 0.5:
+        file = rng.choice([path for path in sorted(model.iterdir()) if path.is_file()])
+        if rng.random() < 0.1:
+            file.unlink()
+        else:
+            file.write_bytes(damaged(rng, file.read_bytes()))
+        return model
+    file = model / rng.choice(("config.json", "tokenizer_config.json", "generation_config.json", "tokenizer.json"))
+    values = json.loads(file.read_text(encoding="utf-8"))
+    values[rng.choice((*values, "rope_scaling", "rope_parameters", "architectures"))] = json_value(rng)
+    file.write_text(json.dumps(values))
+    return model

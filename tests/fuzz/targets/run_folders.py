@@ -7,11 +7,14 @@ import random
 from pathlib import Path
 
 from cluster.recipe.load import dump_recipe, load_recipe
+from tests.fuzz.targets import recipes
 from tests.fuzz.targets.recipes import SMALL
 from tests.fuzz.trial import Trial
 from tests.fuzz.values import damaged, json_value
 
 NAMES = (
+    *recipes.NAMES,
+    "/run",
     "--resume",
     "recipe",
     "run folder",

@@ -12,8 +12,13 @@ from tests.fuzz.trial import Trial
 from tests.fuzz.values import WORDS, damaged, json_value, text
 
 ROW: dict[str, Any] = {
-    "id": 1, "data_source": "docmath", "question": "how many?", "response": "<think>x</think> the answer is 7", "ground_truth": "7"
+    "id": 1, "data_source": "docmath", "question": "how many?", "response": "<think>x</think> the answer is 7",
+    "ground_truth": "7"
 }  # fmt: skip
+NO_URLS = (
+    "http://", "http://[::1", "http://a:b:c", "http://127.0.0.1:1", "https://127.0.0.1:99999", "http://x y",
+    "http://127.0.0.1:9/\u2028", "http://é.invalid.", "http://" + "a" * 300, "ftp://x", "none/none", "http://u:p@[v1.x]/",
+)  # fmt: skip
 NAMES = ("--out", "--judge", "--judge-model", "--rules", ".jsonl", "FILE", "IN.jsonl", "http")
 
 
@@ -22,10 +27,10 @@ def make(rng: random.Random, folder: Path) -> Trial:
     path = folder / "rows.jsonl"
     rows = [_row(rng, ROW) for _ in range(rng.choice((0, 1, 4, 9)))]
     path.write_bytes(rows_bytes(rng, rows))
-    source = rng.choice(
-        (str(path),) * 12
-        + (str(folder), str(folder / "gone.jsonl"), str(path) + "x", "a/" * 2500 + ".jsonl", "x.jsonl/y.jsonl")
-    )
+    source = str(path)
+    if rng.random() < 0.1:
+        bad = (folder, folder / "gone.jsonl", f"{path}x", "a/" * 2500 + ".jsonl", "x.jsonl/y.jsonl")
+        source = str(rng.choice(bad))
     return Trial(arguments=("score", source, *_options(rng, folder, path)), names=NAMES)
 
 
@@ -39,35 +44,25 @@ def rows_bytes(rng: random.Random, rows: list[Any]) -> bytes:
 
 def judge_options(rng: random.Random) -> list[str]:
     """Return options that name a judge, or something that is none."""
-    kind = rng.randrange(10)
-    if kind < 4:
+    kind = rng.random()
+    if kind < 0.4:
         return []
-    if kind < 8:
+    if kind < 0.9:
         endpoint = LyingEndpoint.of_this_process()
         endpoint.begin(rng)
-        judge = ["--judge", endpoint.url + rng.choice(("", "/", "/v1", "/v1/chat/completions", "/x?y=z#q"))]
-        return judge + (["--judge-model", rng.choice(("m", "m/n", "x" * 300, "é"))] if rng.random() < 0.6 else [])
-    judge = rng.choice((*WORDS, "http://", "http://[::1", "http://a:b:c", "http://127.0.0.1:1", "https://127.0.0.1:99999", "http://x y",
-                        "http://127.0.0.1:9/\u2028", "http://é.invalid.", "http://" + "a" * 300, "ftp://x", "none/none"))  # fmt: skip
-    return ["--judge", judge.replace("\0", ""), *(["--judge-model", "m"] if rng.random() < 0.3 else [])]
+        path = rng.choice(("", "/", "/v1", "/v1/chat/completions", "/x?y=z#q"))
+        name = ["--judge-model", rng.choice(("m", "m/n", "x" * 300, "é"))] if rng.random() < 0.7 else []
+        return ["--judge", endpoint.url + path, *name]
+    judge = rng.choice((*WORDS, *NO_URLS)).replace("\0", "")
+    return ["--judge", judge, *(["--judge-model", "m"] if rng.random() < 0.3 else [])]
 
 
 def _options(rng: random.Random, folder: Path, path: Path) -> list[str]:
-    out = rng.choice(
-        (
-            None,
-            folder / "out.jsonl",
-            folder,
-            folder / "gone" / "x",
-            path,
-            path / "x",
-            folder / ("y" * 300),
-            "",
-            "/dev/full",
-            "/proc/x",
-        )
-    )
-    rules = rng.choice(("strict", "released", "strict", "nope", ""))
+    out: Path | str | None = folder / "out.jsonl"
+    if rng.random() < 0.2:
+        bad = (folder, folder / "gone" / "x", path, path / "x", folder / ("y" * 300), "", "/dev/full", "/proc/x")
+        out = rng.choice((None, *bad))
+    rules = rng.choice(("strict", "released")) if rng.random() < 0.95 else rng.choice(("nope", ""))
     return [*(["--out", str(out)] if out is not None else []), "--rules", rules, *judge_options(rng)]
 
 
