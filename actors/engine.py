@@ -13,7 +13,9 @@ from dataclasses import asdict
 from typing import Any, NoReturn
 
 from actors.config import EngineConfig
+from actors.output_tail import OutputTail
 from actors.rollout import Sample, Sampling
+from actors.start_failure import reason_of_failed_start
 from actors.vllm_arguments import engine_arguments, sampling_params, set_environment
 from actors.weights.update import (
     TensorRecord,
@@ -23,7 +25,7 @@ from actors.weights.update import (
     WeightUpdate,
     WeightVersionError,
 )
-from curriculum.errors import RunFailed, first_line
+from curriculum.errors import RunFailed
 
 UNLABELLED = "default"
 """Weight version of vLLM before the first update."""
@@ -84,15 +86,15 @@ class VLLMEngine:
             trust_remote_code=trust_remote_code,
         )
         self._prefill = PrefillCounter()
+        output = OutputTail()
         try:
-            self._engine = AsyncLLM.from_engine_args(
-                AsyncEngineArgs(**arguments), stat_loggers=[self._prefill.stat_logger()]
-            )
-        except (RuntimeError, ValueError, OSError) as error:
-            raise RunFailed(
-                f"model {model_path!r}: vLLM cannot serve it here ({first_line(error)}); read its output above or "
-                "in the log of the actor"
-            ) from error
+            with output:
+                self._engine = AsyncLLM.from_engine_args(
+                    AsyncEngineArgs(**arguments), stat_loggers=[self._prefill.stat_logger()]
+                )
+        except Exception as error:  # vLLM and the code of a model raise anything
+            reason = reason_of_failed_start(error, output.text, config)
+            raise RunFailed(f"model {model_path!r}: vLLM cannot serve it here: {reason}") from error
         self._stop_token_ids = list(stop_token_ids)
         self._request_ids = itertools.count()
         self._updating = asyncio.Lock()
