@@ -21,8 +21,6 @@ ModelT = TypeVar("ModelT", bound=StrictModel)
 
 Seconds = Annotated[float, Field(gt=0, le=365 * 24 * 3600)]
 """A time to wait: at most a year, since timers of libraries overflow beyond some centuries."""
-MAX_GENERATED_WORDS = 500_000_000
-"""Generated documents are held in memory."""
 MAX_SEED = 2**32 - 1
 """Largest seed of numpy, which engines are started with."""
 
@@ -68,16 +66,6 @@ class GeneratedData(StrictModel):
     """Number of items of each length range."""
     lengths: tuple[tuple[int, int], ...]
     """Length ranges of the documents, in words: inclusive (minimum, maximum) pairs."""
-
-    @model_validator(mode="after")
-    def _fits_into_memory(self) -> Self:
-        num_words = self.items_per_length * sum(longest for _, longest in self.lengths)
-        if num_words > MAX_GENERATED_WORDS:
-            raise ValueError(
-                f"items_per_length={self.items_per_length} documents of each length are up to {num_words} words, more "
-                f"than the {MAX_GENERATED_WORDS} that are generated at most; lower it, or the lengths"
-            )
-        return self
 
 
 class GeneratedJudgePairs(StrictModel):

@@ -39,6 +39,8 @@ QUOTE_SHARE = WORD_SHARE = 0.5
 GENERATED_SEEDS = {"train": 1, "sft": 2, "evaluation": 3}
 """By the part of `data` that the documents are for; no two parts draw the same documents."""
 JUDGE_PAIRS_SEED = 1
+MAX_GENERATED_WORDS = 500_000_000
+"""Generated documents are held in memory."""
 
 _SPLIT = re.compile(r"[\w.%\[\]:+-]*")
 _ROWS_FOR_COLUMNS = 64
@@ -82,6 +84,7 @@ def open_table(
             their prompt.
     """
     if isinstance(source, GeneratedData):
+        _check_size(source, key)
         return _generate(source, role=key.rpartition(".")[2], demonstrations=demonstrations)
     if isinstance(source, GeneratedJudgePairs):
         if judge_prompt is None:
@@ -226,6 +229,15 @@ def _open_hub(source: str, key: str) -> Table:
 
 
 # ---- generator
+
+
+def _check_size(source: GeneratedData, key: str) -> None:
+    num_words = source.items_per_length * sum(longest for _, longest in source.lengths)
+    if num_words > MAX_GENERATED_WORDS:
+        raise UserError(
+            f"{key}.items_per_length={source.items_per_length}: the documents would have up to {num_words} words, more "
+            f"than the {MAX_GENERATED_WORDS} that memory should hold; lower it, or {key}.lengths"
+        )
 
 
 def _generate(source: GeneratedData, *, role: str, demonstrations: bool) -> Table:

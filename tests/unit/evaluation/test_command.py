@@ -18,7 +18,7 @@ DEFAULTS = {
     "max_input": 100,
     "max_output": 10,
     "temperature": 0.7,
-    "top_p": 0.95,
+    "--top-p": 0.95,
     "seed": 0,
     "max_items": None,
     "concurrency": 4,
@@ -76,7 +76,7 @@ def test_options_that_cannot_be_used_are_told(values, message):
     [
         (["./nothing", "x.jsonl"], "no such folder"),
         (["owner/model", "x.jsonl"], "x.jsonl: no such file"),
-        (["owner/model", "x.jsonl", "--top-p", "0"], "top_p"),
+        (["owner/model", "x.jsonl", "--top-p", "0"], "--top-p"),
         (["owner/model", "frames"], "frames=FILE"),
     ],
 )
