@@ -11,6 +11,7 @@ import torch
 from curriculum.errors import RunFailed, first_line, shortened
 from learner.config import LearnerConfig
 
+_torch: Any = torch  # its declarations lack some names
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _HOST = ("can't allocate memory", "not enough memory")
@@ -27,7 +28,7 @@ def tells_out_of_memory(method: Callable[_P, _R]) -> Callable[_P, _R]:
     def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         try:
             return method(*args, **kwargs)
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        except (_torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not _is_about_memory(error):
                 raise
             rank: Any = args[0]
@@ -55,5 +56,5 @@ def next_smaller(config: LearnerConfig) -> str:
 
 
 def _is_about_memory(error: BaseException) -> bool:
-    is_one = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    is_one = isinstance(error, (_torch.OutOfMemoryError, MemoryError))
     return is_one or any(part in str(error) for part in _HOST)

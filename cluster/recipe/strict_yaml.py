@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 import yaml
+from yaml.reader import ReaderError
 
 MAX_CHARS = 256 * 1024
 """Longest text; a recipe has a few thousand characters."""
@@ -43,7 +44,7 @@ def read_yaml(text: str) -> Any:
         return _StrictLoader(text).get_single_data()
     except YamlFault:
         raise
-    except yaml.reader.ReaderError as error:
+    except ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise YamlFault(
             f"line {line}: holds the control character #x{ord(text[error.position]):04x}; remove it"
@@ -97,7 +98,7 @@ class _StrictLoader(yaml.SafeLoader):
             lines[key.value] = line
 
     def construct_scalar(self, node: Any) -> Any:
-        value = super().construct_scalar(node)
+        value: Any = super().construct_scalar(node)
         if found := _CONTROL.search(value):
             raise _fault(node.start_mark, f"holds the control character #x{ord(found[0]):04x}; remove it")
         return value

@@ -18,7 +18,7 @@ DEFAULTS = {
     "max_input": 100,
     "max_output": 10,
     "temperature": 0.7,
-    "--top-p": 0.95,
+    "top_p": 0.95,
     "seed": 0,
     "max_items": None,
     "concurrency": 4,
