@@ -61,6 +61,10 @@ def _fault(mark: Any, text: str) -> YamlFault:
     return YamlFault(where + text)
 
 
+def _is_alias(event: Any) -> bool:
+    return isinstance(event, yaml.AliasEvent)
+
+
 class _StrictLoader(yaml.SafeLoader):
     """The safe loader, without what surprises."""
 
@@ -69,8 +73,9 @@ class _StrictLoader(yaml.SafeLoader):
         self._depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        event: Any = self.peek_event()
-        if isinstance(event, yaml.AliasEvent):
+        this: Any = self  # its declarations have no complete types
+        event: Any = this.peek_event()
+        if _is_alias(event):
             raise _fault(event.start_mark, f"the alias *{event.anchor:.80} is not read; write the value out")
         if event.tag is not None:
             tag = event.tag.replace("tag:yaml.org,2002:", "!!")
@@ -114,6 +119,7 @@ def _without(resolvers: Any, tags: tuple[str, ...]) -> dict[str, list[tuple[str,
 
 
 _StrictLoader.yaml_implicit_resolvers = _without(_StrictLoader.yaml_implicit_resolvers, (*_NUMBERS, *_READ_AS_TEXT))
+_loader: Any = _StrictLoader
 for _tag, (_pattern, _first) in _NUMBERS.items():
-    _StrictLoader.add_implicit_resolver(_tag, re.compile(f"(?:{_pattern})\\Z"), list(_first))
+    _loader.add_implicit_resolver(_tag, re.compile(f"(?:{_pattern})\\Z"), list(_first))
 _StrictLoader.add_constructor("tag:yaml.org,2002:int", _StrictLoader.construct_yaml_int)
