@@ -4,6 +4,7 @@
 # make docs   install, then write docs/metrics.md and docs/recipe.md from the docstrings in the code
 # make lock   resolve pyproject.toml again into the lock files for CPU and GPU; needs uv (pip install uv)
 # make chaos  install, then kill, freeze and damage real runs for half an hour; SEED=n chooses order and moments
+# make fuzz   install, then give every command 6,000 hostile inputs (SEED=n for others), and print what went wrong
 # make bench  install, then measure every claim of speed and memory, and print a table
 PYTHON ?= python3.11
 VENV := .venv
@@ -12,7 +13,7 @@ READY := $(VENV)/.ready
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 TORCH := $(shell grep '^torch==' requirements-cpu.lock)
 
-.PHONY: help setup demo check test unit integration chaos docs bench lock lint format clean
+.PHONY: help setup demo check test unit integration chaos fuzz docs bench lock lint format clean
 help:
 	@sed -n 's/^# //p' Makefile
 
@@ -55,6 +56,11 @@ chaos: $(READY)
 
 docs: $(READY)
 	$(BIN)/python -m docs.generate
+
+SEED ?= 0
+
+fuzz: $(READY)
+	$(BIN)/python -m tests.fuzz --seed $(SEED) $(ARGS)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -6,13 +6,13 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from curriculum.config import StrictModel
+from curriculum.config import Seconds, StrictModel
 
 
 class EngineConfig(StrictModel):
     """Resources of one vLLM engine; shared by rollout actors and judge actors."""
 
-    tensor_parallel_size: int = Field(default=1, gt=0)
+    tensor_parallel_size: int = Field(default=1, gt=0, le=1024)
     """GPUs of one engine; 1 on a CPU."""
     dtype: Literal["fp32", "bf16"] = "bf16"
     """Type of weights, activations and KV cache."""
@@ -20,7 +20,7 @@ class EngineConfig(StrictModel):
     """Share of the GPU's memory for weights and KV cache; ignored on a CPU."""
     cpu_kv_cache_bytes: int = Field(default=256 << 20, gt=0)
     """KV cache of an engine that runs on a CPU."""
-    max_num_seqs: int = Field(default=256, gt=0)
+    max_num_seqs: int = Field(default=256, gt=0, le=65536)
     """Largest number of sequences in one engine step."""
     max_num_batched_tokens: int | None = Field(default=None, gt=0)
     """Tokens of one engine step (chunked prefill); None lets vLLM choose."""
@@ -31,7 +31,7 @@ class EngineConfig(StrictModel):
 class SyncConfig(StrictModel):
     """Weight updates of the engines."""
 
-    timeout_s: float = Field(default=600.0, gt=0)
+    timeout_s: Seconds = 600.0
     """Longest wait, in seconds, for the receipt of one engine; then the run stops."""
     transport: Literal["auto", "host_memory", "collective"] = "auto"
     """`host_memory`: rank 0 of the learner writes the weights, engines map them or get a copy; `collective`: rank 0
@@ -56,23 +56,23 @@ class SyncConfig(StrictModel):
 class RolloutConfig(StrictModel):
     """Sampling of groups."""
 
-    num_actors: int = Field(default=1, gt=0)
+    num_actors: int = Field(default=1, gt=0, le=4096)
     """Rollout actors, one engine each."""
     engine: EngineConfig = EngineConfig()
     """Resources of each engine."""
-    group_size: int = Field(default=8, ge=2)
+    group_size: int = Field(default=8, ge=2, le=16384)
     """G, answers sampled for each prompt."""
-    temperature: float = Field(default=0.7, gt=0)
-    """Sampling temperature."""
+    temperature: float = Field(default=0.7, ge=0.01, le=2)
+    """Sampling temperature; the engine knows no other than 0.01 to 2."""
     top_p: float = Field(default=0.95, gt=0, le=1)
     """Nucleus of the sampling: the smallest set of tokens that together have this probability."""
     max_response_tokens: int = Field(default=10_000, gt=0)
     """Longest answer, in tokens."""
-    deadline_s: float | None = Field(default=None, gt=0)
+    deadline_s: Seconds | None = None
     """Longest time, in seconds, from the lease of a group to its last token; None waits for every answer. A group that
     misses it is sampled once more, by any engine with room; then its unfinished answers are cut. A cut answer has no
     reward and is not trained on."""
-    max_policy_lag: int = Field(default=0, ge=0)
+    max_policy_lag: int = Field(default=0, ge=0, le=1000)
     """Weight updates by which a group may be older than the learner that trains on it. 0: strictly on-policy, sampling
     and training take turns; above 0 they overlap, and `learner.importance` corrects for the difference."""
     sync: SyncConfig = SyncConfig()

@@ -15,7 +15,9 @@ from typing import Any, NoReturn
 from actors.config import EngineConfig
 from actors.core_pulse import CorePulse
 from actors.faults import EngineDied
+from actors.output_tail import OutputTail
 from actors.rollout import Sample, Sampling
+from actors.start_failure import reason_of_failed_start
 from actors.vllm_arguments import engine_arguments, sampling_params, set_environment
 from actors.weights.update import (
     TensorRecord,
@@ -25,7 +27,7 @@ from actors.weights.update import (
     WeightUpdate,
     WeightVersionError,
 )
-from curriculum.errors import RunFailed, first_line
+from curriculum.errors import RunFailed
 from curriculum.heartbeat import IDLE, Heartbeat, Pulse, descendants, kill_with_this_process
 
 UNLABELLED = "default"
@@ -83,15 +85,15 @@ class VLLMEngine:
             trust_remote_code=trust_remote_code,
         )
         self._prefill, others = PrefillCounter(), descendants(os.getpid())
+        output = OutputTail()
         try:
-            self._engine = AsyncLLM.from_engine_args(
-                AsyncEngineArgs(**arguments), stat_loggers=[self._prefill.stat_logger()]
-            )
-        except (RuntimeError, ValueError, OSError) as error:
-            raise RunFailed(
-                f"model {model_path!r}: vLLM cannot serve it here ({first_line(error)}); read its output above or "
-                "in the log of the actor"
-            ) from error
+            with output:
+                self._engine = AsyncLLM.from_engine_args(
+                    AsyncEngineArgs(**arguments), stat_loggers=[self._prefill.stat_logger()]
+                )
+        except Exception as error:  # vLLM and the code of a model raise anything
+            reason = reason_of_failed_start(error, output.text, config)
+            raise RunFailed(f"model {model_path!r}: vLLM cannot serve it here: {reason}") from error
         self._stop_token_ids = list(stop_token_ids)
         self._request_ids = itertools.count()
         self._updating = asyncio.Lock()

@@ -8,7 +8,7 @@ from typing import Any
 
 import xxhash
 
-from curriculum.errors import UserError, first_line
+from curriculum.errors import UserError, library_words
 from curriculum.files import expanded, file_errors
 from curriculum.hub import is_hub_id
 
@@ -52,7 +52,7 @@ def context_length(model: str, *, key: str, trust_remote_code: bool = False) -> 
     Raises:
         UserError: no configuration can be read there, or its lengths or rope factors are no numbers.
     """
-    text = _text_config(model, key=key, trust_remote_code=trust_remote_code)
+    text = read_model_config(model, key=key, trust_remote_code=trust_remote_code)
     positions: Any = getattr(text, "max_position_embeddings", None)
     if positions is None:
         return None
@@ -66,26 +66,37 @@ def yarn_length(model: str, *, trust_remote_code: bool = False) -> int | None:
 
     vLLM expects that length in `max_position_embeddings`, where published folders have the one before scaling.
     """
-    text = _text_config(model, key="model", trust_remote_code=trust_remote_code)
+    text = read_model_config(model, key="model", trust_remote_code=trust_remote_code)
     if not any(rope.get("rope_type") == "yarn" for rope in _rope_scalings(text)):
         return None
     return context_length(model, key="model", trust_remote_code=trust_remote_code)
 
 
-def _text_config(model: str, *, key: str, trust_remote_code: bool) -> Any:
+def read_model_config(model: str, *, key: str, trust_remote_code: bool = False) -> Any:
+    """Return the configuration of a model, or of the part of it that reads text, as the transformers library has it.
+
+    Args:
+        model: folder or hub id.
+        key: recipe key or option that names it, for messages.
+        trust_remote_code: run code that comes with the model.
+
+    Raises:
+        UserError: no configuration can be read there.
+    """
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     loader: Any = AutoConfig
     name = f"{key}={model!r}"
     try:
-        return loader.from_pretrained(model, trust_remote_code=trust_remote_code).get_text_config()
+        return loader.from_pretrained(model, trust_remote_code=trust_remote_code).getread_model_config()
     except StrictDataclassError as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{name}: its config.json cannot be used ({reason}); mend it") from error
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a config.json with values of other kinds fails in any way
         raise UserError(
-            f"{name}: no model configuration can be read there ({first_line(error)}); check the name and the network"
+            f"{name}: no model configuration can be read there ({library_words(error)}); check the name, the network, "
+            "and config.json"
         ) from error
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.thinking import FAMILIES, fit_thought
-from curriculum.errors import UserError, first_line
+from curriculum.errors import UserError, first_line, library_words
 
 TEMPLATE = (
     "Please read the following text and answer the question below.\n\n"
@@ -191,9 +191,10 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:
     loader: Any = AutoTokenizer
     try:
         tokenizer = loader.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a tokenizer file that is damaged fails in any way
         raise UserError(
-            f"model {path!r}: no tokenizer can be loaded there ({first_line(error)}); check the name and the network"
+            f"model {path!r}: no tokenizer can be loaded there ({library_words(error)}); check the name, the network, "
+            "and its tokenizer files"
         ) from error
     _check_round_trip(tokenizer, path)
     return tokenizer

@@ -25,6 +25,8 @@ ENVIRONMENT = {
 
 
 DTYPES: dict[str, Any] = {"fp32": "float32", "bf16": "bfloat16"}
+CPU_BLOCK_TOKENS = 32
+"""Block of the KV cache on a CPU, in tokens."""
 ONLY_ENDS = 1 << 30
 """Tokens between two partial outputs of an answer: an output comes with its first token and at its end only."""
 
@@ -101,7 +103,7 @@ def _cpu_resources(config: EngineConfig, max_model_len: int) -> dict[str, Any]:
     the last, incomplete block of its prompt again.
     """
     return {
-        "block_size": 32,
+        "block_size": CPU_BLOCK_TOKENS,
         "kv_cache_memory_bytes": config.cpu_kv_cache_bytes,
         "distributed_executor_backend": "uni",
         "enable_chunked_prefill": False,

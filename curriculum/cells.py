@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, cast
 
+from curriculum.errors import described
 from curriculum.rejects import RejectReason, RowError
 from curriculum.rows import Row
 
@@ -21,7 +22,7 @@ def row_id(row: Row) -> str | None:
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # a column of integers with a gap is read as floats
     if not isinstance(value, str | int) or isinstance(value, bool):
-        raise RowError(RejectReason.WRONG_TYPE, f"id is {type(value).__name__}, expected text or an integer")
+        raise RowError(RejectReason.WRONG_TYPE, f"id is {described(value)}, expected text or an integer")
     return _encodable(str(value).strip(), "id")
 
 
@@ -40,7 +41,7 @@ def text_of(row: Row, column: str) -> str:
 
 def _checked_text(value: Any, column: str) -> str:
     if not isinstance(value, str):
-        raise RowError(RejectReason.WRONG_TYPE, f"{column} is {type(value).__name__}, expected text")
+        raise RowError(RejectReason.WRONG_TYPE, f"{column} is {described(value)}, expected text")
     if not value.strip():
         raise RowError(RejectReason.EMPTY, f"{column} is empty")
     return _encodable(value, column)
@@ -134,7 +135,7 @@ def messages_of(row: Row, column: str) -> tuple[Message, ...]:
 
 def _message(value: Any, column: str) -> Message:
     if not isinstance(value, Mapping):
-        raise RowError(RejectReason.WRONG_TYPE, f"{column} holds {type(value).__name__}, expected {{role, content}}")
+        raise RowError(RejectReason.WRONG_TYPE, f"{column} holds {described(value)}, expected {{role, content}}")
     fields = cast("Mapping[Any, Any]", value)
     return {name: _message_field(fields.get(name), f"{column}.{name}") for name in ("role", "content")}
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Self, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from curriculum.errors import UserError
+from curriculum.errors import UserError, shortened
 
 
 class StrictModel(BaseModel):
@@ -18,9 +19,19 @@ class StrictModel(BaseModel):
 
 ModelT = TypeVar("ModelT", bound=StrictModel)
 
+Seconds = Annotated[float, Field(gt=0, le=365 * 24 * 3600)]
+"""A time to wait: at most a year, since timers of libraries overflow beyond some centuries."""
+MAX_SEED = 2**32 - 1
+"""Largest seed of numpy, which engines are started with."""
 
-def checked(kind: type[ModelT], /, **values: Any) -> ModelT:
+
+def checked(kind: type[ModelT], options: Mapping[str, str] | None = None, /, **values: Any) -> ModelT:
     """Return a configuration that is made of options; a recipe has `cluster.recipe.load`.
+
+    Args:
+        kind: the configuration.
+        options: option of the command line by its key, where it has one.
+        values: values by key.
 
     Raises:
         UserError: one line for each value that cannot be used.
@@ -28,7 +39,7 @@ def checked(kind: type[ModelT], /, **values: Any) -> ModelT:
     try:
         return kind(**values)
     except ValidationError as error:
-        raise UserError(*(_fault(fault) for fault in error.errors())) from error
+        raise UserError(*(_fault(fault, options or {}) for fault in error.errors())) from error
 
 
 def dotted(node: Any, prefix: str = "") -> dict[str, Any]:
@@ -45,11 +56,11 @@ def dotted(node: Any, prefix: str = "") -> dict[str, Any]:
     return {key: value for part in parts for key, value in part.items()}
 
 
-def _fault(fault: Any) -> str:
+def _fault(fault: Any, options: Mapping[str, str]) -> str:
     """One line; a fault of a whole configuration, which has no key of its own, speaks for itself."""
     message = fault["msg"].removeprefix("Value error, ")
-    key = ".".join(str(part) for part in fault["loc"])
-    return f"{key}={fault['input']!r:.80}: {message[0].lower()}{message[1:]}" if key else message
+    key = ".".join(options.get(part, str(part)) for part in fault["loc"])
+    return f"{key}={shortened(repr(fault['input']), 80)}: {message[0].lower()}{message[1:]}" if key else message
 
 
 class GeneratedData(StrictModel):
@@ -66,7 +77,7 @@ class GeneratedJudgePairs(StrictModel):
     """Pairs of answers and their verdicts, written by `curriculum.synthetic_judge`: demonstrations for a judge."""
 
     type: Literal["generated_judge_pairs"] = "generated_judge_pairs"
-    num_items: int = Field(gt=0)
+    num_items: int = Field(gt=0, le=10_000_000)
     """Number of pairs."""
 
 

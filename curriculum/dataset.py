@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from curriculum.cells import row_id
 from curriculum.config import DataSource, DemonstrationSource
-from curriculum.errors import UserError, first_line
+from curriculum.errors import UserError, library_words
 from curriculum.layout import (
     DEMONSTRATION_LAYOUTS,
     QUESTION_LAYOUTS,
@@ -282,7 +282,7 @@ def _tokens(encode: Callable[[], NDArray[np.int32]]) -> NDArray[np.int32]:
     try:
         ids = np.asarray(encode(), dtype=np.int32)
     except Exception as error:  # chat templates raise types of their own, for instance on unknown roles
-        detail = f"the chat template refuses it: {first_line(error)}"
+        detail = f"the chat template refuses it: {library_words(error)}"
         raise RowError(RejectReason.NOT_ENCODABLE, detail) from error
     if ids.size == 0:
         raise RowError(RejectReason.NOT_ENCODABLE, "the tokenizer gives no token")

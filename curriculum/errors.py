@@ -7,6 +7,15 @@ from typing import ClassVar
 
 from curriculum.printable import printable
 
+MAX_LINE_CHARS = 600
+"""Longest line of a message; of a longer one the middle is left out: what is wrong and the way out are its ends."""
+
+_WORDS: dict[type, str] = {
+    type(None): "nothing", bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list",
+    dict: "a mapping", bytes: "bytes",
+}  # fmt: skip
+_ABOUT_TYPES = (TypeError, AttributeError, LookupError, AssertionError, ArithmeticError, RecursionError)
+_INSIDES = re.compile(r"NoneType|has no attribute|not subscriptable|<class|object at 0x")
 _RAISED = re.compile(r"(?:\w+\.)*(\w*(?:Error|Exception|Failed)): (.+)")
 """Line of a traceback that holds the error itself: class and message."""
 
@@ -23,13 +32,14 @@ class UserError(Exception):
     """Exit status of the command that it ends."""
 
     def __str__(self) -> str:
-        return "\n".join(str(fault) for fault in self.args)
+        return "\n".join(shortened(str(fault)) for fault in self.args)
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """One line for each fault; characters in it that a terminal would obey are escaped."""
+        """One line for each fault, none too long; characters in it that a terminal would obey are escaped."""
         has_own_text = type(self).__str__ is not UserError.__str__
-        return tuple(printable(str(fault)) for fault in ((str(self),) if has_own_text else self.args))
+        faults = (str(self),) if has_own_text else self.args
+        return tuple(shortened(printable(str(fault))) for fault in faults)
 
 
 class RunFailed(UserError):
@@ -41,9 +51,39 @@ class RunFailed(UserError):
     exit_status: ClassVar[int] = 1
 
 
+def shortened(text: str, limit: int = MAX_LINE_CHARS) -> str:
+    """Return a text of at most `limit` characters: a longer one without its middle, two thirds of the rest in front."""
+    if len(text) <= limit:
+        return text
+    gap = " … "
+    tail = (limit - len(gap)) // 3
+    return text[: limit - len(gap) - tail] + gap + text[len(text) - tail :]
+
+
+def in_line(text: object) -> str:
+    """Return a text, a path or a name as a part of one line: line breaks become spaces."""
+    return " ".join(str(text).splitlines())
+
+
+def described(value: object) -> str:
+    """Return what a value of a YAML, JSON or parquet file is, in words."""
+    return _WORDS.get(type(value), type(value).__name__)
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or the name of its class if it has none."""
-    return printable(next(iter(str(error).strip().splitlines()), type(error).__name__))
+    return shortened(printable(next(iter(str(error).strip().splitlines()), type(error).__name__)))
+
+
+def library_words(error: BaseException) -> str:
+    """Return what an error of a library says, in one short line, for a message that names file or key itself.
+
+    What Python says about its own types means nothing to a person, and is left out.
+    """
+    if isinstance(error, UnicodeDecodeError):
+        return f"not UTF-8 at byte {error.start}"
+    line = shortened(first_line(error), 200)
+    return "it holds something else than expected" if isinstance(error, _ABOUT_TYPES) or _INSIDES.search(line) else line
 
 
 def root_cause(error: BaseException) -> BaseException:

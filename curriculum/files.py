@@ -13,7 +13,7 @@ from glob import escape
 from pathlib import Path
 from typing import IO, Literal
 
-from curriculum.errors import UserError
+from curriculum.errors import UserError, in_line
 
 _WAY_OUT = {
     errno.ENOENT: "check the path",
@@ -79,7 +79,7 @@ def file_errors(name: Path | str, deed: Literal["read", "written"]) -> Generator
         way_out = _WAY_OUT.get(number, "check its disk")
         if number == errno.ENOENT and deed == "written":
             way_out = "make its folder first"
-        raise _kind(number, deed)(f"{name}: cannot be {deed} ({reason}); {way_out}") from error
+        raise _kind(number, deed)(f"{in_line(name)}: cannot be {deed} ({reason}); {way_out}") from error
 
 
 def _error_number(error: Exception) -> int | None:
@@ -94,6 +94,22 @@ def _kind(number: int, deed: Literal["read", "written"]) -> type[UserError]:
     if deed == "written" and number in _FULL:
         return DiskFull
     return DiskError if deed == "written" and number in _UNWRITABLE else UserError
+
+
+def check_writable(path: Path, *, name: str) -> None:
+    """Check, before the work whose result it is to hold, that a file can be written; nothing is left there.
+
+    Raises:
+        UserError: it is a folder, its own folder does not exist, or it cannot be written.
+    """
+    with file_errors(name, "written"):
+        if path.is_dir():
+            raise UserError(f"{name}: is a folder; name a file in it")
+        if not path.absolute().parent.is_dir():
+            raise UserError(f"{name}: the folder {path.parent} does not exist; make it first")
+        partial = partial_of(path)
+        partial.open("ab").close()
+        partial.unlink()
 
 
 def expanded(path: str, *, name: str) -> Path:

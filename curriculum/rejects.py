@@ -56,7 +56,7 @@ def count_reasons(rejects: Iterable[Reject]) -> dict[str, int]:
     return dict(Counter(reject.reason.value for reject in rejects).most_common())
 
 
-def write_rejects(rejects: Sequence[Reject], path: Path) -> None:
+def write_rejects(rejects: Sequence[Reject], path: Path, *, name: str | None = None) -> None:
     """Write one JSON object per reject; an existing file is replaced. Raises UserError if it cannot be written."""
     lines = [json.dumps(asdict(reject), ensure_ascii=True) + "\n" for reject in rejects]
-    write_text(path, "".join(lines))
+    write_text(path, "".join(lines), name=name)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from curriculum.config import DemonstrationSource, GeneratedData, GeneratedJudgePairs
-from curriculum.errors import UserError, first_line
+from curriculum.errors import UserError, described, in_line, library_words
 from curriculum.files import expanded, file_errors
 from curriculum.hub import is_hub_id
 from curriculum.rejects import Reject, RejectReason
@@ -39,6 +39,8 @@ QUOTE_SHARE = WORD_SHARE = 0.5
 GENERATED_SEEDS = {"train": 1, "sft": 2, "evaluation": 3}
 """By the part of `data` that the documents are for; no two parts draw the same documents."""
 JUDGE_PAIRS_SEED = 1
+MAX_GENERATED_WORDS = 500_000_000
+"""Generated documents are held in memory."""
 
 _SPLIT = re.compile(r"[\w.%\[\]:+-]*")
 _ROWS_FOR_COLUMNS = 64
@@ -82,18 +84,20 @@ def open_table(
             their prompt.
     """
     if isinstance(source, GeneratedData):
+        _check_size(source, key)
         return _generate(source, role=key.rpartition(".")[2], demonstrations=demonstrations)
     if isinstance(source, GeneratedJudgePairs):
         if judge_prompt is None:
             raise UserError(f"{key}.type={source.type}: there is no judge prompt to fill; only data.sft takes it")
         rows = generate_judge_pairs(num_items=source.num_items, seed=JUDGE_PAIRS_SEED, prompt=judge_prompt)
         return Table(name=source.type, columns=tuple(rows[0]), rows=_number(rows))
-    name = f"{key}={source}"
+    name = f"{key}={in_line(source)}"
     with file_errors(name, "read"):
         return _open_path(source, expanded(source, name=name), key)
 
 
-def _open_path(source: str, path: Path, key: str) -> Table:
+def _open_path(given: str, path: Path, key: str) -> Table:
+    source = in_line(given)
     if path.is_dir():
         raise UserError(f"{key}={source}: is a folder; name a .parquet or .jsonl file in it")
     if path.is_file():
@@ -104,8 +108,8 @@ def _open_path(source: str, path: Path, key: str) -> Table:
                 return _open_jsonl(source, path)
             case suffix:
                 raise UserError(f"{key}={source}: unknown extension {suffix!r}; give a .parquet or .jsonl file")
-    if _looks_like_hub_id(source, path):
-        return _open_hub(source, key)
+    if _looks_like_hub_id(given, path):
+        return _open_hub(given, key)
     raise UserError(f"{key}={source}: no such file{_nearest_file(path)}; check the path")
 
 
@@ -156,10 +160,10 @@ def _parse_line(number: int, line: bytes) -> Row | Reject:
         detail = f"byte 0x{line[error.start]:02x} at position {error.start} is not UTF-8; convert the file"
         return Reject(number=number, item_id=None, reason=RejectReason.NOT_UTF8, detail=detail)
     except (ValueError, RecursionError) as error:
-        detail = f"not a JSON value: {error}"
+        detail = f"not a JSON value: {library_words(error)}"
         return Reject(number=number, item_id=None, reason=RejectReason.BAD_JSON, detail=detail)
     if not isinstance(value, dict):
-        detail = f"a JSON object is expected, got {type(value).__name__}"
+        detail = f"a JSON object is expected, got {described(value)}"
         return Reject(number=number, item_id=None, reason=RejectReason.BAD_JSON, detail=detail)
     return Row(number=number, values=cast("dict[str, Any]", value))
 
@@ -173,8 +177,8 @@ def _open_parquet(source: str, path: Path, key: str) -> Table:
 
     try:
         file = ParquetFile(path)
-    except (ArrowException, OSError) as error:
-        raise UserError(f"{key}={source}: not a parquet file ({first_line(error)}); write it again") from error
+    except (ArrowException, OSError, ValueError) as error:
+        raise UserError(f"{key}={source}: not a parquet file ({library_words(error)}); write it again") from error
     return Table(name=source, columns=tuple(file.schema_arrow.names), rows=_read_parquet(file, f"{key}={source}"))
 
 
@@ -188,16 +192,21 @@ def _read_parquet(file: ParquetFile, name: str) -> Iterator[Row | Reject]:
             for index in range(batch.num_rows):
                 number += 1
                 yield _parse_record(number, batch.slice(index, 1))
-    except (ArrowException, OSError) as error:
-        raise UserError(f"{name}: damaged after row {number} ({first_line(error)}); write it again") from error
+    except (ArrowException, OSError, ValueError) as error:
+        raise UserError(f"{name}: damaged after row {number} ({library_words(error)}); write it again") from error
 
 
 def _parse_record(number: int, record: RecordBatch) -> Row | Reject:
+    from pyarrow import ArrowException
+
     try:
         return Row(number=number, values=record.to_pylist()[0])
     except UnicodeDecodeError as error:
         detail = f"a text column is not UTF-8 ({error.reason}); convert it"
         return Reject(number=number, item_id=None, reason=RejectReason.NOT_UTF8, detail=detail)
+    except (ArrowException, ValueError, OverflowError) as error:  # a date of the year 50000, for instance
+        detail = f"a cell holds a value that cannot be read ({library_words(error)}); correct it"
+        return Reject(number=number, item_id=None, reason=RejectReason.WRONG_TYPE, detail=detail)
 
 
 # ---- hub
@@ -211,7 +220,7 @@ def _open_hub(source: str, key: str) -> Table:
         data = load_dataset(name, split=split or "train")
     except Exception as error:  # the library has many types for "not there", "no network" and "no such split"
         raise UserError(
-            f"{key}={source}: neither a file here nor a data set that the hub delivers ({first_line(error)}); "
+            f"{key}={source}: neither a file here nor a data set that the hub delivers ({library_words(error)}); "
             "check the name and the network, or give a .parquet or .jsonl file"
         ) from error
     columns = tuple(data.column_names or ())
@@ -220,6 +229,15 @@ def _open_hub(source: str, key: str) -> Table:
 
 
 # ---- generator
+
+
+def _check_size(source: GeneratedData, key: str) -> None:
+    num_words = source.items_per_length * sum(longest for _, longest in source.lengths)
+    if num_words > MAX_GENERATED_WORDS:
+        raise UserError(
+            f"{key}.items_per_length={source.items_per_length}: the documents would have up to {num_words} words, more "
+            f"than the {MAX_GENERATED_WORDS} that memory should hold; lower it, or {key}.lengths"
+        )
 
 
 def _generate(source: GeneratedData, *, role: str, demonstrations: bool) -> Table:

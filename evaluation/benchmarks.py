@@ -9,7 +9,7 @@ from dataclasses import replace
 from itertools import chain
 
 from curriculum.dataset import Loaded, convert_rows
-from curriculum.errors import UserError, first_line
+from curriculum.errors import UserError, library_words
 from curriculum.layout import QuestionItem
 from curriculum.rejects import Reject
 from curriculum.rows import USED_COLUMNS, Row, Table, open_table
@@ -108,8 +108,8 @@ def _longbench(name: str) -> Table:
         data = load_dataset("json", data_files={"test": member}, split="test")
     except Exception as error:  # the library has many types for "not there" and "no network"
         raise UserError(
-            f"benchmark {name}: {LONGBENCH} cannot be read from the hub ({first_line(error)}); check the network, or "
-            f"unpack its data.zip and give {name}=PATH/{name}.jsonl"
+            f"benchmark {name}: {LONGBENCH} cannot be read from the hub ({library_words(error)}); check the network, "
+            f"or unpack its data.zip and give {name}=PATH/{name}.jsonl"
         ) from error
     columns = tuple(data.column_names or ())
     used = data.select_columns([column for column in columns if column in USED_COLUMNS])

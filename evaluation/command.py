@@ -29,6 +29,12 @@ from reward.config import RewardConfig, RuleSet
 from reward.judge_back_end import gpu_is_there, judge_config
 
 CPU_KV_CACHE_BYTES = 1 << 30
+OPTIONS = {
+    "max_prompt_tokens": "--max-input", "max_response_tokens": "--max-output", "num_samples": "--samples",
+    "temperature": "--temperature", "top_p": "--top-p", "seed": "--seed", "max_in_flight": "--concurrency",
+    "num_replicas": "--replicas", "tensor_parallel_size": "--tensor-parallel",
+}  # fmt: skip
+"""Option of the command line by the key of a configuration."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +75,7 @@ def run_evaluation(options: Options, *, sources: list[str], out: Path | None, be
     """Run `qwenlong eval`; write the report to standard output and into the folder."""
     from evaluation.evaluate import evaluate
 
-    config = checked(EvaluationConfig, **_common(options, sources), behaviours=behaviours)
+    config = checked(EvaluationConfig, OPTIONS, **_common(options, sources), behaviours=behaviours)
     folder = out or _default_folder("eval", config.generator.model)
     progress = Progress(quiet=quiet)
     progress.say(f"answers, scores and report: {folder}")
@@ -84,7 +90,7 @@ def run_distillation(
     from evaluation.distill import distill
 
     common = _common(options, sources)
-    config = checked(DistillConfig, **common, max_kept=max_kept, max_total_tokens=max_total)
+    config = checked(DistillConfig, OPTIONS, **common, max_kept=max_kept, max_total_tokens=max_total)
     folder = out or _default_folder("distill", config.generator.model)
     progress = Progress(quiet=quiet)
     progress.say(f"answers, demonstrations and data card: {folder}")
@@ -106,13 +112,15 @@ def generator_config(options: Options, *, on_gpu: bool) -> GeneratorConfig:
     cpu: dict[str, Any] = {"dtype": "fp32", "enforce_eager": True, "cpu_kv_cache_bytes": CPU_KV_CACHE_BYTES}
     common: dict[str, Any] = {
         "model": folder_or_hub_id(options.model, key="MODEL", others="a URL, "),
-        "engine": EngineConfig(tensor_parallel_size=options.tensor_parallel, **({} if on_gpu else cpu)),
+        "engine": checked(
+            EngineConfig, OPTIONS, tensor_parallel_size=options.tensor_parallel, **({} if on_gpu else cpu)
+        ),
         "on_gpu": on_gpu,
         "trust_remote_code": options.trust_remote_code,
     }
     if options.replicas:
-        return checked(RayGenerator, **common, num_replicas=options.replicas)
-    return checked(VllmGenerator, **common)
+        return checked(RayGenerator, OPTIONS, **common, num_replicas=options.replicas)
+    return checked(VllmGenerator, OPTIONS, **common)
 
 
 def endpoint_model(url: str) -> str:
@@ -153,6 +161,7 @@ def _common(options: Options, sources: list[str]) -> dict[str, Any]:
         "sources": tuple(sources),
         "sampling": checked(
             SamplingConfig,
+            OPTIONS,
             max_prompt_tokens=options.max_input,
             max_response_tokens=options.max_output,
             temperature=options.temperature,

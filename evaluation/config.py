@@ -7,8 +7,9 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from actors.config import EngineConfig
-from curriculum.config import StrictModel
+from curriculum.config import MAX_SEED, Seconds, StrictModel
 from reward.config import RequestFields, RewardConfig
+from reward.endpoint_url import EndpointUrl
 
 
 class EngineModel(StrictModel):
@@ -38,27 +39,27 @@ class RayGenerator(EngineModel):
     """The same engine in several Ray actors."""
 
     type: Literal["ray"] = "ray"
-    num_replicas: int = Field(default=1, gt=0)
+    num_replicas: int = Field(default=1, gt=0, le=4096)
 
 
 class EndpointGenerator(StrictModel):
     """A model behind any OpenAI-compatible endpoint."""
 
     type: Literal["openai"] = "openai"
-    base_url: str = Field(pattern=r"^https?://[^\s/]+")
+    base_url: EndpointUrl
     """Root of the API, for example http://127.0.0.1:8000/v1."""
     model: str = Field(min_length=1)
     tokenizer: str
     """Folder or hub id of the tokenizer that measures prompts; it should be the model's own."""
     api_key_env: str = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key."""
-    timeout_s: float = Field(default=1800.0, gt=0)
+    timeout_s: Seconds = 1800.0
     """Longest wait for one answer."""
     max_retries: int = Field(default=3, ge=0)
     """Further attempts after a failed one, with exponential back-off."""
-    max_backoff_s: float = Field(default=30.0, gt=0)
     request_fields: RequestFields = Field(default_factory=dict)
     """Further fields of every request, for example {chat_template_kwargs: {enable_thinking: false}}."""
+    max_backoff_s: Seconds = 30.0
     trust_remote_code: bool = False
 
 
@@ -68,14 +69,14 @@ GeneratorConfig = Annotated[VllmGenerator | RayGenerator | EndpointGenerator, Fi
 class SamplingConfig(StrictModel):
     """How answers are drawn; the defaults are those of the paper's evaluation."""
 
-    max_prompt_tokens: int = Field(default=120_000, gt=0)
+    max_prompt_tokens: int = Field(default=120_000, gt=0, lt=2**31)
     """Longest prompt; a longer document loses its middle."""
-    max_response_tokens: int = Field(default=10_000, gt=0)
-    temperature: float = Field(default=0.7, ge=0)
+    max_response_tokens: int = Field(default=10_000, gt=0, lt=2**31)
+    temperature: float = Field(default=0.7, ge=0, le=2)
     top_p: float = Field(default=0.95, gt=0, le=1)
-    num_samples: int = Field(default=1, gt=0)
+    num_samples: int = Field(default=1, gt=0, le=16384)
     """Answers to each question."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)
 
 
 class EvaluationConfig(StrictModel):
@@ -88,7 +89,7 @@ class EvaluationConfig(StrictModel):
     reward: RewardConfig = RewardConfig()
     max_items: int | None = Field(default=None, gt=0)
     """Items of each benchmark that are asked, the first ones; None asks all."""
-    max_in_flight: int = Field(default=64, gt=0)
+    max_in_flight: int = Field(default=64, gt=0, le=65536)
     """Answers that are generated at the same time."""
     behaviours: Literal["patterns", "judge"] = "patterns"
     """What counts reasoning behaviours: patterns, or the judge's model."""
@@ -111,7 +112,7 @@ class DistillConfig(StrictModel):
     sampling: SamplingConfig = SamplingConfig(max_prompt_tokens=18_000, num_samples=4)
     reward: RewardConfig = RewardConfig()
     max_items: int | None = Field(default=None, gt=0)
-    max_in_flight: int = Field(default=64, gt=0)
+    max_in_flight: int = Field(default=64, gt=0, le=65536)
     max_kept: int = Field(default=1, gt=0)
     """Demonstrations of one question."""
     max_total_tokens: int = Field(default=20_000, gt=0)

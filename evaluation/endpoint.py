@@ -15,6 +15,9 @@ MAX_FAILURES_IN_A_ROW = 20
 MAX_REFUSALS_AT_FIRST = 3
 """Prompts that an endpoint refuses in the same words before it has answered any: what all requests share is wrong."""
 
+MAX_TOKENS = 2**40
+"""More tokens than any answer has."""
+
 
 class OpenAIGenerator:
     """A client that sends each prompt as a chat with one user message.
@@ -87,6 +90,14 @@ def completion_of(reply: Any) -> Completion:
     thinking = text_of(choice["message"], "reasoning_content") or text_of(choice["message"], "reasoning")
     return Completion(
         text=f"<think>{thinking}</think>{content}" if thinking else content,
-        num_tokens=int(usage.get("completion_tokens") or 0),
+        num_tokens=_num_tokens(usage.get("completion_tokens")),
         is_truncated=choice.get("finish_reason") == "length",
     )
+
+
+def _num_tokens(value: Any) -> int:
+    """Return a number of tokens; 0 where the endpoint does not count them. Raises ValueError for any other value."""
+    count = int(value or 0)
+    if not 0 <= count <= MAX_TOKENS:
+        raise ValueError(f"completion_tokens={value!r:.40} is no number of tokens")
+    return count

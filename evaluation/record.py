@@ -66,6 +66,8 @@ class Answer:
                 f"answer {self.benchmark}/{self.item_id}/{self.sample}: outcome={self.outcome} with error="
                 f"{self.error!r}; exactly the failed ones have an error"
             )
+        if not (0 <= self.prompt_tokens < 2**53 and 0 <= self.response_tokens < 2**53):
+            raise ValueError(f"answer {self.benchmark}/{self.item_id}/{self.sample}: its numbers of tokens are none")
 
     @property
     def item_key(self) -> tuple[str, str]:

@@ -16,11 +16,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
+from pydantic import TypeAdapter, ValidationError
+
 from curriculum.config import dotted
-from curriculum.errors import UserError
+from curriculum.errors import UserError, library_words, shortened
 from curriculum.files import file_errors, lock_file, write_text
-from evaluation.behaviours import Behaviour
-from evaluation.record import Answer, CountedAnswer, Outcome, ScoredAnswer
+from evaluation.record import Answer, CountedAnswer, ScoredAnswer
 
 RecordT = TypeVar("RecordT", Answer, ScoredAnswer, CountedAnswer)
 
@@ -77,9 +78,8 @@ class JsonlLog(Generic[RecordT]):
                 try:
                     record = parse(json.loads(line))
                 except (ValueError, TypeError, LookupError, AttributeError) as error:
-                    raise UserError(
-                        f"{path}, line {number}: damaged ({error}); remove the line, its answer is then asked again"
-                    ) from error
+                    what = f"{path}, line {number}: damaged ({library_words(error)})"
+                    raise UserError(f"{what}; remove the line, its answer is then asked again") from error
                 self._records[record.key] = record
                 whole_bytes += len(line)
         return whole_bytes
@@ -106,9 +106,9 @@ class EvaluationFolder:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = lock_file(path / ".lock", busy=f"--out {path}: another process is at work there; wait for it")
         self._check(settings)
-        self.answers: JsonlLog[Answer] = JsonlLog(path / "answers.jsonl", _answer)
-        self.scores: JsonlLog[ScoredAnswer] = JsonlLog(path / "scores.jsonl", lambda values: ScoredAnswer(**values))
-        self.counts: JsonlLog[CountedAnswer] = JsonlLog(path / "behaviours.jsonl", _counted_answer)
+        self.answers: JsonlLog[Answer] = JsonlLog(path / "answers.jsonl", _reader(Answer))
+        self.scores: JsonlLog[ScoredAnswer] = JsonlLog(path / "scores.jsonl", _reader(ScoredAnswer))
+        self.counts: JsonlLog[CountedAnswer] = JsonlLog(path / "behaviours.jsonl", _reader(CountedAnswer))
 
     def __enter__(self) -> Self:
         return self
@@ -155,15 +155,22 @@ def fingerprint(*parts: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def _answer(values: dict[str, Any]) -> Answer:
-    known = {field.name for field in fields(Answer)}
-    outcome: Any = Outcome(values["outcome"])
-    return Answer(**{**{key: values[key] for key in values if key in known}, "outcome": outcome})
+def _reader(kind: type[RecordT]) -> Callable[[dict[str, Any]], RecordT]:
+    """Return what makes a record of a line; values of fields that an older version wrote are left out.
 
+    It raises ValueError where a field is missing, or holds something else.
+    """
+    known, adapter = {field.name for field in fields(kind)}, TypeAdapter(kind)
 
-def _counted_answer(values: dict[str, Any]) -> CountedAnswer:
-    counts: Any = values["counts"] and {Behaviour(name): count for name, count in values["counts"].items()}
-    return CountedAnswer(**{**values, "counts": counts})
+    def read(values: dict[str, Any]) -> RecordT:
+        try:
+            return adapter.validate_python({key: values[key] for key in values if key in known})
+        except ValidationError as error:
+            fault = error.errors()[0]
+            key = ".".join(map(str, fault["loc"]))
+            raise ValueError(f"{key}={shortened(repr(fault['input']), 80)}: {fault['msg']}") from error
+
+    return read
 
 
 def _read_settings(path: Path) -> Any:
@@ -172,4 +179,4 @@ def _read_settings(path: Path) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise UserError(f"{path}: damaged ({error}); choose another folder") from error
+        raise UserError(f"{path}: damaged ({library_words(error)}); choose another folder") from error

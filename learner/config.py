@@ -15,7 +15,7 @@ Schedule = Literal["constant", "linear", "cosine"]
 class LearningRateConfig(StrictModel):
     """The learning rate over one stage."""
 
-    learning_rate: float = Field(gt=0)
+    learning_rate: float = Field(gt=0, le=10)
     """Peak, reached at the end of the warm-up."""
     warmup_steps: int = Field(default=0, ge=0)
     """Steps of linear growth from zero to the peak."""
@@ -90,11 +90,11 @@ class EntropyControlConfig(StrictModel):
 class LearnerConfig(LearningRateConfig):
     """The ZeRO-3 learner; its optimizer settings are those of the reinforcement learning."""
 
-    num_ranks: int = Field(default=1, gt=0)
+    num_ranks: int = Field(default=1, gt=0, le=16384)
     """Data-parallel ranks, one process each."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Of weights and activations; the optimizer always keeps fp32 master weights."""
-    learning_rate: float = Field(default=2e-6, gt=0)
+    learning_rate: float = Field(default=2e-6, gt=0, le=10)
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     """Of AdamW, in the warm-up as well."""
     weight_decay: float = Field(default=0.01, ge=0)
@@ -171,6 +171,6 @@ class SftConfig(LearningRateConfig):
     """Passes over the demonstrations; 0 skips the warm-up."""
     batch_size: int = Field(default=128, gt=0)
     """Demonstrations per update."""
-    learning_rate: float = Field(default=5e-6, gt=0)
+    learning_rate: float = Field(default=5e-6, gt=0, le=10)
     learning_rate_floor: float = Field(default=0.0, ge=0, le=1)
     """Lowest learning rate of `linear` and `cosine`, as a share of the peak."""

@@ -22,6 +22,7 @@ from learner.batch.packing import groups_of, plan_slice
 from learner.config import LearnerConfig
 from learner.engine import LearnerEngine, Stage
 from learner.forward.running_batch import MiniBatchPart, mini_batch_parts
+from learner.out_of_memory import tells_out_of_memory
 from learner.reports import SftReport, StepReport
 from learner.weights.sender import WeightSender
 
@@ -56,6 +57,7 @@ class LearnerActor:
         return host, self._store.port
 
     @reported
+    @tells_out_of_memory
     def start(
         self,
         *,
@@ -88,16 +90,19 @@ class LearnerActor:
         return os.getpid()
 
     @reported
+    @tells_out_of_memory
     def start_stage(self, stage: str, reference_path: str | None) -> None:
         """Begin the warm-up (`sft`) or the reinforcement learning (`rl`) with a fresh optimizer."""
         self._engine.start_stage(Stage(stage), reference_path=reference_path)
 
     @reported
+    @tells_out_of_memory
     def sft_step(self, demonstrations: Sequence[Demonstration], learning_rate: float) -> SftReport:
         """Make one update of the warm-up."""
         return self._engine.sft_step(demonstrations, learning_rate=learning_rate)
 
     @reported
+    @tells_out_of_memory
     def accumulate(self, items: Sequence[TrainingItem], batch_groups: int) -> None:
         """Add the next groups to the running batch; fetch those of this rank and no others.
 
@@ -113,6 +118,7 @@ class LearnerActor:
             self._accumulate_part(items[part.groups.start - start : part.groups.stop - start], part)
 
     @reported
+    @tells_out_of_memory
     def update(self, learning_rate: float) -> StepReport:
         """Make the optimizer updates of the running batch."""
         return self._engine.update(learning_rate=learning_rate)

@@ -8,12 +8,12 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, TypeVar, cast
-from urllib.parse import urlsplit
 
-from curriculum.errors import UserError
+from curriculum.errors import UserError, library_words
 from curriculum.secrets import endpoint_key
 from reward.circuit import CircuitBreaker
 from reward.config import MAX_BACKOFF_S, MAX_RETRIES
+from reward.endpoint_url import checked_url
 
 API_KEY_ENV = "OPENAI_API_KEY"
 FIRST_BACKOFF_S = 0.5
@@ -22,6 +22,8 @@ LISTING_TIMEOUT_S = 10.0
 """Longest wait for the list of models of an endpoint."""
 MAX_MESSAGE_CHARS = 200
 """Characters that are kept of what a server says about an error."""
+MAX_NAME_CHARS = 300
+"""Longest name of a model that an endpoint lists."""
 _RATE_LIMITED = 429
 _RETRIED_STATUS = frozenset({408, 409, 425, _RATE_LIMITED})
 _ABOUT_THE_REQUEST = frozenset({400, 413, 422})
@@ -194,7 +196,7 @@ def failure_text(error: Exception) -> str:
         return f"HTTP {status}: {message}" if message else f"HTTP {status}"
     if isinstance(error, BadReplyError):
         return str(error)
-    return f"{type(error).__name__}: {' '.join(str(error.__cause__ or error).split())}"[:200]
+    return f"{type(error).__name__}: {library_words(error.__cause__ or error)}"
 
 
 def _server_message(body: object) -> str:
@@ -220,7 +222,7 @@ def read_reply(body: str, read: Callable[[Any], _T]) -> _T:
     """
     try:
         return read(json.loads(body))
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise BadReplyError(f"the reply is no chat completion: {' '.join(body[:200].split())!r:.80}") from error
 
 
@@ -245,10 +247,12 @@ def endpoint_root(url: str) -> str:
     """Return the root of an OpenAI-compatible API: `/v1` where the URL has no path, and no path of a single method.
 
     Raises:
-        UserError: the URL has no host.
+        UserError: the URL has no host, or cannot be read.
     """
-    if not urlsplit(url).hostname:
-        raise UserError(f"{url}: names no host; give http://HOST:PORT or https://HOST/PATH")
+    try:
+        checked_url(url)
+    except ValueError as error:
+        raise UserError(f"{url}: {error}") from error
     url = url.rstrip("/").removesuffix("/chat/completions")
     return f"{url}/v1" if url.count("/") == 2 else url
 
@@ -263,9 +267,19 @@ def served_models(base_url: str) -> list[str]:
 
     try:
         with OpenAI(base_url=base_url, api_key=_key(API_KEY_ENV), timeout=LISTING_TIMEOUT_S, max_retries=0) as client:
-            return [model.id for model in client.models.list().data]
-    except (OpenAIError, OSError, ValueError, AttributeError, TypeError) as error:
+            names = [model.id for model in client.models.list().data]
+    except (AttributeError, TypeError, LookupError) as error:
+        raise NoReplyError("the reply is no list of models") from error
+    except (OpenAIError, OSError, ValueError) as error:
         raise NoReplyError(failure_text(error)) from error
+    if not all(_is_name(name) for name in names):
+        raise NoReplyError("the reply lists models whose names are no names")
+    return names
+
+
+def _is_name(name: Any) -> bool:
+    """Return whether an endpoint means a name: visible text, and not too much of it."""
+    return isinstance(name, str) and 0 < len(name) <= MAX_NAME_CHARS and name.isprintable()
 
 
 def _key(variable: str) -> str:

@@ -8,7 +8,8 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, JsonValue, model_validator
 
 from actors.config import EngineConfig
-from curriculum.config import StrictModel
+from curriculum.config import Seconds, StrictModel
+from reward.endpoint_url import EndpointUrl
 from reward.kind import AnswerKind
 
 MAX_RETRIES = 3
@@ -67,17 +68,17 @@ class VllmJudge(StrictModel):
     """Share of the GPU's memory for weights and KV cache; ignored on a CPU."""
     cpu_kv_cache_bytes: int = Field(default=256 << 20, gt=0)
     """KV cache of an engine that runs on a CPU."""
-    max_concurrency: int = Field(default=256, gt=0)
+    max_concurrency: int = Field(default=256, gt=0, le=65536)
     """Questions in one engine step."""
     max_tokens: int = Field(default=512, gt=0)
     """Longest judgement, in tokens; one that is cut short before its verdict counts as unknown."""
     max_model_len: int = Field(default=8192, gt=0)
     """Prompt and judgement together, in tokens."""
-    num_gpus: float = Field(default=1.0, ge=0)
+    num_gpus: float = Field(default=1.0, ge=0, le=1024)
     """GPUs of one replica; a fraction shares the device, a whole number above 1 is its tensor-parallel size."""
-    num_replicas: int = Field(default=1, gt=0)
+    num_replicas: int = Field(default=1, gt=0, le=4096)
     """Judge actors, one engine each."""
-    timeout_s: float = Field(default=300.0, gt=0)
+    timeout_s: Seconds = 300.0
     """Longest wait for one question; after it the question counts as unknown."""
     template_arguments: dict[str, JsonValue] = Field(default_factory=dict)
     """Arguments of the judge's chat template, for example {enable_thinking: false}."""
@@ -124,7 +125,7 @@ class OpenAIJudge(StrictModel):
     """A judge behind any OpenAI-compatible endpoint."""
 
     type: Literal["openai"] = "openai"
-    base_url: str = Field(pattern=r"^https?://[^\s/]+")
+    base_url: EndpointUrl
     """Root of the API, for example http://127.0.0.1:8000/v1."""
     model: str = Field(min_length=1)
     """Name of the model, as the endpoint knows it."""
@@ -132,9 +133,9 @@ class OpenAIJudge(StrictModel):
     """Name of the environment variable that holds the key; the key itself is never part of a recipe."""
     max_tokens: int = Field(default=512, gt=0)
     """Longest judgement, in tokens."""
-    timeout_s: float = Field(default=60.0, gt=0)
+    timeout_s: Seconds = 60.0
     """Longest wait for one reply."""
-    max_concurrency: int = Field(default=64, gt=0)
+    max_concurrency: int = Field(default=64, gt=0, le=65536)
     """Requests in flight at once."""
     request_fields: RequestFields = Field(default_factory=dict)
     """Further fields of every request, for example {chat_template_kwargs: {enable_thinking: false}}."""
@@ -192,7 +193,7 @@ class RewardConfig(StrictModel):
     `<thought>`, `<reasoning>`, `[THINK]`, `<seed:think>`, `◁think▷`, harmony channels), which are always known."""
     judge: JudgeConfig = NoJudge()
     """Who decides about answers that the rule rejects."""
-    max_outage_s: float = Field(default=1800.0, ge=0)
+    max_outage_s: float = Field(default=1800.0, ge=0, le=365 * 24 * 3600)
     """How long a step that cannot be scored without the judge waits for it before the run is saved and stops."""
     overlong: OverlongConfig | None = None
     """None: rewards are accuracies."""

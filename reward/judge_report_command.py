@@ -7,13 +7,14 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from curriculum.errors import UserError
+from curriculum.errors import UserError, library_words
+from curriculum.files import check_writable
 from curriculum.printable import printable
 from reward.config import JudgeConfig, NoJudge
 from reward.judge_back_end import gpu_is_there, judge_config, judge_session
@@ -28,6 +29,7 @@ from reward.judge_report import (
 )
 from reward.row_files import RowReader, json_writer
 from reward.score import Verdict
+from reward.score_rows import text_in
 
 RUN_COLUMNS = ("question", "truth", "answer", "judge", "data_source")
 SHOWN_CHARS = 60
@@ -46,6 +48,8 @@ def report_judge(source: Path, *, judge: str, judge_model: str | None, out: Path
     Raises:
         UserError: the source or the judge cannot be used.
     """
+    if out is not None:
+        check_writable(out, name=f"--out {out}")
     on_gpu = gpu_is_there()
     config = judge_config(judge, model=judge_model)
     num_bad = 0
@@ -92,31 +96,53 @@ def _trajectory_files(source: Path) -> list[Path]:
 
 
 def _recorded(files: Sequence[Path]) -> Iterator[AnswerPair]:
-    """Yield every answer of a run with its recorded verdict; responses without an answer are left out."""
+    """Yield every answer of a run with its recorded verdict; responses without an answer are left out.
+
+    Raises:
+        UserError: a file is damaged, or was not written by a run; with the row.
+    """
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 
     for path in files:
+        number = 0
         try:
             file = ParquetFile(path)
-        except (ArrowException, OSError) as error:
-            raise UserError(f"{path}: not a parquet file; was it written by a run?") from error
-        missing = [column for column in RUN_COLUMNS if column not in file.schema_arrow.names]
-        if missing:
-            raise UserError(f"{path}: the columns {', '.join(missing)} are missing; give the trajectories of a run")
-        for batch in file.iter_batches(columns=list(RUN_COLUMNS)):
-            yield from (_recorded_pair(row) for row in batch.to_pylist() if row["answer"])
+            missing = [column for column in RUN_COLUMNS if column not in file.schema_arrow.names]
+            if missing:
+                raise UserError(f"{path}: the columns {', '.join(missing)} are missing; give the trajectories of a run")
+            for batch in file.iter_batches(columns=list(RUN_COLUMNS)):
+                for row in batch.to_pylist():
+                    number += 1
+                    if row["answer"] is not None and row["answer"] != "":
+                        yield _recorded_pair(row)
+        except (ArrowException, OSError, ValueError, OverflowError) as error:
+            what = f"row {number} cannot be read" if number else "not a parquet file"
+            raise UserError(f"{path}: {what} ({library_words(error)}); was it written by a run?") from error
 
 
 def _recorded_pair(row: dict[str, Any]) -> AnswerPair:
+    truths: Any = row["truth"]
+    if (
+        not isinstance(truths, list)
+        or not truths
+        or not all(isinstance(truth, str) for truth in cast("list[Any]", truths))
+    ):
+        raise ValueError(f"truth={truths!r:.80} is no list of texts")
     return AnswerPair(
-        question=row["question"],
-        prediction=row["answer"],
-        truths=tuple(row["truth"]),
-        data_source=row["data_source"],
+        question=text_in(row, "question"),
+        prediction=text_in(row, "answer"),
+        truths=tuple(cast("list[str]", truths)),
+        data_source=text_in(row, "data_source"),
         label=None,
-        verdict=None if row["judge"] is None else Verdict(row["judge"]),
+        verdict=None if row["judge"] is None else _recorded_verdict(row["judge"]),
     )
+
+
+def _recorded_verdict(value: Any) -> Verdict:
+    if value not in tuple(Verdict):
+        raise ValueError(f"judge={value!r:.80} is no verdict; it is one of {', '.join(Verdict)}")
+    return Verdict(value)
 
 
 def _show(report: JudgeReport, console: Console) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from curriculum.errors import UserError
-from curriculum.files import file_errors, whole_file
+from curriculum.files import check_writable, file_errors, whole_file
 from curriculum.printable import printable, printable_json
 from curriculum.rejects import Reject
 from curriculum.rows import open_table
@@ -57,11 +57,7 @@ def json_writer(path: Path | None, *, indent: int | None = None) -> Generator[Ca
         sys.stdout.flush()
         return
     name = f"--out {path}"
-    with file_errors(name, "written"):
-        if not path.absolute().parent.is_dir():
-            raise UserError(f"{name}: the folder {path.parent} does not exist; make it first")
-        if path.is_dir():
-            raise UserError(f"{name}: is a folder; name a file in it")
+    check_writable(path, name=name)
     with whole_file(path, name=name) as partial:
         with file_errors(name, "written"):
             file = partial.open("wb")

@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from actors.config import RolloutConfig
-from curriculum.config import CurriculumConfig, DataConfig, StrictModel
+from curriculum.config import MAX_SEED, CurriculumConfig, DataConfig, Seconds, StrictModel
 from learner.config import LearnerConfig, SftConfig
 from reward.config import RewardConfig
 
@@ -38,11 +38,11 @@ class ClusterConfig(StrictModel):
     none; `local` always starts one, unless RAY_ADDRESS is set."""
     dashboard_port: int | None = Field(default=None, gt=0, lt=65536)
     """Port of the dashboard of a Ray that this command starts; None takes the first free one, starting at 8265."""
-    object_store_bytes: int | None = Field(default=None, gt=0)
-    """Size of the object store of a Ray that this command starts, in bytes; None lets Ray choose."""
+    object_store_bytes: int | None = Field(default=None, ge=75 << 20, lt=2**50)
+    """Size of the object store of a Ray that this command starts, in bytes, at least 75 MiB; None lets Ray choose."""
     max_actor_restarts: int = Field(default=3, ge=0)
     """How often each rollout and judge actor may be restarted before it counts as lost."""
-    startup_timeout_s: float = Field(default=900.0, gt=0)
+    startup_timeout_s: Seconds = 900.0
     """Longest wait for an actor to load its model, in seconds."""
     max_run_restarts: int = Field(default=3, ge=0)
     """How often the whole run may go on from its last checkpoint by itself, after the death of a learner rank, of the
@@ -133,7 +133,7 @@ class RunConfig(StrictModel):
     data: DataConfig
     sft: SftConfig = SftConfig()
     curriculum: CurriculumConfig = CurriculumConfig()
-    groups_per_batch: int = Field(default=128, gt=0)
+    groups_per_batch: int = Field(default=128, gt=0, le=65536)
     """Groups (prompts with their answers) of one training step."""
     rollout: RolloutConfig = RolloutConfig()
     reward: RewardConfig = RewardConfig()
@@ -180,6 +180,15 @@ class RunConfig(StrictModel):
             raise ValueError(
                 f"rollout.max_policy_lag={self.rollout.max_policy_lag} but learner.importance is empty: the loss "
                 "would treat answers of older weights as answers of the learner; set learner.importance={cap: 2.0}"
+            )
+        if self.seed + self.rollout.num_actors - 1 > MAX_SEED:
+            raise ValueError(
+                f"seed={self.seed}: engine i is started with seed + i, and the largest seed is {MAX_SEED}; lower it"
+            )
+        if self.device == "cpu" and self.rollout.engine.tensor_parallel_size > 1:
+            raise ValueError(
+                f"rollout.engine.tensor_parallel_size={self.rollout.engine.tensor_parallel_size} but device=cpu, where "
+                "an engine is one process; set it to 1"
             )
         if self.groups_per_batch % self.learner.mini_batches:
             raise ValueError(

@@ -10,6 +10,7 @@ from typing import Any, Union, cast, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from cluster.recipe.config import RunConfig
+from curriculum.errors import described, shortened
 
 
 def explain_faults(error: ValidationError, values: dict[str, Any]) -> list[str]:
@@ -27,18 +28,18 @@ def _explain(location: list[str], fault: Any) -> str:
         known = _known_keys(RunConfig, location[:-1])
         near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
         way_out = f"did you mean {'.'.join([*location[:-1], near[0]])}?" if near else f"known: {', '.join(known)}"
-        return f"{key}={value!r}: unknown key; {way_out}"
+        return f"{shortened(key, 120)}={shortened(repr(value), 80)}: unknown key; {way_out}"
     if fault["type"] == "missing":
         return f"{key}: missing; add it to the recipe"
     if fault["type"] == "value_error":
         return f"{key}: {fault['ctx']['error']}" if location else str(fault["ctx"]["error"])
     if fault["type"] == "union_tag_invalid":
-        return f"{key}.type={fault['ctx']['tag']!r}: unknown; known: {fault['ctx']['expected_tags']}"
+        return f"{key}.type={fault['ctx']['tag']!r:.80}: unknown; known: {fault['ctx']['expected_tags']}"
     if fault["type"] == "union_tag_not_found":
         return f"{key}.type: missing; add it to say which kind of {key} this is"
-    shown = repr(value) if len(repr(value)) <= 80 else repr(value)[:77] + "..."
+    shown = shortened(repr(value), 80)
     if fault["type"] == "model_type":
-        return f"{key}={shown}: expected a mapping of keys, found {type(value).__name__}"
+        return f"{key}={shown}: expected a mapping of keys, found {described(value)}"
     return f"{key}={shown}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
 
 

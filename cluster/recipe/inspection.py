@@ -16,6 +16,7 @@ from cluster.recipe.trust import check_trust
 from cluster.recipe.truths import SourceTruths, truths_by_source
 from curriculum.dataset import Loaded, load_tasks
 from curriculum.errors import UserError
+from curriculum.files import check_writable
 from curriculum.phase_lengths import PhaseLengths, phase_lengths
 from curriculum.printable import printable
 from curriculum.rejects import count_reasons, write_rejects
@@ -37,6 +38,8 @@ def inspect_data(
     """
     config = load_recipe(recipe, overrides)
     check_trust(config, remote_code=trust_remote_code)
+    if rejects is not None:
+        check_writable(rejects, name=f"--rejects {rejects}")
     limits = [phase.max_prompt_tokens for phase in config.curriculum.phases]
     if not limits:
         raise UserError(f"recipe {recipe}: it has no curriculum.phases to measure the data by; use another recipe")
@@ -53,7 +56,7 @@ def inspect_data(
     names = [phase.name for phase in config.curriculum.phases]
     _print(found, dict(zip(names, phase_lengths(found.records, limits), strict=True)), config.reward)
     if rejects is not None:
-        write_rejects(found.rejects, rejects)
+        write_rejects(found.rejects, rejects, name=f"--rejects {rejects}")
 
 
 def _print(found: Loaded[Task], phases: Mapping[str, PhaseLengths], reward: RewardConfig) -> None:

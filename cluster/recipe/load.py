@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -12,7 +13,8 @@ from pydantic import ValidationError
 
 from cluster.recipe.config import RunConfig
 from cluster.recipe.faults import explain_faults
-from curriculum.errors import UserError
+from cluster.recipe.strict_yaml import MAX_CHARS, YamlFault, read_yaml
+from curriculum.errors import UserError, described
 from curriculum.files import file_errors
 
 
@@ -50,19 +52,25 @@ def _read_file(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise UserError(f"recipe {path}: no such file{hint}")
     path = path.resolve()
     if path in seen:
-        raise UserError(f"recipe {path}: extends itself through {' -> '.join(p.name for p in (*seen, path))}")
+        raise UserError(
+            f"recipe {path}: extends itself through {' -> '.join(p.name for p in (*seen, path))}; remove one `extends`"
+        )
+    with path.open("rb") as file:
+        content = file.read(4 * MAX_CHARS + 1)
     try:
-        values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = read_yaml(content.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise UserError(f"recipe {path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"recipe {path}: not valid YAML: {' '.join(str(error).split())}") from error
+    except YamlFault as error:
+        raise UserError(f"recipe {path}: {error}") from error
     if not _is_mapping(values):
-        raise UserError(f"recipe {path}: expected a mapping of keys, found {type(values).__name__}")
-    parent = values.pop("extends", None)
-    if parent is None:
+        raise UserError(f"recipe {path}: holds {described(values)}; expected a mapping of keys")
+    if "extends" not in values:
         return values
-    return _merge(_read(path.parent / str(parent), (*seen, path)), values)
+    parent = values.pop("extends")
+    if not isinstance(parent, str):
+        raise UserError(f"recipe {path}: extends={parent!r:.80} is {described(parent)}; give the path of a recipe")
+    return _merge(_read(path.parent / parent, (*seen, path)), values)
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -87,30 +95,39 @@ def _is_list(value: Any) -> TypeGuard[list[Any]]:
 def _apply_override(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise UserError(f"override {override!r}: expected key=value, for example learner.learning_rate=1e-6")
+        raise UserError(f"override {override!r:.200}: expected key=value, for example learner.learning_rate=1e-6")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"override {override!r}: the value is not valid YAML; quote it") from error
+        value = read_yaml(text)
+    except YamlFault as error:
+        raise UserError(f"override {override!r:.200}: {error}") from error
     node: Any = values
     *parents, last = key.split(".")
     for parent in parents:
         node = _descend(node, parent, override)
     if _is_list(node):
         node[_list_index(node, last, override)] = value
-    else:
+    elif _is_mapping(node):
         node[last] = value
+    else:
+        raise UserError(
+            f"override {override!r:.200}: {last!r:.80} is a key of {described(node)}; remove it from the key"
+        )
 
 
 def _descend(node: Any, key: str, override: str) -> Any:
     if _is_list(node):
         return node[_list_index(node, key, override)]
+    if not _is_mapping(node):
+        raise UserError(
+            f"override {override!r:.200}: {key!r:.80} is a key of {described(node)}; remove it from the key"
+        )
     if not isinstance(node.get(key), dict | list):
         node[key] = {}
     return node[key]
 
 
 def _list_index(node: list[Any], key: str, override: str) -> int:
-    if not key.isdigit() or int(key) >= len(node):
-        raise UserError(f"override {override!r}: {key!r} must be an index from 0 to {len(node) - 1}")
+    if not re.fullmatch(r"[0-9]{1,9}", key) or int(key) >= len(node):
+        choice = f"an index from 0 to {len(node) - 1}" if node else "left out: the list is empty"
+        raise UserError(f"override {override!r:.200}: {key!r:.80} must be {choice}")
     return int(key)

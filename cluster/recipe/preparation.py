@@ -9,6 +9,7 @@ from pathlib import Path
 from actors.model_folder import context_length, folder_or_hub_id, model_digest
 from actors.prompt import ChatPrompt, load_tokenizer
 from cluster.recipe.config import RunConfig
+from cluster.recipe.model_shape import check_shape
 from cluster.recipe.truths import note_on_truths, payable_filter
 from curriculum.dataset import load_demonstrations, load_tasks
 from curriculum.errors import UserError
@@ -102,6 +103,7 @@ def check_model(config: RunConfig, model_path: str) -> None:
         raise UserError(
             f"learner.max_tokens_per_microbatch={budget}: {lengths} exceed it; raise it to at least {longest}"
         )
+    check_shape(config, model_path)
     _check_weights(model_path, "model.path")
     if isinstance(config.reward.judge, VllmJudge):
         key = "reward.judge.model"

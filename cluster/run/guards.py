@@ -152,7 +152,7 @@ def check_guards(config: RunConfig) -> None:
     """
     faults = [_fault(f"guards.{index}", rule, config) for index, rule in enumerate(config.guards)]
     if any(faults):
-        raise UserError("\n".join(fault for fault in faults if fault))
+        raise UserError(*[fault for fault in faults if fault])
 
 
 def _fault(key: str, rule: GuardConfig, config: RunConfig) -> str | None:

@@ -44,7 +44,7 @@ def test_a_judge_without_a_model_of_its_own_takes_no_gpu(judge):
 
 
 def test_on_a_cpu_nothing_takes_a_gpu_and_nothing_sees_one():
-    on_cpu = config(device="cpu")
+    on_cpu = config(device="cpu", rollout={"num_actors": 2})
     assert required_gpus(on_cpu) == 0
     for options in (rollout_options(on_cpu), judge_options(on_cpu), *asyncio.run(learner_options(on_cpu))):
         assert (options["num_gpus"], options["num_cpus"]) == (0, 0)
@@ -52,7 +52,7 @@ def test_on_a_cpu_nothing_takes_a_gpu_and_nothing_sees_one():
 
 
 def test_engines_and_judges_restart_within_the_budget_and_a_rank_never_alone():
-    on_cpu = config(device="cpu", cluster={"max_actor_restarts": 5})
+    on_cpu = config(device="cpu", rollout={}, cluster={"max_actor_restarts": 5})
     assert rollout_options(on_cpu)["max_restarts"] == judge_options(on_cpu)["max_restarts"] == 5
     assert [options["max_restarts"] for options in asyncio.run(learner_options(on_cpu))] == [0] * 8
 

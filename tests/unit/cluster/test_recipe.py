@@ -100,7 +100,7 @@ def test_the_last_override_wins(write):
     [
         ("seed", "override 'seed': expected key=value"),
         ("=3", "override '=3': expected key=value"),
-        ("learner.betas=[0.9", "override 'learner.betas=[0.9': the value is not valid YAML"),
+        ("learner.betas=[0.9", "override 'learner.betas=[0.9': line 1, column 5: expected ',' or ']'"),
         ("curriculum.phases.2.name=x", "'2' must be an index from 0 to 1"),
         ("curriculum.phases.first.name=x", "'first' must be an index from 0 to 1"),
     ],
@@ -125,7 +125,7 @@ def test_an_override_that_cannot_be_applied_is_refused(override, message):
         ("rollout.group_size=eight", "rollout.group_size='eight': input should be a valid integer"),
         ("seed=-1", "seed=-1: input should be greater than or equal to 0"),
         ("learner.learning_rate=.nan", "learner.learning_rate=nan: input should be"),
-        ("model=x", "model='x': expected a mapping of keys, found str"),
+        ("model=x", "model='x': expected a mapping of keys, found text"),
         ("name=a/b", "name='a/b': string should match pattern"),
     ],
 )
@@ -177,9 +177,9 @@ def test_a_missing_recipe_names_the_nearest_one():
     ("content", "message"),
     [
         (b"name: caf\xe9\n", "not UTF-8 at byte 9; save the file as UTF-8"),
-        (b"a: [1\n", "not valid YAML"),
-        (b"- a\n", "expected a mapping of keys, found list"),
-        (b"", "expected a mapping of keys, found NoneType"),
+        (b"a: [1\n", "line 2, column 1: expected ',' or ']'"),
+        (b"- a\n", "holds a list; expected a mapping of keys"),
+        (b"", "holds nothing; expected a mapping of keys"),
     ],
 )
 def test_a_file_that_is_no_recipe_is_refused_in_one_line(tmp_path, content, message):
@@ -192,7 +192,7 @@ def test_a_file_that_is_no_recipe_is_refused_in_one_line(tmp_path, content, mess
 
 def test_yaml_creates_no_objects(write):
     path = write(MINIMAL + "seed: !!python/object/apply:os.getpid []\n")
-    assert "not valid YAML" in fault_of(path)
+    assert "line 4, column 7: the tag !!python/object/apply:os.getpid is not read; remove it" in fault_of(path)
 
 
 # ---- the way back

@@ -13,7 +13,7 @@ from cluster.roles import GroupLost, TaskFailed
 from cluster.run.guards import GuardStop
 from cluster.run.stopping import Interrupted, JudgeLost, PhaseFruitless
 from cluster.weights.sync import WeightSyncError
-from curriculum.errors import RunFailed, UserError, first_line, one_line, root_cause
+from curriculum.errors import MAX_LINE_CHARS, RunFailed, UserError, first_line, library_words, one_line, root_cause
 from curriculum.rejects import RejectReason, RowError
 from evaluation.generator import GeneratorDown
 from learner.weights.finite import NonFiniteWeights
@@ -113,3 +113,26 @@ def test_the_first_line_of_an_error_without_a_message_is_its_class():
     assert first_line(ValueError("  a\nb")) == "a"
     assert first_line(ValueError("\n")) == "ValueError"
     assert first_line(KeyError()) == "KeyError"
+
+
+def test_a_line_of_an_error_keeps_its_ends_and_loses_its_middle():
+    error = UserError("data.train=" + "x" * 5000 + ": no such file; check the path\nseed=-1: no; give 0")
+    long, short = str(error).splitlines()
+    assert len(long) == MAX_LINE_CHARS
+    assert long.startswith("data.train=xxx")
+    assert " … " in long
+    assert long.endswith("x: no such file; check the path")
+    assert short == "seed=-1: no; give 0"
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError("no space"), "no space"),
+        (TypeError("'NoneType' object is not iterable"), "it holds something else than expected"),
+        (ValueError("a class has no attribute x"), "it holds something else than expected"),
+        (UnicodeDecodeError("utf-8", b"ab\xff", 2, 3, "invalid start byte"), "not UTF-8 at byte 2"),
+    ],
+)
+def test_what_python_says_about_its_own_types_is_left_out(error, words):
+    assert library_words(error) == words

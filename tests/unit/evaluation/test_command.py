@@ -76,7 +76,7 @@ def test_options_that_cannot_be_used_are_told(values, message):
     [
         (["./nothing", "x.jsonl"], "no such folder"),
         (["owner/model", "x.jsonl"], "x.jsonl: no such file"),
-        (["owner/model", "x.jsonl", "--top-p", "0"], "top_p"),
+        (["owner/model", "x.jsonl", "--top-p", "0"], "--top-p"),
         (["owner/model", "frames"], "frames=FILE"),
     ],
 )

@@ -1,0 +1,63 @@
+"""Run folders: a resume, and reports, after damage to what a run wrote."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+from cluster.recipe.load import dump_recipe, load_recipe
+from tests.fuzz.targets import recipes
+from tests.fuzz.targets.recipes import SMALL
+from tests.fuzz.trial import Trial
+from tests.fuzz.values import damaged, json_value
+
+NAMES = (
+    *recipes.NAMES,
+    "/run",
+    "--resume",
+    "recipe",
+    "run folder",
+    "checkpoint",
+    "state.json",
+    "metrics.jsonl",
+    "events.jsonl",
+    "COMPLETE",
+    "manifest",
+    "step-",
+)
+
+
+def make(rng: random.Random, folder: Path) -> Trial:
+    """Write a run with a checkpoint, damage one of its files, and resume it."""
+    run = folder / "run"
+    _write_run(run)
+    files = sorted(path for path in run.rglob("*") if path.is_file())
+    victim = rng.choice(files)
+    match rng.randrange(5):
+        case 0:
+            victim.unlink()
+        case 1:
+            victim.unlink()
+            victim.mkdir()
+        case 2:
+            victim.write_text(json.dumps(json_value(rng)))
+        case _:
+            victim.write_bytes(damaged(rng, victim.read_bytes()))
+    given = rng.choice((run,) * 12 + (folder, folder / "gone", run / "recipe.yaml", run / "checkpoints", "a/" * 2500))
+    more = rng.choice(((),) * 4 + ((str(run / "recipe.yaml"),), ("seed=3",)))
+    return Trial(arguments=("train", *more, "--resume", str(given)), names=NAMES)
+
+
+def _write_run(run: Path) -> None:
+    recipe = run.parent / "given.yaml"
+    recipe.write_text(json.dumps(SMALL | {"tracking": {"wandb": False}}))
+    checkpoint = run / "checkpoints" / "step-000001"
+    (checkpoint / "learner").mkdir(parents=True)
+    (run / "recipe.yaml").write_text(dump_recipe(load_recipe(recipe)))
+    (run / "metrics.jsonl").write_text('{"step": 0, "loss": 1.0}\n{"step": 1, "loss": 0.5}\n')
+    (run / "events.jsonl").write_text('{"time": 1.0, "event": "started"}\n')
+    (run / ".lock").touch()
+    (checkpoint / "state.json").write_text(json.dumps({"progress": {"step": 1}, "curriculum": {}}))
+    (checkpoint / "learner" / "state.json").write_text("{}")
+    (checkpoint / "COMPLETE").touch()
