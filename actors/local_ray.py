@@ -19,6 +19,7 @@ from typing import Any
 
 from curriculum.errors import RunFailed
 from curriculum.files import file_errors
+from curriculum.secrets import without_secrets
 
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 ENVIRONMENT = {
@@ -85,14 +86,14 @@ def _private_folder() -> Path:
 
 
 def head_environment(environment: Mapping[str, str], folder: Path, token_file: Path) -> dict[str, str]:
-    """Return the environment of the process that starts Ray, which all actors inherit.
+    """Return the environment of the process that starts Ray, which all actors inherit: without secrets.
 
     Args:
         environment: of this process.
         folder: where Ray keeps its sockets and logs.
         token_file: holds the token.
     """
-    inherited = {key: value for key, value in environment.items() if key not in ELSEWHERE}
+    inherited = {key: value for key, value in without_secrets(environment).items() if key not in ELSEWHERE}
     return inherited | ENVIRONMENT | _token_environment(token_file) | {"RAY_TMPDIR": str(folder)}
 
 

@@ -89,7 +89,7 @@ def read_model_config(model: str, *, key: str, trust_remote_code: bool = False) 
     loader: Any = AutoConfig
     name = f"{key}={model!r}"
     try:
-        return loader.from_pretrained(model, trust_remote_code=trust_remote_code).getread_model_config()
+        return loader.from_pretrained(model, trust_remote_code=trust_remote_code).get_text_config()
     except StrictDataclassError as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{name}: its config.json cannot be used ({reason}); mend it") from error

@@ -11,6 +11,7 @@ from threading import Lock
 from typing import Any
 
 from curriculum.files import DiskFull, file_errors, sync
+from curriculum.printable import printable_json
 
 _TAIL_BYTES = 1 << 16
 
@@ -30,7 +31,7 @@ class JsonLines:
         Raises:
             UserError: the file cannot be written for any other reason.
         """
-        self._waiting.append(json.dumps(record, ensure_ascii=False).encode("utf-8", errors="backslashreplace") + b"\n")
+        self._waiting.append(printable_json(json.dumps(record, ensure_ascii=False)).encode() + b"\n")
         with suppress(DiskFull):
             self.flush()
 

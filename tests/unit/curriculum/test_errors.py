@@ -116,7 +116,7 @@ def test_the_first_line_of_an_error_without_a_message_is_its_class():
 
 
 def test_a_line_of_an_error_keeps_its_ends_and_loses_its_middle():
-    error = UserError("data.train=" + "x" * 5000 + ": no such file; check the path\nseed=-1: no; give 0")
+    error = UserError("data.train=" + "x" * 5000 + ": no such file; check the path", "seed=-1: no; give 0")
     long, short = str(error).splitlines()
     assert len(long) == MAX_LINE_CHARS
     assert long.startswith("data.train=xxx")
