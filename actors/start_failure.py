@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from actors.config import EngineConfig
 from curriculum.errors import first_line, shortened
 
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _LOG_PREFIX = re.compile(r"^(?:\([^)]*\) )?(?:ERROR|CRITICAL) \d\d-\d\d [\d:.]+ \[[^\]]*\] ?")
 _RAISED = re.compile(r"(?:\w+\.)*\w*(?:Error|Exception|Exit|Interrupt): .+")
 _HIDES_THE_CAUSE = re.compile(
@@ -40,7 +41,7 @@ def _cause(error: BaseException, output: str) -> str:
         return "; ".join(fault["msg"].removeprefix("Value error, ") for fault in error.errors())
     if not _HIDES_THE_CAUSE.search(str(error)):
         return first_line(error)
-    lines = output.splitlines()
+    lines = _COLOUR.sub("", output).splitlines()
     logged = [_LOG_PREFIX.sub("", line).strip() for line in lines if _LOG_PREFIX.match(line)]
     printed = [re.sub(r"^\([^)]*\) ", "", line).strip() for line in lines]
     for candidates in (logged, printed):

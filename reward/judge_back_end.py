@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from actors.model_folder import context_length, folder_or_hub_id
 from curriculum.config import checked
-from curriculum.errors import UserError
+from curriculum.errors import UserError, in_line
 from reward.chat_endpoint import NoReplyError, endpoint_root, is_url, served_models
 from reward.config import JudgeConfig, NoJudge, OpenAIJudge, VllmJudge
 
@@ -61,7 +61,7 @@ def judge_config(judge: str, *, model: str | None = None) -> JudgeConfig:
         UserError: there is no such judge.
     """
     if model is not None and not is_url(judge):
-        raise UserError(f"--judge-model {model}: only with --judge URL; --judge is {judge}")
+        raise UserError(f"--judge-model {in_line(model)}: only with --judge URL; --judge is {judge!r:.80}")
     if judge == "none":
         return NoJudge()
     if is_url(judge):

@@ -12,11 +12,11 @@ from tests.fuzz.trial import Trial
 Make = Callable[[random.Random, Path], Trial]
 
 TARGETS: dict[str, tuple[Make, int]] = {
-    "recipes": (recipes.make, 2000),
-    "data": (data.make, 1200),
-    "scores": (scores.make, 700),
-    "judge_reports": (judge_reports.make, 500),
+    "recipes": (recipes.make, 2200),
+    "data": (data.make, 1300),
+    "scores": (scores.make, 800),
+    "judge_reports": (judge_reports.make, 600),
     "endpoints": (endpoints.make, 500),
-    "run_folders": (run_folders.make, 500),
+    "run_folders": (run_folders.make, 600),
 }
 """Target -> how a trial is made, and how many of a whole round are of this kind."""

@@ -13,7 +13,7 @@ from tests.fuzz.targets.scores import hostile_row, judge_options
 from tests.fuzz.trial import Trial
 from tests.fuzz.values import damaged, json_value
 
-NAMES = ("--out", "--judge", "--model-name", "--tokenizer", "benchmark", "MODEL", "--max-input", "http",
+NAMES = ("--out", "--judge", "--model-name", "--tokenizer", "benchmark", "MODEL", "--max-input", "--max-output", "http",
 "prompts", ".jsonl", ".json",
          "--temperature", "--top-p", "--samples", "--seed", "--max-items", "--behaviours", "--concurrency",
          "max_", "temperature", "seed", "top_p")  # fmt: skip

@@ -13,6 +13,7 @@ from tests.fuzz.trial import Trial
 from tests.fuzz.values import damaged, json_value
 
 NAMES = (
+    "--run-dir",
     *recipes.NAMES,
     "/run",
     "--resume",
@@ -29,8 +30,10 @@ NAMES = (
 
 
 def make(rng: random.Random, folder: Path) -> Trial:
-    """Write a run with a checkpoint, damage one of its files, and resume it."""
+    """Write a run with a checkpoint, damage one of its files, and resume it; or begin a run where none can be."""
     run = folder / "run"
+    if rng.random() < 0.15:
+        return _fresh(rng, folder)
     _write_run(run)
     files = sorted(path for path in run.rglob("*") if path.is_file())
     victim = rng.choice(files)
@@ -47,6 +50,17 @@ def make(rng: random.Random, folder: Path) -> Trial:
     given = rng.choice((run,) * 12 + (folder, folder / "gone", run / "recipe.yaml", run / "checkpoints", "a/" * 2500))
     more = rng.choice(((),) * 4 + ((str(run / "recipe.yaml"),), ("seed=3",)))
     return Trial(arguments=("train", *more, "--resume", str(given)), names=NAMES)
+
+
+def _fresh(rng: random.Random, folder: Path) -> Trial:
+    recipe = folder / "given.yaml"
+    recipe.write_text(json.dumps(SMALL | {"tracking": {"wandb": False}}))
+    (folder / "full").mkdir()
+    (folder / "full" / "x").touch()
+    places = (folder / "new", folder / "full", recipe, recipe / "x", folder / ("y" * 300), "/proc/x", "",
+              "a/" * 2500, "a\nb", "/dev/null")  # fmt: skip
+    more = rng.choice((("--resume", str(folder / "full")), ("seed=-1",), ("--quiet",), (), (), ()))
+    return Trial(arguments=("train", str(recipe), *more, "--run-dir", str(rng.choice(places))), names=NAMES)
 
 
 def _write_run(run: Path) -> None:
