@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import socket
+import sys
 import tempfile
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -15,6 +17,7 @@ import ray
 from cluster.processes.placement import check_capacity
 from cluster.recipe.config import RunConfig
 from cluster.run.folder import RunFolder
+from cluster.run.recovery import RayLost
 from curriculum.errors import RunFailed, first_line
 from curriculum.files import file_errors
 
@@ -55,11 +58,29 @@ def ray_session(config: RunConfig, folder: RunFolder, say: Callable[[str], None]
     if context.dashboard_url:
         say(f"Ray dashboard: http://{context.dashboard_url}")
     _link_logs(folder)
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.push(_disconnect)
         check_capacity(config)
         yield
-    finally:
+
+
+def _disconnect(_: object, error: BaseException | None, __: object) -> None:
+    """Disconnect this process from Ray.
+
+    When Ray is gone, Ray's own clean-up would wait for it until Ray ends this process with a crash report. Then only
+    the processes that were started here are killed, and this one ends without that clean-up.
+    """
+    if not isinstance(error, RayLost):
         ray.shutdown()
+        return
+    ray.get_runtime_context().worker.node.kill_all_processes(check_alive=False, allow_graceful=False)
+    atexit.register(_end_at_once)  # the latest runs first
+
+
+def _end_at_once() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(RunFailed.exit_status)
 
 
 def _start_local(config: RunConfig, common: dict[str, Any]) -> Any:
