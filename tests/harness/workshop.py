@@ -6,7 +6,6 @@ import json
 import os
 import secrets
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -33,8 +32,8 @@ class Run:
         """Seconds from each stop to the end of the command."""
         self.listeners: list[tuple[str, int, str]] = []
         """Address, port and command line of every socket on which a process of the run listened."""
-        self.stranger: subprocess.CompletedProcess[str] | None = None
-        """A process without the token that tried to join the Ray of the run."""
+        self.stranger = ""
+        """Output of a process without the token that tried to join the Ray of the run."""
 
     def finish(self, command: Command) -> None:
         """Waits for the end of a command and notes what it left."""

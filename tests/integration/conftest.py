@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import urllib.request
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,24 +79,28 @@ def reference(workshop):
     """The whole recipe, undisturbed; a stranger tries to join it."""
     run = workshop.new_run("reference")
     command = workshop.train(run)
+    command.wait_for(lambda: run.events("actors_ready"), "actors")
+    log = workshop.folder / "stranger.log"
+    stranger = _join_as_a_stranger(command.listeners(), log)
     run.wait_for_steps(command, NUM_SFT_STEPS + 1)
     run.listeners = command.listeners()
-    with ThreadPoolExecutor() as executor:
-        stranger = executor.submit(_join_as_a_stranger, run.listeners)
-        run.finish(command)
-        run.stranger = stranger.result()
+    run.finish(command)
+    stranger.kill()
+    stranger.wait()
+    run.stranger = log.read_text()
     assert run.exit_statuses == [0], run.output[-4000:]
     return run
 
 
-def _join_as_a_stranger(listeners: list[tuple[str, int, str]]) -> subprocess.CompletedProcess[str]:
+def _join_as_a_stranger(listeners: list[tuple[str, int, str]], log: Path) -> subprocess.Popen[bytes]:
     """A process of an empty environment, but for the variable that lets Ray take a loopback address as it is."""
     (port,) = {port for _, port, command in listeners if command.split()[0].endswith("/gcs_server")}
-    program = f"import ray; ray.init(address='127.0.0.1:{port}'); ray.get(ray.remote(print).remote())"
-    return subprocess.run(
-        [sys.executable, "-c", program],
-        env={"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+    program = f"import ray; ray.init(address='127.0.0.1:{port}'); print('joined', flush=True)"
+    with log.open("w") as output:
+        return subprocess.Popen(
+            [sys.executable, "-c", program],
+            env={"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+        )  # fmt: skip
 
 
 @pytest.fixture(scope="session")
