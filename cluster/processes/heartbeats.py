@@ -250,7 +250,9 @@ class Watch:
         longest_s = actor.voice.longest_s
         match actor.voice.hear(actor.still_s(now)):
             case Sound.STILL:
-                self._tell(actor.name, actor.complaint(now), actor.still_s(now))
+                waits = self.waits.now()
+                reason = f"; the run waits for {waits[-1].what}" if waits else ""
+                self._tell(actor.name, actor.complaint(now) + reason, actor.still_s(now))
             case Sound.ON:
                 self._tell(actor.name, f"{actor.name}: goes on after {longest_s:.0f} s or more", 0.0)
             case None:

@@ -117,7 +117,8 @@ async def _start_actors(
         on_fault=on_fault,
         waits=actors.waits,
     )
-    learner = RayLearner(ranks, reference=folder.reference if config.learner.needs_reference else None)
+    reference = folder.reference if config.learner.needs_reference else None
+    learner = RayLearner(ranks, reference=reference, waits=actors.waits)
     weights = _weight_sync(config, prepared, rollouts, learner)
     ranks_ready = await _start_ranks(config, prepared, ranks)
     with actors.waits.on("actors to start", is_bounded=True) as wait:

@@ -14,6 +14,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from actors.weights.update import WeightUpdate
 from cluster.group import ScoredGroup
 from cluster.run.recovery import LearnerLost
+from cluster.run.waits import Waits
 from curriculum.errors import UserError
 from curriculum.seal import COMPLETE, seal
 from curriculum.task import Demonstration
@@ -28,8 +29,12 @@ HEARTBEAT = "heartbeat"
 class RayLearner:
     """All ranks of the learner, called together."""
 
-    def __init__(self, ranks: Sequence[Any], *, reference: Path | None) -> None:
-        """Take the rank actors in order; `reference` is where the frozen reference policy is kept, if there is one."""
+    def __init__(self, ranks: Sequence[Any], *, reference: Path | None, waits: Waits | None = None) -> None:
+        """Take the rank actors in order; `reference` is where the frozen reference policy is kept, if there is one.
+
+        `waits` is told what the ranks are called for.
+        """
+        self._waits = waits or Waits()
         self._ranks = ranks
         self._reference = reference
 
@@ -109,7 +114,8 @@ class RayLearner:
         """
         calls = [getattr(rank, method).remote(*arguments, **options) for rank in ranks]
         try:
-            return await asyncio.gather(*calls)
+            with self._waits.on(f"{method} of the learner", is_bounded=True, is_quiet=True):
+                return await asyncio.gather(*calls)
         except UserError:
             raise
         except (RayActorError, RayTaskError) as error:

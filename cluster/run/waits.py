@@ -44,13 +44,15 @@ class Voice:
 class Wait:
     """One wait of the driver."""
 
-    def __init__(self, what: str, voice: Voice, now: float, *, is_bounded: bool) -> None:
+    def __init__(self, what: str, voice: Voice, now: float, *, is_bounded: bool, is_quiet: bool) -> None:
         self.what = what
         self.voice = voice
         self.since = now
         """When it began, or something last arrived that was waited for."""
         self.is_bounded = is_bounded
         """Whether it has a bound of its own, and needs no other."""
+        self.is_quiet = is_quiet
+        """Whether it is not spoken of by itself, because those it waits for are."""
 
 
 class Waits:
@@ -64,10 +66,16 @@ class Waits:
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
-    def on(self, what: str, *, is_bounded: bool = False) -> Generator[Wait]:
-        """Name what the block waits for; `is_bounded` where the block ends the wait by itself."""
+    def on(self, what: str, *, is_bounded: bool = False, is_quiet: bool = False) -> Generator[Wait]:
+        """Name what the block waits for.
+
+        Args:
+            what: shown behind "waiting for".
+            is_bounded: the block ends the wait by itself.
+            is_quiet: those that are waited for are spoken of instead.
+        """
         number = next(self._ids)
-        wait = Wait(what, Voice(self._notice_s), self._now(), is_bounded=is_bounded)
+        wait = Wait(what, Voice(self._notice_s), self._now(), is_bounded=is_bounded, is_quiet=is_quiet)
         with self._lock:
             self._waits[number] = wait
         try:
@@ -91,5 +99,5 @@ class Waits:
         return [
             (wait, still_s)
             for wait in self.now()
-            if wait.voice.hear(still_s := self._now() - wait.since) is Sound.STILL
+            if not wait.is_quiet and wait.voice.hear(still_s := self._now() - wait.since) is Sound.STILL
         ]

@@ -84,6 +84,14 @@ def test_an_actor_that_does_not_answer_is_named_at_doubling_intervals_then_kille
     assert len(s.killed) == 1, "it starts again, which has a bound of its own"
 
 
+def test_who_waits_for_a_silent_actor_is_told_as_well(scene):
+    s = scene("learner-0")
+    s.pass_time(5, learner_0=beat("idle"))
+    with s.waits.on("accumulate of the learner", is_bounded=True, is_quiet=True):
+        s.pass_time(35)
+    assert s.lines == ["learner-0: no answer for 30 s; the run waits for accumulate of the learner"]
+
+
 def test_an_engine_whose_core_is_frozen_answers_without_progress(scene):
     s = scene("rollout-0")
     s.pass_time(600, rollout_0=lambda now: beat(still_s=now))

@@ -99,6 +99,20 @@ def test_processes_are_killed_with_the_one_that_made_them_however_it_ends():
     assert not is_alive(child)
 
 
+def test_a_process_without_a_driver_ends_itself_and_its_children():
+    script = (
+        "import signal, subprocess, sys; from curriculum.heartbeat import Lifeline, Pulse\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import signal; signal.pause()'], stdout=subprocess.DEVNULL)\n"
+        "print(child.pid, flush=True); pulse = Pulse(Lifeline(orphan_s=0.5, startup_s=0.5)); signal.pause()"
+    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", script], text=True, **pipes) as process:
+        child = int(process.stdout.readline())
+        assert process.wait(20) == 1
+        assert "no sign of the driver for cluster.orphan_s; this process ends" in process.stderr.read()
+    assert not is_alive(child)
+
+
 def is_alive(pid):
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
