@@ -94,7 +94,7 @@ def _training_faults() -> list[Fault]:
 
 
 def _ray_faults() -> list[Fault]:
-    named = {"named_by": r"(?i)\b(ray|raylet|node|head|gcs)\b", "ends": (1,)}
+    named = {"named_by": "Ray's (head|process)", "ends": (1,)}
     hit = [(part, number) for part in ("raylet", "gcs") for number in (KILL, STOP)]
     lost = Fault(
         name="lose a node and its objects",
@@ -151,7 +151,7 @@ def _signal(
     lag: int | None = None,
 ) -> Fault:
     deed = {KILL: "kill", STOP: "stop"}[number]
-    name = f"{deed} {part} {moment}".strip() + (", lag 2" if lag == 2 else "")
+    name = f"{deed} {part} {moment}".strip() + (" at lag 2" if lag == 2 else "")
     strike = partial(_hit, part, number, methods, of=of)
     return Fault(name=name, strike=strike, named_by=named_by, ends=ends, lag=lag)
 
