@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import xxhash
 
@@ -106,7 +106,7 @@ def _rope_scalings(text: Any) -> list[dict[str, Any]]:
     Gemma 3 has none here: it states the scaled length.
     """
     rope: dict[str, Any] = getattr(text, "rope_parameters", None) or {}
-    per_layer_type = [value for value in rope.values() if isinstance(value, dict)]
+    per_layer_type = [cast("dict[str, Any]", value) for value in rope.values() if isinstance(value, dict)]
     return [] if "gemma3" in text.model_type else per_layer_type or [rope]
 
 

@@ -70,8 +70,8 @@ def accepted_answers(value: Any, column: str) -> tuple[str, ...]:
 
     An entry that is null is none.
     """
-    entries = [entry for part in _as_list(value) for entry in (texts_in_json(part) or [part]) if entry is not None]
-    answers = dict.fromkeys(_answer_text(entry, column) for entry in entries)
+    parts = [part for part in _as_list(value) if part is not None]
+    answers = dict.fromkeys(_answer_text(entry, column) for part in parts for entry in texts_in_json(part) or [part])
     accepted = tuple(_encodable(answer, column) for answer in answers if answer.strip())
     if not accepted:
         raise RowError(RejectReason.EMPTY, f"{column} has no entry")
@@ -108,7 +108,7 @@ def texts_in_json(value: Any) -> list[str] | None:
     parsed = _decoded_list(value) if isinstance(value, str) else value
     if not isinstance(value, str) or not isinstance(parsed, list):
         return None
-    entries = [entry for entry in cast("list[Any]", parsed) if entry is not None]
+    entries: list[Any] = [entry for entry in cast("list[Any]", parsed) if entry is not None]
     return entries if entries and all(isinstance(entry, str) for entry in entries) else None
 
 

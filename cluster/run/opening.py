@@ -33,7 +33,7 @@ def open_run(arguments: Sequence[str], *, run_dir: Path | None, resume: Path | N
         config = load_recipe(recipe, overrides)
         return config, run_dir or _default_run_dir(config.name)
     if run_dir is not None:
-        raise UserError(f"--run-dir {run_dir}: not with --resume, which goes on in its own folder")
+        raise UserError(f"--run-dir {run_dir}: not with --resume, which goes on in its own folder; leave it out")
     return load_recipe(recipe or RunFolder.open(resume).recipe, overrides), resume
 
 
