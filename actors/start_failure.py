@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from actors.config import EngineConfig
 from curriculum.errors import first_line, shortened
 
+_ITS_OUTPUT = "its whole output is in the log of the actor, or above"
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _LOG_PREFIX = re.compile(r"^(?:\([^)]*\) )?(?:ERROR|CRITICAL) \d\d-\d\d [\d:.]+ \[[^\]]*\] ?")
 _RAISED = re.compile(r"(?:\w+\.)*\w*(?:Error|Exception|Exit|Interrupt): .+")
@@ -33,12 +34,16 @@ def reason_of_failed_start(error: BaseException, output: str, config: EngineConf
     """
     cause = _cause(error, output)
     way_out = _way_out(f"{cause}\n{error}", config)
-    return f"{shortened(cause, 300)}; {way_out}" if way_out else shortened(cause, 400)
+    return (
+        f"{shortened(cause.partition('. ')[0], 250)}; {way_out}"
+        if way_out
+        else f"{shortened(cause, 400)}; {_ITS_OUTPUT}"
+    )
 
 
 def _cause(error: BaseException, output: str) -> str:
     if isinstance(error, ValidationError):
-        return "; ".join(fault["msg"].removeprefix("Value error, ") for fault in error.errors())
+        return "; ".join(fault["msg"].removeprefix("Value error, ").rstrip(".") for fault in error.errors())
     if not _HIDES_THE_CAUSE.search(str(error)):
         return first_line(error)
     lines = _COLOUR.sub("", output).splitlines()
@@ -53,6 +58,8 @@ def _cause(error: BaseException, output: str) -> str:
 
 def _death(text: str) -> str | None:
     """Return how an engine process that said nothing ended."""
+    if "Failed core proc(s): {}" in text:
+        return "the engine process was killed without a word, as the kernel does where the memory of the host runs out"
     if (found := _CORES.search(text)) is None:
         return None
     status = int(found[1])

@@ -18,7 +18,8 @@ from reward.kind import kind_of
 
 ROOT = Path(__file__).parents[3]
 LOCAL = ROOT / "recipes" / "local.yaml"
-BASE = ROOT / "recipes" / "assets" / "local_base"
+RECIPES = ROOT / "recipes"
+BASE = RECIPES / "assets" / "local_base"
 SMALL = (
     "data.train={type: generated, items_per_length: 2, lengths: [[96, 192], [320, 640]]}",
     "data.sft={type: generated, items_per_length: 2, lengths: [[48, 96]]}",
@@ -114,6 +115,50 @@ def test_phases_that_do_not_grow(run):
     assert "phases must grow in max_prompt_tokens, got [300, 200]" in check(
         run, "curriculum.phases.1.max_prompt_tokens=200"
     )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ("seed=4294967296",),
+            "seed=4294967296: engine i is started with seed + i, and the largest seed is 4294967295",
+        ),
+        (("seed=4294967295", "rollout.num_actors=2"), "the largest seed is 4294967295; lower it"),
+        (("rollout.temperature=2.5",), "rollout.temperature=2.5: input should be less than or equal to 2"),
+        (("rollout.temperature=0.001",), "rollout.temperature=0.001: input should be greater than or equal to 0.01"),
+        (("rollout.group_size=20000",), "rollout.group_size=20000: input should be less than or equal to 16384"),
+        (
+            ("cluster.startup_timeout_s=1e300",),
+            "cluster.startup_timeout_s='1e300': input should be less than or equal to",
+        ),
+        (("rollout.engine.tensor_parallel_size=2",), "rollout.engine.tensor_parallel_size=2 but device=cpu"),
+        (("device=cuda", "rollout.engine.tensor_parallel_size=7"), "does not divide the 2 attention heads"),
+        (("learner.num_ranks=3", "learner.sequence_parallel=3"), "learner.sequence_parallel=3 does not divide"),
+        (
+            ("data.train.items_per_length=10000000",),
+            "data.train.items_per_length=10000000: the documents would have up to",
+        ),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, tuple) else "",
+)
+def test_what_a_start_would_refuse_is_refused_by_the_check(run, overrides, message):
+    assert message in check(run, *overrides)
+
+
+def test_a_cache_below_one_prompt_and_its_response(run):
+    error = check(run, "rollout.engine.cpu_kv_cache_bytes=100000")
+    assert "rollout.engine.cpu_kv_cache_bytes=100000: holds " in error
+    assert "fewer than one prompt with its response, 832; raise it to at least " in error
+    needed = error.partition("at least ")[2].partition(",")[0]
+    assert run("check", LOCAL, *SMALL, f"rollout.engine.cpu_kv_cache_bytes={needed}") == (0, [])
+
+
+def test_a_cache_of_the_judge_below_one_question(run):
+    judge = RECIPES / "assets" / "local_judge"
+    error = check(run, f"reward.judge={{type: vllm, model: {judge}, max_model_len: 1024, cpu_kv_cache_bytes: 1000}}")
+    assert "reward.judge.cpu_kv_cache_bytes=1000: holds " in error
+    assert error.endswith("or lower reward.judge.max_model_len")
 
 
 # ---- data
@@ -308,6 +353,13 @@ def test_an_inspection_counts_and_writes_the_rejects(run, tmp_path):
     assert ["duplicate", "1"] in cells
     (reject,) = [json.loads(line) for line in (run.folder / "bad.jsonl").read_text().splitlines()]
     assert (reject["number"], reject["reason"]) == (4, "duplicate")
+
+
+def test_an_inspection_whose_rejects_cannot_be_written_reads_nothing(run):
+    error = refused(
+        run, "data", "inspect", "gone.jsonl", "--recipe", LOCAL, "--rejects", run.folder, f"model.path={BASE}"
+    )
+    assert f"--rejects {run.folder}: is a folder; name a file in it" in error
 
 
 def test_an_inspection_of_a_missing_file(run):
