@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from cluster.recipe.config import RunConfig
 from cluster.run.console import Console
 from cluster.run.folder import RunFolder
 from cluster.run.journal import Journal
+from cluster.run.patience import Patience
 from cluster.run.progress import Progress
 from cluster.weights.sync import WeightSync
 from curriculum.coordinator import Coordinator
@@ -268,6 +270,7 @@ class Bench:
         self.folder = RunFolder.create(tmp_path / name)
         self.progress = Progress()
         self.stop = asyncio.Event()
+        self.patience: Patience | None = None
         self.heldout = heldout or {}
         self.demonstrations = None
         if demonstrations:
@@ -285,6 +288,7 @@ class Bench:
             checkpoint=self.config.checkpoint,
             fetch=lambda groups: groups,
             decode=lambda ids: "the answer is yes",
+            patience=self.patience,
         )
         return TrainingLoop(
             config=self.config,
@@ -330,3 +334,14 @@ def score_factory():
 @pytest.fixture(scope="session", name="async_coordinator")
 def async_coordinator_class():
     return AsyncCoordinator
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 1 MB."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", path], capture_output=True).returncode:
+        pytest.skip("a disk can only be mounted by root")
+    yield path
+    subprocess.run(["umount", "--lazy", path], check=True)  # a test that fails keeps files open

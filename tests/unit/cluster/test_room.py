@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
 from collections import namedtuple
 from pathlib import Path
 
@@ -37,16 +36,6 @@ def config():
             "checkpoint": {"keep_last": 2},
         }
     )
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    path = tmp_path / "disk"
-    path.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", path], capture_output=True).returncode:
-        pytest.skip("a disk can only be mounted by root")
-    yield path
-    subprocess.run(["umount", path], check=True)
 
 
 def test_a_trial_leaves_nothing_but_the_folder_of_the_checkpoints(folder, config):
