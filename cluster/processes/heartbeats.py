@@ -19,7 +19,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError
 from cluster.processes.diagnosis import Diagnosis
 from cluster.processes.nodes import head_address, kill_on_node, raylet_listens
 from cluster.recipe.config import ClusterConfig
-from cluster.run.recovery import LearnerLost, RestartFromCheckpoint
+from cluster.run.recovery import LearnerLost, RayLost, RestartFromCheckpoint
 from cluster.run.waits import Sound, Voice, Waits
 from curriculum.errors import RunFailed, UserError
 from curriculum.heartbeat import IDLE, Heartbeat
@@ -28,10 +28,10 @@ _T = TypeVar("_T")
 _ray: Any = ray  # where its declarations have no complete types
 
 LONGEST_POLL_S = 5.0
-HEAD_S = 45.0
+HEAD_S = 40.0
 """Longest silence of Ray's head; after 60 s Ray itself ends every process, this one with a crash report."""
-END_S = 10.0
-"""Longest wait for the loop to end after the watch has given it up."""
+END_S, END_WITHOUT_RAY_S = 10.0, 3.0
+"""Longest wait for the loop to end after the watch has given it up, and the same when Ray is gone."""
 COORDINATOR, LEARNER = "coordinator", "learner-"
 """Name of the coordinator, under which the rollout actors find it, and beginning of the names of the ranks."""
 START = "start"
@@ -147,7 +147,7 @@ class Watch:
         self._head_answered = self._moved = now()
         self._ended = threading.Event()
         self._lost: asyncio.Future[RunFailed] | None = None
-        self._gone: RunFailed | None = None
+        self._gone: RayLost | None = None
         self.head_is_lost = False
         """Whether Ray's head or its process of this node is gone, so that no call to it may be made."""
 
@@ -182,7 +182,7 @@ class Watch:
 
         Raises:
             RestartFromCheckpoint: a learner rank died, or all stand still.
-            RunFailed: Ray is gone.
+            RayLost: Ray is gone.
         """
         assert self._lost is not None, "only while watching"
         if self._lost.done() and not self.head_is_lost:
@@ -196,7 +196,7 @@ class Watch:
         finally:
             if not task.done():
                 task.cancel()
-                await asyncio.wait({task}, timeout=END_S)
+                await asyncio.wait({task}, timeout=END_WITHOUT_RAY_S if self.head_is_lost else END_S)
         raise self._lost.result()
 
     # ---- in the threads
@@ -293,7 +293,7 @@ class Watch:
         """Check that Ray can be called.
 
         Raises:
-            RunFailed: it cannot.
+            RayLost: it cannot.
         """
         self.check_node()
         if self._gone is not None:
@@ -304,7 +304,7 @@ class Watch:
             return
         self.head_is_lost = True
         self.diagnosis.write(reason, list(self._actors.values()), ray_answers=False)
-        self._gone = RunFailed(f"{reason}; start Ray again if it was joined, then go on with --resume")
+        self._gone = RayLost(f"{reason}; start Ray again if it was joined, then go on with --resume")
         self._give_up(self._gone)
 
     def _down(self, actor: WatchedActor, error: RayActorError) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import socket
+import sys
 import tempfile
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -16,6 +18,7 @@ from cluster.processes.exposure import exposure
 from cluster.processes.placement import check_capacity
 from cluster.recipe.config import RunConfig
 from cluster.run.folder import RunFolder
+from cluster.run.recovery import RayLost
 from curriculum.errors import RunFailed, first_line
 from curriculum.files import file_errors
 
@@ -67,6 +70,24 @@ def ray_session(config: RunConfig, folder: RunFolder, say: Callable[[str], None]
         yield
 
 
+def _disconnect(_: object, error: BaseException | None, __: object) -> None:
+    """Disconnect this process from Ray.
+
+    When Ray is gone, Ray's own clean-up would wait for it until Ray ends this process with a crash report; then this
+    process ends without that clean-up.
+    """
+    if not isinstance(error, RayLost):
+        ray.shutdown()
+        return
+    atexit.register(_end_at_once)  # the latest runs first
+
+
+def _end_at_once() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(RunFailed.exit_status)
+
+
 def _about_joined(dashboard: str | None) -> list[str]:
     """Return what a person should know of a Ray that was joined."""
     lines = [exposure(ray.get_runtime_context().gcs_address, dashboard)]
@@ -97,7 +118,7 @@ def _init(stack: contextlib.ExitStack, address: str, folder: RunFolder) -> str |
     """Connect this process, until the stack is closed; return host:port of the dashboard."""
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "300")  # the watch ends a run sooner, in one line
-    stack.callback(ray.shutdown)
+    stack.push(_disconnect)
     try:
         context = ray.init(address=address, namespace=folder.path.name, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError) as error:

@@ -38,6 +38,10 @@ class CoordinatorLost(RestartFromCheckpoint):
         super().__init__(reason, part="coordinator")
 
 
+class RayLost(RunFailed):
+    """Ray's head, or its process of this node, is gone; no call to Ray may be made any more."""
+
+
 class FaultRecord:
     """Every fault that was handled: told at once, and counted by who had it."""
 
