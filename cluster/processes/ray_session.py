@@ -73,8 +73,8 @@ def ray_session(config: RunConfig, folder: RunFolder, say: Callable[[str], None]
 def _disconnect(_: object, error: BaseException | None, __: object) -> None:
     """Disconnect this process from Ray.
 
-    When Ray is gone, Ray's own clean-up would wait for it until Ray ends this process with a crash report. Then this
-    process ends without it; a Ray that was started here is killed by whoever started it.
+    When Ray is gone, Ray's own clean-up would wait for it until Ray ends this process with a crash report; then this
+    process ends without that clean-up.
     """
     if not isinstance(error, RayLost):
         ray.shutdown()
