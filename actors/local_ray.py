@@ -31,6 +31,8 @@ ENVIRONMENT = {
     "NCCL_SOCKET_IFNAME": LOOPBACK,
 }
 """Of Ray and so of every actor. With the first Ray takes the loopback address for its node, on Linux as on macOS."""
+PATIENCE = {"RAY_gcs_rpc_server_reconnect_timeout_s": "300"}
+"""Seconds that Ray and this process wait for a GCS that is gone; who watches a run ends it sooner, with one line."""
 ELSEWHERE = ("RAY_ADDRESS", "RAY_AUTH_TOKEN")
 """What would lead to another Ray."""
 START_S, NOTICE_S, END_S, FORCE_S = 180.0, 15.0, 3.0, 2.0
@@ -94,7 +96,7 @@ def head_environment(environment: Mapping[str, str], folder: Path, token_file: P
         token_file: holds the token.
     """
     inherited = {key: value for key, value in without_secrets(environment).items() if key not in ELSEWHERE}
-    return inherited | ENVIRONMENT | _token_environment(token_file) | {"RAY_TMPDIR": str(folder)}
+    return inherited | PATIENCE | ENVIRONMENT | _token_environment(token_file) | {"RAY_TMPDIR": str(folder)}
 
 
 def _token_environment(token_file: Path) -> dict[str, str]:
@@ -136,7 +138,7 @@ def _use_token(token_file: Path) -> None:
 
     for key in ELSEWHERE:
         os.environ.pop(key, None)
-    os.environ.update(_token_environment(token_file))
+    os.environ.update(PATIENCE | _token_environment(token_file))
     constants: Any = ray_constants
     constants.ENABLE_RAY_CLUSTER = False  # as in ENVIRONMENT, which Ray reads when it is imported
     Config.initialize("")  # reads the mode again, as ray.init does where it turns authentication on
