@@ -4,15 +4,35 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from curriculum.errors import UserError, one_line, root_cause
-from curriculum.printable import printable, printable_lines
+from cluster.run.exits import EXIT_BAD_ROWS, one_line_errors, say
+from curriculum.errors import UserError
+from curriculum.printable import printable_lines
+from evaluation.options import (
+    Concurrency,
+    Device,
+    MaxInput,
+    MaxItems,
+    MaxOutput,
+    ModelName,
+    ModelOrUrl,
+    Out,
+    Quiet,
+    Replicas,
+    Request,
+    Samples,
+    Seed,
+    Temperature,
+    Template,
+    TensorParallel,
+    Tokenizer,
+    TopP,
+)
+from reward.options import JudgeModel, JudgeOption, RewardKeys, RewardRecipe, Rules, Thinking
 
 app = typer.Typer(
     name="qwenlong",
@@ -28,21 +48,11 @@ app = typer.Typer(
 data_app = typer.Typer(help="Look at data before training on it.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
-EXIT_BAD_ROWS, EXIT_FAULT, EXIT_INTERRUPTED = 2, 70, 130
-"""Exit statuses besides those of `UserError` and its subclasses; docs/operations.md has the table."""
-
 Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML recipe, for example recipes/local.yaml.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, for example learner.learning_rate=1e-6 seed=3."),
 ]
-Rules = Annotated[
-    Literal["strict", "released"], typer.Option(help="strict: exact match; released: as in the published code.")
-]
-JudgeOption = Annotated[
-    str, typer.Option("--judge", metavar="none|URL|MODEL", help="Judge of answers that the rule rejects.")
-]
-JudgeModel = Annotated[str | None, typer.Option(metavar="NAME", help="Model at the judge's URL.", show_default=False)]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
 
 
@@ -64,14 +74,14 @@ def check(recipe: Recipe, overrides: Overrides = None, trust_remote_code: TrustR
         prepared = prepare(config)
         sys.stdout.write(printable_lines(dump_recipe(config)))
         if destination := key_destination(config):
-            _say(f"judge: {destination}")
+            say(f"judge: {destination}")
         batches = 0 if prepared.demonstrations is None else len(prepared.demonstrations)
-        _say(f"ok: warm-up of {batches} steps, {len(prepared.tasks)} tasks in {len(config.curriculum.phases)} phases")
+        say(f"ok: warm-up of {batches} steps, {len(prepared.tasks)} tasks in {len(config.curriculum.phases)} phases")
         for note in prepared.notes:
-            _say(note)
+            say(note)
         for key, rejects in prepared.rejects.items():
             if rejects:
-                _say(f"{key}: {len(rejects)} rows refused; see them with: qwenlong data inspect FILE --recipe {recipe}")
+                say(f"{key}: {len(rejects)} rows refused; see them with: qwenlong data inspect FILE --recipe {recipe}")
 
 
 # Options of `train`.
@@ -165,22 +175,27 @@ def score(
     source: Annotated[
         Path, typer.Argument(metavar="IN.jsonl", help="Rows {id, data_source, question?, response, ground_truth}.")
     ],
-    rules: Rules = "strict",
-    judge: JudgeOption = "none",
+    recipe: RewardRecipe = None,
+    keys: RewardKeys = None,
+    rules: Rules = None,
+    judge: JudgeOption = None,
     judge_model: JudgeModel = None,
+    thinking: Thinking = None,
     out: Annotated[
         Path | None, typer.Option(help="File to write. Default: standard output.", show_default=False)
     ] = None,
 ) -> None:
     """Score responses: one line {id, answer, rule, judge, score, reason} for each row; score is null if unknown.
 
-    Exit status 0: every row is scored. 2: some rows could not be read (each is reported with its line number, the
-    others are scored), or the command could not run.
+    Exit status 0: every row is scored. 1: the judge decided nothing. 2: some rows could not be read (each is reported
+    with its line number, the others are scored), or the command could not run.
     """
     with one_line_errors():
+        from cluster.recipe.rewards import rewards
         from reward.score_command import score_file
 
-        num_bad = score_file(source, rules=rules, judge=judge, judge_model=judge_model, out=out)
+        config = rewards(recipe, keys, rules=rules, judge=judge, judge_model=judge_model, thinking=thinking)
+        num_bad = score_file(source, config, out=out)
     if num_bad:
         raise typer.Exit(EXIT_BAD_ROWS)
 
@@ -193,59 +208,34 @@ def judge_report(
             metavar="PAIRS.jsonl|RUN", help="Rows {question?, prediction, ground_truth, label}, or a run folder."
         ),
     ],
+    recipe: RewardRecipe = None,
+    keys: RewardKeys = None,
     judge: Annotated[
-        str, typer.Option(metavar="none|URL|MODEL", help="Judge to measure; none: the verdicts of a run.")
-    ] = "none",
+        str | None,
+        typer.Option(
+            metavar="none|URL|MODEL", help="Judge to measure; none: the verdicts of a run.", show_default=False
+        ),
+    ] = None,
     judge_model: JudgeModel = None,
     out: Annotated[Path | None, typer.Option(help="JSON file. Default: standard output.", show_default=False)] = None,
     examples: Annotated[int, typer.Option(min=0, help="Number of disagreements to list.")] = 20,
 ) -> None:
     """Measure a judge: false yes, false no, unknown, and disagreements with the rule. Prints JSON and a table.
 
-    Exit status 0: done. 2: some rows could not be read (their line numbers are printed), or the command could not run.
+    Of a run it also says which recorded answers today's rules decide otherwise; kinds and thinking are then those of
+    the run, unless --recipe names others.
+
+    Exit status 0: done. 1: the judge decided nothing. 2: some rows could not be read (their line numbers are printed),
+    or the command could not run.
     """
     with one_line_errors():
+        from cluster.recipe.rewards import rewards_of_run
         from reward.judge_report_command import report_judge
 
-        num_bad = report_judge(source, judge=judge, judge_model=judge_model, out=out, max_examples=examples)
+        config = rewards_of_run(source, recipe, keys, judge=judge, judge_model=judge_model)
+        num_bad = report_judge(source, config, out=out, max_examples=examples)
     if num_bad:
         raise typer.Exit(EXIT_BAD_ROWS)
-
-
-# Options of `eval` and `distill`.
-ModelOrUrl = Annotated[
-    str, typer.Argument(metavar="MODEL|URL", help="Model folder, hub id, or root of an OpenAI-compatible API.")
-]
-Out = Annotated[
-    Path | None,
-    typer.Option(help="Folder; answers in it are kept. Default: evaluations/…", show_default=False),
-]
-ModelName = Annotated[str | None, typer.Option(metavar="NAME", help="Model at the URL.", show_default=False)]
-Tokenizer = Annotated[
-    str | None,
-    typer.Option(metavar="MODEL", help="Counts prompt tokens for a URL. Default: its model.", show_default=False),
-]
-Replicas = Annotated[int, typer.Option(min=0, help="Engines in Ray actors; 0: one engine in this process.")]
-TensorParallel = Annotated[int, typer.Option(min=1, help="GPUs of one engine.")]
-Device = Annotated[
-    Literal["auto", "cpu", "cuda"],
-    typer.Option(help="Where engines run. auto: on GPUs if this machine has one; cuda: on GPUs."),
-]
-Samples = Annotated[int, typer.Option("--samples", min=1, help="Answers sampled for each question.")]
-MaxInput = Annotated[int, typer.Option(min=1, help="Largest number of prompt tokens.")]
-MaxOutput = Annotated[int, typer.Option(min=1, help="Largest number of response tokens.")]
-Temperature = Annotated[float, typer.Option(min=0)]
-TopP = Annotated[float, typer.Option(min=0, max=1)]
-Seed = Annotated[int, typer.Option(min=0)]
-MaxItems = Annotated[
-    int | None, typer.Option(min=1, help="Only the first items of each benchmark.", show_default=False)
-]
-Concurrency = Annotated[int, typer.Option(min=1, help="Answers sampled at the same time.")]
-Thinking = Annotated[
-    Literal["optional", "required"],
-    typer.Option(help="required: a response without </think> has no answer (the chat template opens the thinking)."),
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors and the result.")]
 
 
 @app.command("eval")
@@ -273,10 +263,14 @@ def evaluate(
     seed: Seed = 0,
     max_items: MaxItems = None,
     concurrency: Concurrency = 64,
-    rules: Rules = "strict",
-    judge: JudgeOption = "none",
+    recipe: RewardRecipe = None,
+    keys: RewardKeys = None,
+    rules: Rules = None,
+    judge: JudgeOption = None,
     judge_model: JudgeModel = None,
-    thinking: Thinking = "optional",
+    thinking: Thinking = None,
+    template: Template = None,
+    request: Request = None,
     behaviours: Annotated[
         Literal["patterns", "judge"], typer.Option(help="How reasoning behaviours are counted.")
     ] = "patterns",
@@ -295,7 +289,8 @@ def evaluate(
     with one_line_errors():
         from evaluation.command import Options, run_evaluation
 
-        run_evaluation(Options.of(options), sources=benchmarks, out=out, behaviours=behaviours, quiet=quiet)
+        reward = _rewards_of(options)
+        run_evaluation(Options.of(options, reward), sources=benchmarks, out=out, behaviours=behaviours, quiet=quiet)
 
 
 @app.command()
@@ -318,10 +313,14 @@ def distill(
     seed: Seed = 0,
     max_items: MaxItems = None,
     concurrency: Concurrency = 64,
-    rules: Rules = "strict",
-    judge: JudgeOption = "none",
+    recipe: RewardRecipe = None,
+    keys: RewardKeys = None,
+    rules: Rules = None,
+    judge: JudgeOption = None,
     judge_model: JudgeModel = None,
-    thinking: Thinking = "optional",
+    thinking: Thinking = None,
+    template: Template = None,
+    request: Request = None,
     max_kept: Annotated[int, typer.Option(min=1, help="Largest number of demonstrations of one question.")] = 1,
     max_total: Annotated[int, typer.Option(min=1, help="Largest number of tokens of a demonstration.")] = 20_000,
     trust_remote_code: TrustRemoteCode = False,
@@ -338,9 +337,8 @@ def distill(
     with one_line_errors():
         from evaluation.command import Options, run_distillation
 
-        run_distillation(
-            Options.of(options), sources=questions, out=out, max_kept=max_kept, max_total=max_total, quiet=quiet
-        )
+        given = Options.of(options, _rewards_of(options))
+        run_distillation(given, sources=questions, out=out, max_kept=max_kept, max_total=max_total, quiet=quiet)
 
 
 def main() -> None:
@@ -350,47 +348,11 @@ def main() -> None:
     app()
 
 
-def _say(text: str) -> None:
-    sys.stderr.write(printable(text) + "\n")
+def _rewards_of(options: dict[str, Any]) -> Any:
+    from cluster.recipe.rewards import rewards
 
-
-@contextmanager
-def one_line_errors() -> Generator[Callable[[Path], None]]:
-    """Print every error of a block in one line, and end the command with its exit status.
-
-    Yields:
-        a function that takes the run folder; a traceback of a fault of the program is then written to its logs/.
-    """
-    run_folder: Path | None = None
-
-    def log_into(folder: Path) -> None:
-        nonlocal run_folder
-        run_folder = folder
-
-    try:
-        yield log_into
-    except UserError as error:
-        raise typer.Exit(_print(error)) from None
-    except KeyboardInterrupt:
-        _say("interrupted")
-        raise typer.Exit(EXIT_INTERRUPTED) from None
-    except BrokenPipeError:
-        raise  # standard output is closed; typer ends without a message
-    except Exception as error:
-        from cluster.run.fault_log import write_fault_log
-
-        log = write_fault_log(error, run_folder)
-        _say(f"error: {one_line(error)}; this is a fault of the program: please report it together with {log}")
-        raise typer.Exit(EXIT_FAULT) from None
-
-
-def _print(error: UserError) -> int:
-    """Print the lines of an error, also of one raised in an actor; return its exit status."""
-    prefix = "" if error.exit_status == EXIT_INTERRUPTED else "error: "
-    cause = root_cause(error)
-    for line in cause.lines if isinstance(cause, UserError) else (one_line(cause),):
-        _say(prefix + line)
-    return error.exit_status
+    names = ("rules", "judge", "judge_model", "thinking")
+    return rewards(options["recipe"], options["keys"], **{name: options[name] for name in names})
 
 
 if __name__ == "__main__":

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from actors.config import EngineConfig
 from actors.model_folder import folder_or_hub_id
+from curriculum.cells import decoded
 from curriculum.config import checked
 from curriculum.errors import UserError
 from evaluation.config import (
@@ -25,8 +26,8 @@ from evaluation.config import (
 )
 from evaluation.progress import Progress
 from reward.chat_endpoint import NoReplyError, endpoint_root, is_url, served_models
-from reward.config import RewardConfig, RuleSet
-from reward.judge_back_end import gpu_is_there, judge_config
+from reward.config import RewardConfig
+from reward.judge_back_end import gpu_is_there
 
 CPU_KV_CACHE_BYTES = 1 << 30
 OPTIONS = {
@@ -59,16 +60,17 @@ class Options:
     seed: int
     max_items: int | None
     concurrency: int
-    rules: str
-    judge: str
-    judge_model: str | None
-    thinking: str
+    reward: RewardConfig
+    template: Sequence[str] | None
+    """Arguments of the chat template, KEY=VALUE."""
+    request: Sequence[str] | None
+    """Further fields of every request to a URL, KEY=VALUE."""
     trust_remote_code: bool
 
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Options:
+    def of(cls, values: Mapping[str, Any], reward: RewardConfig) -> Options:
         """Take the options out of the arguments of a command."""
-        return cls(**{field.name: values[field.name] for field in fields(cls)})
+        return cls(**{field.name: {**values, "reward": reward}[field.name] for field in fields(cls)})
 
 
 def run_evaluation(options: Options, *, sources: list[str], out: Path | None, behaviours: str, quiet: bool) -> None:
@@ -106,7 +108,8 @@ def generator_config(options: Options, *, on_gpu: bool) -> GeneratorConfig:
     """
     if is_url(options.model):
         return _endpoint(options)
-    for name, value in (("--model-name", options.model_name), ("--tokenizer", options.tokenizer)):
+    given = (("--model-name", options.model_name), ("--tokenizer", options.tokenizer), ("--request", options.request))
+    for name, value in given:
         if value is not None:
             raise UserError(f"{name} {value}: only where MODEL is a URL; {options.model} has its own")
     cpu: dict[str, Any] = {"dtype": "fp32", "enforce_eager": True, "cpu_kv_cache_bytes": CPU_KV_CACHE_BYTES}
@@ -117,6 +120,7 @@ def generator_config(options: Options, *, on_gpu: bool) -> GeneratorConfig:
         ),
         "on_gpu": on_gpu,
         "trust_remote_code": options.trust_remote_code,
+        "template_arguments": _assigned(options.template, "--template"),
     }
     if options.replicas:
         return checked(RayGenerator, OPTIONS, **common, num_replicas=options.replicas)
@@ -151,7 +155,29 @@ def _endpoint(options: Options) -> EndpointGenerator:
         model=model,
         tokenizer=folder_or_hub_id(options.tokenizer or model, key="--tokenizer"),
         trust_remote_code=options.trust_remote_code,
+        request_fields=_request_fields(options),
     )
+
+
+def _request_fields(options: Options) -> dict[str, Any]:
+    fields = _assigned(options.request, "--request")
+    template = _assigned(options.template, "--template")
+    return {**fields, "chat_template_kwargs": template} if template else fields
+
+
+def _assigned(texts: Sequence[str] | None, option: str) -> dict[str, Any]:
+    """Read KEY=VALUE texts; a value is JSON, or text where it is none.
+
+    Raises:
+        UserError: a text has no key or no equals sign.
+    """
+    found: dict[str, Any] = {}
+    for text in texts or ():
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise UserError(f"{option} {text!r:.80}: expected KEY=VALUE, for example enable_thinking=false")
+        found[key] = decoded(value)
+    return found
 
 
 def _common(options: Options, sources: list[str]) -> dict[str, Any]:
@@ -169,11 +195,7 @@ def _common(options: Options, sources: list[str]) -> dict[str, Any]:
             num_samples=options.num_samples,
             seed=options.seed,
         ),
-        "reward": RewardConfig(
-            rules=RuleSet(options.rules),
-            judge=judge_config(options.judge, model=options.judge_model),
-            thinking="required" if options.thinking == "required" else "optional",
-        ),
+        "reward": options.reward,
         "max_items": options.max_items,
         "max_in_flight": options.concurrency,
     }

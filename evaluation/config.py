@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, JsonValue, model_validator
 
 from actors.config import EngineConfig
 from curriculum.config import MAX_SEED, Seconds, StrictModel
@@ -22,6 +22,8 @@ class EngineModel(StrictModel):
     """Whether an engine takes GPUs; with Ray the machine that starts the evaluation may have none itself."""
     trust_remote_code: bool = False
     """Run code that ships with the model; off unless asked for."""
+    template_arguments: dict[str, JsonValue] = Field(default_factory=dict)
+    """Arguments of the model's chat template, for example {enable_thinking: false}."""
 
     @property
     def tokenizer(self) -> str:
@@ -64,6 +66,14 @@ class EndpointGenerator(StrictModel):
 
 
 GeneratorConfig = Annotated[VllmGenerator | RayGenerator | EndpointGenerator, Field(discriminator="type")]
+
+
+def template_arguments(generator: GeneratorConfig) -> dict[str, JsonValue]:
+    """Return the arguments of the chat template, which an endpoint is sent among the fields of its requests."""
+    if not isinstance(generator, EndpointGenerator):
+        return generator.template_arguments
+    found = generator.request_fields.get("chat_template_kwargs")
+    return found if isinstance(found, dict) else {}
 
 
 class SamplingConfig(StrictModel):

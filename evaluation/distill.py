@@ -8,13 +8,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from actors.prompt import ChatPrompt, load_tokenizer
 from actors.thinking import whole_thought
 from curriculum.files import file_errors, private_files, whole_file
 from evaluation.benchmarks import merge_items
 from evaluation.config import DistillConfig
 from evaluation.data_card import DataCard, card_json, card_markdown, make_card
-from evaluation.evaluate import answer_settings, fill_answers, fill_scores, num_rejects, read_sources
+from evaluation.evaluate import (
+    answer_settings,
+    fill_answers,
+    fill_scores,
+    num_rejects,
+    prompt_encoder,
+    read_sources,
+)
 from evaluation.filters import (
     RejectedAs,
     foreign_share,
@@ -75,8 +81,7 @@ def distill(config: DistillConfig, *, out: Path, progress: Progress) -> DataCard
 
 def fitting(items: Sequence[Item], config: DistillConfig, progress: Progress) -> list[Item]:
     """Return the questions whose whole document fits the prompt: the teacher must see what a demonstration shows."""
-    generator = config.generator
-    encoder = ChatPrompt(load_tokenizer(generator.tokenizer, trust_remote_code=generator.trust_remote_code))
+    encoder = prompt_encoder(config.generator)
     with progress.stage("lengths", total=len(items), done=0) as step:
         found: list[Item] = []
         for item in items:

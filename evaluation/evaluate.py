@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +18,7 @@ from evaluation.answering import answer_all, missing_samples
 from evaluation.behaviour_judge import behaviour_judge, count_all, stored_counts
 from evaluation.behaviours import count_behaviours
 from evaluation.benchmarks import load_items, merge_items
-from evaluation.config import EvaluationConfig, GeneratorConfig, SamplingConfig
+from evaluation.config import EvaluationConfig, GeneratorConfig, SamplingConfig, template_arguments
 from evaluation.generator_factory import generator_session
 from evaluation.grounding import DocumentIndex, ground, grounding_precision
 from evaluation.paper import paper_table
@@ -82,6 +83,8 @@ def answer_settings(generator: GeneratorConfig, sampling: SamplingConfig) -> dic
         "tokenizer": generator.tokenizer,
         **sampling.model_dump(mode="json", exclude={"num_samples"}),
         "template": fingerprint(TEMPLATE),
+        **({"template_arguments": arguments} if (arguments := template_arguments(generator)) else {}),
+        **({"request_fields": fields} if (fields := getattr(generator, "request_fields", None)) else {}),
     }
 
 
@@ -106,19 +109,33 @@ async def fill_answers(
     done = total - sum(map(len, missing.values()))
     progress.say(f"{total} answers wanted, {done} are there")
     if missing:
-        encoder = ChatPrompt(load_tokenizer(generator.tokenizer, trust_remote_code=generator.trust_remote_code))
+        encoder = prompt_encoder(generator)
         with progress.stage("answers", total=total, done=done) as step:
             async with generator_session(generator, sampling) as session:
                 await answer_all(missing, session, encoder, folder.answers, sampling, max_in_flight=max_in_flight,
                                  on_answer=lambda _: step())  # fmt: skip
     keys = [(*item.key, sample) for item in items for sample in range(sampling.num_samples)]
     answers = [answer for key in keys if (answer := folder.answers.get(key)) is not None]
-    if answers and all(answer.outcome is Outcome.FAILED for answer in answers):
+    failures = Counter(answer.error or "unknown" for answer in answers if answer.outcome is Outcome.FAILED)
+    if not failures:
+        return answers
+    reason, count = failures.most_common(1)[0]
+    if failures.total() == len(answers):
         raise RunFailed(
-            f"none of {len(answers)} prompts got an answer ({answers[0].error}); remove the cause, then run "
-            "the same command again"
+            f"none of {len(answers)} prompts got an answer ({reason}); remove the cause, then run the same command "
+            "again"
         )
+    progress.say(
+        f"{failures.total()} of {len(answers)} prompts have no answer and count as wrong; most often, {count} times: "
+        f"{reason}"
+    )
     return answers
+
+
+def prompt_encoder(generator: GeneratorConfig) -> ChatPrompt:
+    """Return what makes the prompts of a generator, and measures those of an endpoint."""
+    tokenizer = load_tokenizer(generator.tokenizer, trust_remote_code=generator.trust_remote_code)
+    return ChatPrompt(tokenizer, template_arguments=template_arguments(generator))
 
 
 async def fill_scores(
@@ -139,6 +156,10 @@ async def fill_scores(
                 scorer_name=name,
                 on_score=lambda _: step(),
             )
+    if judge is not None:
+        judge.tally.check()
+        if note := judge.tally.note():
+            progress.say(note)
 
 
 async def _ask(

@@ -25,7 +25,10 @@ class LocalEngine:
         """
         needed = sampling.max_prompt_tokens + sampling.max_response_tokens
         check_length(config, needed)
-        self._prompt = ChatPrompt(load_tokenizer(config.model, trust_remote_code=config.trust_remote_code))
+        self._prompt = ChatPrompt(
+            load_tokenizer(config.model, trust_remote_code=config.trust_remote_code),
+            template_arguments=config.template_arguments,
+        )
         self._sampling = Sampling(
             num_samples=1,
             temperature=sampling.temperature,

@@ -11,14 +11,16 @@ from evaluation.store import JsonlLog, fingerprint
 from evaluation.task_group import task_group
 from reward.config import RewardConfig
 from reward.hybrid import HybridScorer
+from reward.rules import RULES_VERSION
 
 MAX_ITEMS_AT_ONCE = 32
 
 
 def scorer_fingerprint(config: RewardConfig) -> str:
-    """Return a digest of what decides a score: rules, kinds, thinking, and the judge's model."""
+    """Return a digest of what decides a score: rules with their version, kinds, thinking, and how the judge is asked."""
     judge = config.judge
-    identity = {"type": judge.type, "model": getattr(judge, "model", None), "tokens": getattr(judge, "max_tokens", 0)}
+    names = ("model", "max_tokens", "template_arguments", "request_fields")
+    identity = {"type": judge.type, "version": RULES_VERSION, **{name: getattr(judge, name, None) for name in names}}
     rest = config.model_dump(mode="json", exclude={"judge"})
     return fingerprint(json.dumps([identity, rest], sort_keys=True))
 

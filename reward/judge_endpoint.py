@@ -10,6 +10,7 @@ from reward.chat_endpoint import ChatEndpoint, NoReplyError, text_of
 from reward.circuit import CircuitBreaker, JudgeEvent
 from reward.config import MAX_BACKOFF_S, MAX_FAILURES, MAX_RETRIES, OpenAIJudge
 from reward.judge_prompt import JudgeQuestion, judge_messages, parse_verdict
+from reward.judge_tally import NO_VERDICT, JudgeTally
 from reward.score import Verdict
 
 
@@ -35,6 +36,7 @@ class OpenAIJudgeClient:
         max_failures: int = MAX_FAILURES,
     ) -> None:
         self._config = config
+        self.tally = JudgeTally()
         self._circuit = CircuitBreaker(config.name, max_failures=max_failures, cooldown_s=config.cooldown_s)
         self._endpoint = ChatEndpoint(
             base_url=config.base_url,
@@ -66,9 +68,15 @@ class OpenAIJudgeClient:
                 reply = await self._endpoint.ask(
                     judge_messages(question), first_text, temperature=0.0, max_tokens=self._config.max_tokens
                 )
-        except (NoReplyError, TimeoutError):
+        except NoReplyError as error:
+            self.tally.add(str(error))
             return Verdict.UNKNOWN
-        return parse_verdict(reply)
+        except TimeoutError:
+            self.tally.add(f"no reply within {self._config.deadline_s:g} s")
+            return Verdict.UNKNOWN
+        verdict = parse_verdict(reply)
+        self.tally.add(NO_VERDICT if verdict is Verdict.UNKNOWN else None)
+        return verdict
 
 
 def first_text(completion: Any) -> str:

@@ -13,6 +13,7 @@ from curriculum.heartbeat import Heartbeat, Pulse
 from reward.circuit import CircuitBreaker, JudgeEvent
 from reward.config import MAX_FAILURES, VllmJudge
 from reward.judge_prompt import JudgeQuestion, judge_messages, parse_verdict
+from reward.judge_tally import NO_VERDICT, TOO_LONG, JudgeTally
 from reward.score import Verdict
 
 
@@ -26,6 +27,7 @@ class VllmJudgeEngine:
     def __init__(self, config: VllmJudge, *, on_gpu: bool, engine: VLLMEngine | None = None) -> None:
         """Load the model, unless there is an `engine` that serves it; block until it can answer."""
         self._prompt = ChatPrompt(load_tokenizer(config.model), template_arguments=config.template_arguments)
+        self.tally = JudgeTally()
         self._circuit = CircuitBreaker(config.name, max_failures=MAX_FAILURES, cooldown_s=config.cooldown_s)
         self._timeout_s = config.timeout_s
         self._max_prompt_tokens = config.max_model_len - config.max_tokens
@@ -61,16 +63,25 @@ class VllmJudgeEngine:
     async def _verdict(self, question: JudgeQuestion) -> Verdict:
         prompt_ids = self._prompt.encode_messages(judge_messages(question))
         if len(prompt_ids) > self._max_prompt_tokens:
-            return Verdict.UNKNOWN
+            return self._unknown(TOO_LONG)
         if not self._circuit.admits():
-            return Verdict.UNKNOWN
+            return self._unknown("the engine gave no verdict in time again and again and is not asked for a while")
         try:
             async with asyncio.timeout(self._timeout_s):
                 samples = await self._engine.sample(prompt_ids.tolist(), self._sampling, seed=0)
         except TimeoutError:
-            self._circuit.failed(f"no verdict within reward.judge.timeout_s={self._timeout_s:g}")
-            return Verdict.UNKNOWN
+            late = f"no verdict within reward.judge.timeout_s={self._timeout_s:g}"
+            self._circuit.failed(late)
+            return self._unknown(late)
         except EngineDied:
             end_process()
         self._circuit.succeeded()
-        return parse_verdict(self._prompt.decode(samples[0].token_ids))
+        verdict = parse_verdict(self._prompt.decode(samples[0].token_ids))
+        if verdict is Verdict.UNKNOWN:
+            return self._unknown(NO_VERDICT)
+        self.tally.add(None)
+        return verdict
+
+    def _unknown(self, reason: str) -> Verdict:
+        self.tally.add(reason)
+        return Verdict.UNKNOWN

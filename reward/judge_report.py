@@ -10,7 +10,7 @@ from reward.answer import accepted_answers
 from reward.hybrid import judge_questions
 from reward.judge import CachingJudge, Judge, combined_verdict
 from reward.judge_prompt import JudgeQuestion, imitates_judge_format
-from reward.kind import kind_of
+from reward.kind import AnswerKind, kind_of
 from reward.rules import strict_match
 from reward.score import Verdict
 from reward.score_rows import text_in, truths_in
@@ -33,11 +33,18 @@ class AnswerPair:
     """True: equivalent; None where it is not known."""
     verdict: Verdict | None = None
     """None where the judge was not asked."""
+    kind: AnswerKind = AnswerKind.TEXT
+    recorded: bool | None = None
+    """Whether the rule of the run accepted the answer; None for a pair that comes from no run."""
+    today: bool | None = None
+    """Whether today's rule accepts the response that the answer was read from; None without that response."""
 
     @property
     def rule(self) -> bool:
-        """Whether the strict rule accepts the answer."""
-        return strict_match(kind_of(self.data_source), clean_answer(self.prediction), self.truths)
+        """Whether the rule accepts the answer: as the run recorded it, else the strict rule of its kind."""
+        if self.recorded is not None:
+            return self.recorded
+        return strict_match(self.kind, clean_answer(self.prediction), self.truths)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,20 +84,32 @@ class JudgeReport:
     """Exact matches with no from the judge; training does not ask the judge about these."""
     disagreements: tuple[AnswerPair, ...]
     """Examples of both, those that contradict a label first."""
+    num_today_accepts: int
+    """Answers of a run that its rule rejected and today's accepts."""
+    num_today_rejects: int
+    """Answers of a run that its rule accepted and today's rejects."""
+    rule_changes: tuple[AnswerPair, ...]
+    """Examples of both."""
 
 
-def read_labelled_pair(values: Mapping[str, Any]) -> AnswerPair:
+def read_labelled_pair(values: Mapping[str, Any], kinds: Mapping[str, AnswerKind] | None = None) -> AnswerPair:
     """Read a row `{question?, prediction, ground_truth or ground_truths, label, data_source?}`.
+
+    Args:
+        values: the row.
+        kinds: kinds of answers by data source, where the name alone would decide otherwise.
 
     Raises:
         ValueError: a key is missing or holds something else; the message names it.
     """
     several = "ground_truth" not in values and "ground_truths" in values
+    data_source = "" if values.get("data_source") is None else text_in(values, "data_source")
     return AnswerPair(
         question="" if values.get("question") is None else text_in(values, "question"),
         prediction=text_in(values, "prediction"),
         truths=accepted_answers(truths_in(values, "ground_truths" if several else "ground_truth")),
-        data_source="" if values.get("data_source") is None else text_in(values, "data_source"),
+        data_source=data_source,
+        kind=kind_of(data_source, kinds),
         label=_label(values.get("label")),
     )
 
@@ -116,7 +135,8 @@ def exact_and_mismatched(pairs: Iterable[AnswerPair]) -> list[AnswerPair]:
     An exact match is equivalent. The same answer with the truth of another question of its data source, where the
     rule rejects it, is different.
     """
-    exact = list(dict.fromkeys(replace(pair, verdict=None) for pair in pairs if pair.rule))
+    measured = (replace(pair, verdict=None, recorded=None, today=None) for pair in pairs)
+    exact = list(dict.fromkeys(pair for pair in measured if pair.rule))
     sources: dict[str, dict[tuple[str, ...], None]] = {}
     for pair in exact:
         sources.setdefault(pair.data_source, {})[pair.truths] = None
@@ -130,6 +150,8 @@ def judge_report(judged: Sequence[AnswerPair], *, judge: str, max_examples: int)
     disagreements = [pair for pair in judged if pair.verdict in _DECIDED and pair.rule is not _DECIDED[pair.verdict]]
     disagreements.sort(key=lambda pair: pair.label in (None, _DECIDED.get(pair.verdict)))
     accepts = sum(pair.verdict is Verdict.YES for pair in disagreements)
+    changed = [pair for pair in judged if None not in (pair.today, pair.recorded) and pair.today is not pair.recorded]
+    today_accepts = sum(pair.today is True for pair in changed)
     return JudgeReport(
         judge=judge,
         num_pairs=len(judged),
@@ -140,6 +162,9 @@ def judge_report(judged: Sequence[AnswerPair], *, judge: str, max_examples: int)
         num_judge_alone_accepts=accepts,
         num_judge_alone_rejects=len(disagreements) - accepts,
         disagreements=tuple(disagreements[:max_examples]),
+        num_today_accepts=today_accepts,
+        num_today_rejects=len(changed) - today_accepts,
+        rule_changes=tuple(changed[:max_examples]),
     )
 
 

@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,8 +17,8 @@ from rich.text import Text
 from curriculum.errors import UserError, library_words
 from curriculum.files import check_writable
 from curriculum.printable import printable
-from reward.config import JudgeConfig, NoJudge
-from reward.judge_back_end import gpu_is_there, judge_config, judge_session
+from reward.config import JudgeConfig, NoJudge, RewardConfig
+from reward.judge_back_end import gpu_is_there, judge_session
 from reward.judge_report import (
     AnswerPair,
     ErrorRates,
@@ -27,57 +28,67 @@ from reward.judge_report import (
     judge_report,
     read_labelled_pair,
 )
+from reward.judge_tally import JudgeTally
+from reward.kind import kind_of
 from reward.row_files import RowReader, json_writer
+from reward.rules import apply_rules
 from reward.score import Verdict
+from reward.score_command import tell
 from reward.score_rows import text_in
 
-RUN_COLUMNS = ("question", "truth", "answer", "judge", "data_source")
+RUN_COLUMNS = ("question", "truth", "answer", "judge", "data_source", "response", "rule")
 SHOWN_CHARS = 60
 
 
-def report_judge(source: Path, *, judge: str, judge_model: str | None, out: Path | None, max_examples: int) -> int:
+def report_judge(source: Path, reward: RewardConfig, *, out: Path | None, max_examples: int) -> int:
     """Write the report as JSON and show it as a table; return how many rows could not be read.
 
     Args:
         source: JSONL of labelled pairs, or a run folder, or parquet files of its trajectories.
-        judge: "none", the URL of an endpoint, or a model. With "none", a run is judged by the verdicts in it.
-        judge_model: name of the model behind the endpoint.
+        reward: kinds, thinking and rules, which answers of a run are compared with, and the judge; without one a run is
+            judged by the verdicts in it.
         out: JSON file that is written; None is standard output.
-        max_examples: disagreements that are listed.
+        max_examples: disagreements, and changes of the rules, that are listed.
 
     Raises:
         UserError: the source or the judge cannot be used.
+        RunFailed: the judge decided nothing; the report is written all the same.
     """
     if out is not None:
         check_writable(out, name=f"--out {out}")
     on_gpu = gpu_is_there()
-    config = judge_config(judge, model=judge_model)
-    num_bad = 0
+    config, num_bad, tally = reward.judge, 0, None
     if source.suffix.lower() == ".jsonl":
         reader = RowReader(source)
-        pairs = list(reader.records(read_labelled_pair))
-        judged, num_bad = asyncio.run(_ask(config, pairs, on_gpu=on_gpu)), reader.num_bad
+        pairs = list(reader.records(partial(read_labelled_pair, kinds=reward.kinds)))
+        (judged, tally), num_bad = asyncio.run(_ask(config, pairs, on_gpu=on_gpu)), reader.num_bad
     else:
-        judged = list(_recorded(_trajectory_files(source)))
+        judged = list(_recorded(_trajectory_files(source), reward))
         if not isinstance(config, NoJudge):
             pairs = [*exact_and_mismatched(judged), *(pair for pair in judged if not pair.rule)]
-            judged = asyncio.run(_ask(config, pairs, on_gpu=on_gpu))
+            judged, tally = asyncio.run(_ask(config, pairs, on_gpu=on_gpu))
     name = "as recorded" if isinstance(config, NoJudge) else config.name
     report = judge_report(judged, judge=name, max_examples=max_examples)
     with json_writer(out, indent=2) as write:
         write({"source": str(source), "num_bad_rows": num_bad, **_report_json(report)})
     _show(report, Console(stderr=True, highlight=False, emoji=False))
+    tell(tally)
     return num_bad
 
 
 def _report_json(report: JudgeReport) -> dict[str, Any]:
-    disagreements = [{**asdict(pair), "rule": pair.rule} for pair in report.disagreements]
-    return {**asdict(report), "disagreements": disagreements}
+    def written(pairs: Sequence[AnswerPair]) -> list[dict[str, Any]]:
+        return [{**asdict(pair), "rule": pair.rule} for pair in pairs]
+
+    lists = {"disagreements": written(report.disagreements), "rule_changes": written(report.rule_changes)}
+    return {**asdict(report), **lists}
 
 
-async def _ask(config: JudgeConfig, pairs: Sequence[AnswerPair], *, on_gpu: bool) -> list[AnswerPair]:
+async def _ask(
+    config: JudgeConfig, pairs: Sequence[AnswerPair], *, on_gpu: bool
+) -> tuple[list[AnswerPair], JudgeTally | None]:
     async with judge_session(config, on_gpu=on_gpu) as judge:
-        return await judge_pairs(pairs, judge, name=config.name)
+        return await judge_pairs(pairs, judge, name=config.name), None if judge is None else judge.tally
 
 
 def _trajectory_files(source: Path) -> list[Path]:
@@ -95,8 +106,8 @@ def _trajectory_files(source: Path) -> list[Path]:
     return files
 
 
-def _recorded(files: Sequence[Path]) -> Iterator[AnswerPair]:
-    """Yield every answer of a run with its recorded verdict; responses without an answer are left out.
+def _recorded(files: Sequence[Path], reward: RewardConfig) -> Iterator[AnswerPair]:
+    """Yield every answer of a run with its recorded rule and verdict; responses without an answer are left out.
 
     Raises:
         UserError: a file is damaged, or was not written by a run; with the row.
@@ -114,14 +125,15 @@ def _recorded(files: Sequence[Path]) -> Iterator[AnswerPair]:
             for batch in file.iter_batches(columns=list(RUN_COLUMNS)):
                 for row in batch.to_pylist():
                     number += 1
-                    if row["answer"] is not None and row["answer"] != "":
-                        yield _recorded_pair(row)
+                    if (pair := _recorded_pair(row, reward)) is not None:
+                        yield pair
         except (ArrowException, OSError, ValueError, OverflowError) as error:
             what = f"row {number} cannot be read" if number else "not a parquet file"
             raise UserError(f"{path}: {what} ({library_words(error)}); was it written by a run?") from error
 
 
-def _recorded_pair(row: dict[str, Any]) -> AnswerPair:
+def _recorded_pair(row: dict[str, Any], reward: RewardConfig) -> AnswerPair | None:
+    """Return the answer of a row with what today's rules say of its response; None where neither finds an answer."""
     truths: Any = row["truth"]
     if (
         not isinstance(truths, list)
@@ -129,13 +141,29 @@ def _recorded_pair(row: dict[str, Any]) -> AnswerPair:
         or not all(isinstance(truth, str) for truth in cast("list[Any]", truths))
     ):
         raise ValueError(f"truth={truths!r:.80} is no list of texts")
+    data_source, answers = text_in(row, "data_source"), tuple(cast("list[str]", truths))
+    kind = kind_of(data_source, reward.kinds)
+    today = apply_rules(
+        reward.rules,
+        kind,
+        text_in(row, "response"),
+        answers,
+        thinking_required=reward.thinking == "required",
+        tags=reward.thinking_tags,
+    )
+    answer = row["answer"] or today.answer
+    if not answer:
+        return None
     return AnswerPair(
         question=text_in(row, "question"),
-        prediction=text_in(row, "answer"),
-        truths=tuple(cast("list[str]", truths)),
-        data_source=text_in(row, "data_source"),
+        prediction=answer,
+        truths=answers,
+        data_source=data_source,
         label=None,
         verdict=None if row["judge"] is None else _recorded_verdict(row["judge"]),
+        kind=kind,
+        recorded=row["rule"] == 1.0,
+        today=today.accepted,
     )
 
 
@@ -159,6 +187,13 @@ def _show(report: JudgeReport, console: Console) -> None:
         f"the judge alone accepts {report.num_judge_alone_accepts} and alone rejects {report.num_judge_alone_rejects}",
         markup=False,
     )
+    if changed := report.num_today_accepts + report.num_today_rejects:
+        console.print(
+            f"today's rules decide {changed} of these answers otherwise: {report.num_today_accepts} that the run "
+            f"rejected are accepted, {report.num_today_rejects} that it accepted are rejected",
+            markup=False,
+            soft_wrap=True,
+        )
     if report.disagreements:
         console.print(_examples(report.disagreements))
 

@@ -15,6 +15,9 @@ from reward.released import released_answer, released_match, released_truth
 from reward.text_rule import texts_match
 from reward.wrapping import bare_value
 
+RULES_VERSION = 1
+"""Raised whenever a rule decides an answer otherwise; stored scores of another version are made again."""
+
 
 def _texts_match(answer: str, truth: str) -> bool:
     """Compare with and without the brackets around the whole answer: some belong to a truth."""

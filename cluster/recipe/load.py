@@ -26,7 +26,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """
     values = _read(Path(path), seen=())
     for override in overrides:
-        _apply_override(values, override)
+        apply_override(values, override)
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
@@ -92,7 +92,12 @@ def _is_list(value: Any) -> TypeGuard[list[Any]]:
     return isinstance(value, list)
 
 
-def _apply_override(values: dict[str, Any], override: str) -> None:
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Put the value of a `key=value` text into the values of a recipe, which need not be valid yet.
+
+    Raises:
+        UserError: it has another form, its value is no YAML, or its key goes through something that has no keys.
+    """
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError(f"override {override!r:.200}: expected key=value, for example learner.learning_rate=1e-6")

@@ -6,6 +6,7 @@ import pytest
 from curriculum.errors import UserError
 from evaluation.command import Options, generator_config
 from evaluation.config import EndpointGenerator, RayGenerator, VllmGenerator
+from reward.config import RewardConfig
 
 DEFAULTS = {
     "model": "owner/model",
@@ -22,10 +23,9 @@ DEFAULTS = {
     "seed": 0,
     "max_items": None,
     "concurrency": 4,
-    "rules": "strict",
-    "judge": "none",
-    "judge_model": None,
-    "thinking": "optional",
+    "reward": RewardConfig(),
+    "template": None,
+    "request": None,
     "trust_remote_code": False,
 }
 

@@ -234,6 +234,30 @@ def test_a_run_is_reported_by_the_verdicts_in_it(run_folder):
     assert (found["prediction"], found["rule"], found["verdict"], found["label"]) == ("7", False, "yes", None)
 
 
+def test_where_todays_rules_differ_from_what_the_run_recorded_is_said(run_folder):
+    done = run(run_folder)
+    report = json.loads(done.stdout)
+    assert (report["num_today_accepts"], report["num_today_rejects"]) == (0, 2), "no response announces an answer now"
+    assert "today's rules decide 2 of these answers otherwise: 0 that the run rejected are accepted, 2 " in done.stderr
+    assert [(pair["prediction"], pair["recorded"], pair["today"]) for pair in report["rule_changes"]] == [
+        ("seven", True, False), ("Rome", True, False)
+    ]  # fmt: skip
+
+
+def test_the_kinds_of_a_run_are_those_of_its_recipe(run_folder, tmp_path):
+    (run_folder / "recipe.yaml").write_text(
+        f"extends: {ROOT}/recipes/local.yaml\nreward: {{kinds: {{demo: numeric}}}}\n"
+    )
+    assert {pair["kind"] for pair in json.loads(run(run_folder).stdout)["rule_changes"]} == {"numeric"}
+
+
+def test_a_judge_that_decides_nothing_fails_the_command_after_the_report(run_folder, dead_url):
+    done = run(run_folder, "--judge", dead_url)
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["judge_rates"]["unknown_rate"] == 1.0
+    assert "have no verdict; most often" in done.stderr
+
+
 def test_a_judge_is_measured_on_the_answers_of_a_run(run_folder, endpoint):
     endpoint.yes = {"seven", "7"}
     done = run(run_folder, "--judge", endpoint.url)

@@ -125,9 +125,42 @@ def test_the_judge_is_asked_about_what_the_rule_rejects(tmp_path, endpoint):
 
 def test_a_judge_that_is_down_makes_scores_null_and_not_zero(tmp_path, dead_url):
     done = run(written(tmp_path / "in.jsonl", row("a", "seven"), row("b", "7")), "--judge", dead_url)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 1, done.stderr
+    assert "error: 1 of 1 questions to the judge have no verdict; most often, 1 times: " in done.stderr
     assert [(record["judge"], record["score"]) for record in records(done.stdout)] == [(None, 1.0), ("unknown", None)]
     assert "1 unknown" in done.stderr
+
+
+def test_what_the_judge_could_not_decide_stands_at_the_end_with_the_commonest_reason(tmp_path, endpoint):
+    refusal = (400, {}, '{"error": {"message": "context of 64 tokens"}}')
+    endpoint.yes, endpoint.faults = {"7"}, [None, refusal]
+    rows = [row("a", "7"), row("b", "8"), row("c", "9")]
+    done = run(written(tmp_path / "in.jsonl", *rows), "--judge", endpoint.url, "--reward", "judge.max_concurrency=1")
+    assert done.returncode == 0, done.stderr
+    assert "1 of 3 questions to the judge have no verdict; most often, 1 times: HTTP 400: context of 64" in done.stderr
+
+
+def test_the_rewards_of_a_recipe_score_and_options_replace_its_keys(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"extends: {ROOT}/recipes/local.yaml\nreward: {{kinds: {{musique: numeric}}, thinking: required}}\n"
+    )
+    numbers = row("a", "7.0", truth="7"), {**row("b", "7", truth="7"), "response": "the answer is 7"}
+    source = written(tmp_path / "in.jsonl", *numbers)
+    none = ("--judge", "none")
+    assert [r["rule"] for r in records(run(source, "--recipe", recipe, *none).stdout)] == [1.0, 0.0]
+    assert [r["rule"] for r in records(run(source, "--recipe", recipe, *none, "--thinking", "optional").stdout)] == [
+        1.0,
+        1.0,
+    ]
+    assert [r["rule"] for r in records(run(source, "--reward", "kinds.musique=numeric").stdout)] == [1.0, 1.0]
+    assert [r["rule"] for r in records(run(source).stdout)] == [0.0, 1.0]
+
+
+def test_a_key_that_is_none_of_the_rewards_is_one_line(tmp_path):
+    done = run(written(tmp_path / "in.jsonl", row("a", "7")), "--reward", "judge.temperature=1")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: reward.judge.temperature=1: unknown key")
 
 
 @pytest.mark.parametrize(

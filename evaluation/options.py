@@ -1,0 +1,54 @@
+"""Options of `eval` and `distill`: the model that answers, its sampling, and how much is asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+ModelOrUrl = Annotated[
+    str, typer.Argument(metavar="MODEL|URL", help="Model folder, hub id, or root of an OpenAI-compatible API.")
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(help="Folder; answers in it are kept. Default: evaluations/…", show_default=False),
+]
+ModelName = Annotated[str | None, typer.Option(metavar="NAME", help="Model at the URL.", show_default=False)]
+Tokenizer = Annotated[
+    str | None,
+    typer.Option(metavar="MODEL", help="Counts prompt tokens for a URL. Default: its model.", show_default=False),
+]
+Replicas = Annotated[int, typer.Option(min=0, help="Engines in Ray actors; 0: one engine in this process.")]
+TensorParallel = Annotated[int, typer.Option(min=1, help="GPUs of one engine.")]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda"],
+    typer.Option(help="Where engines run. auto: on GPUs if this machine has one; cuda: on GPUs."),
+]
+Samples = Annotated[int, typer.Option("--samples", min=1, help="Answers sampled for each question.")]
+MaxInput = Annotated[int, typer.Option(min=1, help="Largest number of prompt tokens.")]
+MaxOutput = Annotated[int, typer.Option(min=1, help="Largest number of response tokens.")]
+Temperature = Annotated[float, typer.Option(min=0)]
+TopP = Annotated[float, typer.Option(min=0, max=1)]
+Seed = Annotated[int, typer.Option(min=0)]
+MaxItems = Annotated[
+    int | None, typer.Option(min=1, help="Only the first items of each benchmark.", show_default=False)
+]
+Concurrency = Annotated[int, typer.Option(min=1, help="Answers sampled at the same time.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors and the result.")]
+Template = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY=VALUE",
+        help="Argument of the chat template, for example enable_thinking=false.",
+        show_default=False,
+    ),
+]
+Request = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY=VALUE",
+        help="Further field of every request to a URL, for example reasoning_effort=low.",
+        show_default=False,
+    ),
+]
