@@ -17,7 +17,7 @@ MAX_ITEMS_AT_ONCE = 32
 
 
 def scorer_fingerprint(config: RewardConfig) -> str:
-    """Return a digest of what decides a score: rules with their version, kinds, thinking, and how the judge is asked."""
+    """Return a digest of what decides a score: rules with their version, kinds, thinking, how the judge is asked."""
     judge = config.judge
     names = ("model", "max_tokens", "template_arguments", "request_fields")
     identity = {"type": judge.type, "version": RULES_VERSION, **{name: getattr(judge, name, None) for name in names}}
