@@ -32,9 +32,9 @@ HEAD_S = 40.0
 """Longest silence of Ray's head; after 60 s Ray itself ends every process, this one with a crash report."""
 END_S, END_WITHOUT_RAY_S = 10.0, 3.0
 """Longest wait for the loop to end after the watch has given it up, and the same when Ray is gone."""
-COORDINATOR, ASIDE_S = 1.0
+ASIDE_S = 1.0
 """How much longer than a round of questions a failure waits for the death that it may follow from."""
-LEARNER = "coordinator", "learner-"
+COORDINATOR, LEARNER = "coordinator", "learner-"
 """Name of the coordinator, under which the rollout actors find it, and beginning of the names of the ranks."""
 START = "start"
 """Work of a rank that loads its model for the first time."""
