@@ -32,6 +32,8 @@ HEAD_S = 40.0
 """Longest silence of Ray's head; after 60 s Ray itself ends every process, this one with a crash report."""
 END_S, END_WITHOUT_RAY_S = 10.0, 3.0
 """Longest wait for the loop to end after the watch has given it up, and the same when Ray is gone."""
+ASIDE_S = 1.0
+"""How much longer than a round of questions a failure waits for the death that it may follow from."""
 COORDINATOR, LEARNER = "coordinator", "learner-"
 """Name of the coordinator, under which the rollout actors find it, and beginning of the names of the ranks."""
 START = "start"
@@ -192,12 +194,22 @@ class Watch:
             self.require_ray()
             await asyncio.wait({task, self._lost}, return_when=asyncio.FIRST_COMPLETED)
             if task.done():
+                await self._blame_a_death(task, self._lost)
                 return task.result()
         finally:
             if not task.done():
                 task.cancel()
                 await asyncio.wait({task}, timeout=END_WITHOUT_RAY_S if self.head_is_lost else END_S)
         raise self._lost.result()
+
+    async def _blame_a_death(self, failed: asyncio.Future[Any], lost: asyncio.Future[RunFailed]) -> None:
+        """Raise the death that the watch hears of in its next round, if work failed that may have failed of it."""
+        if failed.cancelled() or not isinstance(failure := failed.exception(), RunFailed):
+            return
+        if not isinstance(failure, RestartFromCheckpoint | RayLost):
+            await asyncio.wait({lost}, timeout=self._poll_s + ASIDE_S)
+            if lost.done():
+                raise lost.result() from failure
 
     # ---- in the threads
 

@@ -127,12 +127,14 @@ class Ordeal:
         while faults and self._has_time:
             run = Run(self._disk.path / f"lag-{lag}-before-{len(faults)}-more")
             say(f"{run.folder.name}: starting")
-            nodes = TwoNodes(self._shop) if with_nodes else None
+            nodes = None
             try:
+                nodes = TwoNodes(self._shop) if with_nodes else None
                 found = self._suffer(run, faults, lag, nodes, reference)
             except AssertionError as error:
                 self._shop.commands[-1].end()
                 found = [str(error)]
+                faults = faults[1:] if nodes is None and with_nodes else faults
             finally:
                 if nodes:
                     nodes.close()

@@ -48,8 +48,8 @@ class TwoNodes:
         ports = ("dashboard-agent-listen-port", "dashboard-agent-grpc-port")
         command = self._shop.run(
             RAY, "start", "--block", "--num-cpus=4", "--object-store-memory=200000000", "--disable-usage-stats",
-            "--node-ip-address=127.0.0.1", *arguments, *(f"--{name}={free_port()}" for name in ports),
-            **self._shop.token, **IN_PLASMA, RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",
+            *arguments, *(f"--{name}={free_port()}" for name in ports),
+            **self._shop.token, **IN_PLASMA,
         )  # fmt: skip
         command.wait_for(lambda: STARTED in command.output, "node of Ray", 90)
         return command

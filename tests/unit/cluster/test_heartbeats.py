@@ -11,6 +11,7 @@ from cluster.processes.heartbeats import Watch
 from cluster.recipe.config import ClusterConfig
 from cluster.run.recovery import RayLost, RestartFromCheckpoint
 from cluster.run.waits import Waits
+from curriculum.errors import RunFailed
 from curriculum.heartbeat import Heartbeat
 
 BOUNDS = ClusterConfig(notice_s=30, standstill_s=600, startup_timeout_s=900)
@@ -182,6 +183,23 @@ def test_work_that_the_watch_gives_up_is_cancelled_and_its_reason_raised(scene):
         assert await s.watch.guard(asyncio.sleep(0, "again")) == "again", (
             "a run that is launched again is watched afresh"
         )
+
+    asyncio.run(scenario())
+
+
+def test_a_failure_that_follows_from_a_death_is_blamed_on_the_death(scene):
+    s = scene()
+
+    async def scenario():
+        s.watch._loop = asyncio.get_running_loop()
+        s.watch._lost = s.watch._loop.create_future()
+
+        async def work():
+            s.watch._loop.call_later(0.01, s.watch._give_up, RestartFromCheckpoint("learner-0 died"))
+            raise RunFailed("rollout-0: the memory of the weights is gone")
+
+        with pytest.raises(RestartFromCheckpoint, match="learner-0 died"):
+            await s.watch.guard(work())
 
     asyncio.run(scenario())
 
