@@ -6,7 +6,6 @@ import atexit
 import contextlib
 import os
 import socket
-import sys
 import tempfile
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import ray
 
+from cluster.processes.nodes import end_at_once
 from cluster.processes.placement import check_capacity
 from cluster.recipe.config import RunConfig
 from cluster.run.folder import RunFolder
@@ -74,13 +74,7 @@ def _disconnect(_: object, error: BaseException | None, __: object) -> None:
         ray.shutdown()
         return
     ray.get_runtime_context().worker.node.kill_all_processes(check_alive=False, allow_graceful=False)
-    atexit.register(_end_at_once)  # the latest runs first
-
-
-def _end_at_once() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    os._exit(RunFailed.exit_status)
+    atexit.register(end_at_once)  # the latest runs first
 
 
 def _start_local(config: RunConfig, common: dict[str, Any]) -> Any:
