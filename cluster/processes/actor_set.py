@@ -14,10 +14,10 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.processes.heartbeats import Watch, WatchedActor
 from cluster.processes.learner import HEARTBEAT
-from cluster.processes.nodes import kill_on_node
+from cluster.processes.nodes import kill_here, kill_on_node
 from cluster.processes.supervision import SupervisedActor
 from cluster.recipe.config import RunConfig
-from curriculum.heartbeat import Lifeline, kill_processes
+from curriculum.heartbeat import Lifeline
 
 _ray: Any = ray  # where its declarations have no complete types
 
@@ -83,10 +83,7 @@ class ActorSet:
             for group in self._groups:
                 remove_placement_group(group)
             return
-        own_node = ray.get_runtime_context().get_node_id()
-        for actor in self._watched:
-            if actor.beat is not None and actor.beat.node_id == own_node:
-                kill_processes((actor.beat.pid, *actor.beat.children))
+        kill_here(self._watched)
 
     async def gone(self) -> None:
         """Wait until names and devices of actors that were ended are free; what is stopped is killed for good."""

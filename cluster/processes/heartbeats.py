@@ -17,7 +17,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
 from cluster.processes.diagnosis import Diagnosis
-from cluster.processes.nodes import head_address, kill_on_node, raylet_listens
+from cluster.processes.nodes import end_at_once, head_address, kill_here, kill_on_node, raylet_listens
 from cluster.recipe.config import ClusterConfig
 from cluster.run.recovery import LearnerLost, RayLost, RestartFromCheckpoint
 from cluster.run.waits import Sound, Voice, Waits
@@ -30,6 +30,8 @@ _ray: Any = ray  # where its declarations have no complete types
 LONGEST_POLL_S = 5.0
 HEAD_S = 40.0
 """Longest silence of Ray's head; after 60 s Ray itself ends every process, this one with a crash report."""
+BLOCKED_S = 8.0
+"""Longest time that the loop may take to end when Ray is gone."""
 END_S, END_WITHOUT_RAY_S = 10.0, 3.0
 """Longest wait for the loop to end after the watch has given it up, and the same when Ray is gone."""
 ASIDE_S = 1.0
@@ -220,6 +222,15 @@ class Watch:
                 self._listen(actors)
             with contextlib.suppress(UserError, OSError):  # a full disk, which the loop meets as well
                 self.judge(actors)
+            if self._gone is not None:
+                self.end_if_blocked(actors, self._gone)
+                return
+
+    def end_if_blocked(self, actors: list[WatchedActor], gone: RayLost) -> None:
+        """End this process if the loop does not: it waits in a call of Ray, which Ray would end with a crash report."""
+        if not self._ended.wait(BLOCKED_S):
+            kill_here(actors)
+            end_at_once(f"error: {gone}")
 
     def _look_after_head(self) -> None:
         own = ray.get_runtime_context().get_node_id()

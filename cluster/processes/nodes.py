@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import socket
-from typing import Any
+import sys
+from collections.abc import Iterable
+from typing import Any, Protocol
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from curriculum.heartbeat import kill_processes
+from curriculum.errors import RunFailed
+from curriculum.heartbeat import Heartbeat, kill_processes
 
 _ray: Any = ray  # where its declarations have no complete types
+
+
+class Beating(Protocol):
+    """An actor with its last heartbeat."""
+
+    beat: Heartbeat | None
 
 
 def kill_on_node(node_id: str, pids: tuple[int, ...]) -> None:
@@ -20,6 +30,23 @@ def kill_on_node(node_id: str, pids: tuple[int, ...]) -> None:
         return
     place = NodeAffinitySchedulingStrategy(node_id, soft=False)
     _ray.remote(num_cpus=0)(kill_processes).options(scheduling_strategy=place).remote(pids)
+
+
+def kill_here(actors: Iterable[Beating]) -> None:
+    """Send SIGKILL to the actors of this node and their children, without a call of Ray."""
+    own_node = ray.get_runtime_context().get_node_id()
+    for actor in actors:
+        if actor.beat is not None and actor.beat.node_id == own_node:
+            kill_processes((actor.beat.pid, *actor.beat.children))
+
+
+def end_at_once(line: str | None = None) -> None:
+    """End this process as one that failed, without any clean-up of Ray's, after a last line on standard error."""
+    sys.stdout.flush()
+    if line is not None:
+        sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+    os._exit(RunFailed.exit_status)
 
 
 def raylet_listens() -> bool:

@@ -6,7 +6,6 @@ import atexit
 import contextlib
 import os
 import socket
-import sys
 import tempfile
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -15,6 +14,7 @@ import ray
 
 from actors.local_ray import LocalRay, local_ray
 from cluster.processes.exposure import exposure
+from cluster.processes.nodes import end_at_once
 from cluster.processes.placement import check_capacity
 from cluster.recipe.config import RunConfig
 from cluster.run.folder import RunFolder
@@ -79,13 +79,7 @@ def _disconnect(_: object, error: BaseException | None, __: object) -> None:
     if not isinstance(error, RayLost):
         ray.shutdown()
         return
-    atexit.register(_end_at_once)  # the latest runs first
-
-
-def _end_at_once() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    os._exit(RunFailed.exit_status)
+    atexit.register(end_at_once)  # the latest runs first
 
 
 def _about_joined(dashboard: str | None) -> list[str]:

@@ -238,6 +238,18 @@ def test_a_node_process_that_has_ended_ends_the_run_before_ray_is_called_again(s
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("loop_ends", [True, False])
+def test_a_loop_that_is_blocked_in_a_call_of_ray_is_ended_with_the_same_line(scene, monkeypatch, loop_ends):
+    s, ended = scene(), []
+    monkeypatch.setattr("cluster.processes.heartbeats.BLOCKED_S", 0.01)
+    monkeypatch.setattr("cluster.processes.heartbeats.kill_here", lambda actors: ended.append("actors"))
+    monkeypatch.setattr("cluster.processes.heartbeats.end_at_once", ended.append)
+    if loop_ends:
+        s.watch._ended.set()
+    s.watch.end_if_blocked([], RayLost("Ray's head is gone"))
+    assert ended == ([] if loop_ends else ["actors", "error: Ray's head is gone"])
+
+
 def test_work_ends_with_whoever_awaits_its_guard(scene):
     s = scene()
 
