@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from math import prod
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +16,8 @@ from curriculum.hub import is_hub_id
 WHOLE_BYTES = 1 << 28
 """Files up to this size are digested whole, larger ones by samples."""
 _NUM_SAMPLES, _SAMPLE_BYTES = 256, 1 << 16
+_FIELD = re.compile(r"[Ff]ield '(\w+)'")
+"""In what the hub library says of a value of another type."""
 _NO_PART = ("README", "LICENSE", ".git")
 
 
@@ -91,8 +94,9 @@ def read_model_config(model: str, *, key: str, trust_remote_code: bool = False) 
     try:
         return loader.from_pretrained(model, trust_remote_code=trust_remote_code).get_text_config()
     except StrictDataclassError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{name}: its config.json cannot be used ({reason}); mend it") from error
+        field = _FIELD.search(str(error))
+        what = f"{field[1]} in its config.json holds" if field else "its config.json holds"
+        raise UserError(f"{name}: {what} something else than a model of its type takes; correct it") from error
     except Exception as error:  # a config.json with values of other kinds fails in any way
         raise UserError(
             f"{name}: no model configuration can be read there ({library_words(error)}); check the name, the network, "

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from cluster.recipe.config import RunConfig
 from cluster.run.progress import Progress
-from curriculum.errors import UserError, one_line
+from curriculum.errors import UserError, library_words
 from curriculum.files import begin_folder, discard_folder, file_errors, finish_folder, remove_folder, write_text
 from curriculum.seal import Damaged, check_seal, seal
 
@@ -200,7 +200,7 @@ def _proved(path: Path, say: Callable[[str], None]) -> Checkpoint:
         key = ".".join(map(str, fault["loc"]))
         raise Damaged(f"{_STATE}: {key}={fault['input']!r:.80}: {fault['msg']}") from error
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        raise Damaged(f"{_STATE}: {one_line(error)}") from error
+        raise Damaged(f"{_STATE}: {library_words(error)}") from error
     if path.name != f"step-{progress.step:06d}":
         raise Damaged(f"{_STATE}: is of step {progress.step}")
     return Checkpoint(path=path, progress=progress, curriculum=state["curriculum"], inputs=state["inputs"])

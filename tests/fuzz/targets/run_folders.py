@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 from cluster.recipe.load import dump_recipe, load_recipe
+from cluster.run.checkpoints import Checkpoints
+from cluster.run.progress import Progress
 from tests.fuzz.targets import recipes
 from tests.fuzz.targets.recipes import SMALL
 from tests.fuzz.trial import Trial
@@ -34,7 +37,7 @@ def make(rng: random.Random, folder: Path) -> Trial:
     run = folder / "run"
     if rng.random() < 0.15:
         return _fresh(rng, folder)
-    _write_run(run)
+    _write_run(rng, run)
     files = sorted(path for path in run.rglob("*") if path.is_file())
     victim = rng.choice(files)
     match rng.randrange(5):
@@ -63,15 +66,31 @@ def _fresh(rng: random.Random, folder: Path) -> Trial:
     return Trial(arguments=("train", str(recipe), *more, "--run-dir", str(rng.choice(places))), names=NAMES)
 
 
-def _write_run(run: Path) -> None:
+def _write_run(rng: random.Random, run: Path) -> None:
     recipe = run.parent / "given.yaml"
     recipe.write_text(json.dumps(SMALL | {"tracking": {"wandb": False}}))
-    checkpoint = run / "checkpoints" / "step-000001"
-    (checkpoint / "learner").mkdir(parents=True)
+    run.mkdir()
+    run_folder = Checkpoints(run / "checkpoints")
     (run / "recipe.yaml").write_text(dump_recipe(load_recipe(recipe)))
     (run / "metrics.jsonl").write_text('{"step": 0, "loss": 1.0}\n{"step": 1, "loss": 0.5}\n')
     (run / "events.jsonl").write_text('{"time": 1.0, "event": "started"}\n')
     (run / ".lock").touch()
-    (checkpoint / "state.json").write_text(json.dumps({"progress": {"step": 1}, "curriculum": {}}))
-    (checkpoint / "learner" / "state.json").write_text("{}")
-    (checkpoint / "COMPLETE").touch()
+    for step in (1, 2):
+        partial = run_folder.begin(step)
+        (partial / "learner").mkdir()
+        (partial / "learner" / "shard").write_bytes(bytes(range(256)))
+        state = {"progress": Progress(step=step).state_dict(), "curriculum": None, "inputs": {}}
+        if rng.random() < 0.4:
+            _spoil(rng, state)
+        run_folder.finish(partial, step, state, keep_last=2)
+
+
+def _spoil(rng: random.Random, state: Any) -> None:
+    """Replace one value of a state that is sealed afterwards, as another version of the program may write it."""
+    node = state
+    while True:
+        key = rng.choice(list(node))
+        if not isinstance(node[key], dict) or not node[key] or rng.random() < 0.3:
+            node[key] = json_value(rng)
+            return
+        node = node[key]
