@@ -70,7 +70,8 @@ class Options:
     @classmethod
     def of(cls, values: Mapping[str, Any], reward: RewardConfig) -> Options:
         """Take the options out of the arguments of a command."""
-        return cls(**{field.name: {**values, "reward": reward}[field.name] for field in fields(cls)})
+        given: dict[str, Any] = {**values, "reward": reward}
+        return cls(**{field.name: given[field.name] for field in fields(cls)})
 
 
 def run_evaluation(options: Options, *, sources: list[str], out: Path | None, behaviours: str, quiet: bool) -> None:
