@@ -140,7 +140,8 @@ async def _drive(
                 if stop.is_set():
                     raise Interrupted from cause
                 watch.require_ray()
-                checkpoint = folder.checkpoints.choose(console.say)
+                choosing = asyncio.to_thread(folder.checkpoints.choose, console.say)
+                checkpoint = await StopSignal(stop).unless_stopped(choosing)
                 restarts.spend(cause, step=checkpoint.progress.step if checkpoint else 0)
             except ActorLost as error:
                 raise RunFailed(f"{error}; {faults.summary()}") from error
