@@ -39,6 +39,10 @@ START_S, NOTICE_S, END_S, FORCE_S = 180.0, 15.0, 3.0, 2.0
 """Seconds: longest wait for the start, until it is mentioned, for an orderly end, and for a forced one."""
 
 
+_sessions: set[int] = set()
+"""Sessions of the Rays that this process has started and not ended."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalRay:
     """A Ray that has started."""
@@ -66,6 +70,7 @@ def local_ray(say: Callable[[str], None], **arguments: Any) -> Generator[LocalRa
     token_file = folder / "token"
     head = _start(head_environment(os.environ, folder, token_file), folder / "head.log", arguments)
     has_started = False
+    _sessions.add(head.pid)
     try:
         reply = _reply(head, folder / "head.log", say)
         has_started = True
@@ -154,6 +159,13 @@ def _end(head: subprocess.Popen[str], *, orderly: bool) -> None:
             head.wait(END_S)
     kill_session(head.pid)
     head.wait()
+    _sessions.discard(head.pid)
+
+
+def kill_started() -> None:
+    """Kill every Ray that this process has started: for an end without any clean-up."""
+    for leader in _sessions:
+        kill_session(leader)
 
 
 def kill_session(leader: int) -> None:

@@ -17,7 +17,14 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
 from cluster.processes.diagnosis import Diagnosis
-from cluster.processes.nodes import end_at_once, head_address, kill_here, kill_on_node, raylet_listens
+from cluster.processes.nodes import (
+    end_at_once,
+    head_address,
+    kill_here,
+    kill_on_node,
+    raylet_is_stopped,
+    raylet_listens,
+)
 from cluster.recipe.config import ClusterConfig
 from cluster.run.recovery import LearnerLost, RayLost, RestartFromCheckpoint
 from cluster.run.waits import Sound, Voice, Waits
@@ -121,6 +128,7 @@ class Watch:
         diagnosis: Diagnosis,
         kill: Callable[[str, tuple[int, ...]], None] = kill_on_node,
         node_lives: Callable[[], bool] = raylet_listens,
+        node_is_stopped: Callable[[], bool] = raylet_is_stopped,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         """Take the bounds and what is told.
@@ -134,6 +142,7 @@ class Watch:
             diagnosis: is written before an actor is killed.
             kill: kills processes of a node.
             node_lives: tells whether Ray's process of this node is there.
+            node_is_stopped: tells whether it is frozen.
             now: clock (seconds).
         """
         self._kill_on_node = kill
@@ -146,9 +155,10 @@ class Watch:
         self._now = now
         self._poll_s = min(LONGEST_POLL_S, config.notice_s / 4)
         self._actors: dict[str, WatchedActor] = {}
-        self._node_lives = node_lives
+        self._node_lives, self._node_is_stopped = node_lives, node_is_stopped
         self._head_voice = Voice(min(config.notice_s, HEAD_S / 2))
-        self._head_answered = self._moved = now()
+        self._node_voice = Voice(min(config.notice_s, HEAD_S / 2))
+        self._head_answered = self._node_moved = self._moved = now()
         self._ended = threading.Event()
         self._lost: asyncio.Future[RunFailed] | None = None
         self._gone: RayLost | None = None
@@ -267,7 +277,7 @@ class Watch:
         for actor in self._to_kill(actors, now):
             self._kill(actor, actor.complaint(now))
         self._speak_of_waits(now)
-        self._speak_of_head(now)
+        self._speak_of_ray(now)
 
     def _speak_of(self, actor: WatchedActor, now: float) -> None:
         longest_s = actor.voice.longest_s
@@ -299,13 +309,18 @@ class Watch:
                 self._moved = now
                 self._give_up(RestartFromCheckpoint(complaint))
 
-    def _speak_of_head(self, now: float) -> None:
-        silent_s = now - self._head_answered
-        if self._head_voice.hear(silent_s) is Sound.STILL:
-            self._tell("ray", f"Ray's head at {head_address()}: no answer for {silent_s:.0f} s", silent_s)
+    def _speak_of_ray(self, now: float) -> None:
+        if not self._node_is_stopped():
+            self._node_moved = now
+        self._speak_of_part(_head, self._head_voice, now - self._head_answered)
+        self._speak_of_part(_own_node, self._node_voice, now - self._node_moved)
+
+    def _speak_of_part(self, part: Callable[[], str], voice: Voice, silent_s: float) -> None:
+        if voice.hear(silent_s) is Sound.STILL:
+            self._tell("ray", f"{part()}: no answer for {silent_s:.0f} s", silent_s)
         if silent_s >= HEAD_S:
             since = time.strftime("%H:%M:%S", time.localtime(time.time() - silent_s))
-            self._lose_ray(f"Ray's head at {head_address()} has not answered since {since}")
+            self._lose_ray(f"{part()} has not answered since {since}")
 
     def check_node(self) -> None:
         """Find out whether Ray's process of this node has ended; any call that needs it would end this process."""
@@ -362,3 +377,11 @@ class Watch:
 
         with contextlib.suppress(RuntimeError):  # the event loop has ended
             self._loop.call_soon_threadsafe(set_result)
+
+
+def _head() -> str:
+    return f"Ray's head at {head_address()}"
+
+
+def _own_node() -> str:
+    return "Ray's process of this node (raylet)"

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Protocol
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from actors.local_ray import kill_started
 from curriculum.errors import RunFailed
 from curriculum.heartbeat import Heartbeat, kill_processes
 
@@ -40,19 +43,32 @@ def kill_here(actors: Iterable[Beating]) -> None:
             kill_processes((actor.beat.pid, *actor.beat.children))
 
 
-def end_at_once(line: str | None = None) -> None:
-    """End this process as one that failed, without any clean-up of Ray's, after a last line on standard error."""
+def end_at_once(line: str | None = None, *, status: int = RunFailed.exit_status) -> None:
+    """End this process and a Ray that it has started, without any clean-up of Ray's, after a last line."""
+    kill_started()
     sys.stdout.flush()
     if line is not None:
         sys.stderr.write(line + "\n")
     sys.stderr.flush()
-    os._exit(RunFailed.exit_status)
+    os._exit(status)
 
 
 def raylet_listens() -> bool:
     """Return whether Ray's process of this node accepts connections."""
     with socket.socket(socket.AF_UNIX) as attempt:
         return attempt.connect_ex(_ray.get_runtime_context().worker.node.raylet_socket_name) == 0
+
+
+def raylet_is_stopped() -> bool:
+    """Return whether Ray's process of this node has been stopped, as by SIGSTOP; false where it has ended."""
+    with socket.socket(socket.AF_UNIX) as attempt:
+        if attempt.connect_ex(_ray.get_runtime_context().worker.node.raylet_socket_name) != 0:
+            return False
+        pid, _, _ = struct.unpack("3i", attempt.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] == "T"
+    except OSError:
+        return False  # it has ended
 
 
 def head_address() -> str:

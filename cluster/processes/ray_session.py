@@ -7,6 +7,7 @@ import contextlib
 import os
 import socket
 import tempfile
+import threading
 from collections.abc import Callable, Generator
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from cluster.run.recovery import RayLost
 from curriculum.errors import RunFailed, first_line
 from curriculum.files import file_errors
 
+SHUTDOWN_S = 10.0
+"""Longest wait for Ray to let this process go."""
 FIRST_DASHBOARD_PORT = 8265
 NUM_CPUS = 8
 """Logical CPUs of a Ray that is started for a run; with `device: cpu` the actors reserve none of them."""
@@ -73,13 +76,17 @@ def ray_session(config: RunConfig, folder: RunFolder, say: Callable[[str], None]
 def _disconnect(_: object, error: BaseException | None, __: object) -> None:
     """Disconnect this process from Ray.
 
-    When Ray is gone, Ray's own clean-up would wait for it until Ray ends this process with a crash report; then this
-    process ends without that clean-up.
+    When Ray is gone, or a part of it is frozen, Ray's own clean-up would wait for it until Ray ends this process with a
+    crash report; then this process ends without that clean-up, with the status that it has.
     """
     if not isinstance(error, RayLost):
-        ray.shutdown()
-        return
-    atexit.register(end_at_once)  # the latest runs first
+        closing = threading.Thread(target=ray.shutdown, daemon=True)
+        closing.start()
+        closing.join(SHUTDOWN_S)
+        if not closing.is_alive():
+            return
+    status = 0 if error is None else getattr(error, "exit_status", 1)
+    atexit.register(end_at_once, status=status)  # the latest runs first
 
 
 def _about_joined(dashboard: str | None) -> list[str]:

@@ -25,7 +25,7 @@ class Scene:
     """Actors that answer what the test says, or nothing."""
 
     def __init__(self, tmp_path, *names) -> None:
-        self.s, self.node_lives = 0.0, True
+        self.s, self.node_lives, self.node_is_stopped = 0.0, True, False
         self.lines, self.faults, self.killed = [], [], []
         self.diagnosis = Diagnosis(tmp_path / "diagnosis.txt")
         self.diagnosis.write = lambda reason, actors, **_: self.lines.append(f"diagnosis: {reason}")
@@ -38,6 +38,7 @@ class Scene:
             on_fault=lambda **fields: self.faults.append((fields["actor"], fields["doing"], fields["action"])),
             diagnosis=self.diagnosis,
             node_lives=lambda: self.node_lives,
+            node_is_stopped=lambda: self.node_is_stopped,
             kill=lambda node, pids: self.killed.append((node, pids)),
             now=lambda: self.s,
         )
@@ -220,6 +221,23 @@ def test_a_head_that_does_not_answer_ends_the_run_in_one_line(scene, monkeypatch
         await asyncio.sleep(0)
         assert "Ray's head at 10.0.0.1:6379 has not answered since" in str(s.watch._lost.result())
         assert s.watch.head_is_lost
+
+    asyncio.run(scenario())
+
+
+def test_a_node_process_that_is_frozen_is_named_and_ends_the_run(scene):
+    s = scene()
+
+    async def scenario():
+        s.watch._loop = asyncio.get_running_loop()
+        s.watch._lost = s.watch._loop.create_future()
+        s.node_is_stopped = True
+        for s.s in (10.0, 25.0, 41.0):
+            s.watch._head_answered = s.s
+            s.watch.judge([])
+        await asyncio.sleep(0)
+        assert s.lines[0] == "Ray's process of this node (raylet): no answer for 25 s"
+        assert "Ray's process of this node (raylet) has not answered since" in str(s.watch._lost.result())
 
     asyncio.run(scenario())
 
