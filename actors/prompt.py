@@ -191,12 +191,14 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:
     loader: Any = AutoTokenizer
     try:
         tokenizer = loader.from_pretrained(path, trust_remote_code=trust_remote_code)
+        _check_round_trip(tokenizer, path)
+    except UserError:
+        raise
     except Exception as error:  # a tokenizer file that is damaged fails in any way
         raise UserError(
             f"model {path!r}: no tokenizer can be loaded there ({library_words(error)}); check the name, the network, "
             "and its tokenizer files"
         ) from error
-    _check_round_trip(tokenizer, path)
     return tokenizer
 
 

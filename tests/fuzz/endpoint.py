@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
 import random
@@ -119,7 +120,8 @@ def _handler(endpoint: LyingEndpoint) -> type[http.server.BaseHTTPRequestHandler
             for name, value in ({"content-length": str(len(body))} | headers).items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(body)
+            with contextlib.suppress(ConnectionError):  # the client has heard enough
+                self.wfile.write(body)
 
         def log_message(self, *_: Any) -> None:
             pass
