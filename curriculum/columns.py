@@ -9,6 +9,7 @@ from itertools import chain, islice
 from typing import Any, cast
 
 from curriculum.cells import decoded
+from curriculum.config import OurColumn
 from curriculum.errors import UserError
 from curriculum.rejects import Reject
 from curriculum.rows import Row, Table
@@ -16,12 +17,12 @@ from curriculum.rows import Row, Table
 _ROWS_LOOKED_AT = 64
 
 
-def loaded_columns(columns: Mapping[str, str]) -> frozenset[str]:
+def loaded_columns(columns: Mapping[OurColumn, str]) -> frozenset[str]:
     """Return the columns that a mapping reads, nested ones by the column that they are in."""
     return frozenset(columns.values()) | {theirs.partition(".")[0] for theirs in columns.values()}
 
 
-def mapped(table: Table, columns: Mapping[str, str], known: Collection[str], *, name: str) -> Table:
+def mapped(table: Table, columns: Mapping[OurColumn, str], known: Collection[str], *, name: str) -> Table:
     """Return a table with our names beside theirs.
 
     Args:
@@ -33,7 +34,7 @@ def mapped(table: Table, columns: Mapping[str, str], known: Collection[str], *, 
     Raises:
         UserError: The table has neither their column nor ours.
     """
-    relevant = {ours: theirs for ours, theirs in columns.items() if ours in known}
+    relevant: dict[OurColumn, str] = {ours: theirs for ours, theirs in columns.items() if ours in known}
     if not relevant or not table.columns:
         return table
     head = list(islice(table.rows, _ROWS_LOOKED_AT))
@@ -49,12 +50,12 @@ def mapped(table: Table, columns: Mapping[str, str], known: Collection[str], *, 
     )
 
 
-def _with_ours(found: tuple[str, ...], columns: Mapping[str, str]) -> tuple[str, ...]:
+def _with_ours(found: tuple[str, ...], columns: Mapping[OurColumn, str]) -> tuple[str, ...]:
     ours = [our for our, theirs in columns.items() if theirs in found or theirs.partition(".")[0] in found]
     return tuple(dict.fromkeys([*found, *ours]))
 
 
-def _mapped_rows(rows: Iterator[Row | Reject], columns: Mapping[str, str]) -> Iterator[Row | Reject]:
+def _mapped_rows(rows: Iterator[Row | Reject], columns: Mapping[OurColumn, str]) -> Iterator[Row | Reject]:
     for row in rows:
         if isinstance(row, Row):
             new = {ours: _value(row.values, theirs) for ours, theirs in columns.items()}

@@ -109,11 +109,12 @@ class DataConfig(StrictModel):
     """Where questions and demonstrations come from, and which of them are admitted."""
 
     train: DataSource | None = None
-    """Questions for the reinforcement learning; None where `curriculum.phases` is empty."""
+    """Questions for the reinforcement learning: a source, or a list of them ([data.md](data.md)); None
+    where `curriculum.phases` is empty."""
     sft: DemonstrationSource | None = None
-    """Demonstrations for the warm-up; None where `sft.epochs` is 0."""
+    """Demonstrations for the warm-up, likewise; None where `sft.epochs` is 0."""
     evaluation: DataSource | None = None
-    """Held-out questions; None turns the evaluations between stages off."""
+    """Held-out questions, likewise; None turns the evaluations between stages off."""
     columns: dict[OurColumn, str] = {}
     """Names of columns that are called otherwise in the data, by our names: `{question: input}`; dots lead into nested
     ones (`reward_model.ground_truth`)."""

@@ -106,7 +106,7 @@ def _uncompressed(path: Path) -> Generator[IO[bytes]]:
     import pyarrow
 
     with pyarrow.input_stream(str(path), compression=compression) as stream:
-        yield BufferedReader(cast("Any", stream))
+        yield BufferedReader(stream)
 
 
 def _jsonl_rows(stream: IO[bytes]) -> Iterator[Row | Reject]:
@@ -148,8 +148,10 @@ def _json_rows(stream: IO[bytes]) -> Iterator[Row | Reject]:
         yield from _jsonl_rows(cast("IO[bytes]", iter(content.splitlines())))
         return
     inside = cast("dict[str, Any]", value).get("data") if isinstance(value, dict) else None
-    entries = inside if isinstance(inside, list) else value if isinstance(value, list) else [value]
-    for number, entry in enumerate(cast("list[Any]", entries), start=1):
+    entries: list[Any] = cast("list[Any]", inside) if isinstance(inside, list) else [value]
+    if isinstance(value, list):
+        entries = cast("list[Any]", value)
+    for number, entry in enumerate(entries, start=1):
         yield _object_row(number, entry)
 
 
@@ -159,7 +161,7 @@ def _csv_rows(stream: IO[bytes]) -> Iterator[Row | Reject]:
     csv.field_size_limit(_MAX_CELL_CHARS)
     first = text.readline()
     delimiter = max(",;\t", key=first.count)
-    header = next(csv.reader([first], delimiter=delimiter), [])
+    header: list[str] = next(csv.reader([first], delimiter=delimiter), list[str]())
     if first and (len(set(header)) < len(header) or not all(name.strip() for name in header)):
         raise ValueError("its first line is no header of different column names")
     number = 0
