@@ -155,7 +155,7 @@ def _only_user_message(row: Row) -> str:
     messages = messages_of(row, "prompt")
     if [message["role"] for message in messages] != ["user"]:
         roles = ", ".join(message["role"] for message in messages)
-        detail = f"prompt has the roles {roles}; expected one user message, or data.prompt=keep"
+        detail = f"prompt has the roles {roles}; expected one user message; a recipe takes others with data.prompt=keep"
         raise RowError(RejectReason.BAD_PROMPT, detail)
     return messages[0]["content"]
 
@@ -173,7 +173,7 @@ def split_prompt(prompt: str) -> tuple[str, str]:
     question, instruction, _ = tail.partition("Format your response as follows")
     if not (closing and opening and instruction):
         marker = "</text>" if not closing else "<text>" if not opening else "Format your response as follows"
-        detail = f"the prompt does not contain {marker!r} where the template has it; set data.prompt=keep for another"
+        detail = f"the prompt has no {marker!r} where the template has it; a recipe takes others with data.prompt=keep"
         raise RowError(RejectReason.BAD_PROMPT, detail)
     context, question = context.removeprefix("\n").removesuffix("\n"), question.strip()
     if not context.strip() or not question:

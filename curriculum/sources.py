@@ -145,7 +145,7 @@ def _places_of_folder(folder: Path, name: str) -> list[_Place]:
         found = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
         raise UserError(
             f"{name}: is a folder with files of several kinds ({found}); name those that are meant: "
-            f"{folder}/*{next(iter(kinds))}"
+            f"{folder}/*{next(iter(kinds))}*"
         )
     return [_Place(given=str(entry), path=entry) for entry in files if file_kind(entry) is not None]
 

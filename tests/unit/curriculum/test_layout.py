@@ -177,7 +177,7 @@ def test_a_document_that_contains_the_closing_tag_stays_whole():
 
 @pytest.mark.parametrize("marker", ["<text>", "</text>", "Format your response as follows"])
 def test_a_prompt_without_a_marker_of_the_template_is_refused(marker):
-    with pytest.raises(RowError, match="does not contain") as caught:
+    with pytest.raises(RowError, match="the prompt has no") as caught:
         split_prompt(TEMPLATE.format("a text", "who?").replace(marker, ""))
     assert marker in caught.value.detail
 
