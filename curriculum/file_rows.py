@@ -161,8 +161,8 @@ def _csv_rows(stream: IO[bytes]) -> Iterator[Row | Reject]:
     csv.field_size_limit(_MAX_CELL_CHARS)
     first = text.readline()
     delimiter = max(",;\t", key=first.count)
-    header: list[str] = next(csv.reader([first], delimiter=delimiter), list[str]())
-    if first and (len(set(header)) < len(header) or not all(name.strip() for name in header)):
+    header = [name.strip() for name in next(csv.reader([first], delimiter=delimiter), list[str]())]
+    if first and (len(set(header)) < len(header) or not all(header)):
         raise ValueError("its first line is no header of different column names")
     number = 0
     for cells in csv.reader(text, delimiter=delimiter):

@@ -97,10 +97,10 @@ def choose_layout(layouts: Sequence[Layout[ItemT]], columns: Sequence[str], *, n
             return layout
     wanted = " or ".join(str(layout) for layout in layouts)
     found = ", ".join(columns) or "none"
-    raise UserError(f"{name}: no recognised columns; found {found}; need {wanted}{_nearest(layouts, columns)}")
+    raise UserError(f"{name}: no recognised columns; found {found}; need {wanted}{_way_out(layouts, columns)}")
 
 
-def _nearest(layouts: Sequence[Layout[Any]], columns: Sequence[str]) -> str:
+def _way_out(layouts: Sequence[Layout[Any]], columns: Sequence[str]) -> str:
     known = {name for layout in layouts for names in layout.columns for name in names}
     wanted = known - set(columns)
     renames: list[str] = []
@@ -108,7 +108,11 @@ def _nearest(layouts: Sequence[Layout[Any]], columns: Sequence[str]) -> str:
         if near := get_close_matches(column.lower(), wanted, n=1):
             wanted.discard(near[0])
             renames.append(f"{column} -> {near[0]}")
-    return f"; rename {', '.join(renames)}" if renames else ""
+    if renames:
+        return f"; rename {', '.join(renames)}, or map them with data.columns of a recipe"
+    if "messages" not in known and {"messages", "prompt"} & set(columns):
+        return "; a recipe takes prompts as they are with data.prompt=keep"
+    return ""
 
 
 def derived_id(*parts: str) -> str:

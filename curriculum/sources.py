@@ -140,7 +140,7 @@ def _places_of_folder(folder: Path, name: str) -> list[_Place]:
     files = sorted(entry for entry in folder.iterdir() if entry.is_file() and not entry.name.startswith("."))
     kinds = Counter(kind for kind in map(file_kind, files) if kind is not None)
     if not kinds:
-        raise UserError(f"{name}: is a folder without data files; name a file or a folder of {FORMS}")
+        raise UserError(f"{name}: is a folder without data files; name one ({FORMS}), or {folder}/**/*.parquet")
     if len(kinds) > 1:
         found = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
         raise UserError(
@@ -212,7 +212,7 @@ def _hub_error(source: str, key: str, place: re.Match[str], error: Exception) ->
 def _configurations(message: str) -> list[str]:
     """Return the configurations that the library lists in its refusal of a missing or unknown one."""
     found = re.search(r"(?:available configs: |BuilderConfig .* not found\. Available: )\[(.*?)\]", message, re.DOTALL)
-    return re.findall(r"'([^']*)'", found[1]) if found else []
+    return [name for _, name in re.findall(r"(['\"])(.*?)\1", found[1])] if found else []
 
 
 def _wrapped(names: Sequence[str]) -> list[str]:

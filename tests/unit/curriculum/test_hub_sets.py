@@ -12,6 +12,8 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+from curriculum.errors import MAX_LINE_CHARS
+
 NAME = "owner/documents"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -20,6 +22,7 @@ def jsonl(*ids):
     return "".join(json.dumps({"id": name, "context": f"text of {name}"}) + "\n" for name in ids).encode()
 
 
+MORE = [f"configuration_number_{index:03}" for index in range(100)]
 CARD = """---
 configs:
 - config_name: short
@@ -29,8 +32,8 @@ configs:
 - config_name: long
   data_files:
   - {split: train, path: long/train.jsonl}
----
 """
+CARD += "".join(f"- {{config_name: {name}, data_files: long/train.jsonl}}\n" for name in MORE) + "---\n"
 FILES = {
     "README.md": CARD.encode(),
     "short/train.jsonl": jsonl("s1", "s2"),
@@ -118,8 +121,9 @@ def test_configurations_of_a_hub_set_are_read_and_all_of_them_named(hub: str, tm
     assert found[:5] == [["s1", "s2"], ["s1", "s2"], ["s3"], ["l1"], ["s1"]], done.stderr
     missing, unknown, meant, no_split = found[5:]
     for lines in (missing, unknown, meant):
-        assert lines[1:] == ["  short, long"]
-    assert "owner/documents has several configurations; name one of the 2 below, such as" in missing[0]
+        assert ", ".join(line.strip() for line in lines[1:]).split(", ") == ["short", "long", *MORE]
+        assert all(len(line) <= MAX_LINE_CHARS for line in lines)
+    assert "owner/documents has several configurations; name one of the 102 below, such as" in missing[0]
     assert missing[0].endswith("owner/documents:short:train")
     assert "has no configuration 'shrt'" in unknown[0]
     assert meant[0].endswith("such as owner/documents:long:train")

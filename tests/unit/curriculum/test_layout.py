@@ -69,7 +69,7 @@ def test_unrecognised_columns_name_the_needed_and_the_nearest():
     assert str(caught.value) == (
         "data.train=a.jsonl: no recognised columns; found Context, questions, answer, text; "
         "need {data_source, context, question, answers|answer} or {prompt, data_source, reward_model}; "
-        "rename Context -> context, questions -> question"
+        "rename Context -> context, questions -> question, or map them with data.columns of a recipe"
     )
 
 
@@ -270,6 +270,11 @@ def test_a_recipe_that_keeps_prompts_needs_a_prompt_a_source_and_answers():
         choose_layout(layouts, columns, name="x")
     with pytest.raises(UserError, match=r"need \{prompt\|messages, data_source, answers\|answer\|reward_model\}"):
         choose_layout(layouts, list(OWN), name="x")
+
+
+def test_prompts_of_another_form_lead_to_the_key_that_keeps_them():
+    with pytest.raises(UserError, match=r"a recipe takes prompts as they are with data\.prompt=keep$"):
+        choose_layout(QUESTION_LAYOUTS, ["messages", "data_source", "answers"], name="x")
 
 
 def test_a_kept_prompt_is_every_message_as_it_is_and_markers_find_document_and_question():

@@ -217,7 +217,7 @@ def test_a_json_file_that_is_none_is_an_error_of_one_line(tmp_path, content):
 
 
 def test_records_that_do_not_fit_the_header_and_wrong_bytes_are_rejects(tmp_path):
-    rows = read(written(tmp_path, "a.csv", b"id,context\na,b,c\nd\ncaf\xe9,x\ng,h\n"))
+    rows = read(written(tmp_path, "a.csv", b"id, context\na,b,c\nd\ncaf\xe9,x\ng,h\n"))
     assert [getattr(row, "reason", None) for row in rows] == [
         RejectReason.WRONG_TYPE, RejectReason.WRONG_TYPE, RejectReason.NOT_UTF8, None
     ]  # fmt: skip
