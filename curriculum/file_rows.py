@@ -92,7 +92,7 @@ def _text_rows(path: Path, read: Callable[[IO[bytes]], Iterator[Row | Reject]], 
                 number = row.number
                 yield row
     except (ArrowException, OSError, ValueError, RecursionError, csv.Error) as error:
-        where = f"damaged after row {number}" if number else f"not a {file_kind(path)} file"
+        where = f"damaged after row {number}" if number else f"cannot be read as {file_kind(path)}"
         raise UserError(f"{name}: {where} ({library_words(error)}); write it again") from error
 
 

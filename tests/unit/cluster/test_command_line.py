@@ -186,7 +186,7 @@ def test_wrong_columns(run, tmp_path):
     rows = [{"contxt": "a", "question": "b", "answer": "c", "data_source": "d"}]
     error = check(run, f"data.train={write_rows(tmp_path / 'wrong.jsonl', rows)}")
     assert "no recognised columns; found contxt, question, answer, data_source; need" in error
-    assert error.endswith("rename contxt -> context")
+    assert error.endswith("rename contxt -> context, or map them with data.columns of a recipe")
 
 
 def test_data_that_is_not_utf_8(run, tmp_path):

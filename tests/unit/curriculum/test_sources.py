@@ -212,7 +212,7 @@ def test_entries_of_a_json_list_that_are_no_objects_are_rejects(tmp_path):
 
 @pytest.mark.parametrize("content", [b"[1, 2", b"hello", b"[" * 100_000, b'["\xff"]'])
 def test_a_json_file_that_is_none_is_an_error_of_one_line(tmp_path, content):
-    with pytest.raises(UserError, match=r"a\.json: not a \.json file \(.*\); write it again$"):
+    with pytest.raises(UserError, match=r"a\.json: cannot be read as \.json \(.*\); write it again$"):
         read(written(tmp_path, "a.json", content))
 
 
@@ -249,7 +249,7 @@ def test_damage_in_the_middle_of_compressed_rows_names_the_last_good_row(tmp_pat
 
 def test_a_file_that_is_not_compressed_as_its_name_says_is_an_error_of_one_line(tmp_path):
     (tmp_path / "a.jsonl.gz").write_text('{"id": 1}' * 50)
-    with pytest.raises(UserError, match=r"a\.jsonl\.gz: not a \.jsonl file \(.*\); write it again$"):
+    with pytest.raises(UserError, match=r"a\.jsonl\.gz: cannot be read as \.jsonl \(.*\); write it again$"):
         read(tmp_path / "a.jsonl.gz")
 
 
