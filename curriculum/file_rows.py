@@ -83,15 +83,13 @@ def _first_columns(rows: Generator[Row | Reject]) -> tuple[str, ...]:
 
 def _text_rows(path: Path, read: Callable[[IO[bytes]], Iterator[Row | Reject]], name: str) -> Generator[Row | Reject]:
     """Yield the rows of a text file; damage is reported with the last row before it."""
-    from pyarrow import ArrowException
-
     number = 0
     try:
         with _uncompressed(path) as stream:
             for row in read(stream):
                 number = row.number
                 yield row
-    except (ArrowException, OSError, ValueError, RecursionError, csv.Error) as error:
+    except (OSError, ValueError, RecursionError, csv.Error) as error:
         where = f"damaged after row {number}" if number else f"cannot be read as {file_kind(path)}"
         raise UserError(f"{name}: {where} ({library_words(error)}); write it again") from error
 
