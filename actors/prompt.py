@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -129,14 +129,22 @@ class ChatPrompt:
             ValueError: the prompt is too long even with an empty document, or the tokenizer cannot tell where its
                 tokens lie in a text.
         """
-        room = max_tokens - len(self.encode("", question))
+        return self.cut_middle(context, lambda text: self.encode(text, question), max_tokens)
+
+    def cut_middle(self, context: str, encode: Callable[[str], NDArray[np.int32]], max_tokens: int) -> str:
+        """Cut the middle out of a document so that the prompt that `encode` makes of it has at most `max_tokens`.
+
+        Raises:
+            ValueError: as `truncate_middle`.
+        """
+        room = max_tokens - len(encode(""))
         if room <= 0:
             raise ValueError(f"the prompt without its document already exceeds {max_tokens} tokens; raise the limit")
         spans = self._spans(context)
         while True:
             keep = min(room, len(spans))
             cut = context if keep == len(spans) else _head_and_tail(context, spans, keep)
-            excess = len(self.encode(cut, question)) - max_tokens
+            excess = len(encode(cut)) - max_tokens
             if excess <= 0:
                 return cut
             if keep == 0:

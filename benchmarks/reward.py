@@ -7,6 +7,8 @@ Three measurements, each of ours against the plain way:
 * wall time of those calls through the client of the product, against one call after another of the same endpoint: a
   local HTTP server that takes `--latency-ms` for each reply and serves any number at once, which stands for a judge
   with free capacity. The released code asks one call after another.
+
+`--shapes FILE` measures instead which right and wrong answers the rules accept (`benchmarks.reward_shapes`).
 """
 
 from __future__ import annotations
@@ -21,8 +23,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 from benchmarks.line import Claim, environment, print_line, say
+from benchmarks.reward_shapes import print_shapes
 from reward.config import OpenAIJudge, RewardConfig, RuleSet
 from reward.hybrid import HybridScorer
 from reward.judge import CachingJudge
@@ -69,6 +73,9 @@ class CountingJudge:
 def main() -> None:
     """Measures and prints the line."""
     options = _options()
+    if options.shapes:
+        print_shapes(options.shapes)
+        return
     random_words = random.Random(options.seed)
     groups = [_group(random_words, index, options) for index in range(options.groups)]
     rates, seconds = _rule_rates(groups, options)
@@ -86,7 +93,7 @@ def main() -> None:
     ]
     detail = {
         **environment("openai", "pydantic"),
-        "options": vars(options),
+        "options": {name: value for name, value in vars(options).items() if name != "shapes"},
         "response_chars": len(groups[0].responses[0]),
         "rule_scores_per_s": {str(kind): round(rate) for kind, rate in rates.items()},
         "rule_seconds_of_repeats": {str(kind): [round(s, 4) for s in times] for kind, times in seconds.items()},
@@ -110,6 +117,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--latency-ms", type=float, default=50.0)
     parser.add_argument("--max-concurrency", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--shapes", type=Path, nargs="+", metavar="FILE", help="rows whose truths are written as answers"
+    )
     return parser.parse_args()
 
 

@@ -1,13 +1,12 @@
 """Right answers in the shapes that models write: how many the strict rule accepts, and how many wrong ones it pays.
 
-`python -m benchmarks.reward_shapes FILE` reads rows with `data_source` and `ground_truth` (JSONL or parquet), writes
+`python -m benchmarks.reward --shapes FILE` reads rows with `data_source` and `ground_truth` (JSONL or parquet), writes
 each truth in every shape, and scores it. A wrong answer is the truth of another row of the same kind, or the positive
 value of a negative number. Prints a table, then one JSON line.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -85,11 +84,9 @@ def wrong_answers(items: Sequence[tuple[str, tuple[str, ...]]]) -> Iterator[tupl
         yield from ((truths[0], response) for response in sorted(wrong) if paid(kind, response, truths))
 
 
-def main() -> None:
+def print_shapes(paths: Sequence[Path]) -> None:
     """Print the table and the line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("file", type=Path, nargs="+")
-    items = [item for path in parser.parse_args().file for item in rows(path)]
+    items = [item for path in paths for item in rows(path)]
     table = right_answers(items)
     wrong = list(wrong_answers(items))
     for shape, shares in table.items():
@@ -102,7 +99,3 @@ def main() -> None:
         Claim.at_most("wrong answers paid", len(wrong), "answers", 0),
     ]
     print_line("reward_shapes", claims, {"rows": len(items), "accepted": table, **environment()})
-
-
-if __name__ == "__main__":
-    main()

@@ -153,9 +153,7 @@ def train(
 
 @data_app.command()
 def inspect(
-    source: Annotated[
-        str, typer.Argument(metavar="FILE", help="Parquet or JSONL file, or a hub id (owner/name[:split]).")
-    ],
+    source: Annotated[str, typer.Argument(metavar="FILE", help="File, glob, folder or hub id (owner/name[:split]).")],
     recipe: Annotated[Path, typer.Option(help="Recipe with the tokenizer and the phases to measure the data by.")],
     rejects: Annotated[
         Path | None, typer.Option(help="Write the refused rows with their reasons to this JSONL file.")

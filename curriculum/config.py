@@ -81,21 +81,47 @@ class GeneratedJudgePairs(StrictModel):
     """Number of pairs."""
 
 
-DataSource = str | GeneratedData
-"""A parquet or JSONL file, a hub id (`owner/name`, optionally `owner/name:split`), or generated documents."""
-DemonstrationSource = str | Annotated[GeneratedData | GeneratedJudgePairs, Field(discriminator="type")]
-"""A parquet or JSONL file, a hub id, generated documents, or generated pairs that train a judge."""
+DataSource = str | tuple[str, ...] | GeneratedData
+"""A file, a glob, a folder, a hub id (`owner/name`, `owner/name:split`, `owner/name:configuration:split`), several of
+these, or generated documents."""
+DemonstrationSource = (
+    str | tuple[str, ...] | Annotated[GeneratedData | GeneratedJudgePairs, Field(discriminator="type")]
+)
+"""The same, or generated pairs that train a judge."""
+OurColumn = Literal[
+    "id", "data_source", "context", "question", "answers", "answer", "response", "prompt", "messages", "reward_model"
+]
+"""Columns that a layout of the recipe's data reads."""
+
+
+class Markers(StrictModel):
+    """Where document and question lie in a prompt that is kept as it is: the texts before and behind each."""
+
+    context: tuple[str, str] | None = None
+    """The document lies between the first occurrence of the one text and the last one of the other; None: the column
+    `context` holds it, if there is one."""
+    question: tuple[str, str] | None = None
+    """The question lies between these texts in the last message, outside of the document; an empty second text means
+    up to the end. None: the column `question` holds it, if there is one."""
 
 
 class DataConfig(StrictModel):
     """Where questions and demonstrations come from, and which of them are admitted."""
 
     train: DataSource | None = None
-    """Questions for the reinforcement learning; None where `curriculum.phases` is empty."""
+    """Questions for the reinforcement learning: a source, or a list of them ([data.md](data.md)); None
+    where `curriculum.phases` is empty."""
     sft: DemonstrationSource | None = None
-    """Demonstrations for the warm-up; None where `sft.epochs` is 0."""
+    """Demonstrations for the warm-up, likewise; None where `sft.epochs` is 0."""
     evaluation: DataSource | None = None
-    """Held-out questions; None turns the evaluations between stages off."""
+    """Held-out questions, likewise; None turns the evaluations between stages off."""
+    columns: dict[OurColumn, str] = {}
+    """Names of columns that are called otherwise in the data, by our names: `{question: input}`; dots lead into nested
+    ones (`reward_model.ground_truth`)."""
+    prompt: Literal["paper", "keep"] = "paper"
+    """`paper`: document and question are asked with the prompt of the paper. `keep`: the column `prompt` or `messages`
+    is the prompt as it is, system prompt and earlier turns included; for questions, not for demonstrations."""
+    markers: Markers = Markers()
     over_long: Literal["drop", "truncate_middle"] = "drop"
     """What happens to an item whose prompt is longer than the last phase admits."""
     unpayable: Literal["judge", "reject"] = "judge"

@@ -5,32 +5,36 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
 from curriculum.cells import row_id
-from curriculum.config import DataSource, DemonstrationSource
+from curriculum.columns import loaded_columns, mapped
+from curriculum.config import DataConfig, DataSource, DemonstrationSource
 from curriculum.errors import UserError, library_words
 from curriculum.layout import (
     DEMONSTRATION_LAYOUTS,
-    QUESTION_LAYOUTS,
     DemonstrationItem,
     ItemT,
     Layout,
     QuestionItem,
     choose_layout,
     derived_id,
+    question_layouts,
 )
 from curriculum.phases import assign_phase
 from curriculum.rejects import Reject, RejectReason, RowError, count_reasons
-from curriculum.rows import Row, Table, open_table
+from curriculum.rows import Row, Table
+from curriculum.sources import open_table
 from curriculum.synthetic_judge import JudgePrompt
 from curriculum.task import Demonstration, Task
 
 RecordT = TypeVar("RecordT")
+_AS_IT_IS = DataConfig()
+_ALWAYS_READ = frozenset({"id", "context", "question"})
 
 
 class PromptEncoder(Protocol):
@@ -56,6 +60,14 @@ class PromptEncoder(Protocol):
         """
         ...
 
+    def cut_middle(self, context: str, encode: Callable[[str], NDArray[np.int32]], max_tokens: int) -> str:
+        """Cut the middle of a document so that the [P] token ids that `encode` makes of it are at most `max_tokens`.
+
+        Raises:
+            ValueError: They are more without the document.
+        """
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded(Generic[RecordT]):
@@ -76,6 +88,7 @@ def load_tasks(
     key: str = "data.train",
     every_phase: bool = True,
     is_payable: Callable[[QuestionItem], bool] | None = None,
+    form: DataConfig = _AS_IT_IS,
 ) -> Loaded[Task]:
     """Read a source into tasks with phases.
 
@@ -87,11 +100,13 @@ def load_tasks(
         key: Recipe key of the source, for messages.
         every_phase: Insist on at least one task in every phase.
         is_payable: Whether some response can earn a reward for an item; items for which none can are refused.
+        form: How rows are read: `columns`, `prompt` and `markers`.
 
     Raises:
         UserError: The source cannot be read, its columns fit no layout, no row is usable, or a phase stays empty.
     """
-    table = open_table(source, key=key)
+    layouts = question_layouts(form)
+    table = _opened(source, open_table(source, key=key, columns=loaded_columns(form.columns)), layouts, form, key)
     name = f"{key}={table.name}"
 
     def make(item: QuestionItem) -> Task:
@@ -101,7 +116,7 @@ def load_tasks(
             raise RowError(RejectReason.UNPAYABLE, detail + "; change the answer or reward.kinds, or name a judge")
         return _task(item, encoder, phase_limits, over_long)
 
-    found = convert_rows(table, QUESTION_LAYOUTS, make, name=name, merge=_with_answers_of)
+    found = convert_rows(table, layouts, make, name=name, merge=_with_answers_of)
     if every_phase:
         _check_phases(name, found.records, phase_limits)
     return found
@@ -114,6 +129,7 @@ def load_demonstrations(
     max_tokens: int,
     key: str = "data.sft",
     judge_prompt: JudgePrompt | None = None,
+    form: DataConfig = _AS_IT_IS,
 ) -> Loaded[Demonstration]:
     """Read a source into demonstrations of at most `max_tokens` prompt and response tokens together.
 
@@ -123,17 +139,30 @@ def load_demonstrations(
         max_tokens: Longest demonstration; longer ones are refused, since a cut one is no longer verified.
         key: Recipe key of the source, for messages.
         judge_prompt: Words of the judge, for generated judge pairs.
+        form: How rows are read; of it `columns`.
 
     Raises:
         UserError: The source cannot be read, its columns fit no layout, or no row is usable.
     """
-    table = open_table(source, key=key, demonstrations=True, judge_prompt=judge_prompt)
+    columns = loaded_columns(form.columns)
+    opened = open_table(source, key=key, demonstrations=True, judge_prompt=judge_prompt, columns=columns)
+    table = _opened(source, opened, DEMONSTRATION_LAYOUTS, form, key)
     return convert_rows(
         table,
         DEMONSTRATION_LAYOUTS,
         lambda item: _demonstration(item, encoder, max_tokens),
         name=f"{key}={table.name}",
     )
+
+
+def _opened(
+    source: DemonstrationSource, table: Table, layouts: Sequence[Layout[Any]], form: DataConfig, key: str
+) -> Table:
+    """Return a table with the columns that its layouts read; what is generated has them already."""
+    if not isinstance(source, str | tuple):
+        return table
+    known = _ALWAYS_READ | {name for layout in layouts for names in layout.columns for name in names}
+    return mapped(table, form.columns, known, name=f"{key}={table.name}")
 
 
 def convert_rows(
@@ -156,10 +185,13 @@ def convert_rows(
     Raises:
         UserError: The columns fit no layout, or no row is usable.
     """
-    layout = choose_layout(layouts, table.columns, name=name) if table.columns else None
+    layout = choose_layout(layouts, table.columns, name=name) if table.columns and not table.columns_of else None
+    layout_of = {
+        file: choose_layout(layouts, columns, name=f"{name}: {file}") for file, columns in table.columns_of.items()
+    }
     repetitions = _Repetitions()
     records: list[RecordT] = []
-    record_of_row: dict[int, int] = {}
+    record_of_row: dict[str, int] = {}
     rejects: list[Reject] = []
     num_rows, digest = 0, xxhash.xxh3_128()
     for row in table.rows:
@@ -167,16 +199,16 @@ def convert_rows(
         digest.update(repr(row).encode("utf-8", errors="backslashreplace"))
         if isinstance(row, Reject):
             rejects.append(row)
-        elif layout is not None:
+        elif parse := layout_of[row.file] if row.file is not None else layout:
             try:
-                item = layout.parse(row)
-                first = repetitions.first_row(row.number, item)
+                item = parse.parse(row)
+                first = repetitions.first_row(row.place, item)
                 if first is not None:
                     if merge is not None and first in record_of_row:
                         records[record_of_row[first]] = merge(records[record_of_row[first]], item)
-                    raise RowError(RejectReason.DUPLICATE, f"the same content as row {first}")
+                    raise RowError(RejectReason.DUPLICATE, f"the same content as {first}")
                 records.append(make(item))
-                record_of_row[row.number] = len(records) - 1
+                record_of_row[row.place] = len(records) - 1
             except RowError as error:
                 rejects.append(_reject(row, error))
     if not records:
@@ -188,11 +220,11 @@ class _Repetitions:
     """Contents and ids of the items so far."""
 
     def __init__(self) -> None:
-        self._row_of_content: dict[str, int] = {}
-        self._row_of_id: dict[str, int] = {}
+        self._row_of_content: dict[str, str] = {}
+        self._row_of_id: dict[str, str] = {}
 
-    def first_row(self, number: int, item: QuestionItem | DemonstrationItem) -> int | None:
-        """Remember the item of row `number`; return the earlier row of the same content, if there is one.
+    def first_row(self, place: str, item: QuestionItem | DemonstrationItem) -> str | None:
+        """Remember the item of the row at `place`; return the earlier row of the same content, if there is one.
 
         Raises:
             RowError: its id occurred before with another content.
@@ -201,9 +233,9 @@ class _Repetitions:
         if content in self._row_of_content:
             return self._row_of_content[content]
         if item.item_id in self._row_of_id:
-            detail = f"row {self._row_of_id[item.item_id]} has the id {item.item_id!r} and another content"
+            detail = f"{self._row_of_id[item.item_id]} has the id {item.item_id!r} and another content"
             raise RowError(RejectReason.ID_CONFLICT, detail)
-        self._row_of_content[content] = self._row_of_id[item.item_id] = number
+        self._row_of_content[content] = self._row_of_id[item.item_id] = place
         return None
 
 
@@ -213,7 +245,7 @@ def _why_nothing_is_usable(num_rows: int, rejects: Sequence[Reject]) -> str:
     if not rejects:
         return f"its {num_rows} rows have no columns; write the file again"
     reasons = ", ".join(f"{reason} {count}" for reason, count in count_reasons(rejects).items())
-    return f"none of {num_rows} rows is usable ({reasons}); row {rejects[0].number}: {rejects[0].detail}"
+    return f"none of {num_rows} rows is usable ({reasons}); {rejects[0].place}: {rejects[0].detail}"
 
 
 def _reject(row: Row, error: RowError) -> Reject:
@@ -221,13 +253,13 @@ def _reject(row: Row, error: RowError) -> Reject:
         item_id = row_id(row)
     except RowError:
         item_id = None
-    return Reject(number=row.number, item_id=item_id, reason=error.reason, detail=error.detail)
+    return Reject(number=row.number, item_id=item_id, reason=error.reason, detail=error.detail, file=row.file)
 
 
 def _task(
     item: QuestionItem, encoder: PromptEncoder, limits: Sequence[int], over_long: Literal["drop", "truncate_middle"]
 ) -> Task:
-    prompt_ids = _tokens(lambda: encoder.encode(item.context, item.question))
+    prompt_ids = _prompt_ids(item, encoder, item.context)
     if prompt_ids.size > limits[-1]:
         if over_long == "drop":
             detail = f"{prompt_ids.size} prompt tokens exceed {limits[-1]}; truncate it or raise the limit"
@@ -245,6 +277,17 @@ def _task(
     )
 
 
+def _prompt_ids(item: QuestionItem, encoder: PromptEncoder, context: str) -> NDArray[np.int32]:
+    """Return [P] the token ids of the prompt of an item, with another text in the place of its document."""
+    if not item.messages:
+        return _tokens(lambda: encoder.encode(context, item.question))
+    messages = [dict(message) for message in item.messages]
+    if context != item.context:
+        message = next(message for message in reversed(messages) if item.context in message["content"])
+        message["content"] = message["content"].replace(item.context, context, 1)
+    return _tokens(lambda: encoder.encode_messages(messages))
+
+
 def _with_answers_of(task: Task, item: QuestionItem) -> Task:
     """Return a task that also accepts what a repetition of its question accepts."""
     if item.data_source != task.data_source:
@@ -253,11 +296,17 @@ def _with_answers_of(task: Task, item: QuestionItem) -> Task:
 
 
 def _truncated(item: QuestionItem, encoder: PromptEncoder, max_tokens: int) -> NDArray[np.int32]:
+    if item.messages and not any(item.context and item.context in message["content"] for message in item.messages):
+        detail = f"the prompt exceeds {max_tokens} tokens, and no document is found in it to cut; give data.markers"
+        raise RowError(RejectReason.OVER_LONG, detail + ".context, or drop it")
     try:
-        context = encoder.truncate_middle(item.context, item.question, max_tokens)
+        if item.messages:
+            cut = encoder.cut_middle(item.context, lambda text: _prompt_ids(item, encoder, text), max_tokens)
+        else:
+            cut = encoder.truncate_middle(item.context, item.question, max_tokens)
     except ValueError as error:
         raise RowError(RejectReason.OVER_LONG, str(error)) from error
-    prompt_ids = _tokens(lambda: encoder.encode(context, item.question))
+    prompt_ids = _prompt_ids(item, encoder, cut)
     if prompt_ids.size > max_tokens:
         detail = f"{prompt_ids.size} prompt tokens exceed {max_tokens} even after truncation"
         raise RowError(RejectReason.OVER_LONG, detail)

@@ -13,9 +13,11 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from typing import Any, Generic, TypeVar, cast
 
 from curriculum.cells import Message, accepted_answers, answers_of, decoded, messages_of, present, row_id, text_of
+from curriculum.config import DataConfig, Markers
 from curriculum.errors import UserError
 from curriculum.rejects import RejectReason, RowError
 from curriculum.rows import Row
@@ -30,10 +32,14 @@ class QuestionItem:
     context: str
     question: str
     answers: tuple[str, ...]
+    messages: tuple[Message, ...] = ()
+    """The prompt, where it is kept as it is; document and question may be empty then."""
 
     @property
     def content(self) -> tuple[str, ...]:
         """What makes two items the same question."""
+        if self.messages:
+            return (json.dumps(self.messages),)
         return self.context.strip(), self.question.strip()
 
 
@@ -91,10 +97,10 @@ def choose_layout(layouts: Sequence[Layout[ItemT]], columns: Sequence[str], *, n
             return layout
     wanted = " or ".join(str(layout) for layout in layouts)
     found = ", ".join(columns) or "none"
-    raise UserError(f"{name}: no recognised columns; found {found}; need {wanted}{_nearest(layouts, columns)}")
+    raise UserError(f"{name}: no recognised columns; found {found}; need {wanted}{_way_out(layouts, columns)}")
 
 
-def _nearest(layouts: Sequence[Layout[Any]], columns: Sequence[str]) -> str:
+def _way_out(layouts: Sequence[Layout[Any]], columns: Sequence[str]) -> str:
     known = {name for layout in layouts for names in layout.columns for name in names}
     wanted = known - set(columns)
     renames: list[str] = []
@@ -102,7 +108,11 @@ def _nearest(layouts: Sequence[Layout[Any]], columns: Sequence[str]) -> str:
         if near := get_close_matches(column.lower(), wanted, n=1):
             wanted.discard(near[0])
             renames.append(f"{column} -> {near[0]}")
-    return f"; rename {', '.join(renames)}" if renames else ""
+    if renames:
+        return f"; rename {', '.join(renames)}, or map them with data.columns of a recipe"
+    if "messages" not in known and {"messages", "prompt"} & set(columns):
+        return "; a recipe takes prompts as they are with data.prompt=keep"
+    return ""
 
 
 def derived_id(*parts: str) -> str:
@@ -128,24 +138,29 @@ def parse_own(row: Row) -> QuestionItem:
 def parse_published(row: Row) -> QuestionItem:
     """Read a row of DocQA-RL-1.6K. The ground truth may be a sentence ("... the answer is X") and is kept as it is."""
     context, question = split_prompt(_only_user_message(row))
-    reward_model = decoded(present(row, "reward_model"))
-    truth = cast("Mapping[Any, Any]", reward_model).get("ground_truth") if isinstance(reward_model, Mapping) else None
-    if truth is None:
-        raise RowError(RejectReason.MISSING_COLUMN, "reward_model has no ground_truth")
     return QuestionItem(
         item_id=row_id(row) or derived_id(context, question),
         data_source=text_of(row, "data_source"),
         context=context,
         question=question,
-        answers=accepted_answers(truth, "reward_model.ground_truth"),
+        answers=_published_answers(row),
     )
+
+
+def _published_answers(row: Row) -> tuple[str, ...]:
+    reward_model = decoded(present(row, "reward_model"))
+    truth = cast("Mapping[Any, Any]", reward_model).get("ground_truth") if isinstance(reward_model, Mapping) else None
+    if truth is None:
+        raise RowError(RejectReason.MISSING_COLUMN, "reward_model has no ground_truth")
+    return accepted_answers(truth, "reward_model.ground_truth")
 
 
 def _only_user_message(row: Row) -> str:
     messages = messages_of(row, "prompt")
     if [message["role"] for message in messages] != ["user"]:
         roles = ", ".join(message["role"] for message in messages)
-        raise RowError(RejectReason.BAD_PROMPT, f"prompt has the roles {roles}; expected one user message")
+        detail = f"prompt has the roles {roles}; expected one user message; a recipe takes others with data.prompt=keep"
+        raise RowError(RejectReason.BAD_PROMPT, detail)
     return messages[0]["content"]
 
 
@@ -162,7 +177,8 @@ def split_prompt(prompt: str) -> tuple[str, str]:
     question, instruction, _ = tail.partition("Format your response as follows")
     if not (closing and opening and instruction):
         marker = "</text>" if not closing else "<text>" if not opening else "Format your response as follows"
-        raise RowError(RejectReason.BAD_PROMPT, f"the prompt does not contain {marker!r} where the template has it")
+        detail = f"the prompt has no {marker!r} where the template has it; a recipe takes others with data.prompt=keep"
+        raise RowError(RejectReason.BAD_PROMPT, detail)
     context, question = context.removeprefix("\n").removesuffix("\n"), question.strip()
     if not context.strip() or not question:
         raise RowError(RejectReason.EMPTY, "the prompt has an empty document or question")
@@ -176,6 +192,81 @@ QUESTION_LAYOUTS = (
     ),
     Layout(columns=(("prompt",), ("data_source",), ("reward_model",)), parse=parse_published),
 )
+
+
+def question_layouts(data: DataConfig) -> tuple[Layout[QuestionItem], ...]:
+    """Return the layouts of questions that a recipe admits."""
+    if data.prompt == "paper":
+        return QUESTION_LAYOUTS
+    columns = (("prompt", "messages"), ("data_source",), ("answers", "answer", "reward_model"))
+    return (Layout(columns=columns, parse=partial(parse_kept, markers=data.markers)),)
+
+
+# ---- questions whose prompt is kept
+
+
+def parse_kept(row: Row, markers: Markers) -> QuestionItem:
+    """Read `{id, prompt | messages, data_source, answers | answer | reward_model}`, the prompt as it is."""
+    messages = messages_of(row, "prompt" if row.values.get("prompt") is not None else "messages")
+    last = messages[-1]
+    if last["role"] != "user" or not last["content"].strip():
+        raise RowError(RejectReason.BAD_PROMPT, f"the last message is empty or of role {last['role']!r}, not 'user'")
+    has_answers = any(row.values.get(column) is not None for column in ("answers", "answer"))
+    context, question = _marked_parts(messages, markers)
+    return QuestionItem(
+        item_id=row_id(row) or derived_id(json.dumps(messages)),
+        data_source=text_of(row, "data_source"),
+        context=_text_or_none(row, "context") if context is None else context,
+        question=_text_or_none(row, "question") if question is None else question,
+        answers=answers_of(row) if has_answers else _published_answers(row),
+        messages=messages,
+    )
+
+
+def _text_or_none(row: Row, column: str) -> str:
+    return text_of(row, column).strip() if row.values.get(column) is not None else ""
+
+
+def _marked_parts(messages: Sequence[Message], markers: Markers) -> tuple[str | None, str | None]:
+    """Return document and question as markers find them, None without markers; `RowError` where they are not found."""
+    context, rest = None, (messages[-1]["content"],)
+    if markers.context is not None:
+        before, behind = markers.context
+        for message in reversed(messages):
+            text = message["content"]
+            start = text.find(before) + len(before)
+            end = text.rfind(behind, start) if before in text else -1
+            if end >= 0:
+                context = _found(text[start:end], "context", markers.context)
+                rest = (text[end:], text[: start - len(before)]) if message is messages[-1] else rest
+                break
+        else:
+            raise _not_found("context", markers.context)
+    if markers.question is None:
+        return context, None
+    before, behind = markers.question
+    for text in rest:
+        if before in text:
+            tail = text[text.find(before) + len(before) :]
+            end = tail.find(behind) if behind else len(tail)
+            if end >= 0:
+                return context, _found(tail[:end], "question", markers.question)
+    raise _not_found("question", markers.question)
+
+
+def _found(text: str, part: str, markers: tuple[str, str]) -> str:
+    if not text.strip():
+        raise RowError(RejectReason.EMPTY, f"nothing lies between {_shown(markers)} of data.markers.{part}")
+    return text.strip()
+
+
+def _not_found(part: str, markers: tuple[str, str]) -> RowError:
+    detail = f"the prompt does not hold {_shown(markers)} of data.markers.{part}; change them, or the row"
+    return RowError(RejectReason.BAD_PROMPT, detail)
+
+
+def _shown(markers: tuple[str, str]) -> str:
+    return " … ".join(f"{marker!r:.60}" for marker in markers)
 
 
 # ---- demonstrations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
@@ -40,6 +40,18 @@ class Reject:
     reason: RejectReason
     detail: str
     """One line that a person reads."""
+    file: str | None = field(default=None, repr=False)
+    """Its file, where the source has several."""
+
+    @property
+    def place(self) -> str:
+        """Where it stands, in words."""
+        return place_of(self.number, self.file)
+
+
+def place_of(number: int, file: str | None) -> str:
+    """Return where a row stands, in words."""
+    return f"row {number}" if file is None else f"row {number} of {file}"
 
 
 class RowError(Exception):
@@ -57,6 +69,11 @@ def count_reasons(rejects: Iterable[Reject]) -> dict[str, int]:
 
 
 def write_rejects(rejects: Sequence[Reject], path: Path, *, name: str | None = None) -> None:
-    """Write one JSON object per reject; an existing file is replaced. Raises UserError if it cannot be written."""
-    lines = [json.dumps(asdict(reject), ensure_ascii=True) + "\n" for reject in rejects]
+    """Write one JSON object per reject, with `file` where the source has several; replace an existing file.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    records = [{name: value for name, value in asdict(reject).items() if name != "file" or value} for reject in rejects]
+    lines = [json.dumps(record, ensure_ascii=True) + "\n" for record in records]
     write_text(path, "".join(lines), name=name)

@@ -12,7 +12,8 @@ from curriculum.dataset import Loaded, convert_rows
 from curriculum.errors import UserError, library_words
 from curriculum.layout import QuestionItem
 from curriculum.rejects import Reject
-from curriculum.rows import USED_COLUMNS, Row, Table, open_table
+from curriculum.rows import USED_COLUMNS, Row, Table
+from curriculum.sources import open_table
 from evaluation.layouts import BENCHMARK_LAYOUTS
 from evaluation.record import Item
 

@@ -61,7 +61,7 @@ def read_sources(names: Sequence[str], progress: Progress) -> dict[str, Loaded[I
     sources = {name: load_items(name) for name in names}
     for name, loaded in sources.items():
         for reject in loaded.rejects[:5]:
-            progress.say(f"{name}: row {reject.number} refused ({reject.reason}): {reject.detail}")
+            progress.say(f"{name}: {reject.place} refused ({reject.reason}): {reject.detail}")
         if len(loaded.rejects) > 5:
             progress.say(f"{name}: {len(loaded.rejects)} rows refused in all")
     return sources

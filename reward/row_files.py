@@ -13,7 +13,7 @@ from curriculum.errors import UserError
 from curriculum.files import check_writable, file_errors, whole_file
 from curriculum.printable import printable, printable_json
 from curriculum.rejects import Reject
-from curriculum.rows import open_table
+from curriculum.sources import open_table
 
 Record = TypeVar("Record")
 

@@ -24,6 +24,8 @@ def explain_faults(error: ValidationError, values: dict[str, Any]) -> list[str]:
 def _explain(location: list[str], fault: Any) -> str:
     key = ".".join(location) or "recipe"
     value = fault.get("input")
+    if location[-1:] == ["[key]"] and "expected" in fault.get("ctx", {}):
+        return f"{shortened('.'.join(location[:-1]), 120)}: unknown name; known: {fault['ctx']['expected']}"
     if fault["type"] == "extra_forbidden":
         known = _known_keys(RunConfig, location[:-1])
         near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
@@ -56,7 +58,7 @@ def _locate(location: Sequence[str | int], values: Any) -> tuple[list[str], bool
             continue  # a union inside a union; the branch comes next
         if is_branch:
             models = [model for model in models if part in (model.__name__, _tag(model))]
-            is_chosen = is_chosen and _chooses(node, models)
+            is_chosen = is_chosen and _chooses(node, models) and not (part == "str" and isinstance(node, list))
             is_branch = False
             continue
         keys.append(str(part))

@@ -52,6 +52,7 @@ def inspect_data(
         over_long=config.data.over_long,
         key="FILE",
         every_phase=False,
+        form=config.data,
     )
     names = [phase.name for phase in config.curriculum.phases]
     _print(found, dict(zip(names, phase_lengths(found.records, limits), strict=True)), config.reward)

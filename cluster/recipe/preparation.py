@@ -11,7 +11,8 @@ from actors.prompt import ChatPrompt, load_tokenizer
 from cluster.recipe.config import RunConfig
 from cluster.recipe.model_shape import check_shape
 from cluster.recipe.truths import note_on_truths, payable_filter
-from curriculum.dataset import load_demonstrations, load_tasks
+from curriculum.config import DataSource
+from curriculum.dataset import Loaded, load_demonstrations, load_tasks
 from curriculum.errors import UserError
 from curriculum.rejects import Reject
 from curriculum.task import Task
@@ -49,25 +50,19 @@ def prepare(config: RunConfig) -> Prepared:
     model_path = folder_or_hub_id(config.model.path, key="model.path")
     check_model(config, model_path)
     prompt = ChatPrompt(load_tokenizer(model_path, trust_remote_code=config.model.trust_remote_code))
-    limits = [phase.max_prompt_tokens for phase in config.curriculum.phases]
     rejects: dict[str, tuple[Reject, ...]] = {}
     inputs = {"model.path": model_digest(model_path)}
     tasks: tuple[Task, ...] = ()
-    if limits and config.data.train is not None:
-        found = load_tasks(
-            config.data.train,
-            encoder=prompt,
-            phase_limits=limits,
-            over_long=config.data.over_long,
-            key="data.train",
-            is_payable=payable_filter(config),
-        )
+    if config.curriculum.phases and config.data.train is not None:
+        found = _load_questions(config, prompt, config.data.train, key="data.train")
         tasks, rejects["data.train"] = found.records, found.rejects
         inputs["data.train"] = found.digest
     demonstrations = None
     if config.sft.epochs and config.data.sft is not None:
         room = min(config.learner.max_tokens_per_microbatch, _max_positions(config, model_path))
-        found = load_demonstrations(config.data.sft, encoder=prompt, max_tokens=room, judge_prompt=_judge_prompt)
+        found = load_demonstrations(
+            config.data.sft, encoder=prompt, max_tokens=room, judge_prompt=_judge_prompt, form=config.data
+        )
         rejects["data.sft"], inputs["data.sft"] = found.rejects, found.digest
         demonstrations = DemonstrationBatches(
             found.records, batch_size=config.sft.batch_size, epochs=config.sft.epochs, seed=config.seed
@@ -78,7 +73,7 @@ def prepare(config: RunConfig) -> Prepared:
         prompt=prompt,
         tasks=tasks,
         demonstrations=demonstrations,
-        heldout=_heldout(config, prompt, limits, rejects, inputs),
+        heldout=_heldout(config, prompt, rejects, inputs),
         rejects=rejects,
         notes=(note,) if note else (),
         inputs=inputs,
@@ -143,24 +138,28 @@ def _max_positions(config: RunConfig, model_path: str) -> int:
     return positions
 
 
+def _load_questions(config: RunConfig, prompt: ChatPrompt, source: DataSource, *, key: str) -> Loaded[Task]:
+    return load_tasks(
+        source,
+        encoder=prompt,
+        phase_limits=[phase.max_prompt_tokens for phase in config.curriculum.phases],
+        over_long=config.data.over_long,
+        key=key,
+        every_phase=key == "data.train",
+        is_payable=payable_filter(config),
+        form=config.data,
+    )
+
+
 def _heldout(
     config: RunConfig,
     prompt: ChatPrompt,
-    limits: list[int],
     rejects: dict[str, tuple[Reject, ...]],
     inputs: dict[str, str],
 ) -> dict[str, tuple[Task, ...]]:
-    if config.data.evaluation is None or not limits:
+    if config.data.evaluation is None or not config.curriculum.phases:
         return {}
-    found = load_tasks(
-        config.data.evaluation,
-        encoder=prompt,
-        phase_limits=limits,
-        over_long=config.data.over_long,
-        key="data.evaluation",
-        every_phase=False,
-        is_payable=payable_filter(config),
-    )
+    found = _load_questions(config, prompt, config.data.evaluation, key="data.evaluation")
     rejects["data.evaluation"], inputs["data.evaluation"] = found.rejects, found.digest
     by_phase = {
         phase.name: tuple(task for task in found.records if task.phase == index)

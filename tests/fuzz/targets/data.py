@@ -1,7 +1,10 @@
-"""Training, warm-up and held-out data: JSONL and parquet files with wrong cells, wrong columns and damage."""
+"""Training, warm-up and held-out data: files of every form with wrong cells, wrong columns and damage."""
 
 from __future__ import annotations
 
+import csv
+import gzip
+import io
 import json
 import random
 from pathlib import Path
@@ -20,17 +23,30 @@ ROWS = generate_demonstrations(
 PROMPT = "<text>\n{context}\n</text>\n\n{question}\n\nFormat your response as follows: x"
 
 
+READINGS: tuple[tuple[str, ...], ...] = (
+    (), (), (),
+    ("data.prompt=keep",),
+    ("data.prompt=keep", 'data.markers={context: ["<text>", "</text>"], question: ["", ""]}'),
+    ("data.columns={answers: reward_model.ground_truth, question: extra}",),
+    ("data.columns={context: question, question: context, response: messages.0}",),
+)  # fmt: skip
+"""Ways in which a recipe reads its rows."""
+
+
 def make(rng: random.Random, folder: Path) -> Trial:
     """Write a recipe with a hostile data file, or inspect the file."""
-    name = rng.choice(("rows", "rows", "r ö w", "x" * 200)) + rng.choice((".jsonl", ".parquet"))
+    name = rng.choice(("rows", "rows", "r ö w", "x" * 200)) + rng.choice(
+        (".jsonl", ".jsonl", ".parquet", ".parquet", ".json", ".csv", ".jsonl.gz", ".json.zst", ".csv.gz", ".csv.zst")
+    )
     path = folder / name
     rows = [_row(rng) for _ in range(rng.choice((0, 1, 3, 5, 8)))]
-    content = _parquet(rng, rows, path) if name.endswith(".parquet") else _jsonl(rng, rows)
+    content = _parquet(rng, rows, path) if name.endswith(".parquet") else _packed(_text(rng, rows, name), name)
     if rng.random() < 0.3:
         content = damaged(rng, content)
     path.write_bytes(content)
     source = rng.choice(
-        (str(path),) * 40 + (str(folder), str(path) + "x", "a/" * 1000, "/dev/null", "x" * 300 + ".jsonl")
+        (str(path),) * 40
+        + (str(folder), f"{folder}/*", f"{folder}/[r", str(path) + "x", "a/" * 1000, "/dev/null", "x" * 300 + ".jsonl")
     )
     recipe = folder / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(SMALL))
@@ -45,9 +61,13 @@ def make(rng: random.Random, folder: Path) -> Trial:
         )
     key = ("train", "sft", "evaluation")[kind - 1]
     over_long = rng.choice(("drop", "truncate_middle"))
-    return Trial(
-        arguments=("check", str(recipe), f"data.{key}={json.dumps(source)}", f"data.over_long={over_long}"), names=names
-    )
+    given: Any = source
+    if rng.random() < 0.2:
+        other = folder / "other.json"
+        other.write_bytes(_text(rng, [_row(rng) for _ in range(3)], other.name))
+        given = rng.choice(([source, str(other)], [source], [source, source], []))
+    arguments = ("check", str(recipe), f"data.{key}={json.dumps(given)}", f"data.over_long={over_long}")
+    return Trial(arguments=(*arguments, *rng.choice(READINGS)), names=(*names, "data.columns"))
 
 
 def _row(rng: random.Random) -> Any:
@@ -73,6 +93,39 @@ def _row(rng: random.Random) -> Any:
     if rng.random() < 0.05:
         return json_value(rng)
     return row
+
+
+def _text(rng: random.Random, rows: list[Any], name: str) -> bytes:
+    if ".csv" in name:
+        return _csv(rng, rows)
+    if ".jsonl" in name or rng.random() < 0.2:
+        return _jsonl(rng, rows)
+    value = rng.choice((rows, {"data": rows}, {"data": rows, "version": 1}, {"data": 3}, rows[:1]))
+    return json.dumps(value, ensure_ascii=rng.random() < 0.5, indent=rng.choice((None, 2))).encode(
+        "utf-8", "surrogatepass"
+    )
+
+
+def _csv(rng: random.Random, rows: list[Any]) -> bytes:
+    clean = [row for row in rows if isinstance(row, dict)]
+    names = list(dict.fromkeys(name for row in clean for name in row))
+    file = io.StringIO()
+    writer = csv.writer(file, delimiter=rng.choice(",;\t"), lineterminator=rng.choice(("\n", "\r\n")))
+    writer.writerow(names)
+    for row in clean:
+        cells = [row.get(name) for name in names]
+        writer.writerow(
+            [cell if isinstance(cell, str) else json.dumps(cell) for cell in cells][: rng.choice((99, 99, 3))]
+        )
+    return file.getvalue().encode("utf-8", "surrogatepass")
+
+
+def _packed(content: bytes, name: str) -> bytes:
+    import pyarrow as pa
+
+    if name.endswith(".gz"):
+        return gzip.compress(content)
+    return pa.Codec("zstd").compress(content, asbytes=True) if name.endswith(".zst") else content
 
 
 def _jsonl(rng: random.Random, rows: list[Any]) -> bytes:

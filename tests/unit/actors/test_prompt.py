@@ -111,3 +111,16 @@ def test_a_document_that_fits_is_not_touched(tokenizer):
 def test_a_question_that_fills_the_limit_by_itself_cannot_be_truncated(tokenizer):
     with pytest.raises(ValueError, match="already exceeds 10 tokens; raise the limit"):
         ChatPrompt(tokenizer).truncate_middle("a b c", "who ?", 10)
+
+
+def test_the_document_of_any_prompt_can_be_cut_to_fit(tokenizer):
+    prompt = ChatPrompt(tokenizer)
+    document = " ".join(f"w{index}" for index in range(50))
+
+    def encode(context):
+        return prompt.encode_messages([{"role": "system", "content": "brief"}, {"role": "user", "content": context}])
+
+    limit = len(encode("")) + 7
+    cut = prompt.cut_middle(document, encode, limit)
+    assert cut.split() == ["w0", "w1", "w2", "w47", "w48", "w49"], "the seventh token is the line break at the cut"
+    assert len(encode(cut)) == limit

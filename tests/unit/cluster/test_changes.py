@@ -142,7 +142,14 @@ def test_a_section_allows_its_keys_and_no_others():
 
 @pytest.mark.parametrize(
     "override",
-    ["seed=9", "learner.dtype=bf16", "curriculum.phases.0.max_prompt_tokens=200", "data.over_long=truncate_middle"],
+    [
+        "seed=9",
+        "learner.dtype=bf16",
+        "curriculum.phases.0.max_prompt_tokens=200",
+        "data.over_long=truncate_middle",
+        "data.prompt=keep",
+        'data.markers.context=["<doc>", "</doc>"]',
+    ],
 )
 def test_what_checkpoints_do_not_fit_is_never_allowed(override):
     key = override.partition("=")[0]

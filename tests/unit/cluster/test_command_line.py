@@ -186,7 +186,7 @@ def test_wrong_columns(run, tmp_path):
     rows = [{"contxt": "a", "question": "b", "answer": "c", "data_source": "d"}]
     error = check(run, f"data.train={write_rows(tmp_path / 'wrong.jsonl', rows)}")
     assert "no recognised columns; found contxt, question, answer, data_source; need" in error
-    assert error.endswith("rename contxt -> context")
+    assert error.endswith("rename contxt -> context, or map them with data.columns of a recipe")
 
 
 def test_data_that_is_not_utf_8(run, tmp_path):
@@ -353,6 +353,25 @@ def test_an_inspection_counts_and_writes_the_rejects(run, tmp_path):
     assert ["duplicate", "1"] in cells
     (reject,) = [json.loads(line) for line in (run.folder / "bad.jsonl").read_text().splitlines()]
     assert (reject["number"], reject["reason"]) == (4, "duplicate")
+
+
+def test_an_inspection_reads_files_of_a_folder_with_the_columns_of_the_recipe(run, tmp_path):
+    rows = generate_items(num_items=4, min_words=20, max_words=30, seed=0, prefix="x")
+    foreign = [{**{name: value for name, value in row.items() if name != "question"}, "ask": row["question"]}
+               for row in rows]  # fmt: skip
+    (tmp_path / "shards").mkdir()
+    write_rows(tmp_path / "shards" / "a.jsonl", foreign[:2])
+    write_rows(tmp_path / "shards" / "b.jsonl", [*foreign[2:], foreign[0]])
+    arguments = ("data", "inspect", tmp_path / "shards", "--recipe", LOCAL, "--rejects", "bad.jsonl")
+    result = CliRunner().invoke(app, [*map(str, arguments), f"model.path={BASE}", "data.columns.question=ask"])
+    assert result.exit_code == 0, result.output
+    assert "4 tasks, 1 rows refused" in result.stdout
+    (reject,) = [json.loads(line) for line in (run.folder / "bad.jsonl").read_text().splitlines()]
+    assert (reject["file"], reject["number"], reject["detail"]) == (
+        "b.jsonl",
+        3,
+        "the same content as row 1 of a.jsonl",
+    )
 
 
 def test_an_inspection_whose_rejects_cannot_be_written_reads_nothing(run):

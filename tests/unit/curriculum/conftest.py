@@ -61,7 +61,10 @@ class WordEncoder:
         return np.arange(len(text.split()) + 1, dtype=np.int32)
 
     def truncate_middle(self, context: str, question: str, max_tokens: int) -> str:
-        room = max_tokens - self.encode("", question).size
+        return self.cut_middle(context, lambda text: self.encode(text, question), max_tokens)
+
+    def cut_middle(self, context: str, encode: Callable[[str], np.ndarray], max_tokens: int) -> str:
+        room = max_tokens - encode("").size
         if room <= 0:
             raise ValueError("the prompt without its document is too long")
         words = context.split()

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from curriculum.config import GeneratedData
+from curriculum.config import DataConfig, GeneratedData
 from curriculum.dataset import load_demonstrations, load_tasks
 from curriculum.errors import UserError
 from curriculum.rejects import RejectReason, write_rejects
@@ -273,3 +273,115 @@ def test_the_digest_is_that_of_the_rows_wherever_they_lie_and_whatever_the_phase
 def test_rows_that_differ_have_another_digest(write, encoder, rows):
     digest = load(write(item("a", 5), item("b", 15)), encoder).digest
     assert load(write(*rows), encoder).digest != digest
+
+
+# ---- several files, mapped columns, kept prompts
+
+
+def lines(folder, name, *rows):
+    (folder / name).write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return str(folder / name)
+
+
+def test_rejects_of_several_files_name_the_file_and_repetitions_are_found_across_them(tmp_path, encoder):
+    first = lines(tmp_path, "a.jsonl", item("a", 5), item("b", 15), item("x", 5, question=""))
+    second = lines(tmp_path, "b.jsonl", item("c", 5, start="a"), item("a", 6), item("d", 15))
+    found = load((first, second), encoder)
+    assert [task.task_id for task in found.records] == ["a", "b", "d"]
+    assert [(reject.file, reject.number, reject.reason) for reject in found.rejects] == [
+        ("a.jsonl", 3, RejectReason.EMPTY),
+        ("b.jsonl", 1, RejectReason.DUPLICATE),
+        ("b.jsonl", 2, RejectReason.ID_CONFLICT),
+    ]
+    assert found.rejects[1].detail == "the same content as row 1 of a.jsonl"
+    write_rejects(found.rejects, tmp_path / "rejects.jsonl")
+    written = (tmp_path / "rejects.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["file"] for line in written] == ["a.jsonl", "b.jsonl", "b.jsonl"]
+
+
+def test_the_digest_covers_every_file_and_not_where_it_lies(tmp_path, encoder):
+    (tmp_path / "moved").mkdir()
+    rows = [item("a", 5), item("b", 15)]
+    whole = load(lines(tmp_path, "a.jsonl", *rows), encoder).digest
+    assert load(lines(tmp_path / "moved", "z.jsonl", *rows), encoder).digest == whole
+    both = [lines(tmp_path, "1.jsonl", rows[0]), lines(tmp_path, "2.jsonl", rows[1])]
+    digests = {load(tuple(both), encoder).digest, load(tuple(both[::-1]), encoder).digest}
+    lines(tmp_path, "2.jsonl", item("b", 16))
+    assert len({whole, load(tuple(both), encoder).digest, *digests}) == 4
+
+
+def test_files_of_different_layouts_are_each_read_by_their_own(tmp_path, encoder):
+    published = {
+        "data_source": "d", "reward_model": {"ground_truth": "7"},
+        "prompt": "<text>\na b c d e f g h i j\n</text>\n\nwho?\n\nFormat your response as follows: x",
+    }  # fmt: skip
+    sources = (lines(tmp_path, "a.jsonl", item("a", 5)), lines(tmp_path, "b.jsonl", published))
+    assert [task.answers for task in load(sources, encoder).records] == [("alice",), ("7",)]
+
+
+def test_a_file_that_fits_no_layout_is_named_before_its_rows_are_lost(tmp_path, encoder):
+    sources = (lines(tmp_path, "a.jsonl", item("a", 5)), lines(tmp_path, "b.jsonl", {"id": 1, "txt": "x"}))
+    with pytest.raises(UserError, match=r": b\.jsonl: no recognised columns; found id, txt; need"):
+        load(sources, encoder)
+
+
+def test_columns_of_other_names_become_ours(tmp_path, encoder):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [{**item("a", 5), "meta": {"truth": "bob"}}, {**item("b", 15), "meta": {"truth": "eve"}}]
+    for row in rows:
+        row["input"] = row.pop("question")
+        del row["answers"]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    form = DataConfig(columns={"question": "input", "answers": "meta.truth", "response": "output"})
+    found = load(str(tmp_path / "a.parquet"), encoder, form=form)
+    assert [(task.question, task.answers) for task in found.records] == [("who?", ("bob",)), ("who?", ("eve",))]
+    with pytest.raises(UserError, match=r"data\.columns\.question=imput: there is no column 'imput' \(did you mean"):
+        load(str(tmp_path / "a.parquet"), encoder, form=DataConfig(columns={"question": "imput"}))
+
+
+def test_demonstrations_are_mapped_by_the_names_that_concern_them(write, encoder):
+    path = write({"ask": "q", "messages": None, "output": "r"})
+    form = DataConfig(columns={"prompt": "ask", "response": "output", "answers": "truth"})
+    (found,) = load_demonstrations(path, encoder=encoder, max_tokens=50, form=form).records
+    assert found.response_ids.size == 2
+
+
+def chat(document, **changes):
+    messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": f"<d> {document} </d> who?"}]
+    return {"data_source": "musique", "messages": messages, "answer": "alice", **changes}
+
+
+KEEP = DataConfig.model_validate({"prompt": "keep", "markers": {"context": ["<d>", "</d>"]}})
+
+
+def test_a_kept_prompt_is_encoded_as_its_messages(write, encoder):
+    (task,) = load(write(chat("one two")), encoder, limits=(20,), form=KEEP).records
+    assert (task.prompt_ids.size, task.question) == (2 + 2 + 5 + 2, "")
+
+
+def test_the_document_of_a_kept_prompt_is_cut_in_its_place(write, encoder):
+    seen = []
+    encode = encoder.encode_messages
+    encoder.encode_messages = lambda messages: seen.append(messages) or encode(messages)
+    path = write(chat(" ".join(map(str, range(40)))))
+    (task,) = load(path, encoder, limits=(15,), over_long="truncate_middle", form=KEEP).records
+    assert task.prompt_ids.size == 15
+    assert seen[-1] == [
+        {"role": "system", "content": "be brief"}, {"role": "user", "content": "<d> 0 1 2 37 38 39 </d> who?"}
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("extra", [{}, {"context": "another text"}])
+def test_a_kept_prompt_whose_document_is_unknown_is_not_cut(write, encoder, extra):
+    path = write(chat("short"), chat(words(40), **extra))
+    form = DataConfig(prompt="keep")
+    found = load(path, encoder, limits=(15,), over_long="truncate_middle", form=form)
+    assert refused(found) == [(2, None, RejectReason.OVER_LONG)]
+    assert "no document is found in it to cut; give data.markers.context" in found.rejects[0].detail
+
+
+def test_what_is_generated_needs_no_mapping(encoder):
+    source = GeneratedData(items_per_length=2, lengths=((20, 40),))
+    load(source, encoder, limits=(10_000,), form=DataConfig(columns={"question": "nowhere"}))

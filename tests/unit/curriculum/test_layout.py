@@ -5,15 +5,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from curriculum.config import DataConfig, Markers
 from curriculum.errors import UserError
 from curriculum.layout import (
     DEMONSTRATION_LAYOUTS,
     QUESTION_LAYOUTS,
     choose_layout,
     parse_conversation,
+    parse_kept,
     parse_own,
     parse_own_demonstration,
     parse_published,
+    question_layouts,
     split_prompt,
 )
 from curriculum.rejects import RejectReason, RowError
@@ -66,7 +69,7 @@ def test_unrecognised_columns_name_the_needed_and_the_nearest():
     assert str(caught.value) == (
         "data.train=a.jsonl: no recognised columns; found Context, questions, answer, text; "
         "need {data_source, context, question, answers|answer} or {prompt, data_source, reward_model}; "
-        "rename Context -> context, questions -> question"
+        "rename Context -> context, questions -> question, or map them with data.columns of a recipe"
     )
 
 
@@ -174,7 +177,7 @@ def test_a_document_that_contains_the_closing_tag_stays_whole():
 
 @pytest.mark.parametrize("marker", ["<text>", "</text>", "Format your response as follows"])
 def test_a_prompt_without_a_marker_of_the_template_is_refused(marker):
-    with pytest.raises(RowError, match="does not contain") as caught:
+    with pytest.raises(RowError, match="the prompt has no") as caught:
         split_prompt(TEMPLATE.format("a text", "who?").replace(marker, ""))
     assert marker in caught.value.detail
 
@@ -245,3 +248,102 @@ def test_a_conversation_is_a_prompt_and_its_response(columns):
 )
 def test_a_bad_conversation_names_its_reason(columns, reason):
     assert reason_of(parse_conversation, row(**columns)) == reason
+
+
+# ---- prompts that are kept
+
+CHAT = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Question: who?\n\nDocument:\n<doc>\n a text </doc> and more \n</doc>\nGo on."},
+]
+MARKERS = Markers(context=("<doc>", "</doc>"), question=("Question:", "\n"))
+
+
+def kept(messages=CHAT, **changes):
+    return row(**{"data_source": "musique", "prompt": messages, "answers": ["alice"], **changes})
+
+
+def test_a_recipe_that_keeps_prompts_needs_a_prompt_a_source_and_answers():
+    assert question_layouts(DataConfig()) == QUESTION_LAYOUTS
+    layouts = question_layouts(DataConfig(prompt="keep"))
+    for columns in (["messages", "data_source", "answer"], ["prompt", "data_source", "reward_model", "context"]):
+        choose_layout(layouts, columns, name="x")
+    with pytest.raises(UserError, match=r"need \{prompt\|messages, data_source, answers\|answer\|reward_model\}"):
+        choose_layout(layouts, list(OWN), name="x")
+
+
+def test_prompts_of_another_form_lead_to_the_key_that_keeps_them():
+    with pytest.raises(UserError, match=r"a recipe takes prompts as they are with data\.prompt=keep$"):
+        choose_layout(QUESTION_LAYOUTS, ["messages", "data_source", "answers"], name="x")
+
+
+def test_a_kept_prompt_is_every_message_as_it_is_and_markers_find_document_and_question():
+    item = parse_kept(kept(), MARKERS)
+    assert list(item.messages) == CHAT
+    assert (item.context, item.question, item.answers) == ("a text </doc> and more", "who?", ("alice",))
+
+
+def test_without_markers_columns_hold_document_and_question_or_nothing_does():
+    item = parse_kept(kept(context="a text", question=" who? "), Markers())
+    assert (item.context, item.question) == ("a text", "who?")
+    item = parse_kept(kept("just a text", context=None), Markers())
+    assert (item.context, item.question) == ("", "")
+    assert item.messages == ({"role": "user", "content": "just a text"},)
+
+
+def test_a_document_may_lie_in_an_earlier_message_and_a_question_reach_to_the_end():
+    messages = [
+        {"role": "system", "content": "<doc>Q: no</doc>"},
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "hello"},
+        {"role": "user", "content": "Q: who?\nnow"},
+    ]
+    item = parse_kept(kept(json.dumps(messages)), Markers(context=("<doc>", "</doc>"), question=("Q: ", "")))
+    assert (item.context, item.question) == ("Q: no", "who?\nnow")
+    assert [message["role"] for message in item.messages] == ["system", "user", "assistant", "user"]
+
+
+def test_the_text_of_a_question_inside_the_document_is_not_the_question():
+    messages = "<doc>\nQuestion: fake\n</doc>\nQuestion: real\n"
+    assert parse_kept(kept(messages), MARKERS).question == "real"
+
+
+def test_answers_of_kept_prompts_come_from_the_reward_model_where_there_are_no_others():
+    item = parse_kept(kept(answers=None, reward_model={"ground_truth": 7}), Markers())
+    assert item.answers == ("7",)
+
+
+def test_different_chats_are_different_questions_even_without_parts():
+    first, second = (parse_kept(kept(text), Markers()) for text in ("one", "two"))
+    assert first.content != second.content
+    assert first.item_id != second.item_id
+
+
+@pytest.mark.parametrize(
+    ("bad_row", "markers", "reason"),
+    [
+        (kept([*CHAT, {"role": "assistant", "content": "x"}]), Markers(), RejectReason.BAD_PROMPT),
+        (kept(" "), Markers(), RejectReason.EMPTY),
+        (kept([]), Markers(), RejectReason.EMPTY),
+        (kept("no document. Question: x\n"), MARKERS, RejectReason.BAD_PROMPT),
+        (kept("</doc> before <doc> Question: x\n"), MARKERS, RejectReason.BAD_PROMPT),
+        (kept("<doc> </doc> Question: x\n"), MARKERS, RejectReason.EMPTY),
+        (kept("<doc>x</doc> Question: x"), MARKERS, RejectReason.BAD_PROMPT),
+        (kept("<doc>x</doc> Question: \n"), MARKERS, RejectReason.EMPTY),
+        (kept(answers=None), MARKERS, RejectReason.MISSING_COLUMN),
+        (kept(context=3), Markers(), RejectReason.WRONG_TYPE),
+    ],
+)
+def test_kept_prompts_that_do_not_fit_are_refused_with_a_reason(bad_row, markers, reason):
+    assert reason_of(lambda row: parse_kept(row, markers), bad_row) == reason
+
+
+@given(st.text(), st.text())
+def test_what_markers_find_is_a_part_of_the_prompt(content, marker):
+    markers = Markers(context=(marker, marker), question=(marker, ""))
+    try:
+        item = parse_kept(kept("x" + content), markers)
+    except RowError:
+        return
+    assert item.context in "x" + content
+    assert item.question in "x" + content

@@ -9,7 +9,7 @@ import pytest
 from curriculum.config import GeneratedJudgePairs
 from curriculum.dataset import load_demonstrations
 from curriculum.errors import UserError
-from curriculum.rows import open_table
+from curriculum.sources import open_table
 from curriculum.synthetic import NUMBER_WORDS, NUMBERS, same_answer
 from curriculum.synthetic_judge import ANSWERS, draw_candidates, draw_junk, draw_pair, generate_judge_pairs
 

@@ -1,3 +1,4 @@
+import gzip
 import json
 import zipfile
 
@@ -99,6 +100,21 @@ def test_bad_rows_are_refused_with_their_line_and_the_rest_is_read(tmp_path):
         (2, RejectReason.EMPTY),
         (3, RejectReason.BAD_JSON),
     ]
+
+
+def test_a_benchmark_may_be_several_compressed_files(tmp_path):
+    for number in (1, 2):
+        rows = json.dumps([{**LONGBENCH, "_id": f"x{number}", "input": f"Which {number}?"}]).encode()
+        (tmp_path / f"{number}.json.gz").write_bytes(gzip.compress(rows))
+    found = load_items(f"ours={tmp_path}/*.json.gz")
+    assert [(item.benchmark, item.item_id) for item in found.records] == [("ours", "x1"), ("ours", "x2")]
+
+
+def test_a_benchmark_may_be_a_table_of_text(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text('Prompt,Answer,context\nWho?,Alice,"a text,\nof two lines"\n', encoding="utf-8")
+    (item,) = load_items(f"frames={path}").records
+    assert (item.question, item.answers, item.context) == ("Who?", ("Alice",), "a text,\nof two lines")
 
 
 def test_frames_by_name_tells_that_its_documents_are_missing():
