@@ -90,7 +90,9 @@ async def behaviour_judge(judge: JudgeConfig) -> AsyncGenerator[BehaviourJudge]:
     sampling = SamplingConfig(
         max_prompt_tokens=MAX_PROMPT_TOKENS, max_response_tokens=MAX_REPLY_TOKENS, temperature=0.0, top_p=1.0
     )
-    encoder = ChatPrompt(load_tokenizer(config.model)) if isinstance(config, VllmGenerator) else None
+    encoder = None
+    if isinstance(config, VllmGenerator):
+        encoder = ChatPrompt(load_tokenizer(config.model), template_arguments=config.template_arguments)
     async with generator_session(config, sampling) as generator:
         yield BehaviourJudge(generator, encoder)
 
@@ -103,7 +105,8 @@ def judge_generator(judge: JudgeConfig) -> GeneratorConfig:
     """
     if isinstance(judge, VllmJudge):
         on_gpu = gpu_is_there()
-        return VllmGenerator(model=judge.model, engine=judge.engine_config(on_gpu=on_gpu), on_gpu=on_gpu)
+        engine, arguments = judge.engine_config(on_gpu=on_gpu), judge.template_arguments
+        return VllmGenerator(model=judge.model, engine=engine, on_gpu=on_gpu, template_arguments=arguments)
     if isinstance(judge, OpenAIJudge):
         return EndpointGenerator(
             base_url=judge.base_url,
@@ -113,6 +116,7 @@ def judge_generator(judge: JudgeConfig) -> GeneratorConfig:
             timeout_s=judge.timeout_s,
             max_retries=MAX_RETRIES,
             max_backoff_s=MAX_BACKOFF_S,
+            request_fields=judge.request_fields,
         )
     raise UserError("behaviours=judge needs a judge; give --judge URL or MODEL")
 

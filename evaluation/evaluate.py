@@ -122,8 +122,8 @@ async def fill_answers(
     reason, count = failures.most_common(1)[0]
     if failures.total() == len(answers):
         raise RunFailed(
-            f"none of {len(answers)} prompts got an answer ({reason}); remove the cause, then run the same command "
-            "again"
+            f"none of {len(answers)} prompts got an answer; most often, {count} times: {reason}; correct that, and the "
+            "command goes on where it stopped"
         )
     progress.say(
         f"{failures.total()} of {len(answers)} prompts have no answer and count as wrong; most often, {count} times: "
