@@ -95,6 +95,7 @@ def _training_faults() -> list[Fault]:
 
 def _ray_faults() -> list[Fault]:
     named = {"named_by": "Ray's (head|process)", "ends": (1,)}
+    late = {**named, "ends": (1, 0)}  # a run that needs nothing of it any more comes to its end
     hit = [(part, number) for part in ("raylet", "gcs") for number in (KILL, STOP)]
     lost = Fault(
         name="lose a node and its objects",
@@ -104,7 +105,13 @@ def _ray_faults() -> list[Fault]:
         lag=2,
         needs_nodes=True,
     )
-    return [lost, *[_signal(part, number, "", (), **named) for part, number in [*hit, ("ray head", KILL)]]]
+    return [
+        lost,
+        *[
+            _signal(part, number, "", (), **(late if (part, number) == ("raylet", STOP) else named))
+            for part, number in [*hit, ("ray head", KILL)]
+        ],
+    ]
 
 
 def _driver_faults() -> list[Fault]:

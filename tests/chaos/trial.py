@@ -74,13 +74,15 @@ class Trial:
         self._lag = int(recipe.get("rollout__max_policy_lag", 0))
         self._num_steps = num_steps
         self._checking_s = 0.0
+        self._is_over = False
+        """Whether the run has come to its end although a fault should have ended it."""
         self._sit(shop.join(nodes.address, run, **recipe) if nodes else shop.train(run, **recipe))
         self._wait(lambda: len(self._steps) > NUM_SFT_STEPS, 180, "first step of reinforcement learning")
 
     @property
     def has_room(self) -> bool:
         """Whether the run goes on for long enough to notice one more fault."""
-        return self._num_steps - (self._steps[-1] + 1) >= STEPS_LEFT
+        return not self._is_over and self._num_steps - (self._steps[-1] + 1) >= STEPS_LEFT
 
     def face(self, fault: Fault) -> Outcome:
         """Let the run train for a moment, strike, and measure until it trains again.
@@ -105,8 +107,10 @@ class Trial:
             struck = fault.strike(scene)
             if fault.ends and fault.undo is None:
                 self._await_end(fault, outcome, struck, mark)
-                pattern = fault.damage(self.run, self._rng) if fault.damage else None
-                self._resume(outcome, pattern)
+                self._is_over = self.run.exit_statuses[-1] == 0
+                if not self._is_over:
+                    pattern = fault.damage(self.run, self._rng) if fault.damage else None
+                    self._resume(outcome, pattern)
             else:
                 self._await_recovery(fault, outcome, scene, struck, mark)
         except AssertionError as error:
@@ -120,8 +124,9 @@ class Trial:
 
     def finish(self, reference: Run | None) -> None:
         """Wait for the end of the run and check everything that it left."""
-        self._wait(lambda: self._command.process.poll() is not None, RECOVERED_S, "end of the run")
-        self._check_end(self.problems, (0,))
+        if not self._is_over:
+            self._wait(lambda: self._command.process.poll() is not None, RECOVERED_S, "end of the run")
+            self._check_end(self.problems, (0,))
         self.problems += differences(self.run, reference)
 
     # ---- a strike
