@@ -3,6 +3,7 @@ from decimal import Decimal
 from hypothesis import given
 from hypothesis import strategies as st
 
+from actors.thinking import FAMILIES
 from reward.answer import extract_answer
 from reward.choice import choices_match
 from reward.config import RuleSet
@@ -124,8 +125,15 @@ def test_neutral_text_is_one_short_line_without_brackets_and_tags(text, max_char
 
 
 @given(anything, anything)
-def test_contradicting_verdicts_are_unknown(before, between):
-    assert parse_verdict(f"{before}[[YES]]{between}[[no]]") is Verdict.UNKNOWN
+def test_contradicting_verdicts_are_unknown_unless_a_thought_ends_between_them(before, between):
+    ends_a_thought = any(closing in between for _, closing in FAMILIES.values())
+    expected = {Verdict.NO, Verdict.UNKNOWN} if ends_a_thought else {Verdict.UNKNOWN}
+    assert parse_verdict(f"{before}[[YES]]{between}[[no]]") in expected
+
+
+@given(anything)
+def test_what_a_judge_thinks_is_no_verdict(thought):
+    assert parse_verdict(f"<think>{thought}[[YES]]</think>They differ. [[NO]]") is Verdict.NO
 
 
 @given(st.integers(0, 30_000), st.integers(1, 20_000), st.integers(1, 20_000))
