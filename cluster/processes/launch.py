@@ -38,6 +38,8 @@ from reward.config import OpenAIJudge, VllmJudge
 from reward.judge_actor import JudgeActor
 
 _T = TypeVar("_T")
+_OTHER_DIED = ("The actor died unexpectedly", "ActorDiedError", "ActorUnavailableError")
+"""Words of Ray in the error of an actor that could not start because another one died."""
 
 PROBE_TOKENS = 64
 """Tokens that engines and learner both score, which shows whether they hold the same weights."""
@@ -283,9 +285,10 @@ async def _wait(waiting: Sequence[tuple[str, Awaitable[int]]], timeout_s: float,
 async def _named(name: str, reply: Awaitable[_T]) -> _T:
     try:
         return await reply
-    except ActorDiedError as error:
-        if error.actor_init_failed:
-            raise RunFailed(f"{name} did not start: {one_line(error)}") from error
-        raise RestartFromCheckpoint(f"{name} died while it started", part=name.partition("-")[0]) from error
-    except RayTaskError as error:
-        raise RunFailed(f"{name} did not start: {one_line(error)}") from error
+    except (ActorDiedError, RayTaskError) as error:
+        if not isinstance(error, RayTaskError) and not error.actor_init_failed:
+            raise RestartFromCheckpoint(f"{name} died while it started", part=name.partition("-")[0]) from error
+        reason = one_line(error)
+        if any(words in reason for words in _OTHER_DIED):  # one that it calls, as on a node that was lost just now
+            raise RestartFromCheckpoint(f"{name} did not start: what it calls died: {reason}") from error
+        raise RunFailed(f"{name} did not start: {reason}") from error
