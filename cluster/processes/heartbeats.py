@@ -270,8 +270,8 @@ class Watch:
     def judge(self, actors: list[WatchedActor]) -> None:
         """Speak of what stands still, and kill what has done so for too long."""
         now = self._now()
-        if any(actor.moves(now) for actor in actors):
-            self._moved = now
+        if any(actor.moves(now) or actor.still_s(now) >= self._config.notice_s for actor in actors):
+            self._moved = now  # one that stands still is killed, and whoever waits for it hears of its death
         for actor in actors:
             self._speak_of(actor, now)
         for actor in self._to_kill(actors, now):

@@ -12,7 +12,7 @@ from cluster.recipe.config import ClusterConfig
 from cluster.run.recovery import RayLost, RestartFromCheckpoint
 from cluster.run.waits import Waits
 from curriculum.errors import RunFailed
-from curriculum.heartbeat import Heartbeat
+from curriculum.heartbeat import IDLE, Heartbeat
 
 BOUNDS = ClusterConfig(notice_s=30, standstill_s=600, startup_timeout_s=900)
 
@@ -201,6 +201,22 @@ def test_a_failure_that_follows_from_a_death_is_blamed_on_the_death(scene):
 
         with pytest.raises(RestartFromCheckpoint, match="learner-0 died"):
             await s.watch.guard(work())
+
+    asyncio.run(scenario())
+
+
+def test_a_wait_for_an_actor_that_is_killed_is_not_given_up_as_well(scene):
+    s = scene("learner-0")
+
+    async def scenario():
+        s.watch._loop = asyncio.get_running_loop()
+        s.watch._lost = s.watch._loop.create_future()
+        with s.waits.on("a checkpoint"):
+            s.pass_time(5, learner_0=beat(IDLE))
+            s.pass_time(BOUNDS.standstill_s + 60)
+        await asyncio.sleep(0)
+        assert s.faults == [("learner-0", IDLE, "killing it")]
+        assert not s.watch._lost.done()
 
     asyncio.run(scenario())
 
