@@ -15,7 +15,7 @@ from cluster.recipe.load import load_recipe
 from cluster.recipe.trust import check_trust
 from cluster.recipe.truths import SourceTruths, truths_by_source
 from curriculum.dataset import Loaded, load_tasks
-from curriculum.errors import UserError
+from curriculum.errors import UserError, shortened
 from curriculum.files import check_writable
 from curriculum.phase_lengths import PhaseLengths, phase_lengths
 from curriculum.printable import printable
@@ -23,7 +23,7 @@ from curriculum.rejects import count_reasons, write_rejects
 from curriculum.task import Task
 from reward.config import RewardConfig
 
-BAR_WIDTH = 40
+BAR_WIDTH, MAX_SHOWN_CHARS = 40, 40
 MAX_EXAMPLES = 3
 """Questions that are named for each data source."""
 
@@ -75,7 +75,10 @@ def _truth_table(sources: Sequence[SourceTruths]) -> Table:
     """Show kind and number of questions of each data source, and those that only a judge can reward."""
     table = Table("data source", "kind", "questions", "for the judge only", "such as")
     for source in sources:
-        examples = ", ".join(f"{task.task_id}: {task.answers[0]!r}" for task in source.unpayable[:MAX_EXAMPLES])
+        examples = ", ".join(
+            f"{task.task_id}: {shortened(repr(task.answers[0]), MAX_SHOWN_CHARS)}"
+            for task in source.unpayable[:MAX_EXAMPLES]
+        )
         counts = (str(source.num_tasks), str(len(source.unpayable)))
         table.add_row(Text(printable(source.data_source)), str(source.kind), *counts, Text(printable(examples)))
     return table

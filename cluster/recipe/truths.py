@@ -26,11 +26,11 @@ class SourceTruths:
 
 
 def is_payable(data_source: str, answers: Sequence[str], reward: RewardConfig) -> bool:
-    """Return whether a response that announces an accepted answer word for word is accepted by the rule."""
+    """Return whether a response that announces an accepted answer word for word, in one line, is accepted by rule."""
     kind = kind_of(data_source, reward.kinds)
     try:
         return any(
-            apply_rules(reward.rules, kind, f"Therefore, the answer is {answer}", answers).accepted
+            apply_rules(reward.rules, kind, f"Therefore, the answer is {' '.join(answer.split())}", answers).accepted
             for answer in answers
         )
     except ValueError:  # an accepted answer is empty once its wrapping is off

@@ -18,6 +18,7 @@ ENDPOINT = "reward.judge={type: openai, base_url: 'http://127.0.0.1:9/v1', model
     [
         ("hotpotqa", ["Paris"], True),
         ("hotpotqa", ["the"], False),
+        ("hotpotqa", ["on the ROCStories\n(Springs, 2016)"], True),
         ("docmath", ["42"], True),
         ("docmath", ["5 to 6"], False),
         ("docmath", ["12.5"], True),
