@@ -29,6 +29,11 @@ class FinishReason(StrEnum):
         """Whether the system ended the answer before the model did, so that its reward is unknown."""
         return self is FinishReason.DEADLINE
 
+    @property
+    def is_truncated(self) -> bool:
+        """Whether the answer reached the response limit, repeating itself or not."""
+        return self in (FinishReason.LENGTH, FinishReason.REPETITION)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VersionSpan:
@@ -117,8 +122,8 @@ class GroupMeta:
     prompt_tokens: int
     response_tokens: tuple[int, ...]
     """[G] tokens of each answer."""
-    num_truncated: int
-    """Answers that reached the response limit, repeating themselves or not."""
+    truncated: tuple[bool, ...]
+    """[G] whether each answer reached the response limit, repeating itself or not."""
     num_repetitive: int = 0
     """Answers that reached the response limit while they repeated themselves."""
     num_cut: int = 0
@@ -127,6 +132,11 @@ class GroupMeta:
     """Oldest policy version among the answers."""
     num_bytes: int
     """Bytes of the tokens and log-probabilities in the object store."""
+
+    @property
+    def num_truncated(self) -> int:
+        """Answers that reached the response limit."""
+        return sum(self.truncated)
 
     @classmethod
     def of(cls, group: Group) -> GroupMeta:
@@ -137,7 +147,7 @@ class GroupMeta:
             data_source=group.task.data_source,
             prompt_tokens=len(group.task.prompt_ids),
             response_tokens=tuple(len(trajectory.response_ids) for trajectory in group.trajectories),
-            num_truncated=reasons[FinishReason.LENGTH] + reasons[FinishReason.REPETITION],
+            truncated=tuple(trajectory.finish_reason.is_truncated for trajectory in group.trajectories),
             num_repetitive=reasons[FinishReason.REPETITION],
             num_cut=sum(number for reason, number in reasons.items() if reason.is_cut),
             policy_version=min(trajectory.policy_version for trajectory in group.trajectories),

@@ -193,7 +193,7 @@ def _scored(lease_id: int, group: TracedGroup, version: int) -> ScoredGroup:
     lease = TaskLease(lease_id=lease_id, task_id=str(lease_id), attempt=0, replayed=False, phase=0)
     meta = GroupMeta(
         lease=lease, data_source="trace", prompt_tokens=group.prompt_tokens, response_tokens=group.response_tokens,
-        num_truncated=0, policy_version=version, num_bytes=0,
+        truncated=(False,) * len(accuracies), policy_version=version, num_bytes=0,
     )  # fmt: skip
     scores = tuple(
         Score(answer=None, rule=accuracy, judge=None, accuracy=accuracy, reward=accuracy, reason="from the trace")

@@ -23,7 +23,7 @@ class ScoredGroup:
     group: Any
     """Reference to the `Group`; opaque to the loop."""
     advantages: tuple[float | None, ...] | None = None
-    """[G] advantage with which the learner trains each answer, None where the reward is unknown; see
+    """[G] advantage with which the learner trains each answer, None where the answer is left out; see
     `assign_advantages`. The whole tuple is None as long as the group is not trained on."""
 
     @property
@@ -51,11 +51,17 @@ class ScoredGroup:
         """[G] reward after length shaping; None where unknown."""
         return tuple(score.reward for score in self.scores)
 
-    def trainable(self, *, dynamic_sampling: bool) -> bool:
+    def trainable(self, *, dynamic_sampling: bool, mask_truncated: bool = False) -> bool:
         """Return whether the group can be trained on.
 
-        It needs two known rewards; with dynamic sampling also two different known accuracies.
+        It needs two known rewards; with dynamic sampling also two different known accuracies; where truncated answers
+        are left out, another one whose reward is known.
         """
+        if mask_truncated and all(
+            truncated or accuracy is None
+            for truncated, accuracy in zip(self.meta.truncated, self.accuracies, strict=True)
+        ):
+            return False
         if dynamic_sampling:
             return has_signal(self.accuracies)
         return len(self.known_accuracies) >= 2
@@ -77,13 +83,16 @@ class ScoredGroup:
         return TaskOutcome(lease_id=self.lease_id, task_id=self.task_id, accuracies=self.known_accuracies)
 
 
-def assign_advantages(groups: Sequence[ScoredGroup], scale: Scale, *, mask_negatives: bool) -> None:
+def assign_advantages(
+    groups: Sequence[ScoredGroup], scale: Scale, *, mask_negatives: bool, mask_truncated: bool = False
+) -> None:
     """Compute the advantages that the learner trains with and the run folder keeps.
 
     Args:
         groups: the next groups of a batch; with `scale="task"` the whole batch.
         scale: see `learner.advantage_scale`.
         mask_negatives: whether the entropy control sets negative advantages to 0 in this step.
+        mask_truncated: leave truncated answers out; their rewards count for the others' advantages all the same.
 
     Raises:
         ValueError: a group has fewer than two known rewards.
@@ -95,4 +104,6 @@ def assign_advantages(groups: Sequence[ScoredGroup], scale: Scale, *, mask_negat
         mask_negatives=mask_negatives,
     )
     for group, advantages_G in zip(groups, advantages, strict=True):
-        group.advantages = advantages_G
+        left_out_G = group.meta.truncated if mask_truncated else (False,) * len(advantages_G)
+        pairs = zip(advantages_G, left_out_G, strict=True)
+        group.advantages = tuple(None if left_out else advantage for advantage, left_out in pairs)

@@ -216,8 +216,8 @@ class TrainingLoop:
 
     def _compute_advantages(self, groups: Sequence[ScoredGroup]) -> None:
         """Compute the numbers that the learner trains on and `trajectories/` keeps (paper Eq. 5)."""
-        scale = self._config.learner.advantage_scale
-        assign_advantages(groups, scale, mask_negatives=self._progress.negatives_masked)
+        learner, masked = self._config.learner, self._progress.negatives_masked
+        assign_advantages(groups, learner.advantage_scale, mask_negatives=masked, mask_truncated=learner.mask_truncated)
 
     async def _accumulate(self, step: Step, groups: Sequence[ScoredGroup]) -> None:
         work = self._learner.accumulate(groups, batch_groups=self._config.groups_per_batch)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -26,9 +26,13 @@ class LearningRateConfig(StrictModel):
 class GrpoConfig(StrictModel):
     """Mean over groups of the mean over responses of the token mean (paper Eq. 4)."""
 
+    dynamic_sampling: ClassVar[bool] = False
     type: Literal["grpo"] = "grpo"
     clip: float = Field(default=0.2, gt=0, lt=1)
     """The ratio is clipped to [1 - clip, 1 + clip]."""
+    dual_clip: float | None = Field(default=None, gt=1)
+    """Where the advantage A is negative, the loss of a token is at most dual_clip * |A| (Ye et al., 2020); None for no
+    bound."""
 
 
 class DapoConfig(StrictModel):
@@ -37,11 +41,18 @@ class DapoConfig(StrictModel):
     With dynamic sampling: groups whose accuracies are all equal are replaced.
     """
 
+    dynamic_sampling: ClassVar[bool] = True
     type: Literal["dapo"] = "dapo"
     clip_low: float = Field(default=0.2, gt=0, lt=1)
     """The ratio is clipped to [1 - clip_low, 1 + clip_high]."""
     clip_high: float = Field(default=0.28, gt=0)
     """The ratio is clipped to [1 - clip_low, 1 + clip_high]."""
+    dual_clip: float | None = Field(default=None, gt=1)
+    """Where the advantage A is negative, the loss of a token is at most dual_clip * |A| (Ye et al., 2020); None for no
+    bound."""
+    token_mean: Literal["group", "batch"] = "group"
+    """`group`: mean over all tokens of each group, then over groups. `batch`: mean over all tokens of the mini-batch,
+    in which a group with long answers weighs more."""
 
 
 class DrGrpoConfig(StrictModel):
@@ -50,14 +61,48 @@ class DrGrpoConfig(StrictModel):
     Liu et al., 2025, "Understanding R1-Zero-like training".
     """
 
+    dynamic_sampling: ClassVar[bool] = False
     type: Literal["dr_grpo"] = "dr_grpo"
     clip: float = Field(default=0.2, gt=0, lt=1)
     """The ratio is clipped to [1 - clip, 1 + clip]."""
+    dual_clip: float | None = Field(default=None, gt=1)
+    """Where the advantage A is negative, the loss of a token is at most dual_clip * |A| (Ye et al., 2020); None for no
+    bound."""
     constant_tokens: int = Field(gt=0)
     """Tokens by which the token sum of every answer is divided; use the response limit of the rollout."""
 
 
-Algorithm = Annotated[GrpoConfig | DapoConfig | DrGrpoConfig, Field(discriminator="type")]
+class GspoConfig(StrictModel):
+    """Mean over groups of the mean over answers, with one ratio per answer, the geometric mean over its tokens.
+
+    Zheng et al., 2025, "Group Sequence Policy Optimization". With `mini_batches=1` every ratio is 1, and it equals
+    GRPO. The later mini-batches cost one more product with the LM head, over the response tokens.
+    """
+
+    dynamic_sampling: ClassVar[bool] = False
+    type: Literal["gspo"] = "gspo"
+    clip_low: float = Field(default=3e-4, gt=0, lt=1)
+    """The ratio of an answer is clipped to [1 - clip_low, 1 + clip_high]."""
+    clip_high: float = Field(default=4e-4, gt=0)
+    """The ratio of an answer is clipped to [1 - clip_low, 1 + clip_high]."""
+
+
+class CispoConfig(StrictModel):
+    """Log-probabilities weighted by advantage and ratio; the ratio is held from above and has no gradient.
+
+    MiniMax, 2025, "MiniMax-M1". With dynamic sampling: groups whose accuracies are all equal are replaced.
+    """
+
+    dynamic_sampling: ClassVar[bool] = True
+    type: Literal["cispo"] = "cispo"
+    clip_high: float = Field(default=4.0, gt=0)
+    """The ratio weighs at most 1 + clip_high; 5 is the bound of Khatri et al., 2025, the paper states none."""
+    token_mean: Literal["group", "batch"] = "group"
+    """`group`: mean over all tokens of each group, then over groups. `batch`: mean over all tokens of the mini-batch,
+    in which a group with long answers weighs more."""
+
+
+Algorithm = Annotated[GrpoConfig | DapoConfig | DrGrpoConfig | GspoConfig | CispoConfig, Field(discriminator="type")]
 
 
 class ImportanceConfig(StrictModel):
@@ -103,6 +148,10 @@ class LearnerConfig(LearningRateConfig):
     """Largest L2 norm of the gradient."""
     algorithm: Algorithm = DapoConfig()
     """Loss and its aggregation over tokens, answers and groups."""
+    mask_truncated: bool = False
+    """Leave answers that reached the response limit out of the loss and its normaliser (overlong filtering of DAPO).
+    Their rewards still count in the mean and the deviation of their group; a group without other answers is not trained
+    on."""
     advantage_scale: Literal["group", "task", "none"] = "group"
     """Standard deviation that advantages are divided by: of the group, of all answers in the batch to questions of the
     same data source (QwenLong-L1.5), or none (Dr. GRPO)."""

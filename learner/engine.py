@@ -22,7 +22,7 @@ from torch import Tensor
 
 from curriculum.errors import RunFailed
 from curriculum.task import Demonstration
-from learner.batch.aggregation import Aggregation
+from learner.batch.aggregation import Aggregation, normaliser_share
 from learner.batch.microbatch import TrainingGroup
 from learner.batch.packing import PLACEHOLDER, SlicePlan, plan_slice, unshare
 from learner.batch.rows import build_microbatch, demonstration_group, single_row
@@ -32,10 +32,9 @@ from learner.forward import sharing_check
 from learner.forward.activations import offloaded_layer_inputs
 from learner.forward.logprobs import TokenLoss, TokenScores
 from learner.forward.row_tensors import PhasedTensors, Row, RowTensors, responses_of, to_device
-from learner.forward.running_batch import MiniBatchPart, RunningBatch
+from learner.forward.running_batch import MiniBatch, MiniBatchPart, RunningBatch
 from learner.forward.three_phase import backward_in_phases, score_in_phases
-from learner.objective.loss import kept_answers
-from learner.objective.objective import PolicyLoss, SftLoss
+from learner.objective.objective import PolicyLoss, SftLoss, policy_loss
 from learner.objective.settings import aggregation_of, objective_of, torch_dtype
 from learner.objective.step_sums import StepAccumulator
 from learner.reports import SftReport, StepReport
@@ -211,9 +210,9 @@ class LearnerEngine:
         for mini_batch in batch.mini_batches:
             for (row, old), is_last in _with_last(mini_batch.rows):
                 self._row_backward(row, old, is_last=is_last)
-            if not mini_batch.rows and mini_batch.share < 1:
+            if not mini_batch.rows and mini_batch.is_short:
                 self._end_accumulation()
-            self._step(learning_rate, share=mini_batch.share)
+            self._step(learning_rate, share=self._share(mini_batch))
         report = self._report(StepReport, learning_rate=learning_rate, prompt_sharing=self._sharing)
         self._num_steps += 1
         return report
@@ -305,8 +304,7 @@ class LearnerEngine:
     def _step(self, learning_rate: float, *, share: float = 1.0) -> None:
         """Make one optimizer step with the accumulated gradients; skip it on all ranks if they are not finite.
 
-        `share` is the share of the mini-batch that came. Gradients were normalised by the whole mini-batch, so they
-        are divided by the share: DeepSpeed divides gradients by the loss scale before the step.
+        The gradients are divided by `share`: DeepSpeed divides them by the loss scale before the step.
         """
         zero = self._zero_optimizer
         for group in zero.param_groups:
@@ -317,6 +315,15 @@ class LearnerEngine:
         applied = self._engine.was_step_applied()
         self._sums.close_update(float(zero._global_grad_norm) if applied else None, share=share)
         self._count_skipped(applied)
+
+    def _share(self, mini_batch: MiniBatch) -> float:
+        """Return what the gradients of a mini-batch are to be divided by, see `normaliser_share`. Collective."""
+        return normaliser_share(
+            self._aggregation(),
+            num_groups=mini_batch.num_groups,
+            max_groups=mini_batch.max_groups,
+            num_tokens=self._sums.num_tokens,
+        )
 
     def _end_accumulation(self, *, scale: float = 1.0) -> None:
         """Back-propagate a row with weight zero as the last one: DeepSpeed ends an accumulation in a backward pass."""
@@ -367,29 +374,15 @@ class LearnerEngine:
             return [SftLoss(batch) for batch in batches]
         reference = self._scores(self._reference, row) if self._reference and self._reference_due() else None
         return [
-            PolicyLoss(
+            policy_loss(
                 batch,
                 objective_of(self._config),
                 old=None if old is None else old[index],
-                kept_N=self._kept(batch, None if old is None else old[index]),
                 reference_N=None if reference is None else reference[index].logprobs_N,
+                add_up=self._placement.add_up,
             )
             for index, batch in enumerate(batches)
         ]
-
-    def _kept(self, row: RowTensors, old: TokenScores | None) -> Tensor | None:
-        """Return [N] the tokens of answers that the importance correction keeps; None without `max_answer_ratio`."""
-        importance = self._config.importance
-        if old is None or importance is None or importance.max_answer_ratio is None:
-            return None
-        return kept_answers(
-            old.logprobs_N - old.log_nucleus_N,
-            row.rollout_logprobs_N,
-            row.answers_N,
-            num_answers=row.num_answers,
-            max_ratio=importance.max_answer_ratio,
-            add_up=self._placement.add_up,
-        )
 
     def _count_row(
         self, row: RowTensors, total: Tensor, scores: TokenScores, loss: TokenLoss, *, is_first_pass: bool

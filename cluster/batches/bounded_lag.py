@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 from cluster.batches.in_flight import Arrival, GroupsInFlight
 from cluster.batches.lag_buffer import LagBuffer
@@ -35,6 +36,7 @@ class BoundedLagSource:
         max_policy_lag: int,
         max_rounds: int,
         dynamic_sampling: bool,
+        mask_truncated: bool = False,
     ) -> None:
         """Set the sizes.
 
@@ -46,13 +48,16 @@ class BoundedLagSource:
             max_policy_lag: k, at least 1.
             max_rounds: so many batches' worth of groups may be dropped for one batch.
             dynamic_sampling: whether groups without variance are replaced.
+            mask_truncated: whether truncated answers are left out of the training.
         """
         self._curriculum = curriculum
         self._rollouts = rollouts
         self._batch_size = batch_size
         self._slice_size = slice_size
         self._max_dropped = max_rounds * batch_size
-        self._dynamic_sampling = dynamic_sampling
+        self._trainable = partial(
+            ScoredGroup.trainable, dynamic_sampling=dynamic_sampling, mask_truncated=mask_truncated
+        )
         self._buffer = LagBuffer(batch_size=batch_size, max_policy_lag=max_policy_lag)
         self._in_flight = GroupsInFlight(rollouts, self._arrive)
         self._order: BatchOrder | None = None
@@ -196,7 +201,7 @@ class BoundedLagSource:
             self._buffer.lose(arrival.lease_id)
             self._collected.lose(arrival, at_most=self._batch_size)
             return
-        outcome = self._buffer.arrive(arrival, trainable=arrival.trainable(dynamic_sampling=self._dynamic_sampling))
+        outcome = self._buffer.arrive(arrival, trainable=self._trainable(arrival))
         if outcome is not None:
             self._collected.add(arrival, outcome)
 

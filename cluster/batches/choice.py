@@ -14,12 +14,13 @@ from cluster.roles import Curriculum, Rollouts
 
 def batch_source(config: RunConfig, curriculum: Curriculum, rollouts: Rollouts) -> BatchSource:
     """Return strictly on-policy batches, or a source with a bounded lag."""
-    dynamic_sampling = config.learner.algorithm.type == "dapo"
+    dynamic_sampling = config.learner.algorithm.dynamic_sampling
     common: dict[str, Any] = {
         "batch_size": config.groups_per_batch,
         "slice_size": ceil(config.groups_per_batch / config.learner.slices),
         "max_rounds": config.curriculum.max_sampling_rounds if dynamic_sampling else 1,
         "dynamic_sampling": dynamic_sampling,
+        "mask_truncated": config.learner.mask_truncated,
     }
     if config.rollout.max_policy_lag == 0:
         return OnPolicySource(curriculum, rollouts, **common)

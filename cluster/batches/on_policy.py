@@ -8,6 +8,7 @@ the answers.
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 from cluster.batches.in_flight import Arrival, GroupsInFlight
 from cluster.batches.lag_buffer import AcceptanceRate, LagBoundError, policy_lag, without_signal
@@ -35,6 +36,7 @@ class OnPolicySource:
         slice_size: int,
         max_rounds: int,
         dynamic_sampling: bool,
+        mask_truncated: bool = False,
     ) -> None:
         """Set the sizes.
 
@@ -45,12 +47,15 @@ class OnPolicySource:
             slice_size: groups of a slice.
             max_rounds: waves for one batch.
             dynamic_sampling: whether groups without variance are replaced.
+            mask_truncated: whether truncated answers are left out of the training.
         """
         self._curriculum = curriculum
         self._batch_size = batch_size
         self._slice_size = slice_size
         self._max_rounds = max_rounds
-        self._dynamic_sampling = dynamic_sampling
+        self._trainable = partial(
+            ScoredGroup.trainable, dynamic_sampling=dynamic_sampling, mask_truncated=mask_truncated
+        )
         self._acceptance = self._fresh_acceptance()
         self._in_flight = GroupsInFlight(rollouts, self._arrive)
         self._arrived: dict[int, ScoredGroup | GroupLost] = {}
@@ -168,7 +173,7 @@ class OnPolicySource:
         return AcceptanceRate(self._max_rounds * self._batch_size)
 
     def _outcome_of(self, group: ScoredGroup, version: int) -> GroupOutcome:
-        trainable = group.trainable(dynamic_sampling=self._dynamic_sampling)
+        trainable = self._trainable(group)
         self._acceptance.observe(trainable)
         if not trainable:
             return without_signal(group)

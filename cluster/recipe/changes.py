@@ -49,7 +49,8 @@ reward.rules reward.kinds reward.thinking reward.thinking_tags reward.judge.type
 reward.judge.max_tokens reward.judge.max_model_len reward.overlong.max_tokens reward.overlong.cache_tokens
 learner.learning_rate learner.warmup_steps learner.schedule learner.betas learner.weight_decay learner.grad_clip
 learner.algorithm.type learner.algorithm.clip learner.algorithm.clip_low learner.algorithm.clip_high
-learner.algorithm.constant_tokens learner.advantage_scale learner.kl_coefficient learner.kl_estimator learner.kl_every
+learner.algorithm.constant_tokens learner.algorithm.dual_clip learner.algorithm.token_mean learner.mask_truncated
+learner.advantage_scale learner.kl_coefficient learner.kl_estimator learner.kl_every
 learner.entropy_coefficient learner.importance.cap learner.importance.beyond learner.importance.max_answer_ratio
 learner.entropy_control.high learner.entropy_control.low learner.mini_batches
 reward.judge.template_arguments reward.judge.request_fields

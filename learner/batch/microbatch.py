@@ -19,7 +19,8 @@ class TrainingItem:
     group: Any
     """`ray.ObjectRef` of a `Group`; only the rank that trains on it fetches it."""
     advantages: tuple[float | None, ...]
-    """[G] advantage of each answer; None where its reward is unknown, so that the answer is left out."""
+    """[G] advantage of each answer; None for an answer that is left out: its reward is unknown, or it was truncated and
+    `learner.mask_truncated` is set."""
     prompt_tokens: int
     """P, tokens of the shared prompt."""
     response_tokens: tuple[int, ...]
@@ -37,7 +38,7 @@ class TrainingGroup:
     rollout_logprobs: tuple[NDArray[np.float32], ...]
     """[G] arrays of [R_i] log-probabilities (nats) under the sampling policy."""
     advantages: tuple[float, ...]
-    """[G] advantage of each response; responses without a known reward are left out of the group."""
+    """[G] advantage of each response; responses that are left out are not in the group."""
     temperature: float
     """Sampling temperature; logits are divided by it."""
     top_p: float = 1.0
@@ -124,7 +125,8 @@ class MicroBatch:
     labels: NDArray[np.int64]
     """[N] the response tokens."""
     weights: NDArray[np.float32]
-    """[N] share of each token in the loss of the mini-batch; the shares of a mini-batch sum to 1 over all ranks."""
+    """[N] weight of each token in the loss of the mini-batch, see `aggregation`; in the warm-up, and but for `constant`
+    and `batch`, those of a mini-batch sum to 1 over all ranks."""
     advantages: NDArray[np.float32]
     """[N] advantage of the response each token belongs to; zeros in the warm-up."""
     rollout_logprobs: NDArray[np.float32]

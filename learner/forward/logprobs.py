@@ -12,7 +12,7 @@ Suffixes: `_N` response tokens, `_H` hidden width, `_V` vocabulary, `_n` tokens 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,21 @@ class TokenLoss(Protocol):
         Args:
             tokens: which of the N tokens these are.
             scores: of these tokens.
+        """
+        ...
+
+
+@runtime_checkable
+class RowLoss(TokenLoss, Protocol):
+    """A loss whose value at one token depends on other tokens of the row: it is shown all of them first.
+
+    The head then computes the logits twice: four matrix products instead of three, but no second pass of the model.
+    """
+
+    def see_row(self, logprobs_N: Tensor) -> None:
+        """Take [N] the log-probabilities of all tokens of the row held here, without gradient, before the first tile.
+
+        Every rank that shares the row makes this call at the same place, so it may be collective among them.
         """
         ...
 
@@ -135,6 +150,9 @@ def token_loss(
     Returns:
         the sum, an fp32 scalar whose gradient for hidden states and weight is already computed, and the scores.
     """
+    if isinstance(loss, RowLoss):
+        seen = score_tokens(hidden_NH, weight_VH, labels_N, temperature_N, max_tile_logits=max_tile_logits)
+        loss.see_row(seen.logprobs_N)
     tiles = list(_tiles(len(labels_N), weight_VH, max_tile_logits))
     if not torch.is_grad_enabled():
         scores = score_tokens(hidden_NH, weight_VH, labels_N, temperature_N, top_p_N, max_tile_logits=max_tile_logits)

@@ -65,14 +65,14 @@ class MiniBatch:
     def __init__(self, max_groups: int) -> None:
         """Begin without groups; `max_groups` is the number of groups of the whole mini-batch."""
         self.num_groups = 0
+        self.max_groups = max_groups
         self.rows: list[tuple[Row, list[TokenScores]]] = []
         """Rows to be back-propagated, with the scores before the first update of each of their batches of responses."""
-        self._max_groups = max_groups
 
     @property
-    def share(self) -> float:
-        """Groups that came, as a share of the whole mini-batch; below 1 only if the batch ended early."""
-        return self.num_groups / self._max_groups
+    def is_short(self) -> bool:
+        """Whether the batch ended before the mini-batch was whole."""
+        return self.num_groups < self.max_groups
 
 
 class RunningBatch:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +14,20 @@ from torch import Tensor
 
 from learner.forward.logprobs import TokenScores
 from learner.forward.row_tensors import RowTensors
-from learner.objective.loss import KlEstimator, clipped_policy_loss, importance_weights, is_clipped, kl_estimate
+from learner.objective.loss import (
+    KlEstimator,
+    answer_ratios,
+    clipped_policy_loss,
+    importance_weights,
+    is_clipped,
+    kept_answers,
+    kl_estimate,
+    weighted_policy_loss,
+)
+
+Surrogate = Literal["ppo", "gspo", "cispo"]
+"""`ppo`: the ratio of a token, clipped. `gspo`: the ratio of its answer, clipped. `cispo`: the ratio of a token as a
+weight, held from above."""
 
 TOKEN_SUMS = (
     "clip_fraction",
@@ -30,8 +44,12 @@ TOKEN_SUMS = (
 class Objective:
     """Parameters of the policy loss."""
 
+    surrogate: Surrogate = "ppo"
     clip_low: float
+    """Infinite for `cispo`, whose weights are not held from below."""
     clip_high: float
+    dual_clip: float | None = None
+    """For `ppo` only."""
     kl_coefficient: float = 0.0
     kl_estimator: KlEstimator = "k3"
     entropy_coefficient: float = 0.0
@@ -39,6 +57,8 @@ class Objective:
     importance_cap: float | None = None
     """Cap of the truncated importance sampling between sampler and learner; None applies no weights."""
     importance_beyond: Literal["truncate", "mask"] = "truncate"
+    max_answer_ratio: float | None = None
+    """Bound beyond which an answer is left out, see `kept_answers`; None keeps all. Needs the old scores."""
 
 
 class SftLoss:
@@ -53,7 +73,7 @@ class SftLoss:
 
 
 class PolicyLoss:
-    """Clipped surrogate, importance correction, KL and entropy bonus of one row, with the sums for the report.
+    """Surrogate, importance correction, KL and entropy bonus of one row, with the sums for the report.
 
     A token counts if the sampler reported a finite log-probability for it, the learner's own nucleus contains it, and
     its answer is kept. All others have weight zero. The normaliser of the loss does not change, so leaving tokens out
@@ -94,10 +114,9 @@ class PolicyLoss:
         used_n = usable_tokens(old, rollout_n)
         if self._kept_N is not None:
             used_n = used_n & self._kept_N[tokens]
-        ratio_n, advantages_n = torch.exp(scores.logprobs_N - old.logprobs_N), row.advantages_N[tokens]
-        low, high = objective.clip_low, objective.clip_high
-        surrogate_n = clipped_policy_loss(ratio_n, advantages_n, clip_low=low, clip_high=high)
-        clipped_n = is_clipped(ratio_n.detach(), advantages_n, clip_low=low, clip_high=high)
+        token_ratio_n = torch.exp(scores.logprobs_N - old.logprobs_N)
+        ratio_n, advantages_n = self._ratio(tokens, scores, token_ratio_n), row.advantages_N[tokens]
+        surrogate_n, clipped_n = _surrogate(objective, scores.logprobs_N, ratio_n, advantages_n)
         correction_n = torch.ones_like(rollout_n)
         if objective.importance_cap is not None:
             correction_n = importance_weights(
@@ -115,9 +134,101 @@ class PolicyLoss:
             loss_n = loss_n + objective.kl_coefficient * kl_n
         if objective.entropy_coefficient:
             loss_n = loss_n - objective.entropy_coefficient * scores.entropy_N
-        columns = (clipped_n, ratio_n.detach(), kl_n.detach(), ~used_n, correction_n, scores.log_nucleus_N)
+        columns = (clipped_n, token_ratio_n.detach(), kl_n.detach(), ~used_n, correction_n, scores.log_nucleus_N)
         self.sums += torch.stack([column.double().sum() for column in columns])
         return row.weights_N[tokens] * torch.where(used_n, loss_n, 0.0)
+
+    def _ratio(self, tokens: slice, scores: TokenScores, token_ratio_n: Tensor) -> Tensor:
+        """Return [n] the ratio that the surrogate takes, with gradient."""
+        return token_ratio_n
+
+
+class AnswerPolicyLoss(PolicyLoss):
+    """The policy loss with one ratio for all tokens of an answer (GSPO), as `learner.forward.logprobs.RowLoss`.
+
+    Each token has the value s and the gradient s * grad(log pi): with weights 1/|y|, value and gradient of the answer
+    are those of s = (pi / pi_old)^(1/|y|), clipped as a whole.
+    """
+
+    def __init__(
+        self,
+        row: RowTensors,
+        objective: Objective,
+        *,
+        old: TokenScores,
+        reference_N: Tensor | None,
+        kept_N: Tensor | None = None,
+        add_up: Callable[[Tensor], Tensor],
+    ) -> None:
+        """Take what the loss of every tile needs.
+
+        Args:
+            row: the row.
+            objective: parameters of the loss.
+            old: as in `PolicyLoss`; while the old policy is the current one, `PolicyLoss` is the same loss for less.
+            reference_N: as in `PolicyLoss`.
+            kept_N: as in `PolicyLoss`.
+            add_up: sums a tensor over the ranks that share the row.
+        """
+        super().__init__(row, objective, old=old, reference_N=reference_N, kept_N=kept_N)
+        self._old_logprobs_N = old.logprobs_N
+        self._add_up = add_up
+        self._ratios_N: Tensor | None = None
+
+    def see_row(self, logprobs_N: Tensor) -> None:
+        """Compute the ratio of every answer."""
+        row = self._row
+        self._ratios_N = answer_ratios(
+            logprobs_N, self._old_logprobs_N, row.answers_N, num_answers=row.num_answers, add_up=self._add_up
+        )
+
+    def _ratio(self, tokens: slice, scores: TokenScores, token_ratio_n: Tensor) -> Tensor:
+        assert self._ratios_N is not None, "call see_row first"
+        return self._ratios_N[tokens] * torch.exp(scores.logprobs_N - scores.logprobs_N.detach())
+
+
+def policy_loss(
+    row: RowTensors,
+    objective: Objective,
+    *,
+    old: TokenScores | None,
+    reference_N: Tensor | None,
+    add_up: Callable[[Tensor], Tensor],
+) -> PolicyLoss:
+    """Return the loss of a row.
+
+    Args:
+        row: the row.
+        objective: parameters of the loss.
+        old: scores under the policy before the first update of the batch; None while it is the current one.
+        reference_N: [N] log-probabilities under the reference policy; None without one.
+        add_up: sums a tensor over the ranks that share the row.
+    """
+    kept_N = None
+    if old is not None and objective.max_answer_ratio is not None:
+        kept_N = kept_answers(
+            old.logprobs_N - old.log_nucleus_N,
+            row.rollout_logprobs_N,
+            row.answers_N,
+            num_answers=row.num_answers,
+            max_ratio=objective.max_answer_ratio,
+            add_up=add_up,
+        )
+    if objective.surrogate == "gspo" and old is not None:
+        return AnswerPolicyLoss(row, objective, old=old, reference_N=reference_N, kept_N=kept_N, add_up=add_up)
+    return PolicyLoss(row, objective, old=old, reference_N=reference_N, kept_N=kept_N)
+
+
+def _surrogate(
+    objective: Objective, logprobs_n: Tensor, ratio_n: Tensor, advantages_n: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return [n] the surrogate loss, and [n] bool where a clip acts."""
+    high = objective.clip_high
+    if objective.surrogate == "cispo":
+        return weighted_policy_loss(logprobs_n, ratio_n, advantages_n, clip_high=high), ratio_n.detach() > 1 + high
+    low, dual = objective.clip_low, objective.dual_clip
+    surrogate_n = clipped_policy_loss(ratio_n, advantages_n, clip_low=low, clip_high=high, dual_clip=dual)
+    return surrogate_n, is_clipped(ratio_n.detach(), advantages_n, clip_low=low, clip_high=high, dual_clip=dual)
 
 
 def usable_tokens(scores: TokenScores, rollout_logprobs_N: Tensor) -> Tensor:

@@ -62,12 +62,17 @@ class StepAccumulator:
         self._gap_sum += torch.stack((gap_N.sum(), used_N.sum().double()))
         self._gap_max = torch.maximum(self._gap_max, gap_N.max())
 
+    def num_tokens(self) -> int:
+        """Return the response tokens of the rows since the last update, on all ranks. Collective."""
+        sums = torch.stack(self._rows).sum(dim=0)
+        return int(add_up(sums[_COLUMNS.index("tokens")].clone()))
+
     def close_update(self, grad_norm: float | None, *, share: float = 1.0) -> None:
         """End a mini-batch.
 
         Args:
             grad_norm: L2 norm of the gradient; None if the update was skipped, whose sums are then dropped.
-            share: groups that came, as a share of those that the loss was normalised by.
+            share: see `learner.batch.aggregation.normaliser_share`; the loss is divided by it.
         """
         if grad_norm is None:
             self._num_skipped += 1

@@ -77,7 +77,7 @@ def test_the_driver_sees_lengths_truncations_cuts_and_the_oldest_version():
         data_source="test",
         prompt_tokens=7,
         response_tokens=(2, 4, 1, 3),
-        num_truncated=2,
+        truncated=(False, True, True, False),
         num_repetitive=1,
         num_cut=1,
         policy_version=4,

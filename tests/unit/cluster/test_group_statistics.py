@@ -18,7 +18,7 @@ def group(*scores, prompt_tokens=10, num_truncated=0, num_repetitive=0, num_cut=
         data_source="test",
         prompt_tokens=prompt_tokens,
         response_tokens=(3, 5),
-        num_truncated=num_truncated,
+        truncated=(True,) * num_truncated + (False,) * (2 - num_truncated),
         num_repetitive=num_repetitive,
         num_cut=num_cut,
         policy_version=policy_version,

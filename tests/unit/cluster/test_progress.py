@@ -23,7 +23,7 @@ def batch_group(*scores, replayed=False):
         data_source="test",
         prompt_tokens=5,
         response_tokens=(3,) * len(scores),
-        num_truncated=0,
+        truncated=(False,) * len(scores),
         policy_version=0,
         num_bytes=0,
     )

@@ -34,12 +34,12 @@ def test_a_slice_beyond_the_batch_is_refused():
         mini_batch_parts(8, 3, batch_groups=10, num_mini_batches=1)
 
 
-def test_a_batch_counts_its_groups_and_a_short_mini_batch_knows_its_share():
+def test_a_batch_counts_its_groups_and_a_mini_batch_knows_whether_it_is_short():
     batch = RunningBatch()
     for part in mini_batch_parts(0, 4, batch_groups=10, num_mini_batches=4):
         batch.add(part)
     assert batch.num_groups == 4
-    assert [mini_batch.share for mini_batch in batch.mini_batches] == [1.0, pytest.approx(2 / 3)]
+    assert [(m.num_groups, m.max_groups, m.is_short) for m in batch.mini_batches] == [(2, 2, False), (2, 3, True)]
 
 
 def test_slices_out_of_order_are_refused():
