@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from actors.trajectory import GroupMeta
@@ -54,6 +56,24 @@ def test_an_answer_without_a_known_reward_has_no_advantage_and_is_left_out_of_th
     item = group.training_item()
     assert (item.group, item.advantages) == ("reference", (0.5, None, -0.5))
     assert (item.prompt_tokens, item.response_tokens) == (10, (3, 3))
+
+
+def test_truncated_answers_are_left_out_but_their_rewards_count(scored):
+    group = scored(1.0, 0.0, 0.0, 0.0)
+    group.meta = replace(group.meta, truncated=(False, False, True, True))
+    assign_advantages([group], "none", mask_negatives=False, mask_truncated=True)
+    assert group.advantages == (0.75, -0.25, None, None)  # the mean is that of all four
+    assert group.training_item().response_tokens == (3, 3)
+    assert advantages([group], "none") == [(0.75, -0.25, -0.25, -0.25)]
+
+
+def test_a_group_of_truncated_and_unknown_answers_cannot_be_trained_on_where_those_are_left_out(scored):
+    group = scored(1.0, 0.0, None)
+    group.meta = replace(group.meta, truncated=(True, True, False))
+    assert group.trainable(dynamic_sampling=True)
+    assert not group.trainable(dynamic_sampling=True, mask_truncated=True)
+    group.meta = replace(group.meta, truncated=(True, False, False))
+    assert group.trainable(dynamic_sampling=True, mask_truncated=True)
 
 
 def test_a_group_with_one_known_reward_must_not_reach_the_learner(scored):

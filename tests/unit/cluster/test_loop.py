@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
@@ -113,6 +114,30 @@ def test_a_group_with_fewer_than_two_known_rewards_is_never_trained_on(bench):
     calls = b.run()
     assert [call for call in calls if call.startswith("train")] == ["train 2"] * 4
     assert sum(stage.unknown_rewards for stage in b.progress.finished_stages) == 2 * 4
+
+
+@pytest.mark.parametrize("max_policy_lag", [0, 1])
+def test_truncated_answers_are_left_out_of_the_training_on_request(bench, max_policy_lag):
+    b = bench(
+        accuracies=lambda lease: [1.0, 0.0, 0.0],
+        learner={"algorithm": {"type": "grpo"}, "advantage_scale": "none", "mask_truncated": True, "importance": {}},
+        rollout={"group_size": 3, "max_policy_lag": max_policy_lag},
+    )
+    make = b.rollouts._scored
+
+    def scored(lease, accuracies, policy_version=0):
+        group = make(lease, accuracies, policy_version)
+        is_cut_short = len(accuracies) == 3 and lease.lease_id % 4 == 0
+        group.meta = replace(group.meta, truncated=(is_cut_short, is_cut_short, True)[: len(accuracies)])
+        return group
+
+    b.rollouts._scored = scored
+    b.run()
+    advantages = [item.advantages for item in b.learner.items]
+    assert advantages == [(pytest.approx(2 / 3), pytest.approx(-1 / 3), None)] * len(advantages)
+    trained = [group.lease_id for groups in b.learner.groups for group in groups]
+    assert trained
+    assert all(lease_id % 4 for lease_id in trained)
 
 
 def test_held_out_accuracy_is_measured_before_the_run_and_after_every_stage(bench, task):

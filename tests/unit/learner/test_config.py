@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from learner.config import DapoConfig, GrpoConfig, LearnerConfig, SftConfig
+from learner.config import DapoConfig, GrpoConfig, GspoConfig, LearnerConfig, SftConfig
 from learner.zero3.config import zero3_config, zero3_frozen_config
 
 
@@ -11,6 +11,16 @@ def test_the_defaults_are_the_papers():
     assert learner.algorithm == DapoConfig(clip_low=0.2, clip_high=0.28)
     assert learner.kl_coefficient == 0
     assert (sft.epochs, sft.batch_size, sft.learning_rate) == (3, 128, 5e-6)
+
+
+def test_the_clips_of_gspo_are_those_of_its_paper():
+    gspo = LearnerConfig.model_validate({"algorithm": {"type": "gspo"}}).algorithm
+    assert gspo == GspoConfig(clip_low=3e-4, clip_high=4e-4)
+
+
+@pytest.mark.parametrize(("algorithm", "dynamic"), [("grpo", False), ("dapo", True), ("gspo", False), ("cispo", True)])
+def test_groups_without_variance_are_replaced_where_the_algorithms_paper_does(algorithm, dynamic):
+    assert LearnerConfig.model_validate({"algorithm": {"type": algorithm}}).algorithm.dynamic_sampling is dynamic
 
 
 def test_the_algorithm_is_chosen_by_type():
@@ -33,6 +43,11 @@ def test_the_algorithm_is_chosen_by_type():
         {"offload": ("weights",)},
         {"kl_estimator": "k1"},
         {"algorithm": {"type": "dr_grpo"}},
+        {"algorithm": {"type": "grpo", "dual_clip": 1.0}},
+        {"algorithm": {"type": "grpo", "token_mean": "batch"}},
+        {"algorithm": {"type": "gspo", "dual_clip": 3.0}},
+        {"algorithm": {"type": "cispo", "clip_low": 0.2}},
+        {"algorithm": {"type": "dapo", "token_mean": "answer"}},
     ],
 )
 def test_contradictory_and_unknown_settings_are_refused(bad):

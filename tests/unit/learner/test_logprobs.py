@@ -131,3 +131,25 @@ def test_a_head_without_tokens_still_gives_a_gradient_of_zero():
     loss.backward()
     assert [len(column) for column in columns] == [0] * 5
     assert not head.weight.grad.any()
+
+
+class _Seeing:
+    """A loss that needs the whole row: every token is weighted by the mean probability."""
+
+    def see_row(self, logprobs_N):
+        self.weight = logprobs_N.exp().mean()
+        self.num_seen = len(logprobs_N)
+
+    def __call__(self, tokens, scores):
+        return self.weight * scores.logprobs_N
+
+
+@pytest.mark.parametrize("max_tile_logits", [VOCAB, 1000])
+@pytest.mark.parametrize("with_gradient", [True, False])
+def test_a_loss_of_the_whole_row_sees_it_before_the_first_tile(max_tile_logits, with_gradient):
+    inputs, loss = _random(), _Seeing()
+    logprobs_N, _ = _whole(*inputs)
+    with torch.set_grad_enabled(with_gradient):
+        total, _ = token_loss(*inputs, loss, max_tile_logits=max_tile_logits)
+    assert loss.num_seen == NUM_TOKENS
+    assert total.item() == pytest.approx((logprobs_N.exp().mean() * logprobs_N.sum()).item())

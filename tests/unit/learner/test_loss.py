@@ -3,8 +3,23 @@ import math
 import pytest
 import torch
 
-from learner.batch.aggregation import RESPONSE_MEAN, TOKEN_MEAN, Aggregation, token_weights
-from learner.objective.loss import clipped_policy_loss, importance_weights, is_clipped, kept_answers, kl_estimate
+from learner.batch.aggregation import (
+    BATCH_MEAN,
+    RESPONSE_MEAN,
+    TOKEN_MEAN,
+    Aggregation,
+    normaliser_share,
+    token_weights,
+)
+from learner.objective.loss import (
+    answer_ratios,
+    clipped_policy_loss,
+    importance_weights,
+    is_clipped,
+    kept_answers,
+    kl_estimate,
+    weighted_policy_loss,
+)
 
 
 def test_grpo_gives_every_response_the_same_weight():
@@ -13,6 +28,20 @@ def test_grpo_gives_every_response_the_same_weight():
 
 def test_dapo_gives_every_token_of_the_group_the_same_weight():
     assert token_weights([1, 4], TOKEN_MEAN) == [0.2, 0.2]
+
+
+def test_over_the_batch_every_token_has_the_same_weight_whatever_its_group():
+    """Groups of 1 + 4 and of 3 tokens: each token an eighth, once the weights are divided as the gradients are."""
+    share = normaliser_share(BATCH_MEAN, num_groups=2, max_groups=2, num_tokens=lambda: 8)
+    weights = [w / 2 / share for lengths in ([1, 4], [3]) for w in token_weights(lengths, BATCH_MEAN)]
+    assert weights == [1 / 8] * 3
+
+
+def test_a_short_batch_is_divided_by_the_groups_or_the_tokens_that_came():
+    came = {"num_groups": 3, "max_groups": 4, "num_tokens": lambda: 8}
+    assert normaliser_share(TOKEN_MEAN, **came) == 0.75
+    share = normaliser_share(BATCH_MEAN, **came)
+    assert token_weights([5], BATCH_MEAN)[0] / 4 / share == 1 / 8
 
 
 @pytest.mark.parametrize("aggregation", [RESPONSE_MEAN, TOKEN_MEAN])
@@ -43,6 +72,46 @@ def test_at_the_old_policy_the_gradient_of_a_log_probability_is_minus_the_advant
     ratios = (logprobs - logprobs.detach()).exp()
     clipped_policy_loss(ratios, torch.tensor([3.0, -4.0]), clip_low=0.2, clip_high=0.2).sum().backward()
     torch.testing.assert_close(logprobs.grad, torch.tensor([-3.0, 4.0]))
+
+
+def test_the_dual_clip_bounds_the_loss_of_a_bad_answer_that_became_more_likely():
+    ratios, advantages = torch.tensor([4.0, 2.0, 4.0, 0.5]), torch.tensor([-2.0, -2.0, 2.0, -2.0])
+    settings = {"clip_low": 0.2, "clip_high": 0.28, "dual_clip": 3.0}
+    # 4 * 2 is held at 3 * 2; 2 * 2 is not; A > 0 is held at 1.28 * 2 and A < 0 at 0.8 * 2 as without
+    loss = clipped_policy_loss(ratios, advantages, **settings)
+    torch.testing.assert_close(loss, torch.tensor([6.0, 4.0, -2.56, 1.6]))
+    assert is_clipped(ratios, advantages, **settings).tolist() == [True, False, True, True]
+
+
+def test_a_token_beyond_the_dual_clip_has_no_gradient():
+    logprobs = torch.tensor([4.0, 2.0]).log().requires_grad_()
+    advantages = torch.tensor([-1.0, -1.0])
+    clipped_policy_loss(logprobs.exp(), advantages, clip_low=0.2, clip_high=0.28, dual_clip=3.0).sum().backward()
+    torch.testing.assert_close(logprobs.grad, torch.tensor([0.0, 2.0]))
+
+
+def test_cispo_weighs_log_probabilities_by_a_ratio_that_is_held_and_has_no_gradient():
+    logprobs = torch.tensor([-1.0, -2.0, -0.5], requires_grad=True)
+    ratios, advantages = torch.tensor([0.1, 9.0, 9.0]), torch.tensor([3.0, 2.0, -2.0])
+    loss = weighted_policy_loss(logprobs, ratios, advantages, clip_high=4.0)
+    torch.testing.assert_close(loss, torch.tensor([0.3, 20.0, -5.0]))  # the ratio 9 weighs 5, whatever the advantage
+    loss.sum().backward()
+    torch.testing.assert_close(logprobs.grad, torch.tensor([-0.3, -10.0, 10.0]))
+
+
+def test_the_ratio_of_an_answer_is_the_geometric_mean_over_its_tokens():
+    new = torch.tensor([4.0, 1.0, 2.0, 2.0, 0.5]).log()
+    ratios = answer_ratios(new, torch.zeros(5), torch.tensor([0, 0, 1, 1, 1]), num_answers=2, add_up=lambda sums: sums)
+    torch.testing.assert_close(ratios, torch.tensor([2.0, 2.0, *[2 ** (1 / 3)] * 3]))
+
+
+def test_the_ratio_of_an_answer_that_two_ranks_hold_is_that_of_all_its_tokens():
+    other_rank = torch.tensor([[math.log(0.25), 1.0]], dtype=torch.float64)  # one token more, with ratio 1/4
+    ratios = answer_ratios(
+        torch.tensor([4.0]).log(), torch.zeros(1), torch.tensor([0]), num_answers=1,
+        add_up=lambda sums: sums + other_rank,
+    )  # fmt: skip
+    assert ratios.item() == pytest.approx(1.0)
 
 
 def test_kl_estimators_by_hand():

@@ -8,7 +8,7 @@ from learner.batch.packing import RowPlan
 from learner.batch.rows import build_microbatch
 from learner.forward.logprobs import TokenScores
 from learner.forward.row_tensors import Placement, RowTensors
-from learner.objective.objective import TOKEN_SUMS, Objective, PolicyLoss, SftLoss
+from learner.objective.objective import TOKEN_SUMS, AnswerPolicyLoss, Objective, PolicyLoss, SftLoss, policy_loss
 
 
 @pytest.fixture
@@ -95,6 +95,57 @@ def test_the_old_policy_bounds_the_ratio(row):
     expected = torch.where(row.advantages_N > 0, 1.28 * row.advantages_N, ratio * row.advantages_N)
     torch.testing.assert_close(terms, -row.weights_N * expected)
     assert sums["clip_fraction"] == int((row.advantages_N > 0).sum())
+
+
+GSPO = Objective(surrogate="gspo", clip_low=0.1, clip_high=0.1)
+
+
+def _old(row, first, second):
+    """Old scores of two answers of two tokens each, so that the new ones at -2 have these ratios."""
+    zeros = torch.zeros(4)
+    logprobs = -2.0 - torch.tensor([*first, *second]).log()
+    return TokenScores(logprobs, zeros, zeros, zeros, zeros + 1)
+
+
+def test_gspo_clips_an_answer_as_a_whole_and_reports_the_ratios_of_tokens(row):
+    row.advantages_N.copy_(torch.tensor([1.0, 1.0, 1.0, 1.0]))
+    old = _old(row, (4.0, 0.25), (1.21, 1.44))  # geometric means 1 and 1.32: the second answer is held at 1.1
+    loss = policy_loss(row, GSPO, old=old, reference_N=None, add_up=lambda sums: sums)
+    scores = _scores(row)
+    loss.see_row(scores.logprobs_N.detach())
+    terms = loss(slice(0, 4), scores)
+    terms.sum().backward()
+    torch.testing.assert_close(terms.detach(), -0.25 * torch.tensor([1.0, 1.0, 1.1, 1.1]))
+    torch.testing.assert_close(scores.logprobs_N.grad, -0.25 * torch.tensor([1.0, 1.0, 0.0, 0.0]))
+    sums = dict(zip(TOKEN_SUMS, loss.sums.tolist(), strict=True))
+    assert sums["clip_fraction"] == 2
+    assert sums["mean_ratio"] == pytest.approx(4.0 + 0.25 + 1.21 + 1.44)
+
+
+def test_gspo_needs_no_look_at_the_row_while_the_old_policy_is_the_current_one(row):
+    loss = policy_loss(row, GSPO, old=None, reference_N=None, add_up=lambda sums: sums)
+    assert not isinstance(loss, AnswerPolicyLoss)
+    terms = loss(slice(0, 4), _scores(row))
+    torch.testing.assert_close(terms, -row.weights_N * row.advantages_N)
+
+
+def test_cispo_counts_the_tokens_whose_weight_is_held_and_trains_on_them(row):
+    row.advantages_N.copy_(torch.tensor([1.0, 1.0, -1.0, -1.0]))
+    objective = Objective(surrogate="cispo", clip_low=math.inf, clip_high=1.0)
+    terms, gradient, sums = _run(row, objective, _scores(row), old=_old(row, (4.0, 0.5), (4.0, 0.5)))
+    torch.testing.assert_close(gradient, -0.25 * torch.tensor([2.0, 0.5, -2.0, -0.5]))
+    torch.testing.assert_close(terms, -2.0 * gradient)
+    assert sums["clip_fraction"] == 2
+
+
+@pytest.mark.parametrize("max_ratio", [None, 3.0, 1.5])
+def test_answers_beyond_the_largest_ratio_to_the_sampler_are_left_out(row, max_ratio):
+    row.rollout_logprobs_N.copy_(torch.tensor([-2.0, -2.0, -3.0, -2.6]))  # the second answer: e^0.8 = 2.2
+    objective = Objective(clip_low=0.2, clip_high=0.28, max_answer_ratio=max_ratio)
+    old = TokenScores(*(column.detach() for column in _scores(row)))
+    loss = policy_loss(row, objective, old=old, reference_N=None, add_up=lambda sums: sums)
+    terms = loss(slice(0, 4), _scores(row))
+    assert (terms != 0).tolist() == [True, True, *[max_ratio != 1.5] * 2]
 
 
 def test_the_warm_up_is_the_weighted_negative_log_likelihood(row):

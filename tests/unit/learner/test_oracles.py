@@ -1,7 +1,7 @@
 """Advantages, losses, gradients and KL against numbers that TRL 1.16.0 and verl 0.9.1 computed.
 
 `tests/data/make_learner_oracles.py` made them. Both peers normalise over the whole batch. Where we normalise within
-each group first, the batch is treated as one group; the mean over the tokens of a batch is computed over its real groups.
+each group first, the batch is treated as one group; the mean over the tokens of a batch is that over its real groups.
 """
 
 import json

@@ -1,6 +1,8 @@
+import math
+
 import torch
 
-from learner.batch.aggregation import RESPONSE_MEAN, TOKEN_MEAN, Aggregation
+from learner.batch.aggregation import BATCH_MEAN, RESPONSE_MEAN, TOKEN_MEAN, Aggregation
 from learner.config import LearnerConfig
 from learner.objective.settings import aggregation_of, objective_of, torch_dtype
 
@@ -20,6 +22,22 @@ def test_every_algorithm_has_its_aggregation_and_clip():
         (0.1, 0.1),
         (0.2, 0.3),
         (0.2, 0.2),
+    ]
+
+
+def test_the_later_algorithms_differ_in_surrogate_clip_and_aggregation():
+    gspo = _config(algorithm={"type": "gspo", "clip_low": 0.1, "clip_high": 0.2})
+    cispo = _config(algorithm={"type": "cispo", "clip_high": 4.0, "token_mean": "batch"})
+    dual = _config(algorithm={"type": "dapo", "dual_clip": 3.0})
+    assert [(o.surrogate, o.clip_low, o.clip_high, o.dual_clip) for o in map(objective_of, (gspo, cispo, dual))] == [
+        ("gspo", 0.1, 0.2, None),
+        ("cispo", math.inf, 4.0, None),
+        ("ppo", 0.2, 0.28, 3.0),
+    ]
+    assert [aggregation_of(config, warm_up=False) for config in (gspo, cispo, dual)] == [
+        RESPONSE_MEAN,
+        BATCH_MEAN,
+        TOKEN_MEAN,
     ]
 
 

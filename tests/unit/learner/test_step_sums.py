@@ -91,3 +91,13 @@ def test_the_loss_of_a_mini_batch_that_came_short_is_scaled_to_the_groups_that_c
     steps.add_row(ROW, scores(), torch.tensor(1.0), sums())
     steps.close_update(1.0, share=0.5)
     assert steps.report(StepReport, **RL).loss == 2.0
+
+
+def test_tokens_are_counted_per_update_without_placeholders():
+    steps = StepAccumulator(CPU)
+    placeholder = SimpleNamespace(**{**vars(ROW), "is_placeholder": True})
+    for row in (ROW, placeholder, ROW):
+        steps.add_row(row, scores(), torch.tensor(1.0), sums())
+    assert steps.num_tokens() == 4
+    steps.close_update(1.0)
+    assert steps.num_tokens() == 0
