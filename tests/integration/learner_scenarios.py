@@ -25,7 +25,7 @@ from curriculum.task import Demonstration
 from learner.advantages import group_advantages
 from learner.batch.microbatch import TrainingGroup
 from learner.batch.packing import groups_of, plan_slice
-from learner.config import DapoConfig, GrpoConfig, ImportanceConfig, LearnerConfig
+from learner.config import CispoConfig, DapoConfig, GrpoConfig, GspoConfig, ImportanceConfig, LearnerConfig
 from learner.engine import MAX_NONFINITE_UPDATES, LearnerEngine, Stage
 from learner.forward.running_batch import mini_batch_parts
 from learner.weights.sender import WeightSender
@@ -139,6 +139,40 @@ def parity(model: str, out: Path, rank: int, num_ranks: int) -> dict:
         rl_step(engine, learner, groups(seed=1), rank)
         found["continued"] = dict(engine.gather_weights())
         engine.export(out / f"export_{num_ranks}")
+    return found
+
+
+ALGORITHMS: dict[str, Any] = {
+    "gspo": GspoConfig(clip_low=0.05, clip_high=0.05),
+    "cispo": CispoConfig(clip_high=0.1),
+    "dual_clip": GrpoConfig(dual_clip=1.1),
+    "batch_mean": DapoConfig(token_mean="batch"),
+}
+"""With clips that the second of two updates runs into."""
+SHORT = {"size": 9, "num_groups": 5}
+
+
+def algorithms(model: str, out: Path, rank: int, num_ranks: int) -> dict:
+    """One training step of two updates with every algorithm; some of them in phases, in slices, shared, cut short."""
+    tight = {"max_tokens_per_microbatch": TIGHT}
+    settings_of = {
+        **{name: {"algorithm": algorithm} for name, algorithm in ALGORITHMS.items()},
+        "gspo tight": {"algorithm": ALGORITHMS["gspo"], "slices": 3, **tight},
+        "gspo shared": {"algorithm": ALGORITHMS["gspo"], "sequence_parallel": 2, **tight},
+        "gspo checkpointing": {"algorithm": ALGORITHMS["gspo"], "gradient_checkpointing": True},
+        "batch_mean tight": {"algorithm": ALGORITHMS["batch_mean"], "slices": 4, **tight},
+        "batch_mean shared": {"algorithm": ALGORITHMS["batch_mean"], "sequence_parallel": 2, **tight},
+        "batch_mean short": {"algorithm": ALGORITHMS["batch_mean"]},
+        "batch_mean short offloaded": {"algorithm": ALGORITHMS["batch_mean"], "offload": ("optimizer",)},
+    }
+    found = {}
+    for name, settings in settings_of.items():
+        learner = config(num_ranks, mini_batches=2, **settings)
+        engine = make_engine(learner, model, rank)
+        engine.start_stage(Stage.RL)
+        size, num_groups = SHORT.values() if "short" in name else (7, 7)
+        report = rl_step(engine, learner, groups()[:num_groups], rank, size=size)
+        found[name] = (report, dict(engine.gather_weights()))
     return found
 
 
@@ -303,7 +337,8 @@ def run_rank(scenario: str, model: str, out: Path, rank: int, num_ranks: int, po
     """Run one scenario on one rank."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     torch.set_num_threads(1)
-    run = {"parity": parity, "resume": resume, "reshard": reshard, "guards": guards, "watched": watched}[scenario]
+    scenarios = (parity, algorithms, resume, reshard, guards, watched)
+    run = {run.__name__: run for run in scenarios}[scenario]
     found = run(model, out, rank, num_ranks)
     if rank == 0:
         torch.save(found, out / f"{scenario}.{num_ranks}.pt")

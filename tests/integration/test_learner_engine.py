@@ -114,10 +114,33 @@ def test_the_engine_equals_adamw_on_every_sequence_by_itself(one_rank, model_pat
     assert [report.loss for report in one_rank[algorithm]["sft"]] == pytest.approx([loss for loss, _ in losses])
     assert [report.grad_norm for report in one_rank[algorithm]["sft"]] == pytest.approx([norm for _, norm in losses])
     _assert_same_weights(one_rank[algorithm]["after_sft"], plain.weights())
-    loss, norm = plain.rl_step(algorithm)
+    loss, norm = plain.rl_step(algorithm, cuts=[(0, 7)] if algorithm == "grpo" else [(0, 2), (2, 4), (4, 7)])
     assert one_rank[algorithm]["rl"].loss == pytest.approx(loss, abs=1e-6)
     assert one_rank[algorithm]["rl"].grad_norm == pytest.approx(norm)
     _assert_same_weights(one_rank[algorithm]["after_rl"], plain.weights())
+
+
+@pytest.fixture(scope="module")
+def algorithms(run):
+    return run("algorithms", num_ranks=2)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gspo", "gspo tight", "gspo shared", "gspo checkpointing", "cispo", "dual_clip", "batch_mean",
+        "batch_mean tight", "batch_mean shared", "batch_mean short", "batch_mean short offloaded",
+    ],
+)  # fmt: skip
+def test_every_algorithm_on_two_ranks_equals_its_formula_on_every_sequence_by_itself(algorithms, model_path, name):
+    report, weights = algorithms[name]
+    plain = _Plain(model_path)
+    loss, norm = plain.rl_step(name.split()[0], cuts=[(0, 4), (4, 5)] if "short" in name else [(0, 3), (3, 7)])
+    assert report.loss == pytest.approx(loss, rel=1e-5, abs=1e-6)
+    assert report.grad_norm == pytest.approx(norm, rel=1e-5)
+    assert report.num_updates == 2
+    assert report.clip_fraction > 0
+    _assert_same_weights(weights, plain.weights())
 
 
 def test_small_micro_batches_and_checkpointing_do_not_change_the_weights(one_rank):
@@ -314,27 +337,26 @@ class _Plain:
         loss = sum(-self._logprobs(item.prompt_ids, item.response_ids, 1.0).mean() for item in batch) / len(batch)
         return self._update(loss, self.sft_optimizer)
 
-    def rl_step(self, algorithm):
+    def rl_step(self, algorithm, *, cuts):
         batch, optimizer = scenarios.groups(), self._adamw(weight_decay=scenarios.config().weight_decay)
         with torch.no_grad():
             old = [self._group_logprobs(group) for group in batch]
-        cuts = [(0, 7)] if algorithm == "grpo" else [(0, 2), (2, 4), (4, 7)]
         updates = []
         for start, end in cuts:
-            terms = [self._group_loss(batch[i], old[i], algorithm) for i in range(start, end)]
-            updates.append(self._update(sum(terms) / len(terms), optimizer))
+            tokens = [self._group_tokens(batch[i], old[i], algorithm) for i in range(start, end)]
+            if algorithm == "batch_mean":
+                loss = torch.cat([answer for group in tokens for answer in group]).mean()
+            elif algorithm in ("dapo", "cispo"):
+                loss = torch.stack([torch.cat(group).mean() for group in tokens]).mean()
+            else:
+                loss = torch.stack([torch.stack([answer.mean() for answer in group]).mean() for group in tokens]).mean()
+            updates.append(self._update(loss, optimizer))
         losses, norms = zip(*updates, strict=True)
         return sum(losses) / len(cuts), sum(norms) / len(cuts)
 
-    def _group_loss(self, group, old, algorithm):
-        tokens = []
-        for new, before, advantage in zip(self._group_logprobs(group), old, group.advantages, strict=True):
-            ratio = (new - before).exp()
-            clipped = ratio.clamp(0.8, 1.2 if algorithm == "grpo" else 1.28)
-            tokens.append(-torch.minimum(ratio * advantage, clipped * advantage))
-        if algorithm == "grpo":
-            return torch.stack([response.mean() for response in tokens]).mean()
-        return torch.cat(tokens).mean()
+    def _group_tokens(self, group, old, algorithm):
+        answers = zip(self._group_logprobs(group), old, group.advantages, strict=True)
+        return [_surrogate(algorithm, *answer) for answer in answers]
 
     def _group_logprobs(self, group):
         return [self._logprobs(group.prompt_ids, ids, group.temperature) for ids in group.response_ids]
@@ -361,6 +383,19 @@ class _Plain:
             gradient.mul_(min(0.5 / (norm.item() + 1e-6), 1.0))
         optimizer.step()
         return loss.item(), norm.item()
+
+
+def _surrogate(algorithm, new, old, advantage):
+    """The loss of every token of an answer, by the formula, with the clips of the scenarios."""
+    ratio = (new - old).exp()
+    if algorithm == "cispo":
+        return -ratio.detach().clamp(max=1.1) * advantage * new
+    if algorithm == "gspo":
+        whole = (new - old).mean().exp()  # differentiated as it stands
+        return -torch.minimum(whole * advantage, whole.clamp(0.95, 1.05) * advantage).expand(len(new))
+    clipped = ratio.clamp(0.8, 1.2 if algorithm in ("grpo", "dual_clip") else 1.28)
+    loss = -torch.minimum(ratio * advantage, clipped * advantage)
+    return loss.clamp(max=-1.1 * advantage) if algorithm == "dual_clip" and advantage < 0 else loss
 
 
 def _assert_same_weights(ours, theirs):
