@@ -96,7 +96,8 @@ class CispoConfig(StrictModel):
     dynamic_sampling: ClassVar[bool] = True
     type: Literal["cispo"] = "cispo"
     clip_high: float = Field(default=4.0, gt=0)
-    """The ratio weighs at most 1 + clip_high; 5 is the bound of Khatri et al., 2025, the paper states none."""
+    """The ratio weighs at most 1 + clip_high. The paper states no bound; 5 is what TRL recommends after Khatri et al.,
+    2025."""
     token_mean: Literal["group", "batch"] = "group"
     """`group`: mean over all tokens of each group, then over groups. `batch`: mean over all tokens of the mini-batch,
     in which a group with long answers weighs more."""

@@ -44,8 +44,8 @@ class StepReport:
     loss: Annotated[float, Metric("learner/loss", mean_over="updates")]
     """Policy loss, mean over the updates of the step; with `learner.kl_coefficient` the penalty is part of it.
 
-    Stays near zero and says little about progress: advantages have mean zero in every group. Watch
-    `reward/accuracy`."""
+    Stays near zero and says little about progress: advantages have mean zero in every group. With `cispo` it holds
+    log-probabilities and says nothing. Watch `reward/accuracy`."""
     grad_norm: Annotated[float, Metric("learner/grad_norm", mean_over="updates")]
     """L2 norm of the gradient before clipping, mean over the updates.
 
@@ -61,11 +61,12 @@ class StepReport:
     Falls slowly. A fall towards zero ends exploration (raise `clip_high` or the temperature); a rise that does not stop
     means that noise dominates the updates."""
     clip_fraction: Annotated[float, Metric("learner/clip_fraction", "share", mean_over="tokens")]
-    """Tokens whose ratio the clip cut off, so that they gave no gradient.
+    """Tokens whose ratio a clip cut off, so that they gave no gradient; with `gspo` all tokens of the answers whose
+    ratio it cut off; with `cispo` those whose weight it held, which still gave one.
 
-    Exactly 0 with one mini-batch. With several, a few per mille to a few per cent."""
+    Exactly 0 with one mini-batch. With several, a few per mille to a few per cent, with `gspo` many times that."""
     mean_ratio: Annotated[float, Metric("learner/mean_ratio", mean_over="tokens")]
-    """Mean over the tokens of new / old probability.
+    """Mean over the tokens of new / old probability, each by itself, whatever the algorithm.
 
     Exactly 1 with one mini-batch, close to 1 otherwise."""
     rollout_logprob_gap_mean: Annotated[
