@@ -55,6 +55,7 @@ class VLLMEngine:
         seed: int,
         on_gpu: bool,
         trust_remote_code: bool = False,
+        fp32_logits: bool = False,
     ) -> None:
         """Load the model; block until the engine can sample.
 
@@ -66,6 +67,8 @@ class VLLMEngine:
             seed: engine seed; every request has its own as well.
             on_gpu: whether a GPU is visible.
             trust_remote_code: whether code that comes with the model may run.
+            fp32_logits: compute logits in fp32 whatever the type of the model, for log-probabilities that are compared
+                with the learner's.
 
         Raises:
             RunFailed: vLLM cannot serve the model on this machine.
@@ -83,6 +86,7 @@ class VLLMEngine:
             seed=seed,
             on_gpu=on_gpu,
             trust_remote_code=trust_remote_code,
+            fp32_logits=fp32_logits,
         )
         self._prefill, others = PrefillCounter(), descendants(os.getpid())
         output = OutputTail()
@@ -282,7 +286,7 @@ class VLLMEngine:
         """End the engine process, and delete the engine, whose destructor would fail at the end of the interpreter."""
         self._engine.shutdown()
         self._guardian.communicate()
-        del self._engine
+        del self._engine, self._core
 
     @asynccontextmanager
     async def _ending(self, request: str, timeout_s: float | None) -> AsyncGenerator[None]:

@@ -65,6 +65,7 @@ class RolloutActor:
             seed=engine_seed,
             on_gpu=on_gpu,
             trust_remote_code=trust_remote_code,
+            fp32_logits=True,
         )
         self._worker = GroupWorker(
             name=name,

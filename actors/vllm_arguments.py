@@ -37,19 +37,33 @@ def set_environment(*, on_gpu: bool) -> None:
 
 
 def engine_arguments(
-    model_path: str, config: EngineConfig, *, max_model_len: int, seed: int, on_gpu: bool, trust_remote_code: bool
+    model_path: str,
+    config: EngineConfig,
+    *,
+    max_model_len: int,
+    seed: int,
+    on_gpu: bool,
+    trust_remote_code: bool,
+    fp32_logits: bool = False,
 ) -> dict[str, Any]:
-    """Return the arguments of vLLM for a model and its resources."""
+    """Return the arguments of vLLM for a model and its resources.
+
+    With `fp32_logits` the product of the LM head is not rounded to the type of the model, as in the learner. vLLM has
+    that for plain heads only, so a quantised model has to do without.
+    """
     from vllm.config import WeightTransferConfig
 
+    overrides: dict[str, Any] = {"head_dtype": "float32"} if fp32_logits else {}
     length = yarn_length(model_path, trust_remote_code=trust_remote_code)
+    if length is not None:
+        overrides["max_position_embeddings"] = length
     resources = _gpu_resources(config) if on_gpu else _cpu_resources(config, max_model_len)
     return {
         "model": model_path,
         "dtype": DTYPES[config.dtype],
         "seed": seed,
         "max_model_len": max_model_len,
-        "hf_overrides": {} if length is None else {"max_position_embeddings": length},
+        "hf_overrides": overrides,
         "tensor_parallel_size": config.tensor_parallel_size,
         "max_num_seqs": config.max_num_seqs,
         "enforce_eager": config.enforce_eager,

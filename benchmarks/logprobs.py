@@ -1,7 +1,8 @@
 """Loss and gradient through the LM head without all logits: extra memory, and CPU time against the plain way.
 
-Each figure comes from a process of its own: hidden states [T, H], a head [V, H] in fp32, T labels, the loss
--sum(log-probability * coefficient), its gradients for hidden states and head, and the entropy for the report.
+Each figure comes from a process of its own: hidden states [T, H], a head [V, H], T labels, the loss
+-sum(log-probability * coefficient), its gradients for hidden states and head, and the entropy for the report. They are
+in fp32; with `--dtype bf16`, `naive` rounds its logits to bf16, and `ours` does not.
 
 Extra memory is the growth of the peak resident set during the update, less the two gradients themselves. `naive` makes
 all logits; `trl` and `verl` are the chunked heads of the peers where an environment has them, else they are left out.
@@ -27,6 +28,7 @@ from benchmarks.line import Claim, environment, print_line, say
 from learner.forward.logprobs import token_loss
 
 CONSTANT, CPU_RATIO = 1.10, 1.3
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TRL_CHUNK = 8192
 """Vocabulary rows of a tile in TRL's head."""
 
@@ -39,6 +41,7 @@ def main() -> None:
         ("threads", 1), ("seed", 0), ("repeats", 3),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32")
     parser.add_argument("--head", choices=("all", *HEADS), default="all")
     options = parser.parse_args()
     if options.head == "all":
@@ -80,6 +83,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(options.seed)
     hidden = torch.randn(options.tokens, options.hidden, generator=generator)
     weight = torch.randn(options.vocab, options.hidden, generator=generator) * options.hidden**-0.5
+    hidden, weight = hidden.to(DTYPES[options.dtype]), weight.to(DTYPES[options.dtype])
     labels = torch.randint(options.vocab, (options.tokens,), generator=generator)
     coefficients = torch.randn(options.tokens, generator=generator)
     head: Callable[..., Tensor] = HEADS[options.head]
@@ -90,10 +94,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         start = time.process_time()
         loss, norm = _run(head, hidden, weight, labels, coefficients, options)
         seconds.append(time.process_time() - start)
-    gradients = (hidden.numel() + weight.numel()) * 4 / 2**20
+    gradients = (hidden.nbytes + weight.nbytes) / 2**20
     return {
         "head": options.head,
         "tokens": options.tokens,
+        "dtype": options.dtype,
         "cpu_seconds": statistics.median(seconds),
         "repeats": seconds,
         "extra_mb": _peak_mb() - before - gradients,
@@ -127,7 +132,7 @@ def _ours(hidden: Tensor, weight: Tensor, labels: Tensor, coefficients: Tensor, 
 
 
 def _naive(hidden: Tensor, weight: Tensor, labels: Tensor, coefficients: Tensor, options: Any) -> Tensor:
-    logprobs = (hidden @ weight.T).log_softmax(dim=-1)
+    logprobs = (hidden @ weight.T).float().log_softmax(dim=-1)
     with torch.no_grad():
         _entropy = -(logprobs.exp() * logprobs).sum(dim=-1)
     return -(coefficients * logprobs.gather(1, labels[:, None]).squeeze(1)).sum()

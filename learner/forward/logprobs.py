@@ -4,7 +4,8 @@ The LM head runs only on the positions that predict a response token, in tiles o
 its log-probability and entropy alone, so the gradient of a tile can be computed as soon as these two are known: the
 logits are computed once, turned into the gradient in place and discarded. Forward and backward take three matrix
 products, one less than computing the logits again; the memory beside the gradients themselves does not grow with the
-number of tokens. The gradient of the head is summed over the tiles in fp32, also for bf16 weights.
+number of tokens. Logits are in fp32, also for bf16 weights, and so is the sum of the gradient of the head over the
+tiles.
 
 Suffixes: `_N` response tokens, `_H` hidden width, `_V` vocabulary, `_n` tokens of one tile.
 """
@@ -21,7 +22,7 @@ MAX_TILE_LOGITS = {"cpu": 1 << 23, "cuda": 1 << 26}
 """Logits of one tile, which is held twice: 32 MiB in fp32 keep a CPU busy, 256 MiB (441 tokens of a vocabulary of
 152K) a GPU."""
 VOCABULARY_BLOCK = 1 << 14
-"""Rows of the head whose gradient is converted at once where it is summed in another dtype than it is computed in."""
+"""Rows of a bf16 head that are converted to fp32 at once, or whose gradient is."""
 NUCLEUS_CANDIDATES = 1024
 """Most likely tokens searched first for the nucleus; the whole vocabulary is sorted only where they do not fill it."""
 
@@ -207,8 +208,7 @@ def _score_tile(
     hidden_nH: Tensor, weight_VH: Tensor, labels_n: Tensor, temperature_n: Tensor, top_p_n: Tensor | None
 ) -> tuple[TokenScores, Tensor, Tensor]:
     """Return the scores of a tile, and log-probabilities and probabilities [n, V], from which the gradient is made."""
-    logits_nV = nn.functional.linear(hidden_nH, weight_VH)
-    logits_nV = logits_nV.to(_accumulator(logits_nV.dtype)).div_(temperature_n[:, None])
+    logits_nV = _logits(hidden_nH, weight_VH).div_(temperature_n[:, None])
     logprobs_nV = logits_nV.log_softmax(dim=-1)
     probs_nV = torch.exp(logprobs_nV, out=logits_nV)
     label_n = labels_n[:, None]
@@ -224,6 +224,21 @@ def _score_tile(
         inside_N=inside_n,
     )
     return scores, logprobs_nV, probs_nV
+
+
+def _logits(hidden_nH: Tensor, weight_VH: Tensor) -> Tensor:
+    """Return [n, V] hidden_nH @ weight_VH.T in the dtype of its sums: rounded to bf16, a logit of 20 moves by 1/16."""
+    dtype = _accumulator(weight_VH.dtype)
+    if weight_VH.dtype == dtype:
+        return nn.functional.linear(hidden_nH, weight_VH)
+    if weight_VH.device.type != "cpu":
+        return torch.mm(hidden_nH, weight_VH.T, out_dtype=dtype)
+    logits_nV = torch.empty(len(hidden_nH), len(weight_VH), dtype=dtype)
+    wide_nH = hidden_nH.to(dtype)
+    for start in range(0, len(weight_VH), VOCABULARY_BLOCK):
+        block = slice(start, start + VOCABULARY_BLOCK)
+        torch.mm(wide_nH, weight_VH[block].to(dtype).T, out=logits_nV[:, block])
+    return logits_nV
 
 
 def _loss_and_slopes(loss: TokenLoss, n: slice, scores: TokenScores) -> tuple[Tensor, Tensor | None, Tensor | None]:

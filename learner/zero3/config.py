@@ -15,7 +15,8 @@ BUCKET_ELEMENTS = 50_000_000
 def zero3_config(config: LearnerConfig, *, on_gpu: bool = False) -> dict[str, Any]:
     """Return the settings of `deepspeed.initialize` for a trained model.
 
-    The optimizer is passed to it; `LearnerEngine` sets where an accumulation of gradients ends.
+    The optimizer is passed to it; `LearnerEngine` sets where an accumulation of gradients ends. Gradients of a bf16
+    model come from a backward pass in bf16; from there on they are averaged over the ranks and summed up in fp32.
     """
     return {
         "train_micro_batch_size_per_gpu": 1,
@@ -23,6 +24,8 @@ def zero3_config(config: LearnerConfig, *, on_gpu: bool = False) -> dict[str, An
         "gradient_clipping": config.grad_clip,
         "steps_per_print": None,
         "bf16": {"enabled": config.dtype == "bf16"},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
         "zero_optimization": _zero_optimization(config, on_gpu),
         "zero_force_ds_cpu_optimizer": False,
         "zero_allow_untested_optimizer": True,

@@ -5,7 +5,7 @@ import torch
 
 from learner.attention.flash import Spans, attend, attend_backward, merge
 from learner.forward.activations import offloaded_layer_inputs
-from learner.forward.logprobs import token_loss
+from learner.forward.logprobs import score_tokens, token_loss
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 
@@ -69,6 +69,17 @@ def test_the_head_sums_its_gradient_in_fp32():
         found[device] = [x.grad for x in inputs]
     for ours, theirs in zip(found["cuda"], found["cpu"], strict=True):
         _close(ours, theirs)
+
+
+@pytest.mark.parametrize("num_tokens", [0, 1, 64])
+def test_the_head_does_not_round_logits_that_compete_near_20(num_tokens):
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(num_tokens, 64).bfloat16(), (0.1 * torch.randn(40_000, 64)).bfloat16()
+    hidden[:, 0], weight[:, 0] = 5.0, 4.0
+    labels = torch.randint(40_000, (num_tokens,))
+    logprobs = (hidden.double() @ weight.double().T).log_softmax(-1).gather(1, labels[:, None]).squeeze(1)
+    inputs = [x.cuda() for x in (hidden, weight, labels, torch.ones(num_tokens))]
+    torch.testing.assert_close(score_tokens(*inputs).logprobs_N.double().cpu(), logprobs, rtol=0, atol=1e-4)
 
 
 def test_layer_inputs_go_to_the_host_and_come_back():

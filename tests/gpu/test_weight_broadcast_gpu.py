@@ -35,7 +35,9 @@ def test_an_engine_computes_with_what_another_card_broadcasts_again_and_again():
 
     async def updates():
         config = EngineConfig(dtype="bf16", enforce_eager=True, gpu_memory_utilization=0.3)
-        engine = VLLMEngine(str(BASE), config, max_model_len=512, stop_token_ids=(), seed=0, on_gpu=True)
+        engine = VLLMEngine(
+            str(BASE), config, max_model_len=512, stop_token_ids=(), seed=0, on_gpu=True, fp32_logits=True
+        )
         try:
             for version in (1, 2):
                 ours = _disturbed_logprobs(model)

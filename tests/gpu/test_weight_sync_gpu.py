@@ -39,7 +39,9 @@ def test_an_engine_computes_with_what_the_card_published():
 
     async def update():
         config = EngineConfig(dtype="bf16", enforce_eager=True, gpu_memory_utilization=0.3)
-        engine = VLLMEngine(str(BASE), config, max_model_len=512, stop_token_ids=(), seed=0, on_gpu=True)
+        engine = VLLMEngine(
+            str(BASE), config, max_model_len=512, stop_token_ids=(), seed=0, on_gpu=True, fp32_logits=True
+        )
         try:
             sent = sender.publish(1)
             return sent, await engine.load_weights(sent), await engine.score(PROBE)

@@ -29,10 +29,11 @@ from learner.config import CispoConfig, DapoConfig, GrpoConfig, GspoConfig, Impo
 from learner.engine import MAX_NONFINITE_UPDATES, LearnerEngine, Stage
 from learner.forward.running_batch import mini_batch_parts
 from learner.weights.sender import WeightSender
+from learner.zero3.policy import load_policy
 
 VOCAB = 1700
 LEARNING_RATE = 1e-3
-ROOMY, TIGHT = 4096, 70
+ROOMY, TIGHT, WHOLE_ROWS = 4096, 70, 110
 
 
 def config(num_ranks: int = 1, **settings) -> LearnerConfig:
@@ -304,6 +305,38 @@ def watched(model: str, out: Path, rank: int, num_ranks: int) -> dict:
     return found
 
 
+def half(model: str, out: Path, rank: int, num_ranks: int) -> dict:
+    """The gradient of a batch of many rows in bf16: of the engine, and summed up over the rows in fp64.
+
+    Every row is back-propagated by itself, by a policy of this process that DeepSpeed does not know.
+    """
+    from deepspeed.utils import safe_get_full_grad
+
+    found = {}
+    batch = [group for seed in range(10) for group in groups(seed)]
+    for name, offload in {"device": (), "offloaded": ("optimizer",)}.items():
+        learner = config(num_ranks, dtype="bf16", max_tokens_per_microbatch=WHOLE_ROWS, offload=offload)
+        engine = make_engine(learner, model, rank)
+        engine.start_stage(Stage.RL)
+        accumulate(engine, learner, batch, rank, size=len(batch))
+        parameters = dict(engine._policy.named_parameters())
+        found[name] = {key: safe_get_full_grad(parameter).clone() for key, parameter in parameters.items()}
+        engine.drop()
+    plan = plan_slice(batch, num_ranks=num_ranks, max_tokens=WHOLE_ROWS)
+    rows = engine._rows(plan, dict(enumerate(batch)), num_groups=len(batch))
+    found["num_rows"] = len(rows) * num_ranks
+    policy = load_policy(model, dtype=torch.bfloat16, gradient_checkpointing=False, trust_remote_code=False)
+    exact = {key: torch.zeros_like(weight, dtype=torch.float64) for key, weight in policy.named_parameters()}
+    for row in rows:
+        policy.zero_grad()
+        policy(row, *engine._losses(row, None))[0].backward()
+        for key, weight in policy.named_parameters():
+            exact[key] += weight.grad.double()
+    for total in exact.values():
+        torch.distributed.all_reduce(total)
+    return {**found, "exact": exact}
+
+
 def _with_infinite_advantage(group: TrainingGroup) -> TrainingGroup:
     return TrainingGroup(
         prompt_ids=group.prompt_ids,
@@ -337,7 +370,7 @@ def run_rank(scenario: str, model: str, out: Path, rank: int, num_ranks: int, po
     """Run one scenario on one rank."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     torch.set_num_threads(1)
-    scenarios = (parity, algorithms, resume, reshard, guards, watched)
+    scenarios = (parity, algorithms, resume, reshard, guards, watched, half)
     run = {run.__name__: run for run in scenarios}[scenario]
     found = run(model, out, rank, num_ranks)
     if rank == 0:

@@ -317,6 +317,17 @@ def test_bf16_with_an_offloaded_optimizer_trains(guards):
     assert guards["bf16_dtype"] == {torch.bfloat16}
 
 
+@pytest.fixture(scope="module", params=[1, 2])
+def half(request, run):
+    return run("half", num_ranks=request.param)
+
+
+@pytest.mark.parametrize("where", ["device", "offloaded"])
+def test_the_gradient_of_a_bf16_model_is_summed_up_over_rows_and_ranks_in_fp32(half, where):
+    assert half["num_rows"] >= 16
+    assert _relative_error(_flat(half[where]), _flat(half["exact"])) < 1e-6  # 5e-3 where sums are rounded to bf16
+
+
 def test_a_step_outside_its_stage_is_refused(guards):
     assert "start_stage" in guards["no_stage"]
 

@@ -64,6 +64,13 @@ def test_deepspeed_runs_zero3_with_our_own_optimizer():
     assert settings["zero_allow_untested_optimizer"] is True
 
 
+def test_gradients_are_averaged_and_summed_up_in_fp32_whatever_the_model_computes_in():
+    for dtype in ("fp32", "bf16"):
+        settings = zero3_config(LearnerConfig(dtype=dtype))
+        assert settings["data_types"] == {"grad_accum_dtype": "fp32"}
+        assert settings["communication_data_type"] == "fp32"
+
+
 def test_offload_is_set_only_where_asked_and_a_frozen_model_has_no_optimizer_to_offload():
     config = LearnerConfig(offload=("optimizer", "parameters"))
     assert "offload_optimizer" not in zero3_config(LearnerConfig())["zero_optimization"]

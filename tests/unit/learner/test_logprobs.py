@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from learner.forward.logprobs import ResponseHead, score_tokens, token_loss
+from learner.forward.logprobs import VOCABULARY_BLOCK, ResponseHead, score_tokens, token_loss
 
 NUM_TOKENS, VOCAB = 7, 11
 
@@ -105,6 +105,22 @@ def test_bf16_weights_give_fp32_scores_and_a_gradient_summed_in_fp32():
     # 512 tiles of one token: rounding every partial sum to bf16 would be off by several percent
     error = (half_weight.grad.float() - exact[1].grad).norm() / exact[1].grad.norm()
     assert error < 6e-3
+
+
+def test_bf16_weights_whose_logits_compete_near_20_are_scored_as_exactly_as_in_fp32():
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = VOCABULARY_BLOCK + 100  # two blocks
+    hidden_NH = torch.randn(64, 16, generator=generator).bfloat16()
+    weight_VH = (0.25 * torch.randn(vocabulary, 16, generator=generator)).bfloat16()
+    hidden_NH[:, 0], weight_VH[:, 0] = 5.0, 4.0
+    inputs = hidden_NH, weight_VH, torch.arange(64) * (vocabulary // 64), torch.ones(64)
+    expected_N, entropy_N = _whole(hidden_NH.double(), weight_VH.double(), *inputs[2:])
+    scores = score_tokens(*inputs)
+    assert (scores.logprobs_N - expected_N).abs().max() < 1e-5
+    assert (scores.entropy_N - entropy_N).abs().max() < 1e-5
+    rounded_NV = (hidden_NH @ weight_VH.T).double().log_softmax(-1)
+    rounded_N = rounded_NV.gather(1, inputs[2][:, None]).squeeze(1)
+    assert (rounded_N - expected_N).abs().mean() > 0.02  # what it costs to round them
 
 
 def test_the_nucleus_is_the_smallest_set_that_reaches_top_p():

@@ -89,6 +89,18 @@ def test_it_holds_under_gradient_checkpointing(policy, groups, use_reentrant):
     _assert_equal(gradients, expected)
 
 
+def test_what_the_batches_leave_for_the_prompts_is_summed_up_in_fp32(groups):
+    row = _row(_plan(PARTS[:1], [[(0, i)] for i in range(4)]), groups)
+    states = torch.ones(1, 1, dtype=torch.bfloat16, requires_grad=True)
+    slopes = iter([256.0, 1.0, 1.0, 2.0])
+
+    def forward(_, loss=None, leaf=None):
+        return (states * 1,) if leaf is None else ((leaf * next(slopes)).sum(), *[torch.zeros(0)] * 5)
+
+    list(backward_in_phases(forward, lambda scalar, _: scalar.backward(), row, iter([None] * 4)))
+    assert states.grad.item() == 260  # in bf16, 256 + 1 is 256
+
+
 def test_running_a_row_again_starts_from_an_empty_cache(policy, groups):
     row = _row(_plan(PARTS, BATCHES["several"]), groups)
     with torch.no_grad():
