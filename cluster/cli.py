@@ -67,6 +67,7 @@ def check(recipe: Recipe, overrides: Overrides = None, trust_remote_code: TrustR
         from cluster.recipe.preparation import prepare
         from cluster.recipe.trust import check_trust, key_destination
         from cluster.run.guards import check_guards
+        from curriculum.rejects import RejectReason
 
         config = load_recipe(recipe, overrides or ())
         check_trust(config, remote_code=trust_remote_code)
@@ -80,7 +81,7 @@ def check(recipe: Recipe, overrides: Overrides = None, trust_remote_code: TrustR
         for note in prepared.notes:
             say(note)
         for key, rejects in prepared.rejects.items():
-            if rejects:
+            if rejects := [reject for reject in rejects if reject.reason is not RejectReason.LEAK]:
                 say(f"{key}: {len(rejects)} rows refused; see them with: qwenlong data inspect FILE --recipe {recipe}")
 
 

@@ -19,6 +19,9 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from curriculum.layout import DemonstrationItem, QuestionItem, split_prompt
+from curriculum.rejects import RowError
+
 RUN_WORDS = 16
 """Words of a run: long enough to be no phrase, short enough that a changed word costs little."""
 MIN_SHARED_WORDS = 100
@@ -65,7 +68,8 @@ class Traces:
     document: str
     """Digest of its words; "" where there is no document."""
     runs_R: NDArray[np.uint64]
-    """[R] hashes of the distinct runs of words of the document, sorted; one of all words where it is shorter."""
+    """[R] hashes of the distinct runs of words of the document, sorted; one of all words where it is shorter. Of the
+    question where there is no document: a prompt that is kept as it is may hold one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,8 +83,21 @@ class Match:
 
 def traces_of(context: str, question: str) -> Traces:
     """Return the traces of a question about a document; either may be empty."""
-    words_W = _words(context)
-    return Traces(question=_digest(_words(question)), document=_digest(words_W), runs_R=_runs(words_W))
+    context_W, question_W = _words(context), _words(question)
+    runs_R = _runs(context_W if len(context_W) else question_W)
+    return Traces(question=_digest(question_W), document=_digest(context_W), runs_R=runs_R)
+
+
+def traces_of_item(item: QuestionItem | DemonstrationItem) -> Traces:
+    """Return the traces of an item; a prompt whose document is not known is a question without one."""
+    if item.context or not item.messages:
+        return traces_of(item.context or "", item.question or "")
+    for message in reversed(item.messages):
+        try:
+            return traces_of(*split_prompt(message["content"]))
+        except RowError:
+            continue  # it is not the prompt of the paper
+    return traces_of("", item.question or "\n".join(message["content"] for message in item.messages))
 
 
 class KnownQuestions:
@@ -100,9 +117,10 @@ class KnownQuestions:
         if traces.question:
             self._questions.setdefault(traces.question, item_id)
             self._pairs.setdefault((traces.question, traces.document), item_id)
-        if not traces.document or traces.document in self._documents:
+        document = traces.document or traces.question
+        if not document or document in self._documents:
             return
-        self._documents[traces.document] = len(self._item_ids)
+        self._documents[document] = len(self._item_ids)
         self._item_ids.append(item_id)
         self._num_runs.append(len(traces.runs_R))
         self._kept.append(_kept(traces.runs_R))
