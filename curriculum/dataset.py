@@ -108,7 +108,7 @@ def load_tasks(
         UserError: The source cannot be read, its columns fit no layout, no row is usable, or a phase stays empty.
     """
     layouts = question_layouts(form)
-    table = _opened(source, open_table(source, key=key, columns=loaded_columns(form.columns)), layouts, form, key)
+    table = with_our_columns(source, open_table(source, key=key, columns=loaded_columns(form.columns)), layouts, form, key)
     name = f"{key}={table.name}"
 
     def make(item: QuestionItem) -> Task:
@@ -152,7 +152,7 @@ def load_demonstrations(
     """
     columns = loaded_columns(form.columns)
     opened = open_table(source, key=key, demonstrations=True, judge_prompt=judge_prompt, columns=columns)
-    table = _opened(source, opened, DEMONSTRATION_LAYOUTS, form, key)
+    table = with_our_columns(source, opened, DEMONSTRATION_LAYOUTS, form, key)
 
     def make(item: DemonstrationItem) -> Demonstration:
         demonstration = _demonstration(item, encoder, max_tokens)
@@ -162,7 +162,7 @@ def load_demonstrations(
     return convert_rows(table, DEMONSTRATION_LAYOUTS, make, name=f"{key}={table.name}")
 
 
-def _opened(
+def with_our_columns(
     source: DemonstrationSource, table: Table, layouts: Sequence[Layout[Any]], form: DataConfig, key: str
 ) -> Table:
     """Return a table with the columns that its layouts read; what is generated has them already."""
