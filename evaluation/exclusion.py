@@ -8,11 +8,19 @@ from typing import Any
 
 from curriculum.columns import loaded_columns
 from curriculum.config import DataConfig
-from curriculum.dataset import convert_rows, with_our_columns
+from curriculum.dataset import with_our_columns
 from curriculum.errors import UserError
-from curriculum.layout import DEMONSTRATION_LAYOUTS, DemonstrationItem, Layout, QuestionItem, question_layouts
+from curriculum.layout import (
+    DEMONSTRATION_LAYOUTS,
+    DemonstrationItem,
+    Layout,
+    QuestionItem,
+    choose_layout,
+    question_layouts,
+)
 from curriculum.leaks import KnownQuestions, Overlap, traces_of, traces_of_item
-from curriculum.rows import Table
+from curriculum.rejects import Reject, RowError
+from curriculum.rows import Row, Table
 from curriculum.sources import open_table
 from evaluation.benchmarks import DOCMATH_NAME, open_source
 from evaluation.config import ExcludedSet
@@ -70,7 +78,7 @@ class Comparison:
     num_trained: int
     """Items of the set."""
     num_unreadable: int
-    """Rows of the set that could not be read, and so not compared; repetitions among them."""
+    """Rows of the set that could not be read, and so not compared."""
     fault: str | None
     """Why it was not compared; None where it was."""
     matches: tuple[ItemMatch, ...]
@@ -121,7 +129,7 @@ def without_leaks(items: Sequence[Item], comparisons: Iterable[Comparison]) -> t
     }
     left = tuple(item for item in items if item.key not in leaking)
     if not left:
-        names = ", ".join(comparison.name for comparison in comparisons if comparison.matches)
+        names = ", ".join(one.name for one in comparisons if any(match.overlap.is_leak for match in one.matches))
         raise UserError(
             f"--exclude {names}: all {len(items)} questions leak from it, none is left to ask; name another benchmark, "
             "or turn it off with --exclude none"
@@ -161,15 +169,36 @@ def _compare(items: Sequence[Item], excluded: ExcludedSet) -> Comparison:
 
 
 def _read(excluded: ExcludedSet, known: KnownQuestions) -> tuple[int, int]:
-    """Read a training set into `known`; return its numbers of items and of rows that cannot be read."""
+    """Read a training set into `known`; return its numbers of items and of rows that cannot be read.
 
-    def add(item: QuestionItem | DemonstrationItem) -> None:
-        known.add(traces_of_item(item), item.item_id)
-
+    Rows are taken whatever their ids: one that shares its id with another row is trained on as well.
+    """
     layouts = _layouts(excluded)
     table = _table(excluded, layouts)
-    found = convert_rows(table, layouts, add, name=f"{excluded.key}={table.name}")
-    return len(found.records), len(found.rejects)
+    name = f"{excluded.key}={table.name}"
+    layout_of = {file: choose_layout(layouts, columns, name=name) for file, columns in table.columns_of.items()}
+    layout = None if layout_of else choose_layout(layouts, table.columns, name=name)
+    num_items, num_unreadable = 0, 0
+    for row in table.rows:
+        item = _parsed(row, layout_of.get(row.file or "", layout))
+        if item is None:
+            num_unreadable += 1
+            continue
+        known.add(traces_of_item(item), item.item_id)
+        num_items += 1
+    if not num_items:
+        raise UserError(f"{name}: none of its {num_unreadable} rows is a question; give another set")
+    return num_items, num_unreadable
+
+
+def _parsed(row: Row | Reject, layout: Layout[Any] | None) -> QuestionItem | DemonstrationItem | None:
+    """Return the item of a row; None where it cannot be read."""
+    if isinstance(row, Reject) or layout is None:
+        return None
+    try:
+        return layout.parse(row)
+    except RowError:
+        return None
 
 
 def _layouts(excluded: ExcludedSet) -> tuple[Layout[Any], ...]:

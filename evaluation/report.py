@@ -103,6 +103,11 @@ def compared_markdown(comparisons: Sequence[Comparison]) -> str:
         for comparison in comparisons
         if comparison.fault is not None
     ]
+    lines += [
+        f"{comparison.num_unreadable} rows of {cell(comparison.name)} could not be read, and were not compared."
+        for comparison in comparisons
+        if comparison.num_unreadable
+    ]
     note = (
         "Left out, and in no number: the first three columns. Questions that share only their words with one that is "
         "trained on, about another document, are kept."
