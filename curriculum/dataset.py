@@ -108,7 +108,8 @@ def load_tasks(
         UserError: The source cannot be read, its columns fit no layout, no row is usable, or a phase stays empty.
     """
     layouts = question_layouts(form)
-    table = with_our_columns(source, open_table(source, key=key, columns=loaded_columns(form.columns)), layouts, form, key)
+    opened = open_table(source, key=key, columns=loaded_columns(form.columns))
+    table = with_our_columns(source, opened, layouts, form, key)
     name = f"{key}={table.name}"
 
     def make(item: QuestionItem) -> Task:

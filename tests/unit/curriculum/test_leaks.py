@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curriculum.leaks import KnownQuestions, Overlap, traces_of
+from curriculum.layout import DemonstrationItem, QuestionItem
+from curriculum.leaks import KnownQuestions, Overlap, traces_of, traces_of_item
 
 MILL = "The old mill by the river was sold in 1843 to the town, which kept it for a century and then gave it away."
 WORDS = [f"{first}{second}" for first in ("ba", "co", "di", "fu", "ge") for second in ("lan", "mer", "nor", "pis", "t")]
@@ -125,6 +126,30 @@ def test_the_item_of_the_set_is_named():
 def test_long_tables_of_one_repeated_number_have_one_run_in_common():
     zeros = "0 " * 3_000
     assert overlap([(f"{prose(300, 1)} {zeros}", "q")], f"{prose(300)} {zeros}") is None
+
+
+def lesson(prompt):
+    messages = ({"role": "user", "content": prompt},)
+    return DemonstrationItem(item_id="lesson", context=None, question=None, messages=messages, response="1843")
+
+
+def test_a_conversation_with_the_prompt_of_the_paper_is_read_as_document_and_question():
+    prompt = f"Read.\n\n<text>\n{MILL}\n</text>\n\nWhen was it sold?\n\nFormat your response as follows: ..."
+    known = KnownQuestions()
+    known.add(traces_of_item(lesson(prompt)), "lesson")
+    assert known.match(traces_of(MILL, "When was it sold?")).overlap is Overlap.QUESTION_AND_DOCUMENT
+
+
+def test_a_document_inside_of_another_prompt_is_found_and_a_shared_template_is_no_leak():
+    template = prose(200, 7)
+    known = KnownQuestions()
+    known.add(traces_of_item(lesson(f"{template} {prose(300)} Who?")), "lesson")
+    assert known.match(traces_of(prose(300), "Where?")).overlap is Overlap.PASSAGE
+    messages = ({"role": "user", "content": f"{template} How many primes are below 90?"},)
+    kept = QuestionItem(item_id="q", data_source="math", context="", question="", answers=("24",), messages=messages)
+    assert known.match(traces_of_item(kept)) is None
+    known.add(traces_of_item(kept), "q")
+    assert known.match(traces_of_item(kept)).overlap is Overlap.QUESTION_AND_DOCUMENT
 
 
 @settings(max_examples=25, deadline=None)

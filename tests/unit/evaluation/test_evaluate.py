@@ -247,6 +247,16 @@ def test_questions_that_leak_are_left_out_of_every_number_and_listed(endpoint, w
     assert "t.jsonl | MuSiQue | 0 | 1 | 0 | 1 | 1 |" in text
 
 
+def test_rows_of_a_training_set_that_share_an_id_count_and_unreadable_ones_are_told(endpoint, write, tmp_path):
+    source = write("q.jsonl", [question(name) for name in ANSWERS])
+    trained = write("t.jsonl", [question("right", id="1"), question("wrong", id="1"), {"id": "2"}])
+    own = config(endpoint, source, exclude=excluded_sets([trained], [source]))
+    assert run(own, tmp_path / "e").benchmarks["musique"].num_items == 1
+    report, text = report_of(tmp_path / "e")
+    assert (report["comparisons"][0]["num_trained"], report["comparisons"][0]["num_unreadable"]) == (2, 1)
+    assert "1 rows of " in text
+
+
 def test_an_exclusion_changes_no_answer_and_asks_nothing_twice(endpoint, write, tmp_path):
     source = write("q.jsonl", [question(name) for name in ANSWERS])
     trained = write("t.jsonl", [question("wrong")])
