@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -13,8 +13,14 @@ from cluster.run.exits import EXIT_BAD_ROWS, one_line_errors, say
 from curriculum.errors import UserError
 from curriculum.printable import printable_lines
 from evaluation.options import (
+    Behaviours,
+    Benchmarks,
     Concurrency,
+    Controls,
     Device,
+    Exclude,
+    LongestInput,
+    LongestOutput,
     MaxInput,
     MaxItems,
     MaxOutput,
@@ -24,6 +30,7 @@ from evaluation.options import (
     Quiet,
     Replicas,
     Request,
+    RunOrModel,
     Samples,
     Seed,
     Temperature,
@@ -67,6 +74,7 @@ def check(recipe: Recipe, overrides: Overrides = None, trust_remote_code: TrustR
         from cluster.recipe.preparation import prepare
         from cluster.recipe.trust import check_trust, key_destination
         from cluster.run.guards import check_guards
+        from curriculum.rejects import RejectReason
 
         config = load_recipe(recipe, overrides or ())
         check_trust(config, remote_code=trust_remote_code)
@@ -80,7 +88,7 @@ def check(recipe: Recipe, overrides: Overrides = None, trust_remote_code: TrustR
         for note in prepared.notes:
             say(note)
         for key, rejects in prepared.rejects.items():
-            if rejects:
+            if rejects := [reject for reject in rejects if reject.reason is not RejectReason.LEAK]:
                 say(f"{key}: {len(rejects)} rows refused; see them with: qwenlong data inspect FILE --recipe {recipe}")
 
 
@@ -238,15 +246,8 @@ def judge_report(
 
 @app.command("eval")
 def evaluate(
-    model: ModelOrUrl,
-    benchmarks: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="BENCHMARK...",
-            help="docmath, 2wikimqa, hotpotqa, musique, narrativeqa, qasper, frames=FILE, [NAME=]FILE or "
-            "[NAME=]OWNER/DATA[:SPLIT].",
-        ),
-    ],
+    model: RunOrModel,
+    benchmarks: Benchmarks = None,
     out: Out = None,
     model_name: ModelName = None,
     tokenizer: Tokenizer = None,
@@ -254,8 +255,8 @@ def evaluate(
     tensor_parallel: TensorParallel = 1,
     device: Device = "auto",
     num_samples: Samples = 1,
-    max_input: MaxInput = 120_000,
-    max_output: MaxOutput = 10_000,
+    max_input: LongestInput = None,
+    max_output: LongestOutput = None,
     temperature: Temperature = 0.7,
     top_p: TopP = 0.95,
     seed: Seed = 0,
@@ -269,13 +270,16 @@ def evaluate(
     thinking: Thinking = None,
     template: Template = None,
     request: Request = None,
-    behaviours: Annotated[
-        Literal["patterns", "judge"], typer.Option(help="How reasoning behaviours are counted.")
-    ] = "patterns",
+    exclude: Exclude = None,
+    control: Controls = None,
+    behaviours: Behaviours = "patterns",
     trust_remote_code: TrustRemoteCode = False,
     quiet: Quiet = False,
 ) -> None:
     """Evaluate a model on long-document benchmarks, as the paper does: one report beside the paper's rows.
+
+    Of a run folder every model is evaluated, from the base model to the last stage, and one table shows them all.
+    Questions that leak from training data are left out (--exclude), and the report says which.
 
     The folder holds answers.jsonl, scores.jsonl, results.jsonl, report.json and report.md. To continue an evaluation
     that was stopped, repeat its command with --out: answers in the folder are kept. Judge, rules, number of samples and
@@ -285,10 +289,9 @@ def evaluate(
     """
     options = locals()
     with one_line_errors():
-        from evaluation.command import Options, run_evaluation
+        from cluster.run.evaluated import evaluate_command
 
-        reward = _rewards_of(options)
-        run_evaluation(Options.of(options, reward), sources=benchmarks, out=out, behaviours=behaviours, quiet=quiet)
+        evaluate_command(options)
 
 
 @app.command()

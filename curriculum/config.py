@@ -114,7 +114,8 @@ class DataConfig(StrictModel):
     sft: DemonstrationSource | None = None
     """Demonstrations for the warm-up, likewise; None where `sft.epochs` is 0."""
     evaluation: DataSource | None = None
-    """Held-out questions, likewise; None turns the evaluations between stages off."""
+    """Held-out questions, likewise; those that leak from `train` or `sft` are left out
+    ([evaluation.md](evaluation.md#leaks)). None turns the evaluations between stages off."""
     columns: dict[OurColumn, str] = {}
     """Names of columns that are called otherwise in the data, by our names: `{question: input}`; dots lead into nested
     ones (`reward_model.ground_truth`)."""

@@ -89,6 +89,7 @@ def load_tasks(
     every_phase: bool = True,
     is_payable: Callable[[QuestionItem], bool] | None = None,
     form: DataConfig = _AS_IT_IS,
+    seen: Callable[[QuestionItem], None] = lambda _: None,
 ) -> Loaded[Task]:
     """Read a source into tasks with phases.
 
@@ -101,12 +102,14 @@ def load_tasks(
         every_phase: Insist on at least one task in every phase.
         is_payable: Whether some response can earn a reward for an item; items for which none can are refused.
         form: How rows are read: `columns`, `prompt` and `markers`.
+        seen: Is shown every item that can become a task; raises `RowError` to refuse it.
 
     Raises:
         UserError: The source cannot be read, its columns fit no layout, no row is usable, or a phase stays empty.
     """
     layouts = question_layouts(form)
-    table = _opened(source, open_table(source, key=key, columns=loaded_columns(form.columns)), layouts, form, key)
+    opened = open_table(source, key=key, columns=loaded_columns(form.columns))
+    table = with_our_columns(source, opened, layouts, form, key)
     name = f"{key}={table.name}"
 
     def make(item: QuestionItem) -> Task:
@@ -114,7 +117,9 @@ def load_tasks(
             answers = " or ".join(map(repr, item.answers))
             detail = f"no response matches {answers:.80} by the rule of data source {item.data_source!r:.40}"
             raise RowError(RejectReason.UNPAYABLE, detail + "; change the answer or reward.kinds, or name a judge")
-        return _task(item, encoder, phase_limits, over_long)
+        task = _task(item, encoder, phase_limits, over_long)
+        seen(item)
+        return task
 
     found = convert_rows(table, layouts, make, name=name, merge=_with_answers_of)
     if every_phase:
@@ -130,6 +135,7 @@ def load_demonstrations(
     key: str = "data.sft",
     judge_prompt: JudgePrompt | None = None,
     form: DataConfig = _AS_IT_IS,
+    seen: Callable[[DemonstrationItem], None] = lambda _: None,
 ) -> Loaded[Demonstration]:
     """Read a source into demonstrations of at most `max_tokens` prompt and response tokens together.
 
@@ -140,22 +146,24 @@ def load_demonstrations(
         key: Recipe key of the source, for messages.
         judge_prompt: Words of the judge, for generated judge pairs.
         form: How rows are read; of it `columns`.
+        seen: Is shown every item that becomes a demonstration.
 
     Raises:
         UserError: The source cannot be read, its columns fit no layout, or no row is usable.
     """
     columns = loaded_columns(form.columns)
     opened = open_table(source, key=key, demonstrations=True, judge_prompt=judge_prompt, columns=columns)
-    table = _opened(source, opened, DEMONSTRATION_LAYOUTS, form, key)
-    return convert_rows(
-        table,
-        DEMONSTRATION_LAYOUTS,
-        lambda item: _demonstration(item, encoder, max_tokens),
-        name=f"{key}={table.name}",
-    )
+    table = with_our_columns(source, opened, DEMONSTRATION_LAYOUTS, form, key)
+
+    def make(item: DemonstrationItem) -> Demonstration:
+        demonstration = _demonstration(item, encoder, max_tokens)
+        seen(item)
+        return demonstration
+
+    return convert_rows(table, DEMONSTRATION_LAYOUTS, make, name=f"{key}={table.name}")
 
 
-def _opened(
+def with_our_columns(
     source: DemonstrationSource, table: Table, layouts: Sequence[Layout[Any]], form: DataConfig, key: str
 ) -> Table:
     """Return a table with the columns that its layouts read; what is generated has them already."""

@@ -27,6 +27,8 @@ class RejectReason(StrEnum):
     NOT_ENCODABLE = "not_encodable"
     UNPAYABLE = "unpayable"
     """No response can match its accepted answers by the rule of their kind, and no judge decides."""
+    LEAK = "leak"
+    """A held-out question whose document, or which itself, is trained on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,6 +19,7 @@ from evaluation.record import Item
 
 LONGBENCH = "THUDM/LongBench"
 """Published as one archive of JSONL files."""
+DOCMATH_NAME = "docmath"
 DOCMATH = "yale-nlp/DocMath-Eval"
 DOCMATH_SPLITS = ("simpshort_testmini", "simplong_testmini", "compshort_testmini", "complong_testmini")
 LONGBENCH_NAMES = ("2wikimqa", "hotpotqa", "musique", "narrativeqa", "qasper")
@@ -35,30 +36,38 @@ def load_items(source: str) -> Loaded[Item]:
     Raises:
         UserError: The source cannot be read, its columns fit no layout, or no row is usable.
     """
-    name, table = _open(source)
+    name, table = open_source(source)
     return convert_rows(
         table, BENCHMARK_LAYOUTS, lambda item: _item(name, item), name=f"benchmark {source}", merge=_with_answers_of
     )
 
 
-def merge_items(sources: Iterable[Loaded[Item]], *, max_items: int | None) -> tuple[Item, ...]:
-    """Return all items in order, at most `max_items` of each benchmark.
+def merge_items(sources: Iterable[Loaded[Item]]) -> tuple[Item, ...]:
+    """Return all items in order.
 
     Raises:
         UserError: Two sources hold different items of the same benchmark under one id.
     """
     items: dict[tuple[str, str], Item] = {}
-    counts: Counter[str] = Counter()
     for item in chain.from_iterable(source.records for source in sources):
         if items.get(item.key, item) != item:
             raise UserError(
                 f"two sources hold different items with the id {item.item_id!r} of the benchmark {item.benchmark}; "
                 "give one of them another name with NAME=SOURCE"
             )
-        if item.key not in items and (max_items is None or counts[item.benchmark] < max_items):
-            items[item.key] = item
-            counts[item.benchmark] += 1
+        items.setdefault(item.key, item)
     return tuple(items.values())
+
+
+def first_items(items: Iterable[Item], max_items: int | None) -> tuple[Item, ...]:
+    """Return the first items of each benchmark; None: all of them."""
+    counts: Counter[str] = Counter()
+    found: list[Item] = []
+    for item in items:
+        counts[item.benchmark] += 1
+        if max_items is None or counts[item.benchmark] <= max_items:
+            found.append(item)
+    return tuple(found)
 
 
 def _with_answers_of(item: Item, repetition: QuestionItem) -> Item:
@@ -78,13 +87,22 @@ def _item(name: str | None, item: QuestionItem) -> Item:
     )
 
 
-def _open(source: str) -> tuple[str | None, Table]:
+def open_source(source: str, *, key: str = "benchmark") -> tuple[str | None, Table]:
+    """Open a published name, a file or a hub id; return the name in front of it, if it has one, and its table.
+
+    Args:
+        source: as `load_items` takes it.
+        key: what names it, for messages.
+
+    Raises:
+        UserError: it cannot be opened.
+    """
     name, equals, place = source.partition("=")
     if equals and _NAME.fullmatch(name):
-        return name, open_table(place, key=f"benchmark {name}")
+        return name, open_table(place, key=f"{key} {name}")
     if source in LONGBENCH_NAMES:
         return source, _longbench(source)
-    if source == "docmath":
+    if source == DOCMATH_NAME:
         tables = [open_table(f"{DOCMATH}:{split}", key="benchmark docmath") for split in DOCMATH_SPLITS]
         return source, Table(name=DOCMATH, columns=tables[0].columns, rows=_renumbered(tables))
     if source == "frames":
@@ -92,7 +110,7 @@ def _open(source: str) -> tuple[str | None, Table]:
             "benchmark frames: it is published with links instead of documents; fetch the linked pages into a column "
             "`context` beside Prompt and Answer, and give the file as frames=FILE"
         )
-    return None, open_table(source, key="benchmark")
+    return None, open_table(source, key=key)
 
 
 def _renumbered(tables: Iterable[Table]) -> Iterator[Row | Reject]:

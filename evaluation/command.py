@@ -19,6 +19,7 @@ from evaluation.config import (
     DistillConfig,
     EndpointGenerator,
     EvaluationConfig,
+    ExcludedSet,
     GeneratorConfig,
     RayGenerator,
     SamplingConfig,
@@ -33,7 +34,7 @@ CPU_KV_CACHE_BYTES = 1 << 30
 OPTIONS = {
     "max_prompt_tokens": "--max-input", "max_response_tokens": "--max-output", "num_samples": "--samples",
     "temperature": "--temperature", "top_p": "--top-p", "seed": "--seed", "max_in_flight": "--concurrency",
-    "num_replicas": "--replicas", "tensor_parallel_size": "--tensor-parallel",
+    "control": "--control", "num_replicas": "--replicas", "tensor_parallel_size": "--tensor-parallel",
 }  # fmt: skip
 """Option of the command line by the key of a configuration."""
 
@@ -74,12 +75,28 @@ class Options:
         return cls(**{field.name: given[field.name] for field in fields(cls)})
 
 
-def run_evaluation(options: Options, *, sources: list[str], out: Path | None, behaviours: str, quiet: bool) -> None:
-    """Run `qwenlong eval`; write the report to standard output and into the folder."""
+def evaluation_config(
+    options: Options,
+    *,
+    sources: Sequence[str],
+    behaviours: str,
+    exclude: Sequence[ExcludedSet] = (),
+    control: Sequence[str] = (),
+) -> EvaluationConfig:
+    """Return the configuration of `qwenlong eval` for the model of the options.
+
+    Raises:
+        UserError: there is no such model, or an option cannot be used.
+    """
+    more = {"exclude": tuple(exclude), "control": tuple(dict.fromkeys(control))}
+    return checked(EvaluationConfig, OPTIONS, **_common(options, sources), behaviours=behaviours, **more)
+
+
+def run_evaluation(config: EvaluationConfig, *, out: Path | None, quiet: bool) -> None:
+    """Evaluate one model; write the report to standard output and into the folder."""
     from evaluation.evaluate import evaluate
 
-    config = checked(EvaluationConfig, OPTIONS, **_common(options, sources), behaviours=behaviours)
-    folder = out or _default_folder("eval", config.generator.model)
+    folder = out or default_folder("eval", config.generator.model)
     progress = Progress(quiet=quiet)
     progress.say(f"answers, scores and report: {folder}")
     evaluate(config, out=folder, progress=progress)
@@ -94,7 +111,7 @@ def run_distillation(
 
     common = _common(options, sources)
     config = checked(DistillConfig, OPTIONS, **common, max_kept=max_kept, max_total_tokens=max_total)
-    folder = out or _default_folder("distill", config.generator.model)
+    folder = out or default_folder("distill", config.generator.model)
     progress = Progress(quiet=quiet)
     progress.say(f"answers, demonstrations and data card: {folder}")
     distill(config, out=folder, progress=progress)
@@ -181,7 +198,7 @@ def _assigned(texts: Sequence[str] | None, option: str) -> dict[str, Any]:
     return found
 
 
-def _common(options: Options, sources: list[str]) -> dict[str, Any]:
+def _common(options: Options, sources: Sequence[str]) -> dict[str, Any]:
     on_gpu = gpu_is_there()
     return {
         "generator": generator_config(options, on_gpu=on_gpu if options.device == "auto" else options.device == "cuda"),
@@ -202,6 +219,7 @@ def _common(options: Options, sources: list[str]) -> dict[str, Any]:
     }
 
 
-def _default_folder(kind: str, model: str) -> Path:
+def default_folder(kind: str, model: str) -> Path:
+    """Return a new folder below evaluations/ that is called after a model or a run."""
     name = re.sub(r"[^\w.-]+", "-", model.rstrip("/").rpartition("/")[2]).strip(".-") or "model"
     return Path("evaluations") / f"{kind}-{name}-{time.strftime('%Y%m%d-%H%M%S')}"

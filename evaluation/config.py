@@ -7,7 +7,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, JsonValue, model_validator
 
 from actors.config import EngineConfig
-from curriculum.config import MAX_SEED, Seconds, StrictModel
+from curriculum.config import MAX_SEED, DataConfig, DemonstrationSource, Seconds, StrictModel
+from curriculum.controls import Control
 from reward.config import RequestFields, RewardConfig
 from reward.endpoint_url import EndpointUrl
 
@@ -89,6 +90,24 @@ class SamplingConfig(StrictModel):
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
 
 
+class ExcludedSet(StrictModel):
+    """A set that models are trained on: questions that leak from it are left out of an evaluation."""
+
+    name: str
+    """As reports show it."""
+    key: Literal["--exclude", "data.train", "data.sft"] = "--exclude"
+    """Option or recipe key that names it; what `data.sft` holds are demonstrations."""
+    source: DemonstrationSource
+    form: DataConfig = DataConfig()
+    """How its rows are read: `columns`, `prompt` and `markers`."""
+    benchmark: str | None = None
+    """The only benchmark that is compared with it; None compares all."""
+    is_required: bool = True
+    """Whether a set that cannot be read ends the command; otherwise it is told, and the benchmarks are marked."""
+    fault: str | None = None
+    """Why it is not compared, where that is known beforehand."""
+
+
 class EvaluationConfig(StrictModel):
     """One evaluation."""
 
@@ -103,6 +122,10 @@ class EvaluationConfig(StrictModel):
     """Answers that are generated at the same time."""
     behaviours: Literal["patterns", "judge"] = "patterns"
     """What counts reasoning behaviours: patterns, or the judge's model."""
+    exclude: tuple[ExcludedSet, ...] = ()
+    """Training sets whose questions are left out."""
+    control: tuple[Control, ...] = ()
+    """How every question is asked besides: without its document, with that of another question."""
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:

@@ -10,17 +10,10 @@ from pathlib import Path
 
 from actors.thinking import whole_thought
 from curriculum.files import file_errors, private_files, whole_file
-from evaluation.benchmarks import merge_items
+from evaluation.benchmarks import first_items, merge_items
 from evaluation.config import DistillConfig
 from evaluation.data_card import DataCard, card_json, card_markdown, make_card
-from evaluation.evaluate import (
-    answer_settings,
-    fill_answers,
-    fill_scores,
-    num_rejects,
-    prompt_encoder,
-    read_sources,
-)
+from evaluation.evaluate import answer_settings, fill_answers, fill_scores, prompt_encoder
 from evaluation.filters import (
     RejectedAs,
     foreign_share,
@@ -31,6 +24,7 @@ from evaluation.filters import (
 )
 from evaluation.grounding import DocumentIndex, ground
 from evaluation.progress import Progress
+from evaluation.questions import num_rejects, read_sources
 from evaluation.record import Answer, Item, Outcome
 from evaluation.scoring import current, scorer_fingerprint
 from evaluation.store import EvaluationFolder
@@ -59,7 +53,7 @@ def distill(config: DistillConfig, *, out: Path, progress: Progress) -> DataCard
         GeneratorDown: the teacher does not answer any more; the same command continues the set.
     """
     sources = read_sources(config.sources, progress)
-    questions = merge_items(sources.values(), max_items=config.max_items)
+    questions = first_items(merge_items(sources.values()), config.max_items)
     with EvaluationFolder(out, answer_settings(config.generator, config.sampling)) as folder:
         items = fitting(questions, config, progress)
         answers = asyncio.run(_ask(config, items, folder, progress))

@@ -5,24 +5,24 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from actors.prompt import TEMPLATE, ChatPrompt, load_tokenizer
-from curriculum.dataset import Loaded
+from curriculum.controls import Control
 from curriculum.errors import RunFailed
 from curriculum.files import private_files
 from evaluation.answering import answer_all, missing_samples
 from evaluation.behaviour_judge import behaviour_judge, count_all, stored_counts
 from evaluation.behaviours import count_behaviours
-from evaluation.benchmarks import load_items, merge_items
 from evaluation.config import EvaluationConfig, GeneratorConfig, SamplingConfig, template_arguments
 from evaluation.generator_factory import generator_session
 from evaluation.grounding import DocumentIndex, ground, grounding_precision
 from evaluation.paper import paper_table
 from evaluation.progress import Progress
+from evaluation.questions import Questions, read_questions
 from evaluation.record import Answer, Item, Outcome
 from evaluation.report import report_json, report_markdown
 from evaluation.scoring import current, score_all, scorer_fingerprint, unscored
@@ -35,41 +35,36 @@ from reward.thinking import thinking_of
 
 
 @private_files()
-def evaluate(config: EvaluationConfig, *, out: Path, progress: Progress) -> Summary:
+def evaluate(config: EvaluationConfig, *, out: Path, progress: Progress, questions: Questions | None = None) -> Summary:
     """Run an evaluation, or continue the one in `out`.
 
     The folder then holds settings.json, answers.jsonl, scores.jsonl, results.jsonl, report.json and report.md.
+
+    Args:
+        config: what is asked, and of whom.
+        out: the folder.
+        progress: is told what happens.
+        questions: those of the configuration, where they have been read already.
 
     Raises:
         UserError: a source, the model or the folder cannot be used.
         GeneratorDown: the generator does not answer any more; the same command continues the evaluation.
     """
-    sources = read_sources(config.sources, progress)
-    items = merge_items(sources.values(), max_items=config.max_items)
+    questions = questions or read_questions(config, progress)
     with EvaluationFolder(out, answer_settings(config.generator, config.sampling)) as folder:
-        answers = asyncio.run(_ask(config, items, folder, progress))
-        results = _results(config, items, answers, folder, progress)
-        summary = summarise(results, seed=config.sampling.seed, rejects=num_rejects(sources))
+        answers = asyncio.run(_ask(config, questions, folder, progress))
+        results = _results(config, questions.items, answers, folder, progress)
+        summary = summarise(
+            results,
+            seed=config.sampling.seed,
+            rejects=questions.rejects,
+            comparisons=questions.comparisons,
+            under=_results_under(config, questions, answers, folder),
+        )
         folder.write_text("results.jsonl", "".join(_line(result) for result in results))
         folder.write_json("report.json", report_json(summary, config))
         folder.write_text("report.md", report_markdown(summary, config, paper_table()))
     return summary
-
-
-def read_sources(names: Sequence[str], progress: Progress) -> dict[str, Loaded[Item]]:
-    """Read all sources, by name; print the first refused rows of each, one line per row."""
-    sources = {name: load_items(name) for name in names}
-    for name, loaded in sources.items():
-        for reject in loaded.rejects[:5]:
-            progress.say(f"{name}: {reject.place} refused ({reject.reason}): {reject.detail}")
-        if len(loaded.rejects) > 5:
-            progress.say(f"{name}: {len(loaded.rejects)} rows refused in all")
-    return sources
-
-
-def num_rejects(sources: Mapping[str, Loaded[Item]]) -> dict[str, int]:
-    """Count the refused rows of each source."""
-    return {name: len(loaded.rejects) for name, loaded in sources.items()}
 
 
 def answer_settings(generator: GeneratorConfig, sampling: SamplingConfig) -> dict[str, Any]:
@@ -163,14 +158,18 @@ async def fill_scores(
 
 
 async def _ask(
-    config: EvaluationConfig, items: Sequence[Item], folder: EvaluationFolder, progress: Progress
+    config: EvaluationConfig, questions: Questions, folder: EvaluationFolder, progress: Progress
 ) -> list[Answer]:
+    """Answer and score all questions, also under the controls; count the behaviours of those that have a document."""
+    items = [*questions.items, *(item for items in questions.under.values() for item in items)]
     answers = await fill_answers(
         config.generator, config.sampling, items, folder, progress, max_in_flight=config.max_in_flight
     )
     await fill_scores(config.reward, items, answers, folder, progress)
     if config.behaviours == "judge":
-        await _fill_counts(config.reward.judge, answers, folder, progress)
+        own = {item.key for item in questions.items}
+        counted = [answer for answer in answers if answer.item_key in own]
+        await _fill_counts(config.reward.judge, counted, folder, progress)
     return answers
 
 
@@ -219,6 +218,29 @@ def _results(
                 )
                 step()
     return results
+
+
+def _results_under(
+    config: EvaluationConfig, questions: Questions, answers: Sequence[Answer], folder: EvaluationFolder
+) -> dict[Control, list[Result]]:
+    """Return the answers under each control with their scores, by the benchmarks that the questions come from."""
+    scorer = scorer_fingerprint(config.reward)
+    found: dict[Control, list[Result]] = {}
+    for control, items in questions.under.items():
+        keys = {item.key for item in items}
+        own = [answer for answer in answers if answer.item_key in keys]
+        scores = [(answer, current(answer, folder.scores, scorer)) for answer in own]
+        found[control] = [
+            Result(
+                answer=replace(answer, benchmark=answer.benchmark.removesuffix(f"/{control}")),
+                score=score,
+                behaviours=None,
+                passages=(),
+            )
+            for answer, score in scores
+            if score is not None
+        ]
+    return found
 
 
 def _line(result: Result) -> str:

@@ -10,6 +10,40 @@ import typer
 ModelOrUrl = Annotated[
     str, typer.Argument(metavar="MODEL|URL", help="Model folder, hub id, or root of an OpenAI-compatible API.")
 ]
+RunOrModel = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL|URL|RUN",
+        help="Model folder, hub id, root of an OpenAI-compatible API, or a run folder: all models of its stages.",
+    ),
+]
+Benchmarks = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[BENCHMARK]...",
+        help="docmath, 2wikimqa, hotpotqa, musique, narrativeqa, qasper, frames=FILE, [NAME=]FILE or "
+        "[NAME=]OWNER/DATA[:SPLIT]. Default for a run folder: its held-out questions.",
+    ),
+]
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="DATASET|none",
+        help="Training set whose questions and documents are left out; none: also not those that are left out by "
+        "default (docmath: the published training set; a model of a run: its data).",
+        show_default=False,
+    ),
+]
+Controls = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--control",
+        metavar="no_document|other_document",
+        help="Also ask without the documents, or with those of other questions.",
+        show_default=False,
+    ),
+]
+Behaviours = Annotated[Literal["patterns", "judge"], typer.Option(help="How reasoning behaviours are counted.")]
 Out = Annotated[
     Path | None,
     typer.Option(help="Folder; answers in it are kept. Default: evaluations/…", show_default=False),
@@ -26,6 +60,20 @@ Device = Annotated[
     typer.Option(help="Where engines run. auto: on GPUs if this machine has one; cuda: on GPUs."),
 ]
 Samples = Annotated[int, typer.Option("--samples", min=1, help="Answers sampled for each question.")]
+LongestInput = Annotated[
+    int | None,
+    typer.Option(
+        "--max-input", min=1, show_default=False,
+        help="Largest number of prompt tokens. Default: 120000; of a run folder at most what its models hold.",
+    ),
+]  # fmt: skip
+LongestOutput = Annotated[
+    int | None,
+    typer.Option(
+        "--max-output", min=1, show_default=False,
+        help="Largest number of response tokens. Default: 10000; of a run folder that of its recipe.",
+    ),
+]  # fmt: skip
 MaxInput = Annotated[int, typer.Option(min=1, help="Largest number of prompt tokens.")]
 MaxOutput = Annotated[int, typer.Option(min=1, help="Largest number of response tokens.")]
 Temperature = Annotated[float, typer.Option(min=0)]

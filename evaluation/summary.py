@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from curriculum.controls import Control
 from evaluation.behaviours import Behaviour, BehaviourCounts
+from evaluation.exclusion import Comparison
 from evaluation.grounding import Passage, grounding_precision
 from evaluation.record import Answer, Outcome, ScoredAnswer
 from evaluation.statistics import PASS_AT, Estimate, bootstrap_macro, bootstrap_mean, mean_pass_at_k
@@ -83,10 +85,28 @@ class Summary:
     """By benchmark, and over all under "all"."""
     rejects: Mapping[str, int]
     """Refused rows by source."""
+    comparisons: tuple[Comparison, ...]
+    """Training sets that the questions were compared with; those that leak are in no number."""
+    under: Mapping[Control, Mapping[str, AccuracySummary]]
+    """By control and benchmark: the accuracy on the same questions without their documents, or with others."""
 
 
-def summarise(results: Sequence[Result], *, seed: int, rejects: Mapping[str, int]) -> Summary:
+def summarise(
+    results: Sequence[Result],
+    *,
+    seed: int,
+    rejects: Mapping[str, int],
+    comparisons: tuple[Comparison, ...] = (),
+    under: Mapping[Control, Sequence[Result]] | None = None,
+) -> Summary:
     """Compute all numbers of an evaluation.
+
+    Args:
+        results: of the questions.
+        seed: of the intervals.
+        rejects: refused rows by source.
+        comparisons: with training sets.
+        under: results of the same questions under controls.
 
     Raises:
         ValueError: there is no result.
@@ -94,7 +114,7 @@ def summarise(results: Sequence[Result], *, seed: int, rejects: Mapping[str, int
     if not results:
         raise ValueError("there is no answer to summarise; give a benchmark with items")
     groups = _grouped(results, [result.answer.benchmark for result in results])
-    benchmarks = {name: _accuracy(group, seed) for name, group in groups.items()}
+    benchmarks = _by_benchmark(results, seed)
     ranges = _grouped(results, [length_range(result.answer.prompt_tokens) for result in results])
     ks = [k for k in PASS_AT if all(k in summary.pass_at for summary in benchmarks.values())]
     return Summary(
@@ -104,6 +124,8 @@ def summarise(results: Sequence[Result], *, seed: int, rejects: Mapping[str, int
         lengths={name: _accuracy(ranges[name], seed) for name in length_ranges() if name in ranges},
         reasoning={name: _reasoning(group) for name, group in [*groups.items(), ("all", list(results))]},
         rejects=rejects,
+        comparisons=comparisons,
+        under={control: _by_benchmark(some, seed) for control, some in (under or {}).items()},
     )
 
 
@@ -129,6 +151,11 @@ def _grouped(results: Sequence[Result], names: Sequence[str]) -> dict[str, list[
     for name, result in zip(names, results, strict=True):
         groups.setdefault(name, []).append(result)
     return groups
+
+
+def _by_benchmark(results: Sequence[Result], seed: int) -> dict[str, AccuracySummary]:
+    groups = _grouped(results, [result.answer.benchmark for result in results])
+    return {name: _accuracy(group, seed) for name, group in groups.items()}
 
 
 def _by_item(results: Sequence[Result]) -> list[list[Result]]:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from actors.model_folder import context_length, folder_or_hub_id, model_digest
 from actors.prompt import ChatPrompt, load_tokenizer
 from cluster.recipe.config import RunConfig
+from cluster.recipe.leaks import LeakWatch, check_sources_differ
 from cluster.recipe.model_shape import check_shape
 from cluster.recipe.truths import note_on_truths, payable_filter
 from curriculum.config import DataSource
 from curriculum.dataset import Loaded, load_demonstrations, load_tasks
 from curriculum.errors import UserError
+from curriculum.layout import QuestionItem
 from curriculum.rejects import Reject
 from curriculum.task import Task
 from learner.sft import DemonstrationBatches
@@ -47,35 +49,39 @@ def prepare(config: RunConfig) -> Prepared:
     Raises:
         UserError: model, data or lengths cannot be used; with key, value and way out.
     """
+    check_sources_differ(config.data)
     model_path = folder_or_hub_id(config.model.path, key="model.path")
     check_model(config, model_path)
+    watch = LeakWatch()
     prompt = ChatPrompt(load_tokenizer(model_path, trust_remote_code=config.model.trust_remote_code))
     rejects: dict[str, tuple[Reject, ...]] = {}
     inputs = {"model.path": model_digest(model_path)}
     tasks: tuple[Task, ...] = ()
     if config.curriculum.phases and config.data.train is not None:
-        found = _load_questions(config, prompt, config.data.train, key="data.train")
+        found = _load_questions(config, prompt, config.data.train, key="data.train", seen=watch.train)
         tasks, rejects["data.train"] = found.records, found.rejects
         inputs["data.train"] = found.digest
     demonstrations = None
     if config.sft.epochs and config.data.sft is not None:
         room = min(config.learner.max_tokens_per_microbatch, _max_positions(config, model_path))
         found = load_demonstrations(
-            config.data.sft, encoder=prompt, max_tokens=room, judge_prompt=_judge_prompt, form=config.data
-        )
+            config.data.sft, encoder=prompt, max_tokens=room, judge_prompt=_judge_prompt, form=config.data,
+            seen=watch.sft,
+        )  # fmt: skip
         rejects["data.sft"], inputs["data.sft"] = found.rejects, found.digest
         demonstrations = DemonstrationBatches(
             found.records, batch_size=config.sft.batch_size, epochs=config.sft.epochs, seed=config.seed
         )
+    heldout = _heldout(config, prompt, rejects, inputs, watch)
     note = note_on_truths(tasks, config.reward, key="data.train")
     return Prepared(
         model_path=model_path,
         prompt=prompt,
         tasks=tasks,
         demonstrations=demonstrations,
-        heldout=_heldout(config, prompt, rejects, inputs),
+        heldout=heldout,
         rejects=rejects,
-        notes=(note,) if note else (),
+        notes=(*([note] if note else ()), *watch.notes()),
         inputs=inputs,
     )
 
@@ -138,7 +144,9 @@ def _max_positions(config: RunConfig, model_path: str) -> int:
     return positions
 
 
-def _load_questions(config: RunConfig, prompt: ChatPrompt, source: DataSource, *, key: str) -> Loaded[Task]:
+def _load_questions(
+    config: RunConfig, prompt: ChatPrompt, source: DataSource, *, key: str, seen: Callable[[QuestionItem], None]
+) -> Loaded[Task]:
     return load_tasks(
         source,
         encoder=prompt,
@@ -148,6 +156,7 @@ def _load_questions(config: RunConfig, prompt: ChatPrompt, source: DataSource, *
         every_phase=key == "data.train",
         is_payable=payable_filter(config),
         form=config.data,
+        seen=seen,
     )
 
 
@@ -156,10 +165,11 @@ def _heldout(
     prompt: ChatPrompt,
     rejects: dict[str, tuple[Reject, ...]],
     inputs: dict[str, str],
+    watch: LeakWatch,
 ) -> dict[str, tuple[Task, ...]]:
     if config.data.evaluation is None or not config.curriculum.phases:
         return {}
-    found = _load_questions(config, prompt, config.data.evaluation, key="data.evaluation")
+    found = _load_questions(config, prompt, config.data.evaluation, key="data.evaluation", seen=watch.held_out)
     rejects["data.evaluation"], inputs["data.evaluation"] = found.rejects, found.digest
     by_phase = {
         phase.name: tuple(task for task in found.records if task.phase == index)

@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.recipe.load import dump_recipe, load_recipe
 from curriculum.synthetic import generate_items
 
 pytestmark = pytest.mark.integration
@@ -108,6 +110,50 @@ def test_a_folder_of_answers_at_another_temperature_is_refused(in_process):
     other = run(*arguments, "--temperature", 1.0)
     assert other.returncode == 2
     assert "temperature=0.7 there, 1.0 now" in other.stderr
+
+
+def test_docmath_is_marked_where_the_published_training_set_cannot_be_reached(questions, tmp_path):
+    done = run("eval", MODEL, f"docmath={questions}", *LENGTHS, "--max-items", 1, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "not compared with Tongyi-Zhiwen/DocQA-RL-1.6K: " in done.stderr
+    assert "| DocMath † | 1 |" in done.stdout
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["possibly_trained_on"] == ["docmath"]
+
+
+# ---- the models of a run
+
+
+@pytest.fixture(scope="module")
+def run_folder(questions, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with the models of three stages, which are all the same, and held-out questions."""
+    folder = tmp_path_factory.mktemp("runs") / "demo"
+    (folder / "heldout").mkdir(parents=True)
+    shutil.copy(questions, folder / "heldout" / "questions.jsonl")
+    for stage in ("sft", "phase-1", "phase-2"):
+        shutil.copytree(MODEL, folder / "models" / stage)
+    overrides = [f"model.path={MODEL}", "data.train.items_per_length=20", "data.sft.items_per_length=20"]
+    (folder / "recipe.yaml").write_text(dump_recipe(load_recipe(ROOT / "recipes" / "local.yaml", overrides)))
+    (folder / "events.jsonl").write_text("")
+    return folder
+
+
+def test_a_run_folder_gives_one_table_of_all_its_models_and_no_engine_starts_for_what_is_there(run_folder, tmp_path):
+    out = tmp_path / "out"
+    arguments = ("eval", run_folder, "--judge", "none", "--control", "no_document", "--max-items", 2, "--out", out)
+    done = run(*arguments)
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads((out / "report.json").read_text())
+    assert [model["label"] for model in report["models"]] == ["base", "after sft", "after phase-1", "after phase-2"]
+    assert {"local_hop1", "local_hop2"} >= set(report["models"][0]["accuracy"])
+    assert [comparison["name"] for comparison in report["comparisons"]] == ["data.train of demo", "data.sft of demo"]
+    assert report["possibly_trained_on"] == []
+    texts = [{row["item_id"]: row["text"] for row in lines(folder / "answers.jsonl")} for folder in out.glob("*-*")]
+    assert len(texts) == 4
+    assert all(text == texts[0] for text in texts), "the same weights give the same answers"
+    (tmp_path / "vllm.py").write_text("raise RuntimeError('an engine is started')")
+    again = run(*arguments, PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert again.stdout == done.stdout
 
 
 # ---- Ray

@@ -9,10 +9,12 @@ import pytest
 
 from curriculum.errors import RunFailed, UserError
 from evaluation.behaviour_judge import INSTRUCTION
-from evaluation.config import DistillConfig, EndpointGenerator, EvaluationConfig, SamplingConfig
+from evaluation.config import DistillConfig, EndpointGenerator, EvaluationConfig, ExcludedSet, SamplingConfig
 from evaluation.distill import distill
 from evaluation.evaluate import evaluate
+from evaluation.exclusion import PUBLISHED_TRAINING_SET, excluded_sets
 from evaluation.progress import Progress
+from evaluation.stages import StageModel, evaluate_stages
 from reward.config import NoJudge, OpenAIJudge, RewardConfig
 
 TOKENIZER = str(Path(__file__).parents[3] / "recipes" / "assets" / "local_base")
@@ -26,11 +28,15 @@ ANSWERS = {
 
 
 class Endpoint:
-    """Counts its requests by kind; a question gets the answer whose name it contains."""
+    """Counts its requests by kind; a question gets the answer whose name it contains.
+
+    One that reads gives the wrong answer where the document does not hold the quotation.
+    """
 
     def __init__(self):
         self.requests = {"answer": 0, "judge": 0, "count": 0}
         self.refused = set()
+        self.reads = False
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -63,6 +69,8 @@ class Endpoint:
         self.requests["answer"] += 1
         if any(name in user for name in self.refused):
             return 400, ""
+        if self.reads and QUOTE not in user:
+            return 200, ANSWERS["wrong"]
         return 200, next(text for name, text in ANSWERS.items() if name in user)
 
 
@@ -194,3 +202,204 @@ def test_questions_with_documents_that_do_not_fit_are_not_asked(endpoint, source
     card = distill(settings, out=tmp_path / "d", progress=Progress(quiet=True))
     assert (card.num_questions, card.num_over_long, card.num_answers) == (0, 3, 0)
     assert endpoint.requests["answer"] == 0
+
+
+# ---- questions that are trained on
+
+
+DOCUMENTS = {name: f"{QUOTE}, says the {number} paper of the {name} series" for number, name in enumerate(ANSWERS)}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def _write(name, rows):
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return str(path)
+
+    return _write
+
+
+def question(name, **values):
+    row = {"id": name, "data_source": "musique", "context": DOCUMENTS[name], "question": f"When? ({name})"}
+    return {**row, "answers": ["1843"], **values}
+
+
+def report_of(folder):
+    return json.loads((folder / "report.json").read_text()), (folder / "report.md").read_text()
+
+
+def test_questions_that_leak_are_left_out_of_every_number_and_listed(endpoint, write, tmp_path):
+    source = write("q.jsonl", [question(name) for name in ANSWERS])
+    trained = write("t.jsonl", [question("wrong", id="t1", question="Who?"), question("right", context="Other text.")])
+    own = config(endpoint, source, exclude=excluded_sets([trained], [source]))
+    row = run(own, tmp_path / "e").benchmarks["musique"]
+    assert (row.num_items, row.accuracy.mean) == (2, 1.0)
+    assert endpoint.requests["answer"] == 4
+    report, text = report_of(tmp_path / "e")
+    (comparison,) = report["comparisons"]
+    assert (comparison["num_trained"], comparison["fault"]) == (2, None)
+    assert comparison["matches"] == [
+        {"benchmark": "musique", "item_id": "right", "overlap": "same question, another document",
+         "trained_id": "right"},
+        {"benchmark": "musique", "item_id": "wrong", "overlap": "same document", "trained_id": "t1"},
+    ]  # fmt: skip
+    assert "t.jsonl | MuSiQue | 0 | 1 | 0 | 1 | 1 |" in text
+
+
+def test_rows_of_a_training_set_that_share_an_id_count_and_unreadable_ones_are_told(endpoint, write, tmp_path):
+    source = write("q.jsonl", [question(name) for name in ANSWERS])
+    trained = write("t.jsonl", [question("right", id="1"), question("wrong", id="1"), {"id": "2"}])
+    own = config(endpoint, source, exclude=excluded_sets([trained], [source]))
+    assert run(own, tmp_path / "e").benchmarks["musique"].num_items == 1
+    report, text = report_of(tmp_path / "e")
+    assert (report["comparisons"][0]["num_trained"], report["comparisons"][0]["num_unreadable"]) == (2, 1)
+    assert "1 rows of " in text
+
+
+def test_an_exclusion_changes_no_answer_and_asks_nothing_twice(endpoint, write, tmp_path):
+    source = write("q.jsonl", [question(name) for name in ANSWERS])
+    trained = write("t.jsonl", [question("wrong")])
+    assert run(config(endpoint, source), tmp_path / "e").benchmarks["musique"].num_items == 3
+    less = run(config(endpoint, source, exclude=excluded_sets([trained], [source])), tmp_path / "e")
+    assert (less.benchmarks["musique"].num_items, endpoint.requests["answer"]) == (2, 6)
+    assert run(config(endpoint, source), tmp_path / "e").benchmarks["musique"].num_items == 3
+    assert endpoint.requests["answer"] == 6
+
+
+def test_the_first_items_are_counted_without_those_that_leak(endpoint, write, tmp_path):
+    source = write("q.jsonl", [question(name) for name in ANSWERS])
+    trained = write("t.jsonl", [question("right")])
+    own = config(endpoint, source, max_items=2, exclude=excluded_sets([trained], [source]))
+    assert run(own, tmp_path / "e").benchmarks["musique"].num_items == 2
+
+
+def test_a_benchmark_of_which_nothing_is_left_is_refused_in_one_line(endpoint, write, tmp_path):
+    source = write("q.jsonl", [question(name) for name in ANSWERS])
+    own = config(endpoint, source, exclude=excluded_sets([source], [source]))
+    with pytest.raises(UserError, match="all 3 questions leak from it, none is left to ask") as refusal:
+        run(own, tmp_path / "e")
+    assert len(refusal.value.lines) == 1
+    assert not (tmp_path / "e").exists()
+    assert endpoint.requests["answer"] == 0
+
+
+def test_a_named_set_that_cannot_be_read_ends_the_command(endpoint, source, tmp_path):
+    own = config(endpoint, source, exclude=excluded_sets([str(tmp_path / "nothing.jsonl")], [source]))
+    with pytest.raises(UserError, match=r"--exclude=.*nothing.jsonl: no such file"):
+        run(own, tmp_path / "e")
+
+
+def test_a_default_set_that_cannot_be_read_is_told_and_marks_the_number(endpoint, write, tmp_path):
+    source = write("q.jsonl", [question(name) for name in ANSWERS])
+    missing = ExcludedSet(name="published", source=str(tmp_path / "no.jsonl"), is_required=False)
+    assert run(config(endpoint, source, exclude=(missing,)), tmp_path / "e").benchmarks["musique"].num_items == 3
+    report, text = report_of(tmp_path / "e")
+    assert report["possibly_trained_on"] == ["musique"]
+    assert "| MuSiQue † | 3 |" in text
+    assert "**Not compared with published**" in text
+    assert "no such file" in report["comparisons"][0]["fault"]
+
+
+def test_docmath_is_compared_with_the_published_training_set_unless_it_is_turned_off():
+    (default,) = excluded_sets([], ["docmath", "musique"])
+    assert (default.source, default.benchmark) == (f"{PUBLISHED_TRAINING_SET}:train", "docmath")
+    assert (default.is_required, default.fault) == (False, None)
+    assert excluded_sets([], ["docmath=our.jsonl"]) == (default,)
+    assert excluded_sets([], ["musique"]) == ()
+    (off,) = excluded_sets(["none"], ["docmath"])
+    assert off.fault == "turned off by --exclude none"
+    named, default = excluded_sets(["x.jsonl"], ["docmath"])
+    assert (named.source, named.benchmark, named.is_required) == ("x.jsonl", None, True)
+    assert default.fault is None
+
+
+def test_what_was_turned_off_is_in_the_report(endpoint, write, tmp_path):
+    source = f"docmath={write('q.jsonl', [question('right')])}"
+    run(config(endpoint, source, exclude=excluded_sets(["none"], [source])), tmp_path / "e")
+    report, text = report_of(tmp_path / "e")
+    assert report["possibly_trained_on"] == ["docmath"]
+    assert "Tongyi-Zhiwen/DocQA-RL-1.6K**: turned off by --exclude none" in text
+
+
+def test_a_report_without_any_comparison_says_so(endpoint, source, tmp_path):
+    run(config(endpoint, source), tmp_path / "e")
+    assert "not compared with any training set" in report_of(tmp_path / "e")[1]
+
+
+# ---- controls
+
+
+def test_controls_ask_without_the_document_and_with_another_one_and_stand_beside_the_accuracy(
+    endpoint, write, tmp_path
+):
+    endpoint.reads = True
+    rows = [question("right"), question("right", id="right2", context="Quite another text.")]
+    own = config(endpoint, write("q.jsonl", rows), control=("no_document", "other_document"))
+    summary = run(own, tmp_path / "e")
+    assert summary.benchmarks.keys() == {"musique"}
+    assert summary.benchmarks["musique"].accuracy.mean == 0.5
+    assert summary.macro.mean == 0.5
+    assert summary.under["no_document"]["musique"].accuracy.mean == 0.0
+    assert summary.under["other_document"]["musique"].accuracy.mean == 0.5  # each is shown that of the other one
+    assert endpoint.requests["answer"] == 2 * 2 * 3
+    assert "| MuSiQue | 50.0 | 0.0 to 100.0 | 0.0 | 0.0 to 0.0 | 50.0 | 0.0 to 100.0 |" in report_of(tmp_path / "e")[1]
+    results = [json.loads(line) for line in (tmp_path / "e" / "results.jsonl").read_text().splitlines()]
+    assert {row["benchmark"] for row in results} == {"musique"}
+    assert run(own, tmp_path / "e") == summary
+    assert endpoint.requests["answer"] == 12
+
+
+def test_a_control_added_later_asks_only_its_own_questions(endpoint, write, tmp_path):
+    source = write("q.jsonl", [question(name) for name in ANSWERS])
+    run(config(endpoint, source), tmp_path / "e")
+    before = endpoint.requests["answer"]
+    summary = run(config(endpoint, source, control=("no_document",)), tmp_path / "e")
+    assert endpoint.requests["answer"] == before + 6
+    assert summary.benchmarks["musique"].num_items == 3
+
+
+def test_a_question_without_another_document_is_left_out_of_that_control(endpoint, source, tmp_path):
+    summary = run(config(endpoint, source, control=("other_document",)), tmp_path / "e")  # all share one document
+    assert summary.under == {"other_document": {}}
+    assert "| MuSiQue | 66.7 |" in report_of(tmp_path / "e")[1]
+
+
+# ---- the models of a run
+
+
+def stages(endpoint, source, **values):
+    """Two models behind the endpoint, as configurations of one evaluation."""
+    found = []
+    for number, label in enumerate(["after sft", "after phase-1"]):
+        own = config(endpoint, source, **values)
+        generator = own.generator.model_copy(update={"model": label})
+        stage = StageModel(label=label, path=f"models/{label}", folder=f"{number}-model")
+        found.append((stage, own.model_copy(update={"generator": generator})))
+    return found
+
+
+def test_the_models_of_a_run_stand_in_one_table_beside_a_report_of_each(endpoint, write, tmp_path, capsys):
+    rows = [question("right"), question("wrong", data_source="hotpotqa")]
+    trained = write("t.jsonl", [question("judged")])
+    source = write("q.jsonl", [*rows, question("judged")])
+    given = stages(endpoint, source, exclude=excluded_sets([trained], [source]), control=("no_document",))
+    found = evaluate_stages(given, run="demo", out=tmp_path / "e", progress=Progress(quiet=True))
+    assert list(found) == ["after sft", "after phase-1"]
+    report, text = report_of(tmp_path / "e")
+    assert text == capsys.readouterr().out
+    assert "| model | MuSiQue | HotpotQA | average |" in text
+    assert text.count("| 100.0 (100.0 to 100.0) | 0.0 (0.0 to 0.0) | 50.0 (50.0 to 50.0) |") == 2
+    assert "| after phase-1 | 50.0 | 50.0 |" in text  # under the control
+    assert [model["label"] for model in report["models"]] == ["after sft", "after phase-1"]
+    assert report["models"][0]["average"]["mean"] == 0.5
+    assert (tmp_path / "e" / "1-model" / "report.md").is_file()
+    before = dict(endpoint.requests)
+    evaluate_stages(given, run="demo", out=tmp_path / "e", progress=Progress(quiet=True))
+    assert endpoint.requests == before
+
+
+def test_the_folder_of_something_else_is_not_taken_for_that_of_a_run(endpoint, source, tmp_path):
+    run(config(endpoint, source), tmp_path / "e")
+    with pytest.raises(UserError, match="holds something else than the evaluation of a run"):
+        evaluate_stages(stages(endpoint, source), run="demo", out=tmp_path / "e", progress=Progress(quiet=True))

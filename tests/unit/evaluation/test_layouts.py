@@ -8,7 +8,7 @@ from curriculum.errors import UserError
 from curriculum.layout import choose_layout
 from curriculum.rejects import RejectReason, RowError
 from curriculum.rows import Row
-from evaluation.benchmarks import load_items, merge_items
+from evaluation.benchmarks import first_items, load_items, merge_items
 from evaluation.layouts import BENCHMARK_LAYOUTS
 
 LONGBENCH = {
@@ -157,13 +157,13 @@ def test_only_the_first_items_of_each_benchmark_are_kept(tmp_path):
         for i in range(3)
         for name in ("hotpotqa", "qasper")
     ]
-    items = merge_items([load_items(write_jsonl(tmp_path / "a.jsonl", rows))], max_items=2)
+    items = first_items(merge_items([load_items(write_jsonl(tmp_path / "a.jsonl", rows))]), 2)
     assert [item.item_id for item in items] == ["hotpotqa0", "qasper0", "hotpotqa1", "qasper1"]
 
 
 def test_different_items_under_one_id_are_refused_and_equal_ones_counted_once(tmp_path):
     first = load_items(write_jsonl(tmp_path / "a.jsonl", [LONGBENCH]))
     other = load_items(write_jsonl(tmp_path / "b.jsonl", [{**LONGBENCH, "input": "Else?"}]))
-    assert len(merge_items([first, first], max_items=None)) == 1
+    assert len(merge_items([first, first])) == 1
     with pytest.raises(UserError, match="NAME=SOURCE"):
-        merge_items([first, other], max_items=None)
+        merge_items([first, other])
