@@ -73,7 +73,7 @@ class StepReport:
         float, Metric("learner/rollout_logprob_gap_mean", "nats", mean_over="compared_tokens")
     ]
     """Mean distance between the engine's log-probability of a sampled token and the learner's, before the first update.
-    Tokens that are left out of the loss do not count.
+    Tokens outside the learner's own nucleus (`learner/outside_nucleus`) are not compared.
 
     Rounding only: about 1e-6 in fp32, 1e-2 in bf16; with a policy lag also what the updates in between changed. A
     lasting jump means that engine and learner hold different weights."""
@@ -89,8 +89,13 @@ class StepReport:
 
     Grows from 0."""
     masked_fraction: Annotated[float, Metric("learner/masked_fraction", "share", mean_over="tokens")]
-    """Response tokens left out of the loss: no finite log-probability from the engine, or outside the learner's own
-    nucleus.
+    """Response tokens left out of the loss: no finite log-probability from the engine; with `learner.importance` also
+    those outside the learner's own nucleus and the answers beyond `max_answer_ratio`.
+
+    0 without `learner.importance`, below 1e-3 with it. More means that engine and learner disagree about the
+    policy."""
+    outside_nucleus: Annotated[float, Metric("learner/outside_nucleus", "share", mean_over="tokens")]
+    """Sampled tokens that the learner's own nucleus at the sampler's top-p does not contain.
 
     0 at top-p 1, below 1e-3 otherwise. More means that engine and learner disagree about the policy."""
     importance_weight: Annotated[float, Metric("learner/importance_weight", mean_over="tokens")]
@@ -125,6 +130,7 @@ KNOWN_BEFORE_UPDATE = (
     "learner/rollout_logprob_gap_mean",
     "learner/rollout_logprob_gap_max",
     "learner/masked_fraction",
+    "learner/outside_nucleus",
     "learner/importance_weight",
     "learner/log_nucleus",
 )

@@ -34,6 +34,7 @@ TOKEN_SUMS = (
     "mean_ratio",
     "kl_to_reference",
     "masked_fraction",
+    "outside_nucleus",
     "importance_weight",
     "log_nucleus",
 )
@@ -75,9 +76,9 @@ class SftLoss:
 class PolicyLoss:
     """Surrogate, importance correction, KL and entropy bonus of one row, with the sums for the report.
 
-    A token counts if the sampler reported a finite log-probability for it, the learner's own nucleus contains it, and
-    its answer is kept. All others have weight zero. The normaliser of the loss does not change, so leaving tokens out
-    never scales up the others.
+    A token counts if the sampler reported a finite log-probability for it and its answer is kept; with an importance
+    correction the learner's own nucleus must contain it as well, since its importance weight is 0 otherwise. All others
+    have weight zero. The normaliser of the loss does not change, so leaving tokens out never scales up the others.
     """
 
     def __init__(
@@ -111,7 +112,10 @@ class PolicyLoss:
         row, objective = self._row, self._objective
         old = _detached(scores) if self._old is None else TokenScores(*(column[tokens] for column in self._old))
         rollout_n = row.rollout_logprobs_N[tokens]
-        used_n = usable_tokens(old, rollout_n)
+        inside_n = old.inside_N > 0
+        used_n = rollout_n.isfinite()
+        if objective.importance_cap is not None:
+            used_n = used_n & inside_n
         if self._kept_N is not None:
             used_n = used_n & self._kept_N[tokens]
         token_ratio_n = torch.exp(scores.logprobs_N - old.logprobs_N)
@@ -134,7 +138,9 @@ class PolicyLoss:
             loss_n = loss_n + objective.kl_coefficient * kl_n
         if objective.entropy_coefficient:
             loss_n = loss_n - objective.entropy_coefficient * scores.entropy_N
-        columns = (clipped_n, token_ratio_n.detach(), kl_n.detach(), ~used_n, correction_n, scores.log_nucleus_N)
+        columns = (
+            clipped_n, token_ratio_n.detach(), kl_n.detach(), ~used_n, ~inside_n, correction_n, scores.log_nucleus_N
+        )  # fmt: skip
         self.sums += torch.stack([column.double().sum() for column in columns])
         return row.weights_N[tokens] * torch.where(used_n, loss_n, 0.0)
 
@@ -231,8 +237,11 @@ def _surrogate(
     return surrogate_n, is_clipped(ratio_n.detach(), advantages_n, clip_low=low, clip_high=high, dual_clip=dual)
 
 
-def usable_tokens(scores: TokenScores, rollout_logprobs_N: Tensor) -> Tensor:
-    """Return [N] bool: the sampler's log-probability is finite and the token lies in the learner's own nucleus."""
+def comparable_tokens(scores: TokenScores, rollout_logprobs_N: Tensor) -> Tensor:
+    """Return [N] bool: the sampler's log-probability is finite and the token lies in the learner's own nucleus.
+
+    Only there do both sides have a log-probability under a distribution that is cut to a nucleus.
+    """
     return rollout_logprobs_N.isfinite() & (scores.inside_N > 0)
 
 

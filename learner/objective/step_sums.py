@@ -13,7 +13,7 @@ from curriculum.metric import declared_metrics
 from learner.collectives import add_up, take_maximum
 from learner.forward.logprobs import TokenScores
 from learner.forward.row_tensors import RowTensors
-from learner.objective.objective import TOKEN_SUMS, usable_tokens
+from learner.objective.objective import TOKEN_SUMS, comparable_tokens
 from learner.reports import SftReport, StepReport
 
 _COLUMNS = ("loss", "tokens", "entropy", "token_accuracy", *TOKEN_SUMS)
@@ -50,14 +50,14 @@ class StepAccumulator:
         self._rows.append(torch.cat((general, token_sums)))
 
     def add_gap(self, row: RowTensors, scores: TokenScores) -> None:
-        """Compare with the engine's log-probabilities, before the first update; tokens that are left out do not count.
+        """Compare with the engine's log-probabilities, before the first update.
 
         The engine reports log-probabilities of the distribution restricted to its nucleus, so those of the learner are
-        restricted to its own nucleus as well.
+        restricted to its own nucleus as well; tokens outside of it are not compared.
         """
         if row.is_placeholder or not len(row.labels_N):
             return
-        used_N = usable_tokens(scores, row.rollout_logprobs_N)
+        used_N = comparable_tokens(scores, row.rollout_logprobs_N)
         gap_N = (scores.logprobs_N - scores.log_nucleus_N - row.rollout_logprobs_N).abs().double().where(used_N, 0.0)
         self._gap_sum += torch.stack((gap_N.sum(), used_N.sum().double()))
         self._gap_max = torch.maximum(self._gap_max, gap_N.max())

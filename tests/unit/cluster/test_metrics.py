@@ -35,6 +35,7 @@ REPORT = StepReport(
     rollout_logprob_gap_max=1e-5,
     kl_to_reference=0.1,
     masked_fraction=0.0,
+    outside_nucleus=0.0,
     importance_weight=1.0,
     log_nucleus=0.0,
     prompt_sharing=False,

@@ -54,11 +54,23 @@ def test_a_token_without_a_finite_rollout_logprob_is_left_out_and_counted(row, b
     assert sums["masked_fraction"] == 1
 
 
-def test_a_token_outside_the_learners_nucleus_is_left_out_and_counted(row):
+def test_a_token_outside_the_learners_nucleus_is_trained_on_and_counted(row):
     inside = torch.tensor([1.0, 1.0, 0.0, 1.0])
-    _, gradient, sums = _run(row, PLAIN, _scores(row, inside_N=inside))
-    assert (gradient != 0).tolist() == [True, True, False, True]
-    assert sums["masked_fraction"] == 1
+    terms, gradient, sums = _run(row, PLAIN, _scores(row, inside_N=inside))
+    torch.testing.assert_close(terms, -row.weights_N * row.advantages_N)
+    torch.testing.assert_close(gradient, -row.weights_N * row.advantages_N)
+    assert (sums["masked_fraction"], sums["outside_nucleus"], sums["importance_weight"]) == (0, 1, 4)
+
+
+def test_with_an_importance_weight_a_token_outside_the_learners_nucleus_is_left_out(row):
+    row.rollout_logprobs_N.fill_(-2.0)
+    inside = torch.tensor([1.0, 1.0, 0.0, 1.0])
+    objective = Objective(clip_low=0.2, clip_high=0.28, importance_cap=2.0)
+    _, gradient, sums = _run(row, objective, _scores(row, inside_N=inside))
+    expected = -row.weights_N * row.advantages_N
+    expected[2] = 0.0  # the others keep their weights: the normaliser does not change
+    torch.testing.assert_close(gradient, expected)
+    assert (sums["masked_fraction"], sums["outside_nucleus"], sums["importance_weight"]) == (1, 1, 3)
 
 
 def test_the_importance_weight_compares_the_distributions_cut_to_their_nucleus(row):

@@ -86,6 +86,14 @@ def test_the_gap_is_a_mean_over_the_compared_tokens_even_if_the_update_is_skippe
     assert found.rollout_logprob_gap_max == 1.0
 
 
+def test_a_token_outside_the_learners_nucleus_is_not_compared_with_the_sampler():
+    steps = StepAccumulator(CPU)
+    steps.add_gap(ROW, scores(logprobs=(-1.5, -9.0))._replace(inside_N=torch.tensor([1.0, 0.0])))
+    steps.close_update(None)
+    found = steps.report(StepReport, **RL)
+    assert (found.rollout_logprob_gap_mean, found.rollout_logprob_gap_max) == (0.5, 0.5)
+
+
 def test_the_loss_of_a_mini_batch_that_came_short_is_scaled_to_the_groups_that_came():
     steps = StepAccumulator(CPU)
     steps.add_row(ROW, scores(), torch.tensor(1.0), sums())
