@@ -7,7 +7,6 @@ Unblocked by: all ranks making the same call.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -46,8 +45,6 @@ from learner.zero3.policy import Policy, load_policy
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
-
-logger = logging.getLogger(__name__)
 
 _torch: Any = torch  # where its declarations have no complete types
 
@@ -113,6 +110,7 @@ class LearnerEngine:
         self._policy = self._load(model_path)
         self._placement = place(config, self._policy, self._device, rank=rank)
         self._sharing = supports_sharing(config, self._policy, self._device)
+        self._sharing_failed = False
         self._engine = trained_engine(config, self._policy, on_gpu=on_gpu)
         self._reference: DeepSpeedEngine | None = None
         self._batch = RunningBatch()
@@ -282,16 +280,19 @@ class LearnerEngine:
 
     def save(self, directory: Path) -> None:
         """Write a checkpoint that is either complete or absent; see `learner.zero3.checkpoint`."""
-        checkpoint.save(self._engine, directory, manifest=self._manifest(), state=self._state())
+        state = checkpoint.LearnerState(num_steps=self._num_steps, sharing_failed=self._sharing_failed)
+        checkpoint.save(self._engine, directory, manifest=self._manifest(), state=state)
 
     def load(self, directory: Path) -> None:
         """Restore weights, optimizer and random state; call `start_stage` with the stage of the checkpoint before.
 
         Raises:
-            UserError: the checkpoint is missing or incomplete, or belongs to another stage, dtype or model.
+            UserError: the checkpoint is missing or incomplete, or belongs to another version, stage, dtype or model.
         """
         state = checkpoint.load(self._engine, directory, manifest=self._manifest())
-        self._num_steps = int(state["num_steps"])
+        self._num_steps = state.num_steps
+        if state.sharing_failed:
+            self._share_no_prompts()
 
     def close(self) -> None:
         """Leave the process group; the engine cannot be used afterwards."""
@@ -423,15 +424,11 @@ class LearnerEngine:
             zip(responses_of(dense), self._scores(self._engine, dense), strict=True),
             self._placement,
         )
-        limit = sharing_check.MAX_MEAN_GAP[self._config.dtype]
-        if not gap <= limit:  # NaN included
-            self._sharing = False
-            logger.warning(
-                "shared prompts off: log-probabilities differ from the dense path by %.2e nats on average, more than "
-                "%.0e; from now on every response is forwarded with its own copy of the prompt",
-                gap,
-                limit,
-            )
+        if not sharing_check.is_rounding(gap, self._config.dtype):
+            self._share_no_prompts()
+
+    def _share_no_prompts(self) -> None:
+        self._sharing, self._sharing_failed = False, True
 
     def _count_skipped(self, applied: bool) -> None:
         self._skipped_in_a_row = 0 if applied else self._skipped_in_a_row + 1
@@ -488,9 +485,6 @@ class LearnerEngine:
 
     def _manifest(self) -> dict[str, Any]:
         return {"stage": str(self._stage), "dtype": self._config.dtype}
-
-    def _state(self) -> dict[str, Any]:
-        return {"num_steps": self._num_steps}
 
 
 def _with_last(items: Sequence[_Item]) -> Iterator[tuple[_Item, bool]]:

@@ -8,6 +8,7 @@ alone, through torch's own attention.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -20,6 +21,8 @@ from learner.batch.rows import build_microbatch
 from learner.collectives import take_maximum
 from learner.forward.logprobs import TokenScores
 from learner.forward.row_tensors import Placement, RowTensors
+
+logger = logging.getLogger(__name__)
 
 CHECKED_STEPS = 2
 """First training steps that are checked."""
@@ -69,6 +72,20 @@ def mean_gap(
     """
     found, expected = gathered_logprobs(shared, placement), gathered_logprobs(dense, placement)
     return float(take_maximum((found[-len(expected) :] - expected).abs().mean().nan_to_num(nan=torch.inf)))
+
+
+def is_rounding(gap: float, dtype: str) -> bool:
+    """Return whether rounding in `dtype` explains a mean gap (nats); log what follows where it does not."""
+    limit = MAX_MEAN_GAP[dtype]
+    if gap <= limit:  # not NaN
+        return True
+    logger.warning(
+        "shared prompts off: log-probabilities differ from the dense path by %.2e nats on average, more than %.0e; "
+        "from now on every response is forwarded with its own copy of the prompt",
+        gap,
+        limit,
+    )
+    return False
 
 
 def gathered_logprobs(rows_and_scores: Iterable[tuple[RowTensors, TokenScores]], placement: Placement) -> Tensor:

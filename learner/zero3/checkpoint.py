@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from pydantic import Field
 from safetensors import SafetensorError
 
+from curriculum.config import StrictModel
 from curriculum.errors import UserError, first_line
 from curriculum.files import begin_folder, file_errors, finish_folder, partial_of, sync, write_text
 from curriculum.seal import COMPLETE, FileDigest, digest_file, seal
@@ -35,14 +37,23 @@ _STEP = "optimizer_step"
 _STATE = "state.json"
 
 
-def save(engine: DeepSpeedEngine, directory: Path, *, manifest: dict[str, Any], state: dict[str, Any]) -> None:
+class LearnerState(StrictModel):
+    """What a checkpoint holds of the learner besides weights, optimizer and random state; the same on every rank."""
+
+    num_steps: int = Field(ge=0)
+    """Training steps of the reinforcement learning."""
+    sharing_failed: bool
+    """Whether the self-check of the shared prompt has failed; it looks at the first steps only."""
+
+
+def save(engine: DeepSpeedEngine, directory: Path, *, manifest: dict[str, Any], state: LearnerState) -> None:
     """Write weights, optimizer and random state of all ranks. Collective; every rank sees the same file system.
 
     Args:
         engine: the DeepSpeed engine.
         directory: final name; an earlier checkpoint of that name is replaced.
         manifest: values that must be equal when the checkpoint is loaded; plain JSON.
-        state: values that `load` returns; plain JSON.
+        state: what `load` returns.
 
     Raises:
         UserError: a rank cannot write its files; on all ranks, which may try again.
@@ -55,7 +66,7 @@ def save(engine: DeepSpeedEngine, directory: Path, *, manifest: dict[str, Any], 
     def finish(digests: dict[str, FileDigest]) -> None:
         write_text(partial / _MANIFEST, json.dumps({**manifest, "world_size": dist.get_world_size()}) + "\n")
         write_text(partial / _INDEX, json.dumps(shard.index) + "\n")
-        write_text(partial / _STATE, json.dumps({**state, _STEP: shard.step}) + "\n")
+        write_text(partial / _STATE, json.dumps({**state.model_dump(), _STEP: shard.step}) + "\n")
         seal(partial, digests)
         finish_folder(directory)
 
@@ -77,15 +88,15 @@ def _write_own(shard: Shard, partial: Path, rank: int, *, name: Path) -> dict[st
         return {path.name: digest_file(path) for path in paths}
 
 
-def load(engine: DeepSpeedEngine, directory: Path, *, manifest: dict[str, Any]) -> dict[str, Any]:
+def load(engine: DeepSpeedEngine, directory: Path, *, manifest: dict[str, Any]) -> LearnerState:
     """Restore what `save` wrote and return its state. Collective.
 
     The number of ranks may differ from the one that saved. Weights and optimizer are then the same; rank r takes the
     random state of rank r modulo the ranks that saved.
 
     Raises:
-        UserError: there is no complete checkpoint of that name, it was written with another manifest, it belongs to
-            another model, or its files are not those of a checkpoint.
+        UserError: there is no complete checkpoint of that name, it was written with another manifest or by another
+            version, it belongs to another model, or its files are not those of a checkpoint.
     """
     import torch.distributed as dist
 
@@ -94,14 +105,31 @@ def load(engine: DeepSpeedEngine, directory: Path, *, manifest: dict[str, Any]) 
     with _readable(directory):
         found = json.loads((directory / _MANIFEST).read_text())
         _check_manifest(directory, found, manifest)
-        state = json.loads((directory / _STATE).read_text())
+        state, optimizer_step = read_state(directory)
         num_shards = int(found["world_size"])
         index = json.loads((directory / _INDEX).read_text())
-        Shard(engine).restore(directory, index, num_shards, step=state.pop(_STEP))
+        Shard(engine).restore(directory, index, num_shards, step=optimizer_step)
         random_state = torch.load(directory / f"rng_{dist.get_rank() % num_shards}.pt", weights_only=True)
         _restore_random_state(random_state)
     barrier()
     return state
+
+
+def read_state(directory: Path) -> tuple[LearnerState, Any]:
+    """Return the state of a checkpoint, and the step of its optimizer.
+
+    Raises:
+        UserError: another version of the program wrote it.
+        ValueError: it is no state.
+    """
+    values = json.loads((directory / _STATE).read_text())
+    if missing := [name for name in (*LearnerState.model_fields, _STEP) if name not in values]:
+        raise UserError(
+            f"{directory}: {_STATE} has no {', '.join(missing)}: another version of the program wrote it; go on with "
+            "that version, or start a new run"
+        )
+    optimizer_step = values.pop(_STEP)
+    return LearnerState.model_validate(values), optimizer_step
 
 
 @contextmanager

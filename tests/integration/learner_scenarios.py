@@ -221,11 +221,16 @@ def guards(model: str, out: Path, rank: int, num_ranks: int) -> dict:
     learner = config(num_ranks, algorithm=DapoConfig(), mini_batches=3)
     engine = make_engine(learner, model, rank)
     engine.start_stage(Stage.RL)
-    engine._sharing = False  # what a failed self-check leaves behind
+    engine._share_no_prompts()  # what a failed self-check does
     found["dense"] = (rl_step(engine, learner, groups(), rank), dict(engine.gather_weights()))
+    engine.save(out / "unshared")
     engine = make_engine(learner, model, rank)
     engine.start_stage(Stage.RL)
     found["shared"] = (rl_step(engine, learner, groups(), rank), dict(engine.gather_weights()))
+    engine.load(out / "unshared")
+    found["resumed_unshared"] = rl_step(engine, learner, groups(), rank)
+    (out / "unshared" / "state.json").write_text('{"num_steps": 1, "optimizer_step": 3}')
+    found["earlier_version"] = _error(lambda: engine.load(out / "unshared"))
 
     for name, settings in {"short": {}, "short_offloaded": {"offload": ("optimizer",)}}.items():
         learner = config(num_ranks, **settings)

@@ -193,6 +193,11 @@ def test_the_dense_fall_back_equals_the_shared_prompt(guards):
     _assert_same_weights(dense_weights, shared_weights)
 
 
+def test_a_resumed_learner_remembers_that_prompt_sharing_failed_its_check(guards):
+    assert not guards["resumed_unshared"].prompt_sharing
+    assert "state.json has no sharing_failed: another version of the program wrote it" in guards["earlier_version"]
+
+
 def test_the_kl_can_be_measured_now_and_then(guards):
     first, second, third = guards["kl_every"]
     assert first == pytest.approx(0.0, abs=1e-6)
