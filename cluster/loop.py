@@ -187,7 +187,7 @@ class TrainingLoop:
             version=self._progress.policy_version,
             remaining_steps=None if steps is None else max(1, steps - state.num_steps),
         )
-        learning_rate = phase_settings.learning_rate(self._config, phase, state.num_steps)
+        learning_rate = phase_settings.learning_rate(self._config, state, self._progress.finished_rl_steps)
         return Step(order, learning_rate=learning_rate, total_steps=steps)
 
     async def _scored_slices(self, step: Step) -> AsyncGenerator[list[ScoredGroup]]:
@@ -217,7 +217,7 @@ class TrainingLoop:
     def _compute_advantages(self, groups: Sequence[ScoredGroup]) -> None:
         """Compute the numbers that the learner trains on and `trajectories/` keeps (paper Eq. 5)."""
         learner, masked = self._config.learner, self._progress.negatives_masked
-        assign_advantages(groups, learner.advantage_scale, mask_negatives=masked, mask_truncated=learner.mask_truncated)
+        assign_advantages(groups, learner.deviation, mask_negatives=masked, mask_truncated=learner.mask_truncated)
 
     async def _accumulate(self, step: Step, groups: Sequence[ScoredGroup]) -> None:
         work = self._learner.accumulate(groups, batch_groups=self._config.groups_per_batch)

@@ -10,6 +10,8 @@ from curriculum.config import StrictModel
 
 Schedule = Literal["constant", "linear", "cosine"]
 """Shape of the learning rate after its warm-up."""
+AdvantageScale = Literal["group", "task", "none"]
+"""See `learner.advantages.Scale`."""
 
 
 class LearningRateConfig(StrictModel):
@@ -56,7 +58,7 @@ class DapoConfig(StrictModel):
 
 
 class DrGrpoConfig(StrictModel):
-    """Mean over groups of the token sum divided by a constant, for use with `advantage_scale=none`.
+    """Mean over groups of the token sum divided by a constant; advantages are not divided by a deviation.
 
     Liu et al., 2025, "Understanding R1-Zero-like training".
     """
@@ -141,6 +143,9 @@ class LearnerConfig(LearningRateConfig):
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Of weights and activations; the optimizer always keeps fp32 master weights."""
     learning_rate: float = Field(default=2e-6, gt=0, le=10)
+    schedule_over: Literal["phase", "run"] = "phase"
+    """What warm-up and schedule span: `phase`, they begin again with every phase; `run`, all phases together. A phase
+    that ends on a plateau counts with its `max_steps` until it is over, then with the steps that it took."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     """Of AdamW, in the warm-up as well."""
     weight_decay: float = Field(default=0.01, ge=0)
@@ -153,13 +158,16 @@ class LearnerConfig(LearningRateConfig):
     """Leave answers that reached the response limit out of the loss and its normaliser (overlong filtering of DAPO).
     Their rewards still count in the mean and the deviation of their group; a group without other answers is not trained
     on."""
-    advantage_scale: Literal["group", "task", "none"] = "group"
+    advantage_scale: AdvantageScale | None = None
     """Standard deviation that advantages are divided by: of the group, of all answers in the batch to questions of the
-    same data source (QwenLong-L1.5), or none (Dr. GRPO)."""
+    same data source (QwenLong-L1.5), or none. None is the algorithm's own: `none` with `dr_grpo`, which has no other,
+    else `group`."""
     kl_coefficient: float = Field(default=0.0, ge=0)
-    """Weight of the KL estimate against the frozen reference policy in the loss."""
-    kl_estimator: Literal["k2", "k3"] = "k3"
-    """Estimate of the KL from the log-ratio of each token (Schulman, 2020)."""
+    """Weight of the KL between policy and frozen reference policy in the loss."""
+    kl_estimator: Literal["k2", "k3"] = "k2"
+    """Term of the loss for that KL, by the gradient that it has on average over answers of the policy: `k2`, that of
+    KL(policy || reference), which the paper's Eq. 2 subtracts; `k3`, that of KL(reference || policy), as in GRPO. The
+    reported KL does not depend on it."""
     kl_every: int = Field(default=0, ge=0)
     """Training steps between two reports of the KL where it is not in the loss, from a reference in host memory; 0 for
     no reports. Without this and `kl_coefficient` no reference is loaded."""
@@ -170,7 +178,8 @@ class LearnerConfig(LearningRateConfig):
     entropy_control: EntropyControlConfig | None = None
     """Leave answers with negative advantage out while the entropy is too high; None trains on all answers."""
     mini_batches: int = Field(default=1, gt=0)
-    """Optimizer updates per batch; the paper's run has 4. More than 1 costs a pass for the old log-probabilities."""
+    """Optimizer updates per batch; the paper's run has 4. More than 1 costs a pass for the old log-probabilities. With 1
+    every ratio is 1, so that nothing is clipped."""
     slices: int = Field(default=1, gt=0)
     """Slices of consecutive groups in which a batch is forwarded and back-propagated, each as soon as its groups are
     there; with 1 the learner waits for the whole batch, which balances its ranks best."""
@@ -191,6 +200,11 @@ class LearnerConfig(LearningRateConfig):
         return self.num_ranks // self.sequence_parallel
 
     @property
+    def deviation(self) -> AdvantageScale:
+        """What advantages are divided by: `advantage_scale`, or the algorithm's own."""
+        return self.advantage_scale or ("none" if self.algorithm.type == "dr_grpo" else "group")
+
+    @property
     def needs_reference(self) -> bool:
         """True if the KL against a frozen reference policy is in the loss or in the report."""
         return self.kl_coefficient > 0 or self.kl_every > 0
@@ -201,6 +215,11 @@ class LearnerConfig(LearningRateConfig):
             raise ValueError(
                 f"learner.num_ranks={self.num_ranks} is not divisible by sequence_parallel={self.sequence_parallel}; "
                 "every row needs a whole set of ranks"
+            )
+        if self.algorithm.type == "dr_grpo" and self.deviation != "none":
+            raise ValueError(
+                f"learner.advantage_scale={self.advantage_scale} with algorithm.type=dr_grpo, which divides by no "
+                "deviation; leave advantage_scale out, or use algorithm.type=grpo"
             )
         if self.advantage_scale == "task" and self.slices > 1:
             raise ValueError(

@@ -54,7 +54,7 @@ class StepReport:
     learning_rate: Annotated[float, Metric("learner/learning_rate")]
     """Learning rate of the step.
 
-    Starts anew in each phase."""
+    Follows `learner.schedule`; starts anew in each phase unless `learner.schedule_over` is `run`."""
     entropy: Annotated[float, Metric("learner/entropy", "nats", mean_over="tokens")]
     """Mean entropy of the policy over the response tokens, at the sampling temperature.
 
@@ -83,7 +83,7 @@ class StepReport:
 
     Below 1e-4 in fp32; a few 1e-1 are possible in bf16."""
     kl_to_reference: Annotated[float, Metric("learner/kl_to_reference", "nats", mean_over="tokens")]
-    """Mean over the tokens of the KL estimate (`learner.kl_estimator`) of the divergence from the policy that the
+    """Mean over the tokens of the estimate k3 of KL(policy || reference), where the reference is the policy that the
     reinforcement learning started with; only with `learner.kl_coefficient` or in every `learner.kl_every`-th step, NaN
     in the others.
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from actors.rollout import Sampling
 from cluster.recipe.config import RunConfig
 from curriculum.config import FixedSteps, PhaseConfig, Plateau
+from curriculum.transition import PhaseState
 from learner.schedule import learning_rate_at
 
 
@@ -17,12 +18,25 @@ def expected_steps(phase: PhaseConfig) -> int | None:
     return phase.end.max_steps if isinstance(phase.end, Plateau) else None
 
 
-def learning_rate(config: RunConfig, phase: PhaseConfig, phase_step: int) -> float:
-    """Return the learning rate of a step of the phase; the schedule starts again with every phase."""
-    learner = config.learner
+def learning_rate(config: RunConfig, state: PhaseState, earlier_steps: int) -> float:
+    """Return the learning rate of the next step of a phase.
+
+    The schedule begins with the phase, or with `learner.schedule_over=run` with the first one. It then ends with the
+    last phase: those that are over count with the steps that they took, the others with those that are expected.
+
+    Args:
+        config: the recipe.
+        state: the phase and the steps that it has made.
+        earlier_steps: steps of the phases before it.
+    """
+    learner, phases = config.learner, config.curriculum.phases
+    is_whole = learner.schedule_over == "run"
+    before, last = (earlier_steps, len(phases)) if is_whole else (0, state.phase + 1)
+    steps = [expected_steps(phase) for phase in phases[state.phase : last]]
+    known = [number for number in steps if number is not None]
     return learning_rate_at(
-        phase_step,
-        expected_steps(phase),
+        before + state.num_steps,
+        before + sum(known) if len(known) == len(steps) else None,
         peak=learner.learning_rate,
         warmup_steps=learner.warmup_steps,
         schedule=learner.schedule,

@@ -124,6 +124,11 @@ class Progress:
         return "rl" if any(stage.kind == "rl" for stage in stages) else "sft"
 
     @property
+    def finished_rl_steps(self) -> int:
+        """Training steps of the phases that are over."""
+        return sum(stage.steps for stage in self.finished_stages if stage.kind == "rl")
+
+    @property
     def last_accuracy(self) -> Accuracy | None:
         """The newest held-out accuracy."""
         return self.finished_stages[-1].accuracy_after if self.finished_stages else self.base_accuracy

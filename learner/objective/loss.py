@@ -95,9 +95,14 @@ def answer_ratios(
 def kl_estimate(logprobs_N: Tensor, reference_logprobs_N: Tensor, estimator: KlEstimator) -> Tensor:
     """Return [N] estimates of KL(policy || reference) from the sampled tokens.
 
-    The estimators are those of J. Schulman, "Approximating KL divergence".
-    With d = log(reference / policy): k2 = d^2 / 2 (biased, low variance), k3 = exp(d) - d - 1 (unbiased and
-    non-negative). k1 = -d is left out: the expectation of its gradient is zero.
+    The estimators are those of J. Schulman, "Approximating KL divergence". With d = log(reference / policy):
+
+    * k2 = d^2 / 2: biased, low variance. Over tokens of the policy the mean of its gradient is the gradient of
+      KL(policy || reference).
+    * k3 = exp(d) - d - 1: unbiased and never negative. The mean of its gradient is that of KL(reference || policy).
+    * k1 = -d is left out: unbiased, but the mean of its gradient is zero.
+
+    So k2 is the one to train with where KL(policy || reference) is meant, and k3 the one to report.
     """
     delta_N = reference_logprobs_N - logprobs_N
     if estimator == "k2":

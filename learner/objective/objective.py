@@ -52,7 +52,8 @@ class Objective:
     dual_clip: float | None = None
     """For `ppo` only."""
     kl_coefficient: float = 0.0
-    kl_estimator: KlEstimator = "k3"
+    kl_estimator: KlEstimator = "k2"
+    """Term of the loss; the sums hold k3, which estimates the same KL without bias."""
     entropy_coefficient: float = 0.0
     """Weight of the entropy bonus, which is subtracted from the loss."""
     importance_cap: float | None = None
@@ -133,13 +134,15 @@ class PolicyLoss:
         loss_n = correction_n * surrogate_n
         kl_n = torch.full_like(rollout_n, torch.nan)  # not measured
         if self._reference_N is not None:
-            kl_n = kl_estimate(scores.logprobs_N, self._reference_N[tokens], objective.kl_estimator)
+            kl_n = kl_estimate(scores.logprobs_N.detach(), self._reference_N[tokens], "k3")
         if objective.kl_coefficient:
-            loss_n = loss_n + objective.kl_coefficient * kl_n
+            assert self._reference_N is not None, "a KL in the loss needs a reference"
+            kl_loss_n = kl_estimate(scores.logprobs_N, self._reference_N[tokens], objective.kl_estimator)
+            loss_n = loss_n + objective.kl_coefficient * kl_loss_n
         if objective.entropy_coefficient:
             loss_n = loss_n - objective.entropy_coefficient * scores.entropy_N
         columns = (
-            clipped_n, token_ratio_n.detach(), kl_n.detach(), ~used_n, ~inside_n, correction_n, scores.log_nucleus_N
+            clipped_n, token_ratio_n.detach(), kl_n, ~used_n, ~inside_n, correction_n, scores.log_nucleus_N
         )  # fmt: skip
         self.sums += torch.stack([column.double().sum() for column in columns])
         return row.weights_N[tokens] * torch.where(used_n, loss_n, 0.0)

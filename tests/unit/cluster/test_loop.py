@@ -188,6 +188,24 @@ def test_what_is_logged_is_what_is_trained_for_every_scale_and_with_masked_negat
     assert [line["learner/negatives_masked"] for line in lines] == [0.0, *[float(masked)] * 3]
 
 
+def test_dr_grpo_trains_on_differences_that_are_divided_by_nothing(bench):
+    learner = {"algorithm": {"type": "dr_grpo", "constant_tokens": 3}}
+    b = bench(accuracies=lambda lease: [1.0, 0.0, 0.0, 0.0], learner=learner, rollout={"group_size": 4})
+    b.run()
+    assert {item.advantages for item in b.learner.items} == {(0.75, -0.25, -0.25, -0.25)}
+
+
+def test_a_schedule_over_the_run_falls_to_its_end_although_a_fruitless_phase_ended_early(bench):
+    b = bench(
+        accuracies=lambda lease: [0.0, 0.0] if lease.lease_id < 12 else [1.0, 0.0],  # three rounds of four groups
+        curriculum={"max_fruitless_steps": 1},
+        learner={"learning_rate": 1.0, "schedule": "linear", "schedule_over": "run"},
+    )
+    b.run()
+    assert [stage.steps for stage in b.progress.finished_stages] == [1, 2]
+    assert b.learner.learning_rates == pytest.approx([2 / 3, 1 / 3])
+
+
 def test_metrics_hold_one_line_per_step_and_the_events_hold_the_transition(bench):
     b = bench(accuracies=always_mixed)
     b.run()

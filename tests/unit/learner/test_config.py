@@ -55,6 +55,26 @@ def test_contradictory_and_unknown_settings_are_refused(bad):
         LearnerConfig.model_validate(bad)
 
 
+DR_GRPO = {"type": "dr_grpo", "constant_tokens": 10}
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "scale", "resolved"),
+    [({"type": "grpo"}, None, "group"), ({"type": "dapo"}, None, "group"), ({"type": "dapo"}, "task", "task"),
+     ({"type": "grpo"}, "none", "none"), (DR_GRPO, None, "none"), (DR_GRPO, "none", "none")],
+)  # fmt: skip
+def test_advantages_are_divided_as_the_algorithm_does_unless_the_recipe_says_otherwise(algorithm, scale, resolved):
+    config = LearnerConfig.model_validate({"algorithm": algorithm, "advantage_scale": scale})
+    assert config.deviation == resolved
+
+
+@pytest.mark.parametrize("scale", ["group", "task"])
+def test_dr_grpo_divides_by_no_deviation(scale):
+    message = f"learner.advantage_scale={scale} with algorithm.type=dr_grpo, which divides by no deviation; leave"
+    with pytest.raises(ValidationError, match=message):
+        LearnerConfig.model_validate({"algorithm": DR_GRPO, "advantage_scale": scale})
+
+
 def test_deepspeed_runs_zero3_with_our_own_optimizer():
     settings = zero3_config(LearnerConfig(dtype="bf16", grad_clip=0.5))
     assert settings["zero_optimization"]["stage"] == 3

@@ -126,6 +126,56 @@ def test_kl_of_equal_policies_is_zero(estimator):
     assert kl_estimate(logprobs, logprobs, estimator).tolist() == [0.0, 0.0]
 
 
+def _expected_gradient(estimate):
+    """Gradient for the logits of the exact mean of an estimate over the tokens of a vocabulary of 5."""
+    logits = torch.tensor([0.3, -1.2, 2.0, 0.0, 0.7], dtype=torch.float64, requires_grad=True)
+    reference = torch.tensor([1.0, 0.2, -0.5, 0.4, 0.0], dtype=torch.float64).log_softmax(0)
+    logprobs = logits.log_softmax(0)
+    estimate(logprobs, reference).backward()
+    return logits.grad
+
+
+def _mean_over_policy(estimate):
+    """The loss weights what is drawn, not how likely it was: the probabilities of the draw have no gradient."""
+    return _expected_gradient(lambda policy, reference: (policy.exp().detach() * estimate(policy, reference)).sum())
+
+
+@pytest.mark.parametrize(
+    ("estimate", "exact"),
+    [
+        pytest.param(
+            lambda policy, reference: kl_estimate(policy, reference, "k2"),
+            lambda policy, reference: (policy.exp() * (policy - reference)).sum(),
+            id="k2 that of KL(policy || reference)",
+        ),
+        pytest.param(
+            lambda policy, reference: kl_estimate(policy, reference, "k3"),
+            lambda policy, reference: (reference.exp() * (reference - policy)).sum(),
+            id="k3 that of KL(reference || policy)",
+        ),
+        pytest.param(
+            lambda policy, reference: policy - reference, lambda policy, reference: 0 * policy.sum(), id="k1 none"
+        ),
+    ],
+)
+def test_the_mean_gradient_of_an_estimator_in_the_loss_is(estimate, exact):
+    torch.testing.assert_close(_mean_over_policy(estimate), _expected_gradient(exact), rtol=0, atol=1e-12)
+
+
+def test_the_two_directions_of_the_kl_have_different_gradients():
+    k2, k3 = (_mean_over_policy(lambda p, r, kind=kind: kl_estimate(p, r, kind)) for kind in ("k2", "k3"))
+    assert (k2 - k3).abs().max() > 0.1
+
+
+def test_k3_is_an_unbiased_estimate_of_the_kl_and_k2_is_not():
+    policy = torch.tensor([0.3, -1.2, 2.0], dtype=torch.float64).log_softmax(0)
+    reference = torch.tensor([1.0, 0.2, -0.5], dtype=torch.float64).log_softmax(0)
+    kl = (policy.exp() * (policy - reference)).sum().item()
+    k2, k3 = ((policy.exp() * kl_estimate(policy, reference, kind)).sum().item() for kind in ("k2", "k3"))
+    assert k3 == pytest.approx(kl, abs=1e-12)
+    assert abs(k2 - kl) > 0.1
+
+
 def test_dr_grpo_divides_by_a_constant_whatever_the_length():
     assert token_weights([1, 4], Aggregation(over="constant", constant_tokens=10)) == [0.05, 0.05]
 

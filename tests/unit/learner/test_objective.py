@@ -83,15 +83,18 @@ def test_the_importance_weight_compares_the_distributions_cut_to_their_nucleus(r
     assert sums["log_nucleus"] == pytest.approx(4 * math.log(0.5))
 
 
-def test_the_kl_is_measured_without_a_coefficient_and_counts_with_one(row):
+K3 = math.exp(-0.5) + 0.5 - 1
+
+
+@pytest.mark.parametrize(("estimator", "term"), [("k2", 0.5**2 / 2), ("k3", K3)])
+def test_the_kl_is_measured_as_k3_and_counts_with_a_coefficient_as_the_estimator_says(row, estimator, term):
     reference = torch.full((4,), -2.5)
     plain, _, sums = _run(row, PLAIN, _scores(row), reference_N=reference)
-    assert sums["kl_to_reference"] == pytest.approx(4 * (math.exp(-0.5) + 0.5 - 1), rel=1e-5)
-    with_kl, _, _ = _run(
-        row, Objective(clip_low=0.2, clip_high=0.28, kl_coefficient=2.0, kl_estimator="k2"), _scores(row),
-        reference_N=reference,
-    )  # fmt: skip
-    torch.testing.assert_close(with_kl - plain, row.weights_N * 2.0 * 0.5**2 / 2)
+    assert sums["kl_to_reference"] == pytest.approx(4 * K3, rel=1e-5)
+    objective = Objective(clip_low=0.2, clip_high=0.28, kl_coefficient=2.0, kl_estimator=estimator)
+    with_kl, _, sums = _run(row, objective, _scores(row), reference_N=reference)
+    torch.testing.assert_close(with_kl - plain, row.weights_N * 2.0 * term)
+    assert sums["kl_to_reference"] == pytest.approx(4 * K3, rel=1e-5)
 
 
 def test_the_entropy_bonus_lowers_the_loss(row):

@@ -158,7 +158,8 @@ def test_loss_and_gradient_equal_verls(case, mode, aggregation, corrected):
 def test_loss_and_gradient_equal_trls(case, loss_type, aggregation, kl_coefficient):
     expected = case["trl"][f"{loss_type}-beta{kl_coefficient}"]
     advantages = case["verl"]["advantages_group"]
-    _assert_equal(_ours(case["batch"], advantages, aggregation, kl_coefficient=kl_coefficient), expected)
+    kl = {"kl_coefficient": kl_coefficient, "kl_estimator": "k3"}
+    _assert_equal(_ours(case["batch"], advantages, aggregation, **kl), expected)
 
 
 @pytest.mark.parametrize(("mode", "aggregation"), VERL)
