@@ -114,6 +114,7 @@ async def sample_group(
         lease=lease,
         trajectories=tuple(_trajectory(sample, version_at_start) for sample in samples),
         temperature=sampling.temperature,
+        max_response_tokens=sampling.max_response_tokens,
         engine=engine_name,
         top_p=sampling.top_p,
     )

@@ -96,6 +96,8 @@ class Group:
     """The G answers, in sample order."""
     temperature: float
     """Sampling temperature; the learner divides its logits by the same number."""
+    max_response_tokens: int
+    """Limit of an answer, in tokens, under which the group was sampled."""
     engine: str
     """Name of the rollout actor, for logs."""
     top_p: float = 1.0

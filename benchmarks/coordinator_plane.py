@@ -260,7 +260,9 @@ def make_answers(group_size: int, response_tokens: int) -> tuple[Trajectory, ...
 
 def make_group(task: Task, lease: TaskLease, answers: tuple[Trajectory, ...]) -> Group:
     """What a rollout actor would return for a lease."""
-    return Group(task=task, lease=lease, trajectories=answers, temperature=0.7, engine="holder")
+    return Group(
+        task=task, lease=lease, trajectories=answers, temperature=0.7, max_response_tokens=10_000, engine="holder"
+    )
 
 
 def _answered(meta: GroupMeta) -> tuple[int, str]:

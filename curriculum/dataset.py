@@ -34,7 +34,8 @@ from curriculum.task import Demonstration, Task
 
 RecordT = TypeVar("RecordT")
 _AS_IT_IS = DataConfig()
-_ALWAYS_READ = frozenset({"id", "context", "question"})
+ALWAYS_READ = frozenset({"id", "context", "question"})
+"""Columns, by our names, that a layout may read beside those that it needs."""
 
 
 class PromptEncoder(Protocol):
@@ -169,7 +170,7 @@ def with_our_columns(
     """Return a table with the columns that its layouts read; what is generated has them already."""
     if not isinstance(source, str | tuple):
         return table
-    known = _ALWAYS_READ | {name for layout in layouts for names in layout.columns for name in names}
+    known = ALWAYS_READ | {name for layout in layouts for names in layout.columns for name in names}
     return mapped(table, form.columns, known, name=f"{key}={table.name}")
 
 

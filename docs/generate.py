@@ -60,8 +60,9 @@ RECIPE_HEAD = """# Recipe
 
 A run is described by one YAML file, for example [recipes/local.yaml](../recipes/local.yaml); `key=value` on the command
 line overrides a key, with dots between the levels: `qwenlong train recipes/local.yaml learner.mini_batches=2`. An
-unknown key is an error. `qwenlong plan` prints what a recipe comes to. Below, every key with its default; a key without
-one must be given. *None* is `null` in YAML; `[]` stands for a position in a list.
+unknown key is an error. `qwenlong check` prints what a recipe comes to, refuses a setting that cannot do what it says,
+and tells of one that does nothing. Below, every key with its default; a key without one must be given. *None* is `null`
+in YAML; `[]` stands for a position in a list.
 """
 
 RESUME_HEAD = """

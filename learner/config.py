@@ -178,8 +178,8 @@ class LearnerConfig(LearningRateConfig):
     entropy_control: EntropyControlConfig | None = None
     """Leave answers with negative advantage out while the entropy is too high; None trains on all answers."""
     mini_batches: int = Field(default=1, gt=0)
-    """Optimizer updates per batch; the paper's run has 4. More than 1 costs a pass for the old log-probabilities. With 1
-    every ratio is 1, so that nothing is clipped."""
+    """Optimizer updates per batch; the paper's run has 4. More than 1 costs a pass for the old log-probabilities; with
+    1 every ratio is 1, so that nothing is clipped."""
     slices: int = Field(default=1, gt=0)
     """Slices of consecutive groups in which a batch is forwarded and back-propagated, each as soon as its groups are
     there; with 1 the learner waits for the whole batch, which balances its ranks best."""

@@ -162,14 +162,15 @@ JudgeConfig = Annotated[NoJudge | VllmJudge | OpenAIJudge, Field(discriminator="
 class OverlongConfig(StrictModel):
     """Soft penalty on long responses (paper Eq. 7)."""
 
-    max_tokens: int = Field(gt=0)
-    """L_max: the response length, in tokens, at which the penalty reaches -1."""
+    max_tokens: int | None = Field(default=None, gt=0)
+    """L_max: the response length, in tokens, at which the penalty reaches -1. None is the response limit of the running
+    phase."""
     cache_tokens: int = Field(gt=0)
     """L_cache: the penalty starts at L_max - L_cache tokens and grows linearly."""
 
     @model_validator(mode="after")
     def _cache_fits(self) -> Self:
-        if self.cache_tokens > self.max_tokens:
+        if self.max_tokens is not None and self.cache_tokens > self.max_tokens:
             raise ValueError(
                 f"reward.overlong.cache_tokens={self.cache_tokens} exceeds max_tokens={self.max_tokens}; "
                 "lower cache_tokens"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from reward.config import NoJudge, OverlongConfig, RewardConfig
+from reward.config import NoJudge, RewardConfig
 from reward.judge import CachingJudge, Judge, combined_verdict
 from reward.judge_prompt import JudgeQuestion, imitates_judge_format
 from reward.kind import kind_of
@@ -49,11 +49,13 @@ class HybridScorer:
         answers: Sequence[str],
         responses: Sequence[str],
         num_tokens: Sequence[int],
+        max_response_tokens: int | None = None,
     ) -> list[Score]:
         """Return one score per response, in their order; all questions go to the judge in one batch.
 
         `answers` are the accepted answers, bare or as sentences "Therefore, the answer is X"; `num_tokens` are the
-        lengths of the responses in tokens.
+        lengths of the responses in tokens. `max_response_tokens` is the limit under which they were sampled: L_max of
+        Eq. 7 where the recipe names none; without both, as where only accuracies matter, rewards are accuracies.
 
         Raises:
             ValueError: where the lengths do not fit the responses or no answer is given.
@@ -67,7 +69,7 @@ class HybridScorer:
         asked = [self._questions(question, outcome) for outcome in outcomes]
         judged = await self._judged(asked)
         scores = [
-            _score(outcome, verdict, length, self._config.overlong)
+            _score(outcome, verdict, self._penalty(length, max_response_tokens))
             for outcome, verdict, length in zip(outcomes, judged, num_tokens, strict=True)
         ]
         self._count(scores)
@@ -88,6 +90,13 @@ class HybridScorer:
             thinking_required=self._config.thinking == "required",
             tags=self._config.thinking_tags,
         )
+
+    def _penalty(self, num_tokens: int, max_response_tokens: int | None) -> float:
+        overlong = self._config.overlong
+        max_tokens = None if overlong is None else overlong.max_tokens or max_response_tokens
+        if overlong is None or max_tokens is None:
+            return 0.0
+        return overlong_penalty(num_tokens, max_tokens=max_tokens, cache_tokens=overlong.cache_tokens)
 
     def _questions(self, question: str, outcome: RuleOutcome) -> list[JudgeQuestion]:
         if self._judge is None or not outcome.answer or _is_forged(outcome):
@@ -141,11 +150,8 @@ def _is_forged(outcome: RuleOutcome) -> bool:
     return not outcome.accepted and outcome.answer is not None and imitates_judge_format(outcome.answer)
 
 
-def _score(outcome: RuleOutcome, verdict: Verdict | None, num_tokens: int, overlong: OverlongConfig | None) -> Score:
+def _score(outcome: RuleOutcome, verdict: Verdict | None, penalty: float) -> Score:
     accuracy = _accuracy(outcome, verdict)
-    penalty = 0.0
-    if overlong is not None:
-        penalty = overlong_penalty(num_tokens, max_tokens=overlong.max_tokens, cache_tokens=overlong.cache_tokens)
     return Score(
         answer=outcome.answer,
         rule=float(outcome.accepted),

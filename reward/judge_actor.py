@@ -83,6 +83,7 @@ class JudgeActor:
             answers=group.task.answers,
             responses=[self._prompt.decode(trajectory.response_ids.tolist()) for trajectory in whole],
             num_tokens=[len(trajectory.response_ids) for trajectory in whole],
+            max_response_tokens=group.max_response_tokens,
         )
         remaining = iter(scores)
         return tuple(

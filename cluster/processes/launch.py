@@ -196,7 +196,7 @@ def _create_rollouts(config: RunConfig, prepared: Prepared, actors: ActorSet) ->
             rollout_options(config),
             name=name,
             model_path=prepared.model_path,
-            config=config.rollout,
+            config=config.rollout.model_copy(update={"max_response_tokens": config.max_response_tokens}),
             coordinator=COORDINATOR,
             max_model_len=config.max_model_len,
             run_seed=config.seed,

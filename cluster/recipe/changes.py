@@ -47,7 +47,8 @@ curriculum.max_fruitless_steps groups_per_batch rollout.engine.dtype rollout.gro
 rollout.top_p rollout.max_response_tokens rollout.deadline_s rollout.max_policy_lag
 reward.rules reward.kinds reward.thinking reward.thinking_tags reward.judge.type reward.judge.model
 reward.judge.max_tokens reward.judge.max_model_len reward.overlong.max_tokens reward.overlong.cache_tokens
-learner.learning_rate learner.warmup_steps learner.schedule learner.betas learner.weight_decay learner.grad_clip
+learner.learning_rate learner.warmup_steps learner.schedule learner.schedule_over learner.betas learner.weight_decay
+learner.grad_clip
 learner.algorithm.type learner.algorithm.clip learner.algorithm.clip_low learner.algorithm.clip_high
 learner.algorithm.constant_tokens learner.algorithm.dual_clip learner.algorithm.token_mean learner.mask_truncated
 learner.advantage_scale learner.kl_coefficient learner.kl_estimator learner.kl_every

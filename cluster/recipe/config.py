@@ -152,8 +152,8 @@ class RunConfig(StrictModel):
     @property
     def max_response_tokens(self) -> int:
         """Longest response of any phase."""
-        limits = [phase.max_response_tokens or 0 for phase in self.curriculum.phases]
-        return max([self.rollout.max_response_tokens, *limits])
+        limits = [phase.max_response_tokens or self.rollout.max_response_tokens for phase in self.curriculum.phases]
+        return max(limits, default=self.rollout.max_response_tokens)
 
     @property
     def max_model_len(self) -> int:

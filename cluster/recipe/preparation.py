@@ -9,6 +9,7 @@ from pathlib import Path
 from actors.model_folder import context_length, folder_or_hub_id, model_digest
 from actors.prompt import ChatPrompt, load_tokenizer
 from cluster.recipe.config import RunConfig
+from cluster.recipe.effects import check_effects, notes_on_data
 from cluster.recipe.leaks import LeakWatch, check_sources_differ
 from cluster.recipe.model_shape import check_shape
 from cluster.recipe.truths import note_on_truths, payable_filter
@@ -38,7 +39,7 @@ class Prepared:
     rejects: Mapping[str, tuple[Reject, ...]]
     """Refused rows by recipe key."""
     notes: tuple[str, ...]
-    """What a person should know about the data, one line each."""
+    """What a person should know about settings and data, one line each."""
     inputs: Mapping[str, str]
     """Digests of the content of data and model, by recipe key."""
 
@@ -47,9 +48,10 @@ def prepare(config: RunConfig) -> Prepared:
     """Read the data of a recipe and check it against the model.
 
     Raises:
-        UserError: model, data or lengths cannot be used; with key, value and way out.
+        UserError: settings, model, data or lengths cannot be used; with key, value and way out.
     """
     check_sources_differ(config.data)
+    notes = check_effects(config)
     model_path = folder_or_hub_id(config.model.path, key="model.path")
     check_model(config, model_path)
     watch = LeakWatch()
@@ -73,7 +75,10 @@ def prepare(config: RunConfig) -> Prepared:
             found.records, batch_size=config.sft.batch_size, epochs=config.sft.epochs, seed=config.seed
         )
     heldout = _heldout(config, prompt, rejects, inputs, watch)
-    note = note_on_truths(tasks, config.reward, key="data.train")
+    sources = {task.data_source for group in (tasks, *heldout.values()) for task in group}
+    notes += notes_on_data(config, sources, 0 if demonstrations is None else len(demonstrations))
+    if note := note_on_truths(tasks, config.reward, key="data.train"):
+        notes.append(note)
     return Prepared(
         model_path=model_path,
         prompt=prompt,
@@ -81,7 +86,7 @@ def prepare(config: RunConfig) -> Prepared:
         demonstrations=demonstrations,
         heldout=heldout,
         rejects=rejects,
-        notes=(*([note] if note else ()), *watch.notes()),
+        notes=(*notes, *watch.notes()),
         inputs=inputs,
     )
 

@@ -39,7 +39,7 @@ def test_a_group_carries_lease_task_and_samples_in_order(sampled, fake_engine, l
 
 def test_a_group_is_one_request(sampled, fake_engine, lease):
     engine = fake_engine([STOPPED, CUT])
-    sampled(engine, lease, run_seed=5)
+    assert sampled(engine, lease, run_seed=5).max_response_tokens == 5
     assert engine.requests == [([4, 5, 6], SAMPLING, sampling_seed(5, "t1", 2))]
 
 

@@ -31,7 +31,9 @@ def trajectory(num_tokens=2, *, num_logprobs=None, reason=FinishReason.STOP, ver
 
 
 def group(*trajectories):
-    return Group(task=TASK, lease=LEASE, trajectories=trajectories, temperature=1.0, engine="rollout-1")
+    return Group(
+        task=TASK, lease=LEASE, trajectories=trajectories, temperature=1.0, max_response_tokens=10, engine="rollout-1"
+    )
 
 
 def test_an_answer_needs_a_token():

@@ -50,7 +50,14 @@ def make_group(lease, num_samples: int, policy_version: int = 0) -> Group:
         finish_reason=FinishReason.STOP,
         versions=(VersionSpan(start=0, version=policy_version),),
     )
-    return Group(task=task, lease=lease, trajectories=(trajectory,) * num_samples, temperature=1.0, engine="fake")
+    return Group(
+        task=task,
+        lease=lease,
+        trajectories=(trajectory,) * num_samples,
+        temperature=1.0,
+        max_response_tokens=10,
+        engine="fake",
+    )
 
 
 def make_score(accuracy: float | None) -> Score:

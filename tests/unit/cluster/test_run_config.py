@@ -46,6 +46,11 @@ def test_the_longest_sequence_is_that_of_the_longest_phase_and_response():
     assert config(rollout={"max_response_tokens": 50}, curriculum={"phases": long_answers}).max_model_len == 370
 
 
+def test_a_limit_that_every_phase_replaces_does_not_count():
+    phases = [{**phase, "max_response_tokens": 20} for phase in PHASES]
+    assert config(rollout={"max_response_tokens": 50}, curriculum={"phases": phases}).max_model_len == 320
+
+
 @pytest.mark.parametrize(
     ("device", "sync", "transport"),
     [
@@ -73,8 +78,8 @@ def keys(annotation, prefix=""):
     return {key for argument in get_args(annotation) for key in keys(argument, prefix)}
 
 
-def test_a_recipe_has_at_most_133_keys():
-    assert len(keys(RunConfig)) <= 133
+def test_a_recipe_has_at_most_134_keys():
+    assert len(keys(RunConfig)) <= 134
 
 
 def test_an_actor_is_named_before_it_is_killed():

@@ -108,7 +108,15 @@ def test_answers_without_an_advantage_are_left_out_and_no_array_is_copied():
         )
         for length in (3, 2, 4)
     )
-    group = Group(task=task, lease=lease, trajectories=trajectories, temperature=0.7, engine="e", top_p=0.9)
+    group = Group(
+        task=task,
+        lease=lease,
+        trajectories=trajectories,
+        temperature=0.7,
+        max_response_tokens=10,
+        engine="e",
+        top_p=0.9,
+    )
     training = TrainingGroup.of(group, (0.75, None, -0.25))
     assert (training.prompt_tokens, training.response_tokens, training.advantages) == (2, (3, 4), (0.75, -0.25))
     assert (training.temperature, training.top_p) == (0.7, 0.9)

@@ -28,7 +28,7 @@ def say(answer):
     return f"<think> the answer is nowhere . </think> Therefore, the answer is {answer}"
 
 
-def score(scorer, responses, *, answers=("seven",), data_source="demo", num_tokens=None):
+def score(scorer, responses, *, answers=("seven",), data_source="demo", num_tokens=None, limit=None):
     return asyncio.run(
         scorer.score_group(
             data_source=data_source,
@@ -36,6 +36,7 @@ def score(scorer, responses, *, answers=("seven",), data_source="demo", num_toke
             answers=answers,
             responses=responses,
             num_tokens=[10] * len(responses) if num_tokens is None else num_tokens,
+            max_response_tokens=limit,
         )
     )
 
@@ -112,6 +113,21 @@ def test_overlong_shaping_changes_the_reward_and_not_the_accuracy():
     scores = score(HybridScorer(config), [say("seven"), say("seven"), say("8")], num_tokens=[80, 90, 101])
     assert [s.accuracy for s in scores] == [1.0, 1.0, 0.0]
     assert [s.reward for s in scores] == [1.0, 0.5, -1.0]
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "limit", "rewards"),
+    [
+        (None, 100, [1.0, 0.5, 0.0]),
+        (None, 90, [0.5, 0.0, 0.0]),  # starts at 70: 80 of them lose a half
+        (100, 90, [1.0, 0.5, 0.0]),  # L_max of the recipe comes first
+        (None, None, [1.0, 1.0, 1.0]),
+    ],
+)
+def test_overlong_shaping_follows_the_limit_of_the_answers_unless_the_recipe_names_one(max_tokens, limit, rewards):
+    config = RewardConfig(overlong=OverlongConfig(max_tokens=max_tokens, cache_tokens=20))
+    scores = score(HybridScorer(config), [say("seven")] * 3, num_tokens=[80, 90, 100], limit=limit)
+    assert [s.reward for s in scores] == rewards
 
 
 def test_overlong_shaping_leaves_the_unknown_unknown():

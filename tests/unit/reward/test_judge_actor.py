@@ -12,7 +12,7 @@ from actors.trajectory import FinishReason, Group, Trajectory, VersionSpan
 from curriculum.secrets import endpoint_secrets
 from curriculum.task import Task, TaskLease
 from reward.circuit import CircuitState
-from reward.config import OpenAIJudge, RewardConfig
+from reward.config import OpenAIJudge, OverlongConfig, RewardConfig
 from reward.judge_actor import JudgeActor
 
 POLICY = str(Path(__file__).parents[3] / "recipes" / "assets" / "local_base")
@@ -44,7 +44,9 @@ def group(prompt, *answers):
         phase=0,
     )  # fmt: skip
     lease = TaskLease(lease_id=0, task_id="t", attempt=0, replayed=False, phase=0)
-    return Group(task=task, lease=lease, trajectories=trajectories, temperature=1.0, engine="fake")
+    return Group(
+        task=task, lease=lease, trajectories=trajectories, temperature=1.0, max_response_tokens=10, engine="fake"
+    )
 
 
 def test_a_judge_that_is_down_leaves_unknown_scores_and_events_that_are_handed_out_once(prompt, dead_url):
@@ -75,6 +77,18 @@ def test_an_answer_that_was_cut_is_unknown_whatever_it_says_and_nobody_is_asked(
     assert [(score.accuracy, score.judge) for score in scores] == [(1.0, None), (None, None), (None, None)]
     assert [score.reason for score in scores[1:]] == ["cut before its end: deadline"] * 2
     assert events == []
+
+
+def test_an_answer_is_shortened_by_the_limit_under_which_its_group_was_sampled(prompt):
+    answered = group(prompt, "seven")
+    length = len(answered.trajectories[0].response_ids)
+
+    async def session():
+        actor = judge_actor(RewardConfig(overlong=OverlongConfig(cache_tokens=2)))
+        groups = [replace(answered, max_response_tokens=length + more) for more in (2, 1, 0)]
+        return [score.reward for each in groups for score in await actor.score_group(each)]
+
+    assert asyncio.run(session()) == [1.0, 0.5, 0.0]
 
 
 def test_without_a_judge_there_are_no_events():

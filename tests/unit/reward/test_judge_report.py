@@ -208,7 +208,9 @@ def log_step(folder, step, question, truth, *scores):
     )  # fmt: skip
     lease = TaskLease(lease_id=step, task_id=task.task_id, attempt=0, replayed=False, phase=0)
     trajectories = tuple(trajectory() for _ in scores)
-    group = Group(task=task, lease=lease, trajectories=trajectories, temperature=1.0, engine="fake")
+    group = Group(
+        task=task, lease=lease, trajectories=trajectories, temperature=1.0, max_response_tokens=10, engine="fake"
+    )
     scored = ScoredGroup(meta=GroupMeta.of(group), scores=scores, group=group)
     write_trajectories(folder, step, [(scored, group)], lambda ids: "text")
 
