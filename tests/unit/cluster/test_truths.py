@@ -58,7 +58,7 @@ def recipe(tmp_path):
 
 
 def prepared(*overrides):
-    return prepare(load_recipe("recipes/local.yaml", overrides))
+    return prepare(load_recipe("recipes/local.yaml", ("learner.warmup_steps=0", *overrides)))
 
 
 def test_with_a_judge_such_questions_are_kept_and_told(recipe):
