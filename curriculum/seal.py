@@ -30,6 +30,17 @@ class Damaged(UserError):
     """A file of a sealed folder is not the one that was written; the message names it and says what is wrong."""
 
 
+class OtherVersion(Damaged):
+    """Another version of the program wrote the folder, and this one cannot go on from it; the message says why."""
+
+    def __init__(self, what: str) -> None:
+        """Take what it is, or has not."""
+        super().__init__(what)
+
+    def __str__(self) -> str:
+        return f"{self.args[0]}: another version of the program wrote it; go on with that version, or start a new run"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileDigest:
     """What tells a file from a damaged one."""
@@ -134,7 +145,7 @@ def _read_digests(folder: Path) -> dict[str, FileDigest]:
     except OSError as error:
         raise Damaged(f"{Path(error.filename).name}: {_reason(error)}") from error
     if text is None:
-        raise Damaged(f"{COMPLETE}: is empty: another version of the program wrote it; go on with that one")
+        raise OtherVersion(f"{COMPLETE} is empty")
     if vouched != f"{_digest_of(text)}\n".encode():
         raise Damaged(f"{DIGESTS}: its content has changed ({COMPLETE} vouches for another)")
     try:

@@ -14,9 +14,10 @@ from pydantic import BaseModel, ValidationError
 
 from cluster.recipe.config import RunConfig
 from cluster.run.progress import Progress
+from curriculum.coordinator import STATE_FORMAT
 from curriculum.errors import UserError, library_words
 from curriculum.files import begin_folder, discard_folder, file_errors, finish_folder, remove_folder, write_text
-from curriculum.seal import Damaged, check_seal, seal
+from curriculum.seal import Damaged, OtherVersion, check_seal, seal
 
 _STATE = "state.json"
 _NAME = re.compile(r"step-(\d{6,})")
@@ -127,7 +128,7 @@ class Checkpoints:
             step: finished steps of the one that is wanted.
 
         Raises:
-            UserError: none is whole, or the wanted one is damaged or not there.
+            UserError: none is whole, another version wrote them, or the wanted one is damaged or not there.
         """
         with file_errors(self.path, "read"):
             found = self._numbered(_NAME)
@@ -137,6 +138,8 @@ class Checkpoints:
         for path in reversed(found.values()):
             try:
                 checkpoint = _proved(path, say)
+            except OtherVersion as error:
+                raise UserError(f"{path}: {error}") from error
             except Damaged as error:
                 damage.append(f"{path.name} is damaged: {error}")
                 say(f"checkpoint {damage[-1]}")
@@ -170,6 +173,8 @@ class Checkpoints:
             raise UserError(f"--step {step}: {self.path} has no checkpoint of that step; {way_out}")
         try:
             return _proved(found[step], say)
+        except OtherVersion as error:
+            raise UserError(f"--step {step}: {error}") from error
         except Damaged as error:
             raise UserError(f"--step {step}: {found[step].name} is damaged: {error}; {way_out}") from error
 
@@ -188,11 +193,13 @@ def _proved(path: Path, say: Callable[[str], None]) -> Checkpoint:
     """Read a checkpoint whose every file is the one that was written.
 
     Raises:
+        OtherVersion: another version of the program wrote it.
         Damaged: a file is not, or does not say what a checkpoint must say.
     """
     check_seal(path, say)
     try:
         state = json.loads((path / _STATE).read_text(encoding="utf-8"))
+        _check_format(state["curriculum"])
         progress = Progress.from_state_dict(state["progress"])
         _State.model_validate(state)
     except ValidationError as error:
@@ -204,3 +211,9 @@ def _proved(path: Path, say: Callable[[str], None]) -> Checkpoint:
     if path.name != f"step-{progress.step:06d}":
         raise Damaged(f"{_STATE}: is of step {progress.step}")
     return Checkpoint(path=path, progress=progress, curriculum=state["curriculum"], inputs=state["inputs"])
+
+
+def _check_format(curriculum: Mapping[str, Any] | None) -> None:
+    """Refuse a state of the coordinator that it would refuse itself, but before any process starts."""
+    if curriculum is not None and curriculum.get("format") != STATE_FORMAT:
+        raise OtherVersion(f"its curriculum has the format {curriculum.get('format')!r:.40}, not {STATE_FORMAT}")

@@ -12,6 +12,7 @@ from cluster.run.group_statistics import GroupStatistics
 from cluster.run.guard_state import GuardState
 from cluster.run.quarantine import QuarantinedTask
 from curriculum.metric import Metric
+from curriculum.seal import OtherVersion
 
 Accuracy = dict[str, float]
 """Held-out accuracy by the name of the phase whose prompt lengths the questions have."""
@@ -96,14 +97,11 @@ class Progress:
         """Restore what `state_dict` gave.
 
         Raises:
-            ValueError: another version of the program wrote it.
+            OtherVersion: another version of the program wrote it.
         """
         missing = [entry.name for entry in fields(cls) if entry.name not in state]
         if missing:
-            raise ValueError(
-                f"the checkpoint has no {', '.join(missing)}: another version of the program wrote it; go on with that "
-                "version, or start a new run"
-            )
+            raise OtherVersion(f"the checkpoint has no {', '.join(missing)}")
         stage = state["stage"]
         return cls(
             step=state["step"],

@@ -9,6 +9,7 @@ import pytest
 from cluster.recipe.config import RunConfig
 from cluster.run.checkpoints import Checkpoints
 from cluster.run.progress import Progress
+from curriculum.coordinator import STATE_FORMAT
 from curriculum.errors import UserError
 from curriculum.seal import COMPLETE, seal
 
@@ -120,7 +121,7 @@ STATE = {"progress": Progress(step=5).state_dict(), "curriculum": None, "inputs"
 
 @pytest.mark.parametrize(
     "state",
-    ["", "{", "[]", "null", "{}", json.dumps({**STATE, "progress": 5}), json.dumps({**STATE, "progress": {}}),
+    ["", "{", "[]", "null", "{}", json.dumps({**STATE, "progress": 5}), json.dumps({**STATE, "curriculum": 5}),
      json.dumps({**STATE, "inputs": 7}), json.dumps({**STATE, "progress": {**STATE["progress"], "stage": {"x": 1}}}),
      json.dumps({**STATE, "progress": {**STATE["progress"], "finished_stages": 3}})],
 )  # fmt: skip
@@ -132,6 +133,29 @@ def test_a_state_that_is_none_counts_as_damage(checkpoints, state):
     with pytest.raises(UserError, match="no checkpoint is whole"):
         checkpoints.choose(said.append)
     assert said[0].startswith("checkpoint step-000005 is damaged: state.json: ")
+
+
+OLD = {name: value for name, value in STATE["progress"].items() if name != "guards"}
+
+
+@pytest.mark.parametrize(
+    ("state", "what"),
+    [
+        ({**STATE, "progress": OLD}, "the checkpoint has no guards"),
+        ({**STATE, "curriculum": {"format": STATE_FORMAT - 1}}, "its curriculum has the format"),
+        ({**STATE, "curriculum": {}}, "its curriculum has the format None"),
+    ],
+)
+def test_a_checkpoint_of_another_version_is_refused_as_such_in_one_line(checkpoints, state, what):
+    path = save(checkpoints, 5)
+    (path / "state.json").write_text(json.dumps(state))
+    seal(path)
+    for step, start in ((None, str(path)), (5, "--step 5")):
+        with pytest.raises(UserError) as refused:
+            checkpoints.choose(quiet, step=step)
+        (line,) = refused.value.lines
+        assert line.startswith(f"{start}: {what}")
+        assert line.endswith(": another version of the program wrote it; go on with that version, or start a new run")
 
 
 def test_checkpoints_after_the_one_that_is_continued_are_set_aside_until_the_run_has_passed_them(checkpoints):

@@ -13,6 +13,9 @@ from typer.testing import CliRunner
 
 from cluster.cli import app
 from cluster.recipe.load import dump_recipe, load_recipe
+from cluster.run.checkpoints import Checkpoints
+from cluster.run.progress import Progress
+from curriculum.coordinator import STATE_FORMAT
 from curriculum.synthetic import generate_items
 from reward.kind import kind_of
 
@@ -295,6 +298,22 @@ def test_a_resume_with_an_override_that_changes_the_numbers_tells_the_option_for
     error = refused(run, "train", "groups_per_batch=2", "--resume", earlier_run)
     assert "differs from that of the run in groups_per_batch: 16 -> 2" in error
     assert "add --allow-change groups_per_batch to go on with the new values" in error
+
+
+@pytest.mark.parametrize("old", ["progress", "curriculum"])
+def test_a_run_of_an_earlier_version_cannot_be_resumed_and_says_so(run, earlier_run, old):
+    progress = Progress(step=5).state_dict()
+    state = {"progress": progress, "curriculum": {"format": STATE_FORMAT}, "inputs": {}}
+    if old == "progress":
+        del progress["guards"]
+    else:
+        state["curriculum"] = {"format": 1, "phase": 0}
+    (earlier_run / ".lock").touch()
+    checkpoints = Checkpoints(earlier_run / "checkpoints")
+    checkpoints.finish(checkpoints.begin(5), 5, state, keep_last=1)
+    error = refused(run, "train", "--resume", earlier_run)
+    assert "checkpoints/step-000005: " in error
+    assert "another version of the program wrote it; go on with that version, or start a new run" in error
 
 
 def test_the_options_of_a_resume_are_refused_without_one(run):

@@ -9,6 +9,7 @@ import pytest
 from actors.trajectory import GroupMeta
 from cluster.group import ScoredGroup
 from cluster.run.progress import Progress, StageProgress
+from curriculum.seal import OtherVersion
 from curriculum.task import TaskLease
 from reward.score import Score, Verdict
 
@@ -49,7 +50,7 @@ def test_a_beginning_reads_back_as_well():
 def test_a_checkpoint_of_another_version_is_refused_by_name():
     state = Progress().state_dict()
     del state["negatives_masked"]
-    with pytest.raises(ValueError, match=r"checkpoint has no negatives_masked: another version .* start a new run"):
+    with pytest.raises(OtherVersion, match=r"checkpoint has no negatives_masked: another version .* start a new run"):
         Progress.from_state_dict(state)
 
 

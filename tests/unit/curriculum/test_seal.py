@@ -9,7 +9,7 @@ import threading
 import pytest
 import xxhash
 
-from curriculum.seal import COMPLETE, DIGESTS, Damaged, FileDigest, check_seal, digest_file, seal
+from curriculum.seal import COMPLETE, DIGESTS, Damaged, FileDigest, OtherVersion, check_seal, digest_file, seal
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_without_its_seal_a_folder_is_damaged(sealed, name, line):
 
 def test_a_folder_of_another_version_is_told_as_such(tmp_path):
     (tmp_path / COMPLETE).touch()
-    with pytest.raises(Damaged, match="another version of the program wrote it"):
+    with pytest.raises(OtherVersion, match=f"^{COMPLETE} is empty: another version of the program wrote it"):
         check_seal(tmp_path)
 
 
