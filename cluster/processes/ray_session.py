@@ -17,7 +17,7 @@ from actors.local_ray import LocalRay, local_ray
 from cluster.processes.exposure import exposure
 from cluster.processes.nodes import end_at_once
 from cluster.processes.placement import check_capacity
-from cluster.recipe.config import RunConfig
+from cluster.recipe.config import ClusterConfig, RunConfig
 from cluster.run.folder import RunFolder
 from cluster.run.recovery import RayLost
 from curriculum.errors import RunFailed, first_line
@@ -60,7 +60,7 @@ def ray_session(config: RunConfig, folder: RunFolder, say: Callable[[str], None]
         if address := _address_to_join(config):
             say(f"joining Ray at {address}")
             url = _init(stack, address, folder)
-            for line in _about_joined(url):
+            for line in [*_about_joined(url), *unused_keys(config.cluster)]:
                 say(line)
         else:
             started = stack.enter_context(_started_here(config, say))
@@ -93,6 +93,16 @@ def _about_joined(dashboard: str | None) -> list[str]:
     """Return what a person should know of a Ray that was joined."""
     lines = [exposure(ray.get_runtime_context().gcs_address, dashboard)]
     return [*lines, _time_to_stop()] if JOB_VARIABLE in os.environ else lines
+
+
+def unused_keys(cluster: ClusterConfig) -> list[str]:
+    """Return one line about each setting of a Ray to be started, in a run that joins one."""
+    keys = {"dashboard_port": cluster.dashboard_port, "object_store_bytes": cluster.object_store_bytes}
+    return [
+        f"cluster.{key}={value}: not used, since it is for a Ray that this command starts"
+        for key, value in keys.items()
+        if value is not None
+    ]
 
 
 def _time_to_stop() -> str:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from math import ceil, floor
 
-from cluster.recipe.config import RunConfig
+from cluster.recipe.config import DEFAULT_GUARDS, RunConfig
 from cluster.recipe.phase_settings import expected_steps, sampling
 from curriculum.config import CurriculumConfig, FixedEpochs, Markers, Plateau
 from curriculum.dataset import ALWAYS_READ
@@ -35,7 +35,9 @@ def check_effects(config: RunConfig) -> list[str]:
     Raises:
         UserError: a setting cannot do what the recipe wants of it; one line for each: key, value, way out.
     """
-    looks = (_data, _schedule, _warm_up, _overlong, _rules, _plateaus, _replay, _sampling_rounds, _kl, _slices)
+    looks = (
+        _data, _schedule, _warm_up, _overlong, _rules, _plateaus, _replay, _sampling_rounds, _kl, _slices, _guards
+    )  # fmt: skip
     found = [finding for look in looks for finding in look(config)]
     faults = [finding.text for finding in found if finding.is_fault]
     if faults:
@@ -195,6 +197,19 @@ def _data(config: RunConfig) -> Iterator[_Finding]:
     idle = [f"data.columns.{name}" for name in data.columns if name not in _columns_read(config)]
     if idle:
         yield _Finding(text=f"{_names(idle)}: read by no source of this recipe")
+
+
+def _guards(config: RunConfig) -> Iterator[_Finding]:
+    missing = {"sft/": not config.sft.epochs, "": not config.curriculum.phases}
+    why = {"sft/": "sft.epochs is 0", "": "curriculum.phases is empty"}
+    for index, rule in enumerate(config.guards):
+        stage = "sft/" if rule.metric.startswith("sft/") else ""
+        if missing[stage] and rule not in DEFAULT_GUARDS and not rule.metric.startswith("time/"):
+            yield _Finding(
+                text=f"guards.{index}.metric={rule.metric!r}: not measured by this recipe, since {why[stage]}; remove "
+                "the guard",
+                is_fault=True,
+            )
 
 
 def _columns_read(config: RunConfig) -> frozenset[str]:

@@ -223,6 +223,18 @@ def test_a_kind_for_a_data_source_that_no_question_has_is_told():
     assert notes_on_data(config, {"mydta"}, 0) == []
 
 
+def test_a_guard_on_a_stage_that_the_recipe_has_not_is_refused():
+    loss, reward = {"metric": "sft/loss", "above": 9}, {"metric": "reward/mean", "below": 0.1, "action": "stop"}
+    assert faults(guards=[reward, loss]) == [
+        "guards.1.metric='sft/loss': not measured by this recipe, since sft.epochs is 0; remove the guard"
+    ]
+    sft = {"data": {"sft": "s"}, "sft": {"epochs": 1}, "curriculum": {}}
+    assert faults(**sft, guards=[reward, loss]) == [
+        "guards.0.metric='reward/mean': not measured by this recipe, since curriculum.phases is empty; remove the guard"
+    ]
+    assert notes(**sft) == []  # the default guards are for every recipe
+
+
 def test_every_fault_has_its_own_line():
     found = faults(curriculum=phases(EPOCHS, EPOCHS), learner={"schedule": "linear"}, reward={"rules": "released"})
     assert len(found) == 2

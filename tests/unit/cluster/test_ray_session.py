@@ -8,6 +8,8 @@ from threading import Thread
 import pytest
 
 from cluster.processes import exposure, ray_session
+from cluster.processes.ray_session import unused_keys
+from cluster.recipe.config import ClusterConfig
 
 
 @pytest.fixture
@@ -94,3 +96,10 @@ def test_a_cluster_on_loopback(nodes, dashboard):
     nodes("127.0.0.1")
     line = exposure.exposure("127.0.0.1:6379", dashboard(401))
     assert line == "Ray at 127.0.0.1:6379 listens on loopback only; authentication: token"
+
+
+def test_what_is_for_a_ray_of_the_run_itself_is_told_where_it_joins_another():
+    assert unused_keys(ClusterConfig()) == []
+    assert unused_keys(ClusterConfig(object_store_bytes=10**9)) == [
+        "cluster.object_store_bytes=1000000000: not used, since it is for a Ray that this command starts"
+    ]
