@@ -17,7 +17,7 @@ from curriculum.dataset import ALWAYS_READ
 from curriculum.errors import UserError, shortened
 from curriculum.layout import DEMONSTRATION_LAYOUTS, question_layouts
 from curriculum.phases import PLATEAU_WINDOW
-from learner.config import LearnerConfig
+from learner.config import CispoConfig, GspoConfig, LearnerConfig
 from reward.config import RuleSet
 
 
@@ -36,7 +36,8 @@ def check_effects(config: RunConfig) -> list[str]:
         UserError: a setting cannot do what the recipe wants of it; one line for each: key, value, way out.
     """
     looks = (
-        _data, _schedule, _warm_up, _overlong, _rules, _plateaus, _replay, _sampling_rounds, _kl, _slices, _guards
+        _data, _schedule, _warm_up, _overlong, _rules, _plateaus, _replay, _sampling_rounds, _ratios, _kl,
+        _slices, _guards,
     )  # fmt: skip
     found = [finding for look in looks for finding in look(config)]
     faults = [finding.text for finding in found if finding.is_fault]
@@ -156,11 +157,29 @@ def _replay(config: RunConfig) -> Iterator[_Finding]:
 
 
 def _sampling_rounds(config: RunConfig) -> Iterator[_Finding]:
-    rounds, kind = config.curriculum.max_sampling_rounds, config.learner.algorithm.type
-    if kind != "dapo" and rounds != CurriculumConfig.model_fields["max_sampling_rounds"].default:
+    rounds, algorithm = config.curriculum.max_sampling_rounds, config.learner.algorithm
+    if not algorithm.dynamic_sampling and rounds != CurriculumConfig.model_fields["max_sampling_rounds"].default:
         yield _Finding(
-            text=f"curriculum.max_sampling_rounds={rounds}: does nothing with learner.algorithm.type={kind}, which "
-            "replaces no groups"
+            text=f"curriculum.max_sampling_rounds={rounds}: does nothing with learner.algorithm.type={algorithm.type}, "
+            "which replaces no groups"
+        )
+
+
+def _ratios(config: RunConfig) -> Iterator[_Finding]:
+    """With one update per batch every ratio is 1, so that what bounds ratios does nothing."""
+    algorithm = config.learner.algorithm
+    if config.learner.mini_batches > 1:
+        return
+    if isinstance(algorithm, GspoConfig | CispoConfig):
+        same = "grpo" if isinstance(algorithm, GspoConfig) else "dapo"
+        yield _Finding(
+            text=f"learner.algorithm.type={algorithm.type}: with mini_batches=1 every ratio is 1, as with {same}; "
+            "raise learner.mini_batches"
+        )
+    elif algorithm.dual_clip is not None:
+        yield _Finding(
+            text=f"learner.algorithm.dual_clip={algorithm.dual_clip:g}: does nothing with mini_batches=1, where every "
+            "ratio is 1"
         )
 
 

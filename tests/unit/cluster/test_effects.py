@@ -182,6 +182,20 @@ def test_a_plateau_that_cannot_be_seen_before_the_last_step_is_refused():
             {"learner": {"kl_coefficient": 0.1, "kl_every": 5}},
             "learner.kl_every=5: does nothing with kl_coefficient=0.1, which measures the KL in every step",
         ),
+        (
+            {"learner": {"algorithm": {"type": "gspo"}}},
+            "learner.algorithm.type=gspo: with mini_batches=1 every ratio is 1, as with grpo; raise "
+            "learner.mini_batches",
+        ),
+        (
+            {"learner": {"algorithm": {"type": "cispo"}}, "curriculum": {**phases(), "max_sampling_rounds": 2}},
+            "learner.algorithm.type=cispo: with mini_batches=1 every ratio is 1, as with dapo; raise "
+            "learner.mini_batches",
+        ),
+        (
+            {"learner": {"algorithm": {"type": "dapo", "dual_clip": 3}}},
+            "learner.algorithm.dual_clip=3: does nothing with mini_batches=1, where every ratio is 1",
+        ),
         ({"learner": {"kl_estimator": "k3"}}, "learner.kl_estimator=k3: does nothing with kl_coefficient=0"),
         ({"learner": {"slices": 9}}, "learner.slices=9: groups_per_batch=8 comes in 8 slices of 1 groups"),
         ({"learner": {"slices": 5}}, "learner.slices=5: groups_per_batch=8 comes in 4 slices of 2 groups"),
@@ -198,6 +212,11 @@ def test_a_plateau_that_cannot_be_seen_before_the_last_step_is_refused():
 )
 def test_a_setting_that_does_nothing_is_told(overrides, note):
     assert notes(**overrides) == [note]
+
+
+@pytest.mark.parametrize("algorithm", [{"type": "gspo"}, {"type": "cispo"}, {"type": "dapo", "dual_clip": 3}])
+def test_bounds_of_a_ratio_act_from_the_second_update_of_a_batch_on(algorithm):
+    assert notes(learner={"algorithm": algorithm, "mini_batches": 2}) == []
 
 
 def test_questions_of_a_run_without_phases_are_not_read():
