@@ -35,7 +35,8 @@ def write(tmp_path):
 def prepared(train, evaluation, sft=None):
     warm_up = [f"data.sft={sft}"] if sft else ["data.sft=null", "sft.epochs=0"]
     data = [f"data.train={train}", f"data.evaluation={evaluation}", *warm_up]
-    return prepare(load_recipe("recipes/local.yaml", [*data, PHASES, "reward.judge={type: none}"]))
+    settings = [PHASES, "reward.judge={type: none}", "learner.warmup_steps=0", "sft.warmup_steps=0"]
+    return prepare(load_recipe("recipes/local.yaml", [*data, *settings]))
 
 
 def test_held_out_questions_that_leak_are_left_out_by_kind_and_told_in_one_line(write):
