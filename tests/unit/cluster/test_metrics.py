@@ -72,11 +72,20 @@ def clock(parts=(), seconds=1.75):
 
 
 CLOCK = clock(Part)
-GROUP = SimpleNamespace(
-    meta=SimpleNamespace(
-        prompt_tokens=10, response_tokens=(3,), num_truncated=0, num_repetitive=0, num_cut=0, policy_version=5
+RIGHT = Score(answer="a", rule=1.0, judge=None, accuracy=1.0, reward=1.0, reason="the rule accepts")
+WRONG = Score(answer="b", rule=0.0, judge=None, accuracy=0.0, reward=0.0, reason="the rule refuses")
+GROUP = ScoredGroup(
+    meta=GroupMeta(
+        lease=TaskLease(lease_id=0, task_id="t", attempt=0, replayed=False, phase=0),
+        data_source="test",
+        prompt_tokens=10,
+        response_tokens=(3, 4),
+        num_truncated=0,
+        policy_version=5,
+        num_bytes=0,
     ),
-    scores=(Score(answer="a", rule=1.0, judge=None, accuracy=1.0, reward=0.5, reason="the rule accepts"),),
+    scores=(RIGHT, WRONG),
+    group=None,
 )
 GROUPS = GroupStatistics([GROUP], [GROUP], version=7)
 BATCHES = SimpleNamespace(num_waiting=5, waiting_bytes=640, acceptance_rate=0.75)
