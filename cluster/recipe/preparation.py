@@ -9,10 +9,10 @@ from pathlib import Path
 from actors.model_folder import context_length, folder_or_hub_id, model_digest
 from actors.prompt import ChatPrompt, load_tokenizer
 from cluster.recipe.config import RunConfig
+from cluster.recipe.heldout import HeldOutSet, heldout_set
 from cluster.recipe.model_shape import check_shape
 from cluster.recipe.truths import note_on_truths, payable_filter
-from curriculum.config import DataSource
-from curriculum.dataset import Loaded, load_demonstrations, load_tasks
+from curriculum.dataset import load_demonstrations, load_questions, load_tasks
 from curriculum.errors import UserError
 from curriculum.rejects import Reject
 from curriculum.task import Task
@@ -31,8 +31,8 @@ class Prepared:
     """The tokenizer of that model with its template."""
     tasks: tuple[Task, ...]
     demonstrations: DemonstrationBatches | None
-    heldout: Mapping[str, tuple[Task, ...]]
-    """Held-out tasks by the name of the phase of their length; empty without `data.evaluation`."""
+    heldout: HeldOutSet
+    """The held-out questions; empty without `data.evaluation`."""
     rejects: Mapping[str, tuple[Reject, ...]]
     """Refused rows by recipe key."""
     notes: tuple[str, ...]
@@ -54,7 +54,14 @@ def prepare(config: RunConfig) -> Prepared:
     inputs = {"model.path": model_digest(model_path)}
     tasks: tuple[Task, ...] = ()
     if config.curriculum.phases and config.data.train is not None:
-        found = _load_questions(config, prompt, config.data.train, key="data.train")
+        found = load_tasks(
+            config.data.train,
+            encoder=prompt,
+            phase_limits=[phase.max_prompt_tokens for phase in config.curriculum.phases],
+            over_long=config.data.over_long,
+            is_payable=payable_filter(config),
+            form=config.data,
+        )
         tasks, rejects["data.train"] = found.records, found.rejects
         inputs["data.train"] = found.digest
     demonstrations = None
@@ -138,31 +145,21 @@ def _max_positions(config: RunConfig, model_path: str) -> int:
     return positions
 
 
-def _load_questions(config: RunConfig, prompt: ChatPrompt, source: DataSource, *, key: str) -> Loaded[Task]:
-    return load_tasks(
-        source,
-        encoder=prompt,
-        phase_limits=[phase.max_prompt_tokens for phase in config.curriculum.phases],
-        over_long=config.data.over_long,
-        key=key,
-        every_phase=key == "data.train",
-        is_payable=payable_filter(config),
-        form=config.data,
-    )
-
-
 def _heldout(
     config: RunConfig,
     prompt: ChatPrompt,
     rejects: dict[str, tuple[Reject, ...]],
     inputs: dict[str, str],
-) -> dict[str, tuple[Task, ...]]:
+) -> HeldOutSet:
     if config.data.evaluation is None or not config.curriculum.phases:
-        return {}
-    found = _load_questions(config, prompt, config.data.evaluation, key="data.evaluation")
+        return HeldOutSet()
+    found = load_questions(
+        config.data.evaluation,
+        encoder=prompt,
+        phase_limits=[phase.max_prompt_tokens for phase in config.curriculum.phases],
+        over_long=config.data.over_long,
+        is_payable=payable_filter(config),
+        form=config.data,
+    )
     rejects["data.evaluation"], inputs["data.evaluation"] = found.rejects, found.digest
-    by_phase = {
-        phase.name: tuple(task for task in found.records if task.phase == index)
-        for index, phase in enumerate(config.curriculum.phases)
-    }
-    return {name: tasks for name, tasks in by_phase.items() if tasks}
+    return heldout_set(config, found.records, prompt)

@@ -233,7 +233,9 @@ class GroupStatistics:
 
     def _quantile(self, share: float) -> float | None:
         """Return the shortest length that so many answers do not exceed."""
-        return float(np.quantile(self._response_tokens, share, method="inverted_cdf")) if self._response_tokens else None
+        return (
+            float(np.quantile(self._response_tokens, share, method="inverted_cdf")) if self._response_tokens else None
+        )
 
     def _share(self, num_answers: int) -> float | None:
         return num_answers / len(self._response_tokens) if self._response_tokens else None
