@@ -64,6 +64,14 @@ class StepReport:
     """Tokens whose ratio the clip cut off, so that they gave no gradient.
 
     Exactly 0 with one mini-batch. With several, a few per mille to a few per cent."""
+    clip_low_fraction: Annotated[float, Metric("learner/clip_low_fraction", "share", mean_over="tokens")]
+    """Those of them whose ratio is below 1: tokens of wrong answers that were pushed down enough.
+
+    Far above `learner/clip_high_fraction`: the update mostly suppresses."""
+    clip_high_fraction: Annotated[float, Metric("learner/clip_high_fraction", "share", mean_over="tokens")]
+    """Those of them whose ratio is above 1: tokens of right answers that were pushed up enough.
+
+    The tokens that a larger `clip_high` would leave to explore with."""
     mean_ratio: Annotated[float, Metric("learner/mean_ratio", mean_over="tokens")]
     """Mean over the tokens of new / old probability.
 

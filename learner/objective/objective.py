@@ -22,6 +22,8 @@ TOKEN_SUMS = (
     "masked_fraction",
     "importance_weight",
     "log_nucleus",
+    "clip_low_fraction",
+    "clip_high_fraction",
 )
 """Fields of `StepReport` whose sums over the tokens of a row a `PolicyLoss` collects, in the order of its `sums`."""
 
@@ -115,7 +117,8 @@ class PolicyLoss:
             loss_n = loss_n + objective.kl_coefficient * kl_n
         if objective.entropy_coefficient:
             loss_n = loss_n - objective.entropy_coefficient * scores.entropy_N
-        columns = (clipped_n, ratio_n.detach(), kl_n.detach(), ~used_n, correction_n, scores.log_nucleus_N)
+        sides = (clipped_n & (ratio_n.detach() < 1), clipped_n & (ratio_n.detach() > 1))
+        columns = (clipped_n, ratio_n.detach(), kl_n.detach(), ~used_n, correction_n, scores.log_nucleus_N, *sides)
         self.sums += torch.stack([column.double().sum() for column in columns])
         return row.weights_N[tokens] * torch.where(used_n, loss_n, 0.0)
 

@@ -200,8 +200,8 @@ class FakeLearner:
         """Entropy of the update by its number, 0.5 where none is given."""
         self.report = StepReport(
             num_response_tokens=24, num_updates=1, num_skipped_updates=0, learning_rate=0.0, loss=0.1,
-            grad_norm=1.0, entropy=0.5, clip_fraction=0.0, mean_ratio=1.0, rollout_logprob_gap_mean=0.0,
-            rollout_logprob_gap_max=0.0, kl_to_reference=math.nan, masked_fraction=0.0, importance_weight=1.0,
+            grad_norm=1.0, entropy=0.5, clip_fraction=0.0, clip_low_fraction=0.0, clip_high_fraction=0.0,
+            mean_ratio=1.0, rollout_logprob_gap_mean=0.0, rollout_logprob_gap_max=0.0, kl_to_reference=math.nan, masked_fraction=0.0, importance_weight=1.0,
             log_nucleus=0.0, prompt_sharing=True,
         )  # fmt: skip
 
