@@ -33,7 +33,7 @@ def fill_template(context: str, question: str) -> str:
 
 
 class ChatPrompt:
-    """Encoder of documents, questions and messages; implements `curriculum.dataset.PromptEncoder`.
+    """Encoder of documents, questions and messages; implements `curriculum.prompts.PromptEncoder`.
 
     Text that comes from data never produces a token that steers: every special token, token of the chat template, stop
     token and thinking tag in a document, a question or a message is broken by a space after its first character.

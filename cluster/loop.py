@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from cluster.batches.choice import batch_source
@@ -18,23 +18,24 @@ from cluster.batches.source import BatchOrder, BatchSource
 from cluster.group import ScoredGroup, assign_advantages
 from cluster.recipe import phase_settings
 from cluster.recipe.config import RunConfig
+from cluster.recipe.heldout import HeldOutSet
 from cluster.roles import Curriculum, Learner, Rollouts, SyncReport, TaskFailed
 from cluster.run.group_statistics import GroupStatistics
 from cluster.run.guards import MAX_SKIPPED_IN_A_ROW, Finding, Guards
 from cluster.run.heldout import HeldOut
+from cluster.run.heldout_statistics import Evaluation
 from cluster.run.journal import Journal
 from cluster.run.metrics import sft_metrics, step_metrics
-from cluster.run.progress import Accuracy, Progress
+from cluster.run.progress import Progress
 from cluster.run.quarantine import QuarantinedTask, check_quarantine
 from cluster.run.recovery import CoordinatorLost
-from cluster.run.stages import Stages
+from cluster.run.stages import Stages, check_fruitless
 from cluster.run.step import Part, Step, StepClock
 from cluster.run.stopping import Interrupted, JudgeLost, PhaseFruitless, StopSignal
 from cluster.weights.sync import WeightSync
 from curriculum.errors import root_cause
 from curriculum.metric import metrics_of
-from curriculum.task import Task
-from curriculum.transition import EndReason, PhaseState
+from curriculum.transition import PhaseState
 from learner.advantages import masks_negatives
 from learner.schedule import learning_rate_at
 from learner.sft import DemonstrationBatches
@@ -63,7 +64,7 @@ class TrainingLoop:
         learner: Learner,
         weights: WeightSync,
         demonstrations: DemonstrationBatches | None,
-        heldout: Mapping[str, Sequence[Task]],
+        heldout: HeldOutSet,
         journal: Journal,
         progress: Progress,
         stop: asyncio.Event,
@@ -87,6 +88,7 @@ class TrainingLoop:
             learner,
             curriculum,
             checkpoint_every=config.checkpoint.every_steps,
+            evaluate_every=config.evaluation.every_steps,
             evaluate=self._evaluate,
             guards=self._guards,
         )
@@ -104,9 +106,7 @@ class TrainingLoop:
             TooManyQuarantined: so many tasks failed that the fault is not theirs.
         """
         try:
-            await self._stages.remember_curriculum()
-            if self._progress.base_accuracy is None:
-                self._progress.base_accuracy = await self._evaluate("base")
+            await self._stages.begin()
             await self._warm_up()
             await self._reinforce()
             await self._stop.unless_stopped(self._weights.settle())
@@ -150,7 +150,6 @@ class TrainingLoop:
             await self._sft_step(batches)
         if self._curriculum is not None:
             await self._send_new_version()
-        self._stages.current.end_reason = "steps"
         await self._stages.close()
 
     async def _reinforce(self) -> None:
@@ -273,7 +272,7 @@ class TrainingLoop:
         self._control_entropy(step)
         found = self._guards.after_step(metrics)
         await self._stages.finish_step(step.clock.step_s)
-        self._check_fruitless()
+        check_fruitless(stage, self._config.curriculum)
         if step.curriculum and step.collected.quarantined:
             check_quarantine(self._progress.quarantine, step.curriculum)
         return found
@@ -336,6 +335,7 @@ class TrainingLoop:
         metrics = sft_metrics(report, clock)
         self._journal.step(self._progress, stage, metrics, total_steps=len(batches))
         found = self._guards.after_step(metrics)
+        stage.end_reason = "steps" if stage.steps + 1 == len(batches) else None
         await self._stages.finish_step(clock.step_s)
         await self._obey_guards(found)
 
@@ -357,15 +357,23 @@ class TrainingLoop:
         self._journal.sync(report)
         await self._required_batches.weights_delivered(report.version)
 
-    async def _evaluate(self, after: str) -> Accuracy | None:
-        """Measure the held-out accuracy under the newest weights; None where nothing is held out."""
+    async def _evaluate(self, stage: str, *, ends_stage: bool) -> Evaluation | None:
+        """Measure the held-out questions under the newest weights; None where nothing is held out.
+
+        Raises:
+            GuardStop: a guard of the recipe says so.
+        """
         if not self._heldout:
             return None
+        if not ends_stage and self._stages.current.kind == "sft":  # where engines get no weights before the end
+            await self._send_new_version()
         await self._stop.unless_stopped(self._weights.settle())
-        accuracy = await self._stop.unless_stopped(self._heldout.accuracy())
+        asked = await self._stop.unless_stopped(self._heldout.ask(with_controls=ends_stage))
         self._journal.judge_events(await self._rollouts.judge_events())
-        self._journal.evaluation(after, accuracy)
-        return accuracy
+        found = await self._journal.evaluation(stage, self._progress.step, asked)
+        if self._progress.step:
+            await self._obey_guards(self._guards.after_evaluation(found.metrics))
+        return found
 
     async def _wait_for_judge(self, deadline: float) -> None:
         if time.monotonic() >= deadline:
@@ -382,16 +390,6 @@ class TrainingLoop:
         if control is not None and step.learner is not None:
             self._progress.negatives_masked = masks_negatives(
                 self._progress.negatives_masked, step.learner.entropy, high=control.high, low=control.low
-            )
-
-    def _check_fruitless(self) -> None:
-        """Raise if the phase has just been closed because nothing could be trained on, and the recipe stops there."""
-        stage = self._stages.current
-        if stage.end_reason == EndReason.FRUITLESS and self._config.curriculum.after_fruitless == "stop":
-            raise PhaseFruitless(
-                f"{stage.name} trained on nothing in {self._config.curriculum.max_fruitless_steps} steps in a row "
-                "(curriculum.max_fruitless_steps): no group had answers with different rewards; go on with the next "
-                "phase with --resume, or start a new run with easier data"
             )
 
     @property

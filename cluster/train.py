@@ -17,6 +17,7 @@ from cluster.processes.ray_session import check_ray, ray_session
 from cluster.processes.supervision import ActorLost, RayGauges
 from cluster.recipe.changes import check_changes
 from cluster.recipe.config import RunConfig
+from cluster.recipe.heldout import write_questions
 from cluster.recipe.load import dump_recipe, load_recipe
 from cluster.recipe.preparation import Prepared, prepare
 from cluster.recipe.trust import key_destination
@@ -93,7 +94,7 @@ def train(
                 folder.append_event("inputs_changed", keys=changed)
             folder.check_reference(checkpoint, console.say)
             check_room(folder, config, prepared.model_path)
-            _write_rejects(folder, prepared, console)
+            _write_data(folder, prepared, console)
             with ray_session(config, folder, console.say), _trackers(config, folder, console) as trackers:
                 asyncio.run(_drive(config, prepared, folder, console, checkpoint, trackers, request))
     return folder.path
@@ -264,12 +265,15 @@ def _notices(progress: Progress) -> list[str]:
     ]
 
 
-def _write_rejects(folder: RunFolder, prepared: Prepared, console: Console) -> None:
+def _write_data(folder: RunFolder, prepared: Prepared, console: Console) -> None:
+    """Write down which rows of the data were refused, and what is held out."""
     for key, rejects in prepared.rejects.items():
         if rejects:
             path = folder.rejects(key)
             write_rejects(rejects, path)
             console.say(f"{key}: {len(rejects)} rows refused, listed in {path.name}")
+    if prepared.heldout.items:
+        write_questions(prepared.heldout.items, folder.heldout / "questions.jsonl")
 
 
 @contextlib.contextmanager

@@ -6,12 +6,12 @@ A model that answers as well without the document, or with a wrong one, guesses 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, assert_never
-
-import numpy as np
+from random import Random
+from typing import Final, Literal, assert_never, get_args
 
 Control = Literal["no_document", "other_document"]
 """`no_document` asks the question alone; `other_document` shows the document of another question."""
+CONTROLS: Final[tuple[Control, ...]] = get_args(Control)
 NUM_NEIGHBOURS = 8
 """Documents of the nearest lengths among which `other_document` draws."""
 
@@ -35,12 +35,12 @@ def documents_under(control: Control, documents: Sequence[str], *, seed: int) ->
         case "no_document":
             return ("",) * len(documents)
         case "other_document":
-            return _others(documents, np.random.default_rng(seed))
+            return _others(documents, Random(seed))
         case _:
             assert_never(control)
 
 
-def _others(documents: Sequence[str], rng: np.random.Generator) -> tuple[str | None, ...]:
+def _others(documents: Sequence[str], rng: Random) -> tuple[str | None, ...]:
     first_of = {_folded(document): document for document in reversed(documents)}
     first_of.pop("", None)
     by_length = sorted(first_of, key=lambda folded: (len(first_of[folded]), folded))
@@ -50,12 +50,12 @@ def _others(documents: Sequence[str], rng: np.random.Generator) -> tuple[str | N
     return tuple(other_of.get(_folded(document)) for document in documents)
 
 
-def _neighbour(by_length: Sequence[str], rank: int, rng: np.random.Generator) -> str:
+def _neighbour(by_length: Sequence[str], rank: int, rng: Random) -> str:
     """Draw one of the documents beside that of a rank; at an end of the order they lie on one side."""
     num_others = min(NUM_NEIGHBOURS, len(by_length) - 1)
     first = min(max(0, rank - num_others // 2), len(by_length) - 1 - num_others)
     others = [index for index in range(first, first + num_others + 1) if index != rank]
-    return by_length[int(rng.choice(others))]
+    return by_length[rng.choice(others)]
 
 
 def _folded(document: str) -> str:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
-import numpy as np
 import xxhash
-from numpy.typing import NDArray
 
 from curriculum.cells import row_id
 from curriculum.columns import loaded_columns, mapped
 from curriculum.config import DataConfig, DataSource, DemonstrationSource
-from curriculum.errors import UserError, library_words
+from curriculum.errors import UserError
 from curriculum.layout import (
     DEMONSTRATION_LAYOUTS,
     DemonstrationItem,
@@ -26,6 +24,7 @@ from curriculum.layout import (
     question_layouts,
 )
 from curriculum.phases import assign_phase
+from curriculum.prompts import PromptEncoder, fitting_prompt, tokens, with_document
 from curriculum.rejects import Reject, RejectReason, RowError, count_reasons
 from curriculum.rows import Row, Table
 from curriculum.sources import open_table
@@ -38,38 +37,6 @@ ALWAYS_READ = frozenset({"id", "context", "question"})
 """Columns, by our names, that a layout may read beside those that it needs."""
 
 
-class PromptEncoder(Protocol):
-    """Template, chat template and tokenizer; implemented downstream, in `actors.prompt`."""
-
-    def encode(self, context: str, question: str) -> NDArray[np.int32]:
-        """Return the [P] token ids of the chat prompt."""
-        ...
-
-    def encode_messages(self, messages: Sequence[Mapping[str, str]]) -> NDArray[np.int32]:
-        """Return the [P] token ids of a conversation, ready for the response."""
-        ...
-
-    def encode_response(self, text: str) -> NDArray[np.int32]:
-        """Return the [R] token ids of a response, end-of-turn token included."""
-        ...
-
-    def truncate_middle(self, context: str, question: str, max_tokens: int) -> str:
-        """Cut the middle of the document so that the prompt has at most `max_tokens`.
-
-        Raises:
-            ValueError: The question alone is too long.
-        """
-        ...
-
-    def cut_middle(self, context: str, encode: Callable[[str], NDArray[np.int32]], max_tokens: int) -> str:
-        """Cut the middle of a document so that the [P] token ids that `encode` makes of it are at most `max_tokens`.
-
-        Raises:
-            ValueError: They are more without the document.
-        """
-        ...
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded(Generic[RecordT]):
     """What a source holds: the records of its good rows, and the rows that were refused."""
@@ -78,6 +45,14 @@ class Loaded(Generic[RecordT]):
     rejects: tuple[Reject, ...]
     digest: str
     """Of the rows as they are stored, before phases and tokenizer look at them: 128 bits in hex."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Question:
+    """A task with the text that it was made of."""
+
+    item: QuestionItem
+    task: Task
 
 
 def load_tasks(
@@ -108,24 +83,60 @@ def load_tasks(
     Raises:
         UserError: The source cannot be read, its columns fit no layout, no row is usable, or a phase stays empty.
     """
-    layouts = question_layouts(form)
-    opened = open_table(source, key=key, columns=loaded_columns(form.columns))
-    table = with_our_columns(source, opened, layouts, form, key)
+    table = _question_table(source, form, key)
     name = f"{key}={table.name}"
 
     def make(item: QuestionItem) -> Task:
-        if is_payable is not None and not is_payable(item):
-            answers = " or ".join(map(repr, item.answers))
-            detail = f"no response matches {answers:.80} by the rule of data source {item.data_source!r:.40}"
-            raise RowError(RejectReason.UNPAYABLE, detail + "; change the answer or reward.kinds, or name a judge")
+        _check_payable(item, is_payable)
         task = _task(item, encoder, phase_limits, over_long)
         seen(item)
         return task
 
-    found = convert_rows(table, layouts, make, name=name, merge=_with_answers_of)
+    found = convert_rows(table, question_layouts(form), make, name=name, merge=_with_answers_of)
     if every_phase:
         _check_phases(name, found.records, phase_limits)
     return found
+
+
+def load_questions(
+    source: DataSource,
+    *,
+    encoder: PromptEncoder,
+    phase_limits: Sequence[int],
+    over_long: Literal["drop", "truncate_middle"],
+    key: str = "data.evaluation",
+    is_payable: Callable[[QuestionItem], bool] | None = None,
+    form: DataConfig = _AS_IT_IS,
+    seen: Callable[[QuestionItem], None] = lambda _: None,
+) -> Loaded[Question]:
+    """Read a source as `load_tasks` does, and keep the text of every question; a phase may stay empty.
+
+    Raises:
+        UserError: The source cannot be read, its columns fit no layout, or no row is usable.
+    """
+    table = _question_table(source, form, key)
+
+    def make(item: QuestionItem) -> Question:
+        _check_payable(item, is_payable)
+        task = _task(item, encoder, phase_limits, over_long)
+        seen(item)
+        return Question(item=item, task=task)
+
+    def merge(question: Question, item: QuestionItem) -> Question:
+        task = _with_answers_of(question.task, item)
+        return Question(item=replace(question.item, answers=task.answers), task=task)
+
+    return convert_rows(table, question_layouts(form), make, name=f"{key}={table.name}", merge=merge)
+
+
+def task_about(question: Question, document: str, *, encoder: PromptEncoder, max_tokens: int) -> Task:
+    """Return the task of a question with another document, cut to fit the limit, or with none ("").
+
+    Raises:
+        RowError: The prompt has no document that could be replaced, or cannot be made with this one.
+    """
+    item = with_document(question.item, document)
+    return replace(question.task, prompt_ids=fitting_prompt(item, encoder, max_tokens, "truncate_middle"))
 
 
 def load_demonstrations(
@@ -162,6 +173,18 @@ def load_demonstrations(
         return demonstration
 
     return convert_rows(table, DEMONSTRATION_LAYOUTS, make, name=f"{key}={table.name}")
+
+
+def _question_table(source: DataSource, form: DataConfig, key: str) -> Table:
+    table = open_table(source, key=key, columns=loaded_columns(form.columns))
+    return with_our_columns(source, table, question_layouts(form), form, key)
+
+
+def _check_payable(item: QuestionItem, is_payable: Callable[[QuestionItem], bool] | None) -> None:
+    if is_payable is not None and not is_payable(item):
+        answers = " or ".join(map(repr, item.answers))
+        detail = f"no response matches {answers:.80} by the rule of data source {item.data_source!r:.40}"
+        raise RowError(RejectReason.UNPAYABLE, detail + "; change the answer or reward.kinds, or name a judge")
 
 
 def with_our_columns(
@@ -268,12 +291,7 @@ def _reject(row: Row, error: RowError) -> Reject:
 def _task(
     item: QuestionItem, encoder: PromptEncoder, limits: Sequence[int], over_long: Literal["drop", "truncate_middle"]
 ) -> Task:
-    prompt_ids = _prompt_ids(item, encoder, item.context)
-    if prompt_ids.size > limits[-1]:
-        if over_long == "drop":
-            detail = f"{prompt_ids.size} prompt tokens exceed {limits[-1]}; truncate it or raise the limit"
-            raise RowError(RejectReason.OVER_LONG, detail)
-        prompt_ids = _truncated(item, encoder, limits[-1])
+    prompt_ids = fitting_prompt(item, encoder, limits[-1], over_long)
     phase = assign_phase(prompt_ids.size, limits)
     assert phase is not None
     return Task(
@@ -286,17 +304,6 @@ def _task(
     )
 
 
-def _prompt_ids(item: QuestionItem, encoder: PromptEncoder, context: str) -> NDArray[np.int32]:
-    """Return [P] the token ids of the prompt of an item, with another text in the place of its document."""
-    if not item.messages:
-        return _tokens(lambda: encoder.encode(context, item.question))
-    messages = [dict(message) for message in item.messages]
-    if context != item.context:
-        message = next(message for message in reversed(messages) if item.context in message["content"])
-        message["content"] = message["content"].replace(item.context, context, 1)
-    return _tokens(lambda: encoder.encode_messages(messages))
-
-
 def _with_answers_of(task: Task, item: QuestionItem) -> Task:
     """Return a task that also accepts what a repetition of its question accepts."""
     if item.data_source != task.data_source:
@@ -304,47 +311,17 @@ def _with_answers_of(task: Task, item: QuestionItem) -> Task:
     return replace(task, answers=tuple(dict.fromkeys([*task.answers, *item.answers])))
 
 
-def _truncated(item: QuestionItem, encoder: PromptEncoder, max_tokens: int) -> NDArray[np.int32]:
-    if item.messages and not any(item.context and item.context in message["content"] for message in item.messages):
-        detail = f"the prompt exceeds {max_tokens} tokens, and no document is found in it to cut; give data.markers"
-        raise RowError(RejectReason.OVER_LONG, detail + ".context, or drop it")
-    try:
-        if item.messages:
-            cut = encoder.cut_middle(item.context, lambda text: _prompt_ids(item, encoder, text), max_tokens)
-        else:
-            cut = encoder.truncate_middle(item.context, item.question, max_tokens)
-    except ValueError as error:
-        raise RowError(RejectReason.OVER_LONG, str(error)) from error
-    prompt_ids = _prompt_ids(item, encoder, cut)
-    if prompt_ids.size > max_tokens:
-        detail = f"{prompt_ids.size} prompt tokens exceed {max_tokens} even after truncation"
-        raise RowError(RejectReason.OVER_LONG, detail)
-    return prompt_ids
-
-
 def _demonstration(item: DemonstrationItem, encoder: PromptEncoder, max_tokens: int) -> Demonstration:
     if item.context is not None and item.question is not None:
         context, question = item.context, item.question
-        prompt_ids = _tokens(lambda: encoder.encode(context, question))
+        prompt_ids = tokens(lambda: encoder.encode(context, question))
     else:
-        prompt_ids = _tokens(lambda: encoder.encode_messages(item.messages))
-    response_ids = _tokens(lambda: encoder.encode_response(item.response))
+        prompt_ids = tokens(lambda: encoder.encode_messages(item.messages))
+    response_ids = tokens(lambda: encoder.encode_response(item.response))
     num_tokens = prompt_ids.size + response_ids.size
     if num_tokens > max_tokens:
         raise RowError(RejectReason.OVER_LONG, f"{num_tokens} tokens exceed {max_tokens}; raise the limit")
     return Demonstration(demonstration_id=item.item_id, prompt_ids=prompt_ids, response_ids=response_ids)
-
-
-def _tokens(encode: Callable[[], NDArray[np.int32]]) -> NDArray[np.int32]:
-    """Encode; what template or tokenizer raise about one row becomes a `RowError`."""
-    try:
-        ids = np.asarray(encode(), dtype=np.int32)
-    except Exception as error:  # chat templates raise types of their own, for instance on unknown roles
-        detail = f"the chat template refuses it: {library_words(error)}"
-        raise RowError(RejectReason.NOT_ENCODABLE, detail) from error
-    if ids.size == 0:
-        raise RowError(RejectReason.NOT_ENCODABLE, "the tokenizer gives no token")
-    return ids
 
 
 def _check_phases(name: str, tasks: Sequence[Task], limits: Sequence[int]) -> None:

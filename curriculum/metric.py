@@ -11,11 +11,12 @@ them. A property declares its metric on what it returns.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from functools import cache
 from math import isnan
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, cast, get_args, get_type_hints
+from urllib.parse import quote
 
 Metrics = dict[str, float]
 """Key -> value. A key is absent where it has no value."""
@@ -26,7 +27,7 @@ class Metric:
     """One number of a step."""
 
     key: str
-    """`stage/name`, as in metrics.jsonl."""
+    """`stage/name`, as in metrics.jsonl; `stage/name/*` for a family."""
     unit: str = ""
     """Empty for a number without one."""
     mean_over: Literal["tokens", "compared_tokens", "updates"] | None = None
@@ -46,7 +47,7 @@ def declared_metrics(kind: type) -> Mapping[str, Metric]:
 
 
 def metrics_of(source: object, kind: type | None = None) -> Metrics:
-    """Read the metrics off an object; a value that is None or NaN is left out.
+    """Read the metrics off an object, members of families included; a value that is None or NaN is left out.
 
     Args:
         source: Any object; None has no metrics.
@@ -55,8 +56,31 @@ def metrics_of(source: object, kind: type | None = None) -> Metrics:
     if source is None:
         return {}
     declared = declared_metrics(kind or type(source))
-    values = {metric.key: getattr(source, name) for name, metric in declared.items()}
+    values: dict[str, Any] = {}
+    for name, metric in declared.items():
+        value = getattr(source, name)
+        if isinstance(value, Mapping):
+            members = cast("Mapping[str, float]", value)
+            values |= {metric.key.removesuffix("*") + member: number for member, number in members.items()}
+        else:
+            values[metric.key] = value
     return {key: _number(value) for key, value in values.items() if value is not None and not isnan(value)}
+
+
+def member(name: str, *, of: str = "") -> str:
+    """Return how a member of a family is called: `source:hotpotqa`; odd characters are escaped as in a URL.
+
+    Args:
+        name: any text, for instance from data.
+        of: what kind of part it names; "" where the family says so.
+    """
+    return (f"{of}:" if of else "") + quote(name, safe="")
+
+
+def is_declared(key: str, declared: Container[str]) -> bool:
+    """Return whether a key is one of the declared ones, or that of a member of a declared family."""
+    family = f"{key.rpartition('/')[0]}/*"
+    return key != family and (key in declared or family in declared)
 
 
 def _number(value: Any) -> float:

@@ -39,6 +39,19 @@ value: the learner's keys in a step that trained on nothing, the accuracy of rep
 run that is resumed repeats the steps after its last checkpoint; of two lines with the same step the later one counts,
 and they differ in their times, in what the object store held, and in when the probe was asked, only.
 
+An evaluation of the held-out questions has a line of its own, with the `heldout/` keys. Its `step` is the number of
+finished steps, so it tells of the weights with which that step begins: what `reward/accuracy` of the same step tells of
+training questions. Its `stage` is `base` before the first step. One row for each step:
+
+```python
+pandas.read_json("runs/demo/metrics.jsonl", lines=True).groupby("step").last()
+```
+
+A key that ends in `/*` is a family, with a number for each part: `source:hotpotqa` for a data source (the 32 largest),
+`length:4K-8K` for a range of prompt tokens, a name alone for the lengths of a phase. Characters other than letters,
+digits and `_.-~` are escaped as in a URL. In Ray a family is one gauge, `qwenlong_reward_accuracy_of`, with the tag
+`part`.
+
 *Group*: the answers to one prompt. *Known*: an answer whose reward neither rule nor judge left open.
 """
 LEDGER_HEAD = """
@@ -49,6 +62,7 @@ METRICS_SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "Warm-up": ("sft",),
     "Learner": ("learner",),
     "Reward": ("reward",),
+    "Held-out questions": ("heldout",),
     "Rollout": ("rollout",),
     "Ledger of leases": ("ledger",),
     "Curriculum": ("curriculum",),

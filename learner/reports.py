@@ -65,6 +65,14 @@ class StepReport:
     ratio it cut off; with `cispo` those whose weight it held, which still gave one.
 
     Exactly 0 with one mini-batch. With several, a few per mille to a few per cent, with `gspo` many times that."""
+    clip_low_fraction: Annotated[float, Metric("learner/clip_low_fraction", "share", mean_over="tokens")]
+    """Those of them whose ratio is below 1: tokens of wrong answers that were pushed down enough.
+
+    Far above `learner/clip_high_fraction`: the update mostly suppresses."""
+    clip_high_fraction: Annotated[float, Metric("learner/clip_high_fraction", "share", mean_over="tokens")]
+    """Those of them whose ratio is above 1: tokens of right answers that were pushed up enough.
+
+    The tokens that a larger `clip_high` would leave to explore with."""
     mean_ratio: Annotated[float, Metric("learner/mean_ratio", mean_over="tokens")]
     """Mean over the tokens of new / old probability, each by itself, whatever the algorithm.
 

@@ -9,6 +9,7 @@ from typing import Any
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayTaskError
 from ray.util.metrics import Gauge
 
+from cluster.run.metrics import METRICS
 from cluster.run.waits import Waits
 from curriculum.errors import RunFailed
 
@@ -141,7 +142,10 @@ class SupervisedActor:
 
 
 class RayGauges:
-    """The metrics of the run as Ray gauges, which the dashboard's Prometheus scrapes."""
+    """The metrics of the run as Ray gauges, which the dashboard's Prometheus scrapes.
+
+    The members of a family `name/*` are one gauge `qwenlong_name_of`, with their names in the tag `part`.
+    """
 
     def __init__(self, run: str) -> None:
         self._run = run
@@ -149,12 +153,17 @@ class RayGauges:
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Set a gauge `qwenlong_<key>` for every metric, and the step itself."""
-        for key, value in {"step": float(step), **metrics}.items():
-            self._gauge(key).set(value)
+        self._gauge("step").set(float(step))
+        for key, value in metrics.items():
+            if key in METRICS:
+                self._gauge(key).set(value)
+            else:
+                family, _, part = key.rpartition("/")
+                self._gauge(f"{family}_of", "part").set(value, tags={"part": part})
 
-    def _gauge(self, key: str) -> Any:
+    def _gauge(self, key: str, *tags: str) -> Any:
         if key not in self._gauges:
             name = "qwenlong_" + key.replace("/", "_")
-            self._gauges[key] = Gauge(name, description=key, tag_keys=("run",))
+            self._gauges[key] = Gauge(name, description=key, tag_keys=("run", *tags))
             self._gauges[key].set_default_tags({"run": self._run})
         return self._gauges[key]

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from actors.config import RolloutConfig
 from curriculum.config import MAX_SEED, CurriculumConfig, DataConfig, Seconds, StrictModel
+from curriculum.controls import Control
 from learner.config import LearnerConfig, SftConfig
 from reward.config import RewardConfig
 
@@ -28,6 +29,24 @@ class CheckpointConfig(StrictModel):
     """Training steps from one checkpoint to the next, counted over all stages."""
     keep_last: int = Field(default=2, gt=0)
     """Number of checkpoints that are kept; older ones are removed."""
+
+
+class EvaluationConfig(StrictModel):
+    """How `data.evaluation` is asked: before the training, at the end of every stage, and in between."""
+
+    every_steps: int = Field(default=0, ge=0)
+    """Training steps from one evaluation to the next, counted over all stages; 0 for the ends of stages only."""
+    num_samples: int = Field(default=1, gt=0, le=64)
+    """Answers to each question: the n of avg@n and pass@k."""
+    control: tuple[Control, ...] = ()
+    """How the questions are asked besides, before the training and at the ends of stages, to see whether the model
+    reads: without their documents, or with those of others."""
+
+    @model_validator(mode="after")
+    def _controls_differ(self) -> Self:
+        if len(set(self.control)) < len(self.control):
+            raise ValueError(f"evaluation.control=[{', '.join(self.control)}] names one twice; leave it out")
+        return self
 
 
 class ClusterConfig(StrictModel):
@@ -138,6 +157,7 @@ class RunConfig(StrictModel):
     rollout: RolloutConfig = RolloutConfig()
     reward: RewardConfig = RewardConfig()
     learner: LearnerConfig = LearnerConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()

@@ -36,7 +36,7 @@ def check_effects(config: RunConfig) -> list[str]:
         UserError: a setting cannot do what the recipe wants of it; one line for each: key, value, way out.
     """
     looks = (
-        _data, _schedule, _warm_up, _overlong, _rules, _plateaus, _replay, _sampling_rounds, _ratios, _kl,
+        _data, _schedule, _warm_up, _overlong, _rules, _plateaus, _replay, _held_out, _sampling_rounds, _ratios, _kl,
         _slices, _guards,
     )  # fmt: skip
     found = [finding for look in looks for finding in look(config)]
@@ -216,6 +216,14 @@ def _data(config: RunConfig) -> Iterator[_Finding]:
     idle = [f"data.columns.{name}" for name in data.columns if name not in _columns_read(config)]
     if idle:
         yield _Finding(text=f"{_names(idle)}: read by no source of this recipe")
+
+
+def _held_out(config: RunConfig) -> Iterator[_Finding]:
+    fields = type(config.evaluation).model_fields
+    asked = [key for key, field in fields.items() if getattr(config.evaluation, key) != field.default]
+    if asked and config.data.evaluation is None:
+        keys = _names([f"evaluation.{key}" for key in asked])
+        yield _Finding(text=f"{keys}: does nothing, since data.evaluation is null")
 
 
 def _guards(config: RunConfig) -> Iterator[_Finding]:

@@ -56,5 +56,5 @@ def sampling(config: RunConfig, phase: PhaseConfig) -> Sampling:
 
 
 def heldout_sampling(config: RunConfig, phase: PhaseConfig) -> Sampling:
-    """Return how the one answer to a held-out question of the phase's length is sampled."""
-    return replace(sampling(config, phase), num_samples=1)
+    """Return how the answers to a held-out question of the phase's length are sampled."""
+    return replace(sampling(config, phase), num_samples=config.evaluation.num_samples)

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 from actors.model_folder import context_length, folder_or_hub_id, model_digest
 from actors.prompt import ChatPrompt, load_tokenizer
 from cluster.recipe.config import RunConfig
 from cluster.recipe.effects import check_effects, notes_on_data
+from cluster.recipe.heldout import HeldOutSet, heldout_set
 from cluster.recipe.leaks import LeakWatch, check_sources_differ
 from cluster.recipe.model_shape import check_shape
 from cluster.recipe.truths import note_on_truths, payable_filter
-from curriculum.config import DataSource
-from curriculum.dataset import Loaded, load_demonstrations, load_tasks
+from curriculum.dataset import Loaded, load_demonstrations, load_questions, load_tasks
 from curriculum.errors import UserError
-from curriculum.layout import QuestionItem
 from curriculum.rejects import Reject
 from curriculum.task import Task
 from learner.sft import DemonstrationBatches
 from reward.config import VllmJudge
 from reward.judge_prompt import JudgeQuestion, judge_messages
+
+_Record = TypeVar("_Record")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,8 +36,8 @@ class Prepared:
     """The tokenizer of that model with its template."""
     tasks: tuple[Task, ...]
     demonstrations: DemonstrationBatches | None
-    heldout: Mapping[str, tuple[Task, ...]]
-    """Held-out tasks by the name of the phase of their length; empty without `data.evaluation`."""
+    heldout: HeldOutSet
+    """The held-out questions; empty without `data.evaluation`."""
     rejects: Mapping[str, tuple[Reject, ...]]
     """Refused rows by recipe key."""
     notes: tuple[str, ...]
@@ -54,28 +56,12 @@ def prepare(config: RunConfig) -> Prepared:
     notes = check_effects(config)
     model_path = folder_or_hub_id(config.model.path, key="model.path")
     check_model(config, model_path)
-    watch = LeakWatch()
     prompt = ChatPrompt(load_tokenizer(model_path, trust_remote_code=config.model.trust_remote_code))
-    rejects: dict[str, tuple[Reject, ...]] = {}
-    inputs = {"model.path": model_digest(model_path)}
-    tasks: tuple[Task, ...] = ()
-    if config.curriculum.phases and config.data.train is not None:
-        found = _load_questions(config, prompt, config.data.train, key="data.train", seen=watch.train)
-        tasks, rejects["data.train"] = found.records, found.rejects
-        inputs["data.train"] = found.digest
-    demonstrations = None
-    if config.sft.epochs and config.data.sft is not None:
-        room = min(config.learner.max_tokens_per_microbatch, _max_positions(config, model_path))
-        found = load_demonstrations(
-            config.data.sft, encoder=prompt, max_tokens=room, judge_prompt=_judge_prompt, form=config.data,
-            seen=watch.sft,
-        )  # fmt: skip
-        rejects["data.sft"], inputs["data.sft"] = found.rejects, found.digest
-        demonstrations = DemonstrationBatches(
-            found.records, batch_size=config.sft.batch_size, epochs=config.sft.epochs, seed=config.seed
-        )
-    heldout = _heldout(config, prompt, rejects, inputs, watch)
-    sources = {task.data_source for group in (tasks, *heldout.values()) for task in group}
+    data = _Data(config, prompt)
+    tasks = data.tasks()
+    demonstrations = data.demonstrations(room=_room(config, model_path))
+    heldout = data.heldout()
+    sources = {task.data_source for group in (tasks, *heldout.tasks.values()) for task in group}
     notes += notes_on_data(config, sources, 0 if demonstrations is None else len(demonstrations))
     if note := note_on_truths(tasks, config.reward, key="data.train"):
         notes.append(note)
@@ -85,10 +71,63 @@ def prepare(config: RunConfig) -> Prepared:
         tasks=tasks,
         demonstrations=demonstrations,
         heldout=heldout,
-        rejects=rejects,
-        notes=(*notes, *watch.notes()),
-        inputs=inputs,
+        rejects=data.rejects,
+        notes=(*notes, *data.leaks.notes()),
+        inputs={"model.path": model_digest(model_path), **data.digests},
     )
+
+
+class _Data:
+    """The sets of a recipe, read in the order in which leaks are looked for: the held-out one last."""
+
+    def __init__(self, config: RunConfig, prompt: ChatPrompt) -> None:
+        self._config = config
+        self._prompt = prompt
+        self._form: dict[str, Any] = {
+            "encoder": prompt,
+            "phase_limits": [phase.max_prompt_tokens for phase in config.curriculum.phases],
+            "over_long": config.data.over_long,
+            "is_payable": payable_filter(config),
+            "form": config.data,
+        }
+        self.leaks = LeakWatch()
+        self.rejects: dict[str, tuple[Reject, ...]] = {}
+        self.digests: dict[str, str] = {}
+
+    def tasks(self) -> tuple[Task, ...]:
+        """Read the questions that are trained on."""
+        source = self._config.data.train
+        if source is None or not self._config.curriculum.phases:
+            return ()
+        return self._kept("data.train", load_tasks(source, **self._form, seen=self.leaks.train))
+
+    def demonstrations(self, *, room: int) -> DemonstrationBatches | None:
+        """Read the demonstrations of the warm-up, of at most `room` tokens."""
+        source, sft = self._config.data.sft, self._config.sft
+        if source is None or not sft.epochs:
+            return None
+        found = load_demonstrations(
+            source,
+            encoder=self._prompt,
+            max_tokens=room,
+            judge_prompt=_judge_prompt,
+            form=self._config.data,
+            seen=self.leaks.sft,
+        )
+        records = self._kept("data.sft", found)
+        return DemonstrationBatches(records, batch_size=sft.batch_size, epochs=sft.epochs, seed=self._config.seed)
+
+    def heldout(self) -> HeldOutSet:
+        """Read the held-out questions."""
+        source = self._config.data.evaluation
+        if source is None or not self._config.curriculum.phases:
+            return HeldOutSet()
+        found = load_questions(source, **self._form, seen=self.leaks.held_out)
+        return heldout_set(self._config, self._kept("data.evaluation", found), self._prompt)
+
+    def _kept(self, key: str, found: Loaded[_Record]) -> tuple[_Record, ...]:
+        self.rejects[key], self.digests[key] = found.rejects, found.digest
+        return found.records
 
 
 def check_model(config: RunConfig, model_path: str) -> None:
@@ -149,35 +188,6 @@ def _max_positions(config: RunConfig, model_path: str) -> int:
     return positions
 
 
-def _load_questions(
-    config: RunConfig, prompt: ChatPrompt, source: DataSource, *, key: str, seen: Callable[[QuestionItem], None]
-) -> Loaded[Task]:
-    return load_tasks(
-        source,
-        encoder=prompt,
-        phase_limits=[phase.max_prompt_tokens for phase in config.curriculum.phases],
-        over_long=config.data.over_long,
-        key=key,
-        every_phase=key == "data.train",
-        is_payable=payable_filter(config),
-        form=config.data,
-        seen=seen,
-    )
-
-
-def _heldout(
-    config: RunConfig,
-    prompt: ChatPrompt,
-    rejects: dict[str, tuple[Reject, ...]],
-    inputs: dict[str, str],
-    watch: LeakWatch,
-) -> dict[str, tuple[Task, ...]]:
-    if config.data.evaluation is None or not config.curriculum.phases:
-        return {}
-    found = _load_questions(config, prompt, config.data.evaluation, key="data.evaluation", seen=watch.held_out)
-    rejects["data.evaluation"], inputs["data.evaluation"] = found.rejects, found.digest
-    by_phase = {
-        phase.name: tuple(task for task in found.records if task.phase == index)
-        for index, phase in enumerate(config.curriculum.phases)
-    }
-    return {name: tasks for name, tasks in by_phase.items() if tasks}
+def _room(config: RunConfig, model_path: str) -> int:
+    """Return the longest row that learner and model take, in tokens."""
+    return min(config.learner.max_tokens_per_microbatch, _max_positions(config, model_path))

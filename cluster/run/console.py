@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from cluster.run.progress import Accuracy
+from cluster.run.heldout_statistics import ACCURACY, Cell, Evaluation
 from cluster.run.progress import Progress as RunProgress
+from curriculum.controls import CONTROLS, Control
 from curriculum.metric import Metrics
 from curriculum.printable import printable
 
@@ -70,27 +73,65 @@ class Console:
             self._bar = None
 
     def summary(self, progress: RunProgress) -> None:
-        """Print the table at the end of a run, on standard output."""
-        lengths = list((progress.base_accuracy or {}).keys())
-        table = Table(title="held-out accuracy before → after each stage")
-        for column in ("stage", "steps", "seconds", *lengths, "replayed", "judge calls", "saved", "ended by"):
-            table.add_column(Text(printable(column)), justify="left" if column in ("stage", "ended by") else "right")
-        for stage in progress.finished_stages:
-            accuracies = [_change(stage.accuracy_before, stage.accuracy_after, name) for name in lengths]
-            table.add_row(
-                Text(printable(stage.name)),
-                str(stage.steps),
-                f"{stage.wall_seconds:.0f}",
-                *accuracies,
-                f"{stage.replayed_share:.2f}",
-                str(stage.judge_calls),
-                str(stage.judge_saves),
-                stage.end_reason or "",
-            )
-        RichConsole(highlight=False, emoji=False, width=None if self._console.is_terminal else 120).print(table)
+        """Print the tables at the end of a run, on standard output."""
+        console = RichConsole(highlight=False, emoji=False, width=None if self._console.is_terminal else 120)
+        console.print(_stages(progress))
+        if progress.base_heldout:
+            console.print(_heldout(progress, progress.base_heldout))
 
 
-def _change(before: Accuracy | None, after: Accuracy | None, name: str) -> str:
-    if not after or name not in after:
+def _stages(progress: RunProgress) -> Table:
+    lengths = list(progress.base_heldout.phases) if progress.base_heldout else []
+    table = _table(
+        "held-out accuracy before → after each stage",
+        ("stage", "steps", "seconds", *lengths, "replayed", "judge calls", "saved", "ended by"),
+    )
+    for stage, (_, before, after) in zip(progress.finished_stages, progress.measured, strict=True):
+        table.add_row(
+            Text(printable(stage.name)),
+            str(stage.steps),
+            f"{stage.wall_seconds:.0f}",
+            *[_change(before, after, name) for name in lengths],
+            f"{stage.replayed_share:.2f}",
+            str(stage.judge_calls),
+            str(stage.judge_saves),
+            stage.end_reason or "",
+        )
+    return table
+
+
+def _heldout(progress: RunProgress, base: Evaluation) -> Table:
+    """Return the table of the evaluations before the training and after the stages."""
+    controls: list[Control] = [control for control in CONTROLS if base.under(control)]
+    table = _table(
+        f"{base.cells[ACCURACY].num_questions} held-out questions, {base.num_samples} samples each: accuracy with its "
+        "95 % interval; the shares of it that the rule and the judge found",
+        ("after", "accuracy", "rule", "judge", "unknown", *[control.replace("_", " ") for control in controls]),
+    )
+    for name, found in [("base", base), *[(name, after) for name, _, after in progress.measured if after]]:
+        table.add_row(
+            Text(printable(name)),
+            _shown(found.cells[ACCURACY]),
+            *[f"{found.metrics[f'heldout/{key}']:.3f}" for key in ("rule", "judge_saved", "unknown")],
+            *[_shown(found.under(control)) for control in controls],
+        )
+    return table
+
+
+def _table(title: str, columns: Sequence[str]) -> Table:
+    table = Table(title=title)
+    for column in columns:
+        is_text = column in ("stage", "after", "ended by")
+        table.add_column(Text(printable(column)), justify="left" if is_text else "right")
+    return table
+
+
+def _shown(cell: Cell | None) -> Text:
+    return Text(str(cell) if cell else "-")
+
+
+def _change(before: Evaluation | None, after: Evaluation | None, name: str) -> str:
+    if after is None or name not in after.phases:
         return "-"
-    return f"{before[name]:.3f} → {after[name]:.3f}" if before and name in before else f"{after[name]:.3f}"
+    values = [found.phases[name].accuracy for found in (before, after) if found and name in found.phases]
+    return " → ".join(f"{value:.3f}" for value in values)

@@ -9,8 +9,13 @@ _BEFORE_THE_RECIPE = frozenset({".lock", ".recipe.yaml.partial"})
 _OF_A_START = frozenset({"recipe.yaml", "events.jsonl", "logs", "wandb"})
 """What a start leaves that did not come to its first step; logs and events are kept."""
 _STALE = ("rejects-*.jsonl", "reference", ".reference.partial", ".*.partial", ".*.replaced", "metrics.jsonl",
-          "trajectories", "checkpoints")  # fmt: skip
-"""What belongs to the recipe of the failed start: refused rows, the reference policy, and what has nothing in it."""
+          "trajectories", "checkpoints", "heldout")  # fmt: skip
+"""What belongs to the recipe of the failed start: refused rows, the reference policy, the held-out questions with the
+answers of the base model, and what has nothing in it."""
+
+
+_HELDOUT = b'"heldout/accuracy"'
+"""In the line of metrics of an evaluation; the first one is written before the first step."""
 
 
 def is_failed_start(path: Path) -> bool:
@@ -41,8 +46,9 @@ def clear_failed_start(path: Path) -> None:
 
 
 def _has_steps(path: Path) -> bool:
-    """Return whether a step was finished: a whole line of metrics, an answer, or a checkpoint."""
+    """Return whether a step was finished: a whole line of its metrics, an answer, or a checkpoint."""
     metrics = path / "metrics.jsonl"
-    if metrics.is_file() and b"\n" in metrics.read_bytes():
+    lines = metrics.read_bytes().splitlines(keepends=True) if metrics.is_file() else []
+    if any(line.endswith(b"\n") and _HELDOUT not in line for line in lines):
         return True
     return any(any((path / name).glob("[!.]*")) for name in ("trajectories", "checkpoints"))

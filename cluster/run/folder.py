@@ -104,6 +104,11 @@ class RunFolder:
         return self.path / "trajectories"
 
     @property
+    def heldout(self) -> Path:
+        """The held-out questions, and one parquet file per evaluation of them."""
+        return self.path / "heldout"
+
+    @property
     def logs(self) -> Path:
         """The driver's log, and a link to those of the actors."""
         return self.path / "logs"
@@ -155,7 +160,7 @@ class RunFolder:
         for lines in self._lines:
             if done := lines.repair():
                 say(done)
-        for path in (self.path, self.trajectories, self.checkpoints.path):
+        for path in (self.path, self.trajectories, self.heldout, self.checkpoints.path):
             clear_leftovers(path)
         model = self.model.resolve()
         clear_leftovers(model.parent, model.name)

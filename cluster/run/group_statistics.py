@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Annotated
 
+import numpy as np
+
 from cluster.batches.lag_buffer import policy_lag
 from cluster.group import ScoredGroup
+from cluster.run.parts import parts
 from curriculum.metric import Metric
 from reward.score import Verdict
 
@@ -21,6 +24,12 @@ class GroupStatistics:
         self._scores = [score for group in sampled for score in group.scores]
         self._response_tokens = [tokens for group in sampled for tokens in group.meta.response_tokens]
         self._policy_lags = [policy_lag(group, version) for group in batch]
+        self._trained_replayed = [group.meta.lease.replayed for group in batch]
+        self._parts = parts(
+            sampled,
+            sources=[group.meta.data_source for group in sampled],
+            prompt_tokens=[group.meta.prompt_tokens for group in sampled],
+        )
 
     # ---- rewards
 
@@ -39,6 +48,12 @@ class GroupStatistics:
         The curve to watch, within a phase: it falls at a transition because documents grow.
         """
         return _mean([score.accuracy for score in self._scores if score.accuracy is not None])
+
+    @property
+    def accuracy_of_parts(self) -> Annotated[Mapping[str, float], Metric("reward/accuracy/*", "share")]:
+        """The same over the groups of each data source and of each range of prompt lengths."""
+        found = {name: _known_accuracies(groups) for name, groups in self._parts.items()}
+        return {name: fmean(accuracies) for name, accuracies in found.items() if accuracies}
 
     @property
     def num_judge_calls(self) -> Annotated[int, Metric("reward/judge_calls", "count")]:
@@ -81,12 +96,41 @@ class GroupStatistics:
         return len(self._sampled)
 
     @property
+    def num_sampled_of_parts(self) -> Annotated[Mapping[str, int], Metric("rollout/groups/*", "count")]:
+        """The same for each data source and each range of prompt lengths."""
+        return {name: len(groups) for name, groups in self._parts.items()}
+
+    @property
+    def all_right_share(self) -> Annotated[float | None, Metric("rollout/all_right_share", "share")]:
+        """Sampled groups of which every answer is known and right; nothing can be learned from them.
+
+        Rising: the tasks of the phase are learned.
+        """
+        return self._share_of_groups(1.0)
+
+    @property
+    def all_wrong_share(self) -> Annotated[float | None, Metric("rollout/all_wrong_share", "share")]:
+        """Sampled groups of which every answer is known and wrong; nothing can be learned from them either.
+
+        High from the start: the tasks are too hard, or their answers cannot be read.
+        """
+        return self._share_of_groups(0.0)
+
+    @property
     def num_trained(self) -> Annotated[int, Metric("rollout/groups_trained", "count")]:
         """Groups the learner trained on.
 
         Below `groups_per_batch`: `curriculum.max_sampling_rounds` was used up. 0: the step changed nothing.
         """
         return len(self._policy_lags)
+
+    @property
+    def trained_replayed_share(self) -> Annotated[float | None, Metric("curriculum/trained_replayed_share", "share")]:
+        """Replayed groups among the trained ones.
+
+        Below `curriculum/replayed_share`: replayed groups have a signal less often than fresh ones.
+        """
+        return _mean([float(replayed) for replayed in self._trained_replayed])
 
     @property
     def mean_prompt_tokens(self) -> Annotated[float | None, Metric("rollout/prompt_tokens_mean", "tokens")]:
@@ -100,6 +144,37 @@ class GroupStatistics:
         Growth together with accuracy is thinking; growth alone is rambling.
         """
         return _mean([float(tokens) for tokens in self._response_tokens])
+
+    @property
+    def median_response_tokens(self) -> Annotated[float | None, Metric("rollout/response_tokens_p50", "tokens")]:
+        """Median length of the answers."""
+        return self._quantile(0.5)
+
+    @property
+    def long_response_tokens(self) -> Annotated[float | None, Metric("rollout/response_tokens_p95", "tokens")]:
+        """Length that 95 % of the answers do not exceed.
+
+        At the limit: see `rollout/truncated_share`.
+        """
+        return self._quantile(0.95)
+
+    @property
+    def max_response_tokens(self) -> Annotated[int | None, Metric("rollout/response_tokens_max", "tokens")]:
+        """Length of the longest answer."""
+        return max(self._response_tokens, default=None)
+
+    @property
+    def mean_right_tokens(self) -> Annotated[float | None, Metric("rollout/response_tokens_mean_right", "tokens")]:
+        """Mean length of the answers that are known to be right."""
+        return self._mean_tokens(1.0)
+
+    @property
+    def mean_wrong_tokens(self) -> Annotated[float | None, Metric("rollout/response_tokens_mean_wrong", "tokens")]:
+        """Mean length of the answers that are known to be wrong.
+
+        Growing while that of the right ones does not: the policy rambles where it fails.
+        """
+        return self._mean_tokens(0.0)
 
     @property
     def truncated_share(self) -> Annotated[float | None, Metric("rollout/truncated_share", "share")]:
@@ -146,8 +221,28 @@ class GroupStatistics:
         """
         return max(self._policy_lags, default=None)
 
+    def _share_of_groups(self, accuracy: float) -> float | None:
+        """Return the share of groups whose answers all have that accuracy; an unknown one has none."""
+        found = [all(score.accuracy == accuracy for score in group.scores) for group in self._sampled]
+        return _mean([float(is_such) for is_such in found])
+
+    def _mean_tokens(self, accuracy: float) -> float | None:
+        """Return the mean length of the answers of that accuracy."""
+        answers = zip(self._response_tokens, self._scores, strict=True)
+        return _mean([float(tokens) for tokens, score in answers if score.accuracy == accuracy])
+
+    def _quantile(self, share: float) -> float | None:
+        """Return the shortest length that so many answers do not exceed."""
+        return (
+            float(np.quantile(self._response_tokens, share, method="inverted_cdf")) if self._response_tokens else None
+        )
+
     def _share(self, num_answers: int) -> float | None:
         return num_answers / len(self._response_tokens) if self._response_tokens else None
+
+
+def _known_accuracies(groups: Sequence[ScoredGroup]) -> list[float]:
+    return [accuracy for group in groups for accuracy in group.known_accuracies]
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -10,9 +10,11 @@ from typing import Final
 from cluster.recipe.config import DEFAULT_GUARDS, GuardConfig, RunConfig
 from cluster.run.group_statistics import GroupStatistics
 from cluster.run.guard_state import GuardState
+from cluster.run.heldout_statistics import HeldOutStatistics
 from cluster.run.metrics import METRICS
+from curriculum.controls import CONTROLS
 from curriculum.errors import RunFailed, UserError
-from curriculum.metric import Metrics, declared_metrics
+from curriculum.metric import Metrics, declared_metrics, is_declared
 from learner.reports import KNOWN_BEFORE_UPDATE
 
 ACTIONS: Final = {
@@ -31,6 +33,10 @@ SKIPPABLE: Final = frozenset(
     [metric.key for metric in declared_metrics(GroupStatistics).values()] + list(KNOWN_BEFORE_UPDATE)
 ) - {"rollout/groups_trained"}
 """Metrics that are known before the update of their step, so that a guard on them can leave it out."""
+
+
+OF_EVALUATIONS: Final = frozenset(metric.key for metric in declared_metrics(HeldOutStatistics).values())
+"""Metrics of held-out questions."""
 
 
 class GuardStop(RunFailed):
@@ -54,7 +60,9 @@ class Finding:
         return rest == 0 and times & (times - 1) == 0
 
     def __str__(self) -> str:
-        return f"{self.rule.metric} is {self.value:.4g}, {self.rule.bound}, in {_steps(self.num_steps)}"
+        kind = "evaluation" if _is_of_evaluations(self.rule.metric) else "step"
+        times = f"one {kind}" if self.num_steps == 1 else f"{self.num_steps} {kind}s in a row"
+        return f"{self.rule.metric} is {self.value:.4g}, {self.rule.bound}, in {times}"
 
 
 class Guards:
@@ -85,6 +93,11 @@ class Guards:
             self._state.good_checkpoint = self._state.unproven_checkpoint or self._state.good_checkpoint
         self._state.unproven_checkpoint = None
         return sorted(found, key=lambda finding: ("stop", "roll_back", "warn").index(finding.rule.action))
+
+    def after_evaluation(self, metrics: Metrics) -> list[Finding]:
+        """Judge the metrics of held-out questions, those alone; return the findings, those that act hardest first."""
+        found = self._judge(self._rules, metrics)
+        return sorted(found, key=lambda finding: ("stop", "warn").index(finding.rule.action))
 
     def saved(self, step: int) -> None:
         """Note that a checkpoint is about to be written after so many steps; only who may go back needs to know."""
@@ -156,19 +169,35 @@ def check_guards(config: RunConfig) -> None:
 
 
 def _fault(key: str, rule: GuardConfig, config: RunConfig) -> str | None:
-    if rule.metric not in METRICS:
-        near = difflib.get_close_matches(rule.metric, METRICS, n=1)
+    if not is_declared(rule.metric, METRICS):
+        single = [known for known in METRICS if not known.endswith("*")]
+        near = difflib.get_close_matches(rule.metric, single, n=1)
         hint = f"did you mean {near[0]}?" if near else "docs/metrics.md lists them"
         return f"{key}.metric={rule.metric!r}: no such metric; {hint}"
     if rule.metric == KL and not config.learner.needs_reference and rule not in DEFAULT_GUARDS:
         return f"{key}.metric={KL!r}: not measured by this recipe; set learner.kl_every=10 or learner.kl_coefficient"
-    if rule.action == "skip" and rule.metric not in SKIPPABLE:
+    if _is_of_evaluations(rule.metric):
+        return _fault_of_evaluations(key, rule, config)
+    if rule.action == "skip" and not is_declared(rule.metric, SKIPPABLE):
+        names = sorted(known.removeprefix("learner/") for known in SKIPPABLE if known.startswith("learner/"))
         return (
-            f"{key}.action='skip': {rule.metric} is known after the update only; use roll_back or stop, or one of "
-            f"{', '.join(sorted(SKIPPABLE))}"
+            f"{key}.action='skip': {rule.metric} is known after the update only; use roll_back or stop, or "
+            f"learner/{'|'.join(names)}, or a metric of the sampled groups like reward/accuracy"
         )
     return None
 
 
-def _steps(number: int) -> str:
-    return "one step" if number == 1 else f"{number} steps in a row"
+def _fault_of_evaluations(key: str, rule: GuardConfig, config: RunConfig) -> str | None:
+    if rule.action not in ("warn", "stop"):
+        return f"{key}.action={rule.action!r}: {rule.metric} is measured between two steps; use warn or stop"
+    if config.data.evaluation is None:
+        return f"{key}.metric={rule.metric!r}: not measured by this recipe; set data.evaluation"
+    wanted = next((control for control in CONTROLS if f"accuracy_{control}" in rule.metric), None)
+    if wanted is not None and wanted not in config.evaluation.control:
+        return f"{key}.metric={rule.metric!r}: not measured by this recipe; set evaluation.control=[{wanted}]"
+    return None
+
+
+def _is_of_evaluations(metric: str) -> bool:
+    """Return whether a metric is measured by evaluations, not by steps."""
+    return is_declared(metric, OF_EVALUATIONS)

@@ -16,14 +16,17 @@ from cluster.roles import Learner, SyncReport
 from cluster.run.console import Console
 from cluster.run.folder import RunFolder
 from cluster.run.guards import ACTIONS, Finding
+from cluster.run.heldout_log import write_heldout
+from cluster.run.heldout_statistics import ACCURACY, Evaluation, HeldOutStatistics
 from cluster.run.metrics import METRICS
 from cluster.run.patience import Patience
-from cluster.run.progress import Accuracy, Progress, StageProgress
+from cluster.run.progress import Progress, StageProgress
 from cluster.run.quarantine import QuarantinedTask
 from cluster.run.trajectory_log import write_trajectories
 from cluster.run.waits import Waits
+from curriculum.controls import CONTROLS
 from curriculum.files import DiskError
-from curriculum.metric import Metrics
+from curriculum.metric import Metrics, is_declared, metrics_of
 from curriculum.transition import Transition
 from reward.circuit import CircuitState, JudgeEvent
 
@@ -89,24 +92,28 @@ class Journal:
         Raises:
             KeyError: a metric that no class declares.
         """
-        undeclared = metrics.keys() - METRICS.keys()
-        if undeclared:
-            raise KeyError(f"metrics {sorted(undeclared)} are not declared by any class of cluster/run/metrics.py")
-        metrics = {key: value for key, value in metrics.items() if isfinite(value)}  # JSON has no infinity
-        self._folder.append_metrics({"step": progress.step, "stage": stage.name, **metrics})
+        metrics = self._log(progress.step, stage.name, metrics)
         self._console.step(stage.name, stage.steps, total_steps, metrics)
-        for tracker in self._trackers:
-            tracker.log(progress.step, metrics)
 
     async def trajectories(self, step: int, sampled: Sequence[ScoredGroup]) -> None:
         """Write every answer of a step; fetch and write them in a thread."""
         if sampled:
             await self.until_room(lambda: asyncio.to_thread(self._write_trajectories, step, sampled))
 
-    def evaluation(self, after: str, accuracy: Accuracy) -> None:
-        """Record the held-out accuracy by length, measured after a stage."""
-        self._folder.append_event("evaluation", after=after, accuracy=accuracy)
-        self._console.say(f"held-out accuracy after {after}: " + _accuracy_text(accuracy))
+    async def evaluation(self, stage: str, step: int, found: HeldOutStatistics) -> Evaluation:
+        """Record the answers to the held-out questions and return their numbers.
+
+        Args:
+            stage: the one in or after which they were asked; `base` before the first.
+            step: training steps that were finished.
+            found: the answers.
+        """
+        await self.until_room(lambda: asyncio.to_thread(self._write_heldout, step, found))
+        evaluation = found.evaluation(step, metrics_of(found))
+        self._log(step, stage, evaluation.metrics)
+        self._folder.append_event("evaluation", after=stage, **asdict(evaluation))
+        self._console.say(f"held-out questions after {step} steps ({stage}): {_told(evaluation)}")
+        return evaluation
 
     def stage_opened(self, stage: StageProgress) -> None:
         """Record the start of a stage."""
@@ -115,9 +122,7 @@ class Journal:
 
     def stage_closed(self, stage: StageProgress) -> None:
         """Record the end of a stage."""
-        self._folder.append_event(
-            "stage_closed", stage=stage.name, steps=stage.steps, reason=stage.end_reason, accuracy=stage.accuracy_after
-        )
+        self._folder.append_event("stage_closed", stage=stage.name, steps=stage.steps, reason=stage.end_reason)
         self._console.close_stage()
 
     def transition(self, transition: Transition) -> None:
@@ -211,6 +216,17 @@ class Journal:
 
         return await self._patience.until_room(write_all)
 
+    def _log(self, step: int, stage: str, metrics: Metrics) -> Metrics:
+        """Write a line of metrics, and send it to the trackers; return what JSON can hold of it."""
+        undeclared = [key for key in metrics if not is_declared(key, METRICS)]
+        if undeclared:
+            raise KeyError(f"metrics {sorted(undeclared)} are not declared by any class of cluster/run/metrics.py")
+        metrics = {key: value for key, value in metrics.items() if isfinite(value)}  # JSON has no infinity
+        self._folder.append_metrics({"step": step, "stage": stage, **metrics})
+        for tracker in self._trackers:
+            tracker.log(step, metrics)
+        return metrics
+
     async def _write_checkpoint(self, step: int, state: dict[str, Any], learner: Learner, *, keep: int | None) -> Path:
         await asyncio.to_thread(self._folder.sync_lines)
         checkpoints = self._folder.checkpoints
@@ -229,6 +245,18 @@ class Journal:
         groups = self._fetch([group.group for group in sampled])
         write_trajectories(self._folder.trajectories, step, list(zip(sampled, groups, strict=True)), self._decode)
 
+    def _write_heldout(self, step: int, found: HeldOutStatistics) -> None:
+        answered = [asked for asked in found.groups if asked.scored is not None]
+        groups = iter(self._fetch([asked.scored.group for asked in answered if asked.scored is not None]))
+        pairs = [(asked, next(groups) if asked.scored else None) for asked in found.groups]
+        write_heldout(self._folder.heldout, step, pairs, self._decode, num_samples=found.num_samples)
 
-def _accuracy_text(accuracy: Accuracy) -> str:
-    return ", ".join(f"{name} {value:.3f}" for name, value in accuracy.items())
+
+def _told(found: Evaluation) -> str:
+    """Return the numbers of an evaluation in words."""
+    cells = {
+        "accuracy": found.cells[ACCURACY],
+        **found.phases,
+        **{f"with {control}": cell for control in CONTROLS if (cell := found.under(control))},
+    }
+    return ", ".join(f"{name} {cell}" for name, cell in cells.items())

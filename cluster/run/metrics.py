@@ -9,6 +9,7 @@ from cluster.batches.ledger import Ledger
 from cluster.batches.source import BatchSource
 from cluster.roles import Rollouts, SyncReport
 from cluster.run.group_statistics import GroupStatistics
+from cluster.run.heldout_statistics import HeldOutStatistics
 from cluster.run.progress import Progress
 from cluster.run.step import Step, StepClock
 from curriculum.metric import Metric, Metrics, declared_metrics, metrics_of
@@ -26,12 +27,14 @@ DECLARING: Final = (
     Progress,
     SyncReport,
     StepClock,
+    HeldOutStatistics,
 )
 """The classes whose attributes are metrics."""
 METRICS: Final[Mapping[str, Metric]] = {
     metric.key: metric for kind in DECLARING for metric in declared_metrics(kind).values()
 }
-"""By key. A step may leave a metric out where it has no value, and never has another key."""
+"""By key. A step or an evaluation may leave a metric out where it has no value; it never has another key, but for the
+members of families (`curriculum.metric.is_declared`)."""
 
 
 def sft_metrics(report: SftReport, clock: StepClock) -> Metrics:

@@ -10,12 +10,10 @@ from cluster.batches.ledger import Ledger
 from cluster.group import ScoredGroup
 from cluster.run.group_statistics import GroupStatistics
 from cluster.run.guard_state import GuardState
+from cluster.run.heldout_statistics import Evaluation
 from cluster.run.quarantine import QuarantinedTask
 from curriculum.metric import Metric
 from curriculum.seal import OtherVersion
-
-Accuracy = dict[str, float]
-"""Held-out accuracy by the name of the phase whose prompt lengths the questions have."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -31,8 +29,8 @@ class StageProgress:
     """Steps that found no group to train on."""
     wall_seconds: float = 0.0
     """Time spent in the stage, including the held-out evaluation after it and all resumes."""
-    accuracy_before: Accuracy | None = None
-    accuracy_after: Accuracy | None = None
+    heldout: Evaluation | None = None
+    """The held-out questions at its end; None until then, and where nothing is held out."""
     groups_sampled: int = 0
     groups_trained: int = 0
     groups_replayed: int = 0
@@ -48,6 +46,12 @@ class StageProgress:
     def replayed_share(self) -> float:
         """Replayed groups / sampled groups."""
         return self.groups_replayed / self.groups_sampled if self.groups_sampled else 0.0
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> StageProgress:
+        """Restore what `asdict` gave."""
+        others = {name: value for name, value in state.items() if name != "heldout"}
+        return cls(**others, heldout=_evaluation(state["heldout"]))
 
     def count(self, sampled: Sequence[ScoredGroup], num_trained: int, num_skipped: int = 0) -> None:
         """Add the groups of one step; `num_skipped` of them would have been trained on without a guard."""
@@ -74,8 +78,10 @@ class Progress:
     finished_stages: list[StageProgress] = field(default_factory=list[StageProgress])
     stage: StageProgress | None = None
     """The running stage; None between stages."""
-    base_accuracy: Accuracy | None = None
-    """Held-out accuracy of the base model."""
+    base_heldout: Evaluation | None = None
+    """The held-out questions before the training; None until then, and where nothing is held out."""
+    heldout: Evaluation | None = None
+    """The latest evaluation, of whatever step."""
     ledger: Ledger = field(default_factory=Ledger)
     """Outcomes of the leases of the finished steps."""
     negatives_masked: Annotated[bool, Metric("learner/negatives_masked")] = False
@@ -106,9 +112,10 @@ class Progress:
         return cls(
             step=state["step"],
             policy_version=state["policy_version"],
-            finished_stages=[StageProgress(**entry) for entry in state["finished_stages"]],
-            stage=None if stage is None else StageProgress(**stage),
-            base_accuracy=state["base_accuracy"],
+            finished_stages=[StageProgress.from_state_dict(entry) for entry in state["finished_stages"]],
+            stage=None if stage is None else StageProgress.from_state_dict(stage),
+            base_heldout=_evaluation(state["base_heldout"]),
+            heldout=_evaluation(state["heldout"]),
             ledger=Ledger(**state["ledger"]),
             negatives_masked=state["negatives_masked"],
             quarantine={task_id: QuarantinedTask(**entry) for task_id, entry in state["quarantine"].items()},
@@ -127,6 +134,12 @@ class Progress:
         return sum(stage.steps for stage in self.finished_stages if stage.kind == "rl")
 
     @property
-    def last_accuracy(self) -> Accuracy | None:
-        """The newest held-out accuracy."""
-        return self.finished_stages[-1].accuracy_after if self.finished_stages else self.base_accuracy
+    def measured(self) -> list[tuple[str, Evaluation | None, Evaluation | None]]:
+        """The finished stages by name, each with the held-out questions before and after it."""
+        after = [stage.heldout for stage in self.finished_stages]
+        names = [stage.name for stage in self.finished_stages]
+        return list(zip(names, [self.base_heldout, *after], after, strict=False))
+
+
+def _evaluation(state: Mapping[str, Any] | None) -> Evaluation | None:
+    return None if state is None else Evaluation.from_state_dict(state)

@@ -1,15 +1,27 @@
-"""Stages of a run: opened, counted step by step, closed with held-out accuracy, and saved."""
+"""Stages of a run: opened, counted step by step, measured on held-out questions, closed, and saved."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable
+from typing import Any, Protocol
 
 from cluster.roles import Curriculum, Learner
 from cluster.run.guards import Guards
+from cluster.run.heldout_statistics import Evaluation
 from cluster.run.journal import Journal
-from cluster.run.progress import Accuracy, Progress, StageProgress
+from cluster.run.progress import Progress, StageProgress
+from cluster.run.stopping import PhaseFruitless
+from curriculum.config import CurriculumConfig
+from curriculum.transition import EndReason
+
+
+class Evaluate(Protocol):
+    """Measures the held-out questions under the newest weights; None where nothing is held out."""
+
+    def __call__(self, stage: str, *, ends_stage: bool) -> Awaitable[Evaluation | None]:
+        """Measure them in or after a stage."""
+        ...
 
 
 class Stages:
@@ -23,7 +35,8 @@ class Stages:
         curriculum: Curriculum | None,
         *,
         checkpoint_every: int,
-        evaluate: Callable[[str], Awaitable[Accuracy | None]],
+        evaluate_every: int,
+        evaluate: Evaluate,
         guards: Guards,
     ) -> None:
         """Take the position of the run and who is saved with it.
@@ -34,7 +47,8 @@ class Stages:
             learner: saved in every checkpoint.
             curriculum: saved in its state after the last finished step; None in a run of a warm-up alone.
             checkpoint_every: steps from one checkpoint to the next.
-            evaluate: measures held-out accuracy after the stage of that name; None where nothing is held out.
+            evaluate_every: steps from one evaluation to the next; 0 for the ends of stages only.
+            evaluate: measures the held-out questions.
             guards: told of every checkpoint.
         """
         self._progress = progress
@@ -42,6 +56,7 @@ class Stages:
         self._learner = learner
         self._curriculum = curriculum
         self._checkpoint_every = checkpoint_every
+        self._evaluate_every = evaluate_every
         self._evaluate = evaluate
         self._guards = guards
         self._curriculum_state: dict[str, Any] | None = None
@@ -65,25 +80,41 @@ class Stages:
         """Return whether a stage of that kind, `sft` or `rl`, is over."""
         return any(stage.kind == kind for stage in self._progress.finished_stages)
 
+    async def begin(self) -> None:
+        """Measure the held-out questions before the first stage, or what was due when the run was stopped."""
+        await self.remember_curriculum()
+        if self._progress.base_heldout is None:
+            self._progress.base_heldout = self._progress.heldout = await self._evaluate("base", ends_stage=True)
+        if self.is_open:
+            await self.evaluate_if_due()
+
     def open(self, name: str, *, kind: str) -> None:
         """Begin a stage."""
-        self._progress.stage = StageProgress(name=name, kind=kind, accuracy_before=self._progress.last_accuracy)
+        self._progress.stage = StageProgress(name=name, kind=kind)
         self._journal.stage_opened(self._progress.stage)
 
     async def finish_step(self, seconds: float) -> None:
-        """Count a step of the stage, and save the run if it is time."""
+        """Count a step of the stage; measure the held-out questions and save the run if it is time."""
         self.current.steps += 1
         self.current.wall_seconds += seconds
         self._progress.step += 1
         await self.remember_curriculum()
+        await self.evaluate_if_due()
         if self._progress.step % self._checkpoint_every == 0:
             await self.save()
 
+    async def evaluate_if_due(self) -> None:
+        """Measure the held-out questions if so many steps are over, unless it is done, or the stage ends here."""
+        latest, step = self._progress.heldout, self._progress.step
+        if not self._evaluate_every or step % self._evaluate_every or self.current.end_reason:
+            return
+        if latest is None or latest.step != step:
+            await self._measure(ends_stage=False)
+
     async def close(self) -> None:
-        """End the stage: measure the held-out accuracy, and save the run."""
-        stage, started = self.current, time.monotonic()
-        stage.accuracy_after = await self._evaluate(stage.name)
-        stage.wall_seconds += time.monotonic() - started
+        """End the stage: measure the held-out questions, and save the run."""
+        stage = self.current
+        stage.heldout = await self._measure(ends_stage=True)
         self._progress.finished_stages.append(stage)
         self._progress.stage = None
         self._journal.stage_closed(stage)
@@ -111,7 +142,28 @@ class Stages:
         await self.remember_curriculum()
         await self._write()
 
+    async def _measure(self, *, ends_stage: bool) -> Evaluation | None:
+        started = time.monotonic()
+        found = await self._evaluate(self.current.name, ends_stage=ends_stage)
+        self.current.wall_seconds += time.monotonic() - started
+        self._progress.heldout = found or self._progress.heldout
+        return found
+
     async def _write(self) -> None:
         state = (self._progress.state_dict(), self._curriculum_state)
         await self._journal.checkpoint(self._progress, self._curriculum_state, self._learner)
         self._saved = state
+
+
+def check_fruitless(stage: StageProgress, curriculum: CurriculumConfig) -> None:
+    """Check the phase of a step that is over.
+
+    Raises:
+        PhaseFruitless: it has just been closed because nothing could be trained on, and the recipe stops there.
+    """
+    if stage.end_reason == EndReason.FRUITLESS and curriculum.after_fruitless == "stop":
+        raise PhaseFruitless(
+            f"{stage.name} trained on nothing in {curriculum.max_fruitless_steps} steps in a row "
+            "(curriculum.max_fruitless_steps): no group had answers with different rewards; go on with the next "
+            "phase with --resume, or start a new run with easier data"
+        )

@@ -30,7 +30,7 @@ def write_trajectories(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    rows = [row for scored, group in sampled for row in _rows(step, scored, group, decode)]
+    rows = [row for scored, group in sampled for row in answer_rows(step, scored, group, decode)]
     table = pa.table({column: [row[column] for row in rows] for column in COLUMNS})
     path = directory / f"step-{step:06d}.parquet"
     with file_errors(directory, "written"):
@@ -40,7 +40,10 @@ def write_trajectories(
     return path
 
 
-def _rows(step: int, scored: ScoredGroup, group: Group, decode: Callable[[Sequence[int]], str]) -> list[dict[str, Any]]:
+def answer_rows(
+    step: int, scored: ScoredGroup, group: Group, decode: Callable[[Sequence[int]], str]
+) -> list[dict[str, Any]]:
+    """Return the answers of a group, a value for each of `COLUMNS`."""
     task, lease = group.task, group.lease
     shared = {
         "step": step,

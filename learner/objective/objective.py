@@ -37,6 +37,8 @@ TOKEN_SUMS = (
     "outside_nucleus",
     "importance_weight",
     "log_nucleus",
+    "clip_low_fraction",
+    "clip_high_fraction",
 )
 """Fields of `StepReport` whose sums over the tokens of a row a `PolicyLoss` collects, in the order of its `sums`."""
 
@@ -141,8 +143,9 @@ class PolicyLoss:
             loss_n = loss_n + objective.kl_coefficient * kl_loss_n
         if objective.entropy_coefficient:
             loss_n = loss_n - objective.entropy_coefficient * scores.entropy_N
+        sides = (clipped_n & (ratio_n.detach() < 1), clipped_n & (ratio_n.detach() > 1))
         columns = (
-            clipped_n, token_ratio_n.detach(), kl_n, ~used_n, ~inside_n, correction_n, scores.log_nucleus_N
+            clipped_n, token_ratio_n.detach(), kl_n, ~used_n, ~inside_n, correction_n, scores.log_nucleus_N, *sides
         )  # fmt: skip
         self.sums += torch.stack([column.double().sum() for column in columns])
         return row.weights_N[tokens] * torch.where(used_n, loss_n, 0.0)

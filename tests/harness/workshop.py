@@ -68,7 +68,13 @@ class Run:
 
     @property
     def metrics(self) -> list[dict]:
-        return self.lines("metrics.jsonl")
+        """The lines of training steps."""
+        return [line for line in self.lines("metrics.jsonl") if "heldout/accuracy" not in line]
+
+    @property
+    def evaluations(self) -> list[dict]:
+        """The lines of held-out questions."""
+        return [line for line in self.lines("metrics.jsonl") if "heldout/accuracy" in line]
 
     def events(self, kind: str) -> list[dict]:
         return [event for event in self.lines("events.jsonl") if event["event"] == kind]

@@ -17,6 +17,7 @@ from actors.weights.update import WeightReceipt, WeightUpdate
 from cluster.group import ScoredGroup
 from cluster.loop import TrainingLoop
 from cluster.recipe.config import RunConfig
+from cluster.recipe.heldout import HeldOutSet
 from cluster.run.console import Console
 from cluster.run.folder import RunFolder
 from cluster.run.journal import Journal
@@ -145,11 +146,17 @@ class FakeRollouts:
 
     async def answer(self, tasks, sampling: Sampling) -> list[ScoredGroup]:
         self.calls.append(f"evaluate {len(tasks)}")
-        assert sampling.num_samples == 1
         leases = [
             TaskLease(lease_id=i, task_id=t.task_id, attempt=0, replayed=False, phase=0) for i, t in enumerate(tasks)
         ]
-        return [self._scored(lease, [float(i % 2 == 0)]) for i, lease in enumerate(leases)]
+        worth = [self.heldout_accuracies(task, i) for i, task in enumerate(tasks)]
+        pairs = [(lease, accuracies) for lease, accuracies in zip(leases, worth, strict=True) if accuracies is not None]
+        assert all(len(accuracies) == sampling.num_samples for _, accuracies in pairs)
+        return [self._scored(lease, accuracies, self.policy_version) for lease, accuracies in pairs]
+
+    def heldout_accuracies(self, task, index: int):
+        """What the answers to a held-out question are worth; None if the task fails."""
+        return [float(index % 2 == 0)]
 
     async def judge_events(self):
         return []
@@ -200,9 +207,9 @@ class FakeLearner:
         """Entropy of the update by its number, 0.5 where none is given."""
         self.report = StepReport(
             num_response_tokens=24, num_updates=1, num_skipped_updates=0, learning_rate=0.0, loss=0.1,
-            grad_norm=1.0, entropy=0.5, clip_fraction=0.0, mean_ratio=1.0, rollout_logprob_gap_mean=0.0,
-            rollout_logprob_gap_max=0.0, kl_to_reference=math.nan, masked_fraction=0.0, outside_nucleus=0.0,
-            importance_weight=1.0, log_nucleus=0.0, prompt_sharing=True,
+            grad_norm=1.0, entropy=0.5, clip_fraction=0.0, clip_low_fraction=0.0, clip_high_fraction=0.0,
+            mean_ratio=1.0, rollout_logprob_gap_mean=0.0, rollout_logprob_gap_max=0.0, kl_to_reference=math.nan,
+            masked_fraction=0.0, outside_nucleus=0.0, importance_weight=1.0, log_nucleus=0.0, prompt_sharing=True,
         )  # fmt: skip
 
     async def start_stage(self, stage):
@@ -257,7 +264,15 @@ class Bench:
     """A loop on stand-ins, with the real coordinator, journal and run folder."""
 
     def __init__(
-        self, tmp_path: Path, *, accuracies, name: str = "run", demonstrations: int = 0, heldout=None, **overrides
+        self,
+        tmp_path: Path,
+        *,
+        accuracies,
+        name: str = "run",
+        demonstrations: int = 0,
+        heldout=None,
+        controls=None,
+        **overrides,
     ) -> None:
         phases = overrides.pop("phases", None) or [
             {"name": "short", "max_prompt_tokens": 15, "end": {"type": "steps", "steps": 2}},
@@ -291,7 +306,7 @@ class Bench:
         self.progress = Progress()
         self.stop = asyncio.Event()
         self.patience: Patience | None = None
-        self.heldout = heldout or {}
+        self.heldout = HeldOutSet(tasks=heldout or {}, under=controls or {})
         self.demonstrations = None
         if demonstrations:
             ids = np.array([1, 2], np.int32)

@@ -272,7 +272,7 @@ CHANGE_THEN_RESUME = (
      ["sft.learning_rate"]),
     ("learner/zero3/shard.py", "resume with the model it came from", ["model.path=recipes/assets/local_base"], []),
     ("cluster/loop.py", "bring the judge back", ["reward.max_outage_s=9000", "reward.judge.timeout_s=900"], []),
-    ("cluster/loop.py", "go on with the next phase", ["curriculum.after_fruitless=stop"], []),
+    ("cluster/run/stages.py", "go on with the next phase", ["curriculum.after_fruitless=stop"], []),
     ("cluster/processes/launch.py", "cluster.startup_timeout_s", ["cluster.startup_timeout_s=5000"], []),
     ("cluster/processes/heartbeats.py", "then go on with --resume", ["cluster.object_store_bytes=400000000"], []),
     ("cluster/run/recovery.py", "then go on with --resume", ["cluster.max_run_restarts=9"], []),

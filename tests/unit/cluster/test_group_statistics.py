@@ -7,18 +7,29 @@ import pytest
 from actors.trajectory import GroupMeta
 from cluster.group import ScoredGroup
 from cluster.run.group_statistics import GroupStatistics
+from cluster.run.parts import MAX_SOURCES
 from curriculum.metric import metrics_of
 from curriculum.task import TaskLease
 from reward.score import Score, Verdict
 
 
-def group(*scores, prompt_tokens=10, num_truncated=0, num_repetitive=0, num_cut=0, policy_version=0):
+def group(
+    *scores,
+    prompt_tokens=10,
+    response_tokens=(3, 5),
+    num_truncated=0,
+    num_repetitive=0,
+    num_cut=0,
+    policy_version=0,
+    source="test",
+    replayed=False,
+):
     meta = GroupMeta(
-        lease=TaskLease(lease_id=0, task_id="t", attempt=0, replayed=False, phase=0),
-        data_source="test",
+        lease=TaskLease(lease_id=0, task_id="t", attempt=0, replayed=replayed, phase=0),
+        data_source=source,
         prompt_tokens=prompt_tokens,
-        response_tokens=(3, 5),
-        truncated=(True,) * num_truncated + (False,) * (2 - num_truncated),
+        response_tokens=response_tokens,
+        truncated=(True,) * num_truncated + (False,) * (len(response_tokens) - num_truncated),
         num_repetitive=num_repetitive,
         num_cut=num_cut,
         policy_version=policy_version,
@@ -66,6 +77,63 @@ def test_the_lag_is_that_of_the_trained_batch():
     batch = [group(RIGHT, WRONG, policy_version=version) for version in (7, 5, 6)]
     found = GroupStatistics([*batch, group(CUT, policy_version=1)], batch, version=7)
     assert (found.mean_policy_lag, found.max_policy_lag) == (1.0, 2)
+
+
+def test_accuracy_and_number_of_groups_are_told_by_data_source_and_by_length():
+    found = metrics_of(
+        GroupStatistics(
+            [
+                group(RIGHT, WRONG, source="musique", prompt_tokens=4000),
+                group(SAVED, UNKNOWN, source="musique", prompt_tokens=4001),
+                group(WRONG, WRONG, source="multi hop", prompt_tokens=200_000),
+                group(UNKNOWN, UNKNOWN, source="frames", prompt_tokens=9000),
+            ]
+        )
+    )
+    parts = {key: value for key, value in found.items() if key.startswith(("reward/accuracy/", "rollout/groups/"))}
+    assert parts == {
+        "reward/accuracy/source:musique": pytest.approx(2 / 3),
+        "reward/accuracy/source:multi%20hop": 0.0,
+        "reward/accuracy/length:0K-4K": 0.5,
+        "reward/accuracy/length:4K-8K": 1.0,
+        "reward/accuracy/length:over-128K": 0.0,
+        "rollout/groups/source:musique": 2,
+        "rollout/groups/source:multi%20hop": 1,
+        "rollout/groups/source:frames": 1,
+        "rollout/groups/length:0K-4K": 1,
+        "rollout/groups/length:4K-8K": 1,
+        "rollout/groups/length:8K-16K": 1,
+        "rollout/groups/length:over-128K": 1,
+    }
+
+
+def test_of_very_many_data_sources_the_largest_ones_have_numbers():
+    groups = [group(RIGHT, WRONG, source=f"source-{number:03d}") for number in range(1000)]
+    found = GroupStatistics([*groups, group(RIGHT, RIGHT, source="source-999")]).accuracy_of_parts
+    sources = [name for name in found if name.startswith("source:")]
+    assert len(sources) == MAX_SOURCES
+    assert found["source:source-999"] == 0.75
+    assert "source:source-030" in found
+    assert "source:source-031" not in found
+
+
+def test_groups_are_all_right_or_all_wrong_if_every_answer_is_known_to_be():
+    sampled = [group(RIGHT, SAVED), group(WRONG, WRONG), group(WRONG, UNKNOWN), group(RIGHT, WRONG), group(CUT, RIGHT)]
+    found = GroupStatistics(sampled)
+    assert (found.all_right_share, found.all_wrong_share) == (0.2, 0.2)
+
+
+def test_the_replayed_share_is_that_of_the_trained_groups():
+    fresh, replayed = group(RIGHT, WRONG), group(RIGHT, WRONG, replayed=True)
+    found = GroupStatistics([fresh, fresh, fresh, replayed, replayed], [fresh, fresh, fresh, replayed])
+    assert found.trained_replayed_share == 0.25
+
+
+def test_lengths_of_answers_have_percentiles_and_right_and_wrong_ones_are_told_apart():
+    answers = [RIGHT if tokens % 2 else WRONG for tokens in range(1, 101)]
+    found = GroupStatistics([group(*answers, response_tokens=tuple(range(1, 101)))])
+    assert (found.median_response_tokens, found.long_response_tokens, found.max_response_tokens) == (50, 95, 100)
+    assert (found.mean_right_tokens, found.mean_wrong_tokens) == (50, 51)
 
 
 def test_a_step_without_known_rewards_has_no_accuracy_and_one_without_a_batch_no_lag():

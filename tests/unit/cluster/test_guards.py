@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from cluster.recipe.config import DEFAULT_GUARDS, GuardConfig, RunConfig
 from cluster.run.guard_state import GuardState
-from cluster.run.guards import SKIPPABLE, Guards, GuardStop, check_guards
+from cluster.run.guards import Guards, GuardStop, check_guards
 from curriculum.errors import UserError
 
 KEY = "learner/entropy"
@@ -137,8 +137,21 @@ def test_a_run_goes_back_to_a_good_checkpoint_only_and_three_times_at_most():
         ),
         (
             GuardConfig(metric="learner/grad_norm", above=10, action="skip"),
-            "guards.0.action='skip': learner/grad_norm is known after the update only; use roll_back or stop, or one "
-            f"of {', '.join(sorted(SKIPPABLE))}",
+            "guards.0.action='skip': learner/grad_norm is known after the update only; use roll_back or stop, or "
+            "learner/entropy|importance_weight|kl_to_reference|log_nucleus|masked_fraction|outside_nucleus|"
+            "rollout_logprob_gap_max|rollout_logprob_gap_mean, or a metric of the sampled groups like reward/accuracy",
+        ),
+        (
+            GuardConfig(metric="heldout/accuracy", below=0.1, action="roll_back"),
+            "guards.0.action='roll_back': heldout/accuracy is measured between two steps; use warn or stop",
+        ),
+        (
+            GuardConfig(metric="heldout/accuracy/phase-1", below=0.1),
+            "guards.0.metric='heldout/accuracy/phase-1': not measured by this recipe; set data.evaluation",
+        ),
+        (
+            GuardConfig(metric="heldout/accuracy/*", below=0.1),
+            "guards.0.metric='heldout/accuracy/*': no such metric; did you mean heldout/accuracy?",
         ),
     ],
 )
@@ -146,6 +159,28 @@ def test_a_guard_that_cannot_work_is_refused(rule, message):
     with pytest.raises(UserError) as told:
         check_guards(recipe(guards=[rule]))
     assert str(told.value) == message
+
+
+def test_a_guard_may_watch_a_part_and_a_control_that_the_recipe_asks_for():
+    heldout = {"sft": "t.parquet", "evaluation": "e.parquet"}
+    rules = [
+        GuardConfig(metric="heldout/accuracy/source:hotpotqa", below=0.1, action="stop"),
+        GuardConfig(metric="reward/accuracy/length:4K-8K", below=0.1, action="skip"),
+        GuardConfig(metric="heldout/accuracy_no_document", above=0.5),
+    ]
+    check_guards(recipe(data=heldout, guards=rules, evaluation={"control": ["no_document"]}))
+    with pytest.raises(UserError, match=r"guards\.2\..*: not measured by this recipe; set evaluation.control=\[no_doc"):
+        check_guards(recipe(data=heldout, guards=rules))
+
+
+def test_a_guard_of_held_out_questions_counts_evaluations():
+    rule = GuardConfig(metric="heldout/accuracy", below=0.3, steps=2, action="stop")
+    guards = Guards([rule, guard("stop", below=0.1)], GuardState(good_checkpoint=4))
+    assert guards.after_evaluation({"heldout/accuracy": 0.2}) == []
+    assert guards.after_step({KEY: 0.5}) == [], "a step says nothing of them"
+    (found,) = guards.after_evaluation({"heldout/accuracy": 0.1})
+    assert str(found) == "heldout/accuracy is 0.1, below 0.3, in 2 evaluations in a row"
+    assert guards.after_evaluation({"heldout/accuracy": 0.4}) == []
 
 
 def test_a_guard_of_the_kl_needs_a_recipe_that_measures_it():

@@ -105,7 +105,6 @@ def test_events_carry_their_fields(journal, tmp_path):
             num_travelling_bytes=0,
         )
     )
-    journal.evaluation("sft", {"short": 0.25})
     events = [{k: v for k, v in event.items() if k != "time"} for event in lines(tmp_path, "events.jsonl")]
     assert events == [
         {"event": "stage_opened", "stage": "short", "kind": "rl"},
@@ -122,7 +121,6 @@ def test_events_carry_their_fields(journal, tmp_path):
             "probe_gap_max": None,
             "num_travelling_bytes": 0,
         },
-        {"event": "evaluation", "after": "sft", "accuracy": {"short": 0.25}},
     ]
 
 

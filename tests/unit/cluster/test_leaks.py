@@ -35,7 +35,8 @@ def write(tmp_path):
 def prepared(train, evaluation, sft=None):
     warm_up = [f"data.sft={sft}"] if sft else ["data.sft=null", "sft.epochs=0"]
     data = [f"data.train={train}", f"data.evaluation={evaluation}", *warm_up]
-    settings = [PHASES, "reward.judge={type: none}", "learner.warmup_steps=0", "sft.warmup_steps=0"]
+    settings = [PHASES, "reward.judge={type: none}", "evaluation.control=[]"]
+    settings += ["learner.warmup_steps=0", "sft.warmup_steps=0"]  # no notes of theirs
     return prepare(load_recipe("recipes/local.yaml", [*data, *settings]))
 
 
@@ -49,7 +50,7 @@ def test_held_out_questions_that_leak_are_left_out_by_kind_and_told_in_one_line(
         {**items(1, seed=6)[0], "id": "worded", "question": train[2]["question"]},
     ]
     found = prepared(write("t.jsonl", train), write("e.jsonl", held_out), sft=write("s.jsonl", taught))
-    assert [task.task_id for task in found.heldout["p"]] == ["new", "worded"]
+    assert [task.task_id for task in found.heldout.tasks["p"]] == ["new", "worded"]
     rejects = found.rejects["data.evaluation"]
     assert [(reject.item_id, reject.reason) for reject in rejects] == [
         ("same", "leak"),
@@ -69,7 +70,7 @@ def test_leaks_change_no_digest_that_a_resume_compares(write):
     path = write("e.jsonl", held_out)
     alone = prepared(write("t.jsonl", train), path)
     leaking = prepared(write("u.jsonl", [*train, held_out[0] | {"id": "copy"}]), path)
-    assert len(leaking.heldout["p"]) == 2
+    assert len(leaking.heldout.tasks["p"]) == 2
     assert leaking.inputs["data.evaluation"] == alone.inputs["data.evaluation"]
 
 
@@ -117,6 +118,6 @@ def test_the_same_hub_id_is_not_both_trained_on_and_held_out():
 
 def test_the_demo_keeps_all_of_its_held_out_questions_and_tells_their_wording():
     found = prepared(*("{type: generated, items_per_length: 40, lengths: [[96, 160]]}",) * 2)
-    assert len(found.heldout["p"]) == 40
+    assert len(found.heldout.tasks["p"]) == 40
     (note,) = found.notes
     assert "are worded as one that is trained on, about another document; they are kept" in note

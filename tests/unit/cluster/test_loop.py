@@ -145,8 +145,9 @@ def test_held_out_accuracy_is_measured_before_the_run_and_after_every_stage(benc
     b = bench(accuracies=always_mixed, demonstrations=2, heldout=heldout)
     b.run()
     assert b.calls.count("evaluate 4") == b.calls.count("evaluate 3") == 4
-    assert b.progress.base_accuracy == {"short": 0.5, "long": pytest.approx(2 / 3)}
-    assert b.progress.finished_stages[1].accuracy_before == b.progress.finished_stages[0].accuracy_after
+    accuracies = {name: cell.accuracy for name, cell in b.progress.base_heldout.phases.items()}
+    assert accuracies == {"short": 0.5, "long": pytest.approx(2 / 3)}
+    assert [stage.heldout.step for stage in b.progress.finished_stages] == [1, 3, 5]
 
 
 def test_every_answer_is_written_with_its_advantage(bench):

@@ -8,14 +8,21 @@ from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
+
+from actors.trajectory import GroupMeta
 from cluster.batches.ledger import Ledger
+from cluster.group import ScoredGroup
 from cluster.roles import SyncReport
 from cluster.run.console import LINE
 from cluster.run.group_statistics import GroupStatistics
+from cluster.run.heldout_statistics import HeldOutGroup, HeldOutStatistics
 from cluster.run.metrics import DECLARING, METRICS, sft_metrics, step_metrics
 from cluster.run.progress import Progress
 from cluster.run.step import Part, StepClock
-from curriculum.metric import declared_metrics
+from curriculum.controls import CONTROLS
+from curriculum.metric import declared_metrics, is_declared, metrics_of
+from curriculum.task import Task, TaskLease
 from curriculum.transition import CurriculumReport
 from learner.reports import SftReport, StepReport
 from reward.score import Score
@@ -30,6 +37,8 @@ REPORT = StepReport(
     grad_norm=1.0,
     entropy=0.5,
     clip_fraction=0.0,
+    clip_low_fraction=0.0,
+    clip_high_fraction=0.0,
     mean_ratio=1.0,
     rollout_logprob_gap_mean=1e-6,
     rollout_logprob_gap_max=1e-5,
@@ -73,11 +82,20 @@ def clock(parts=(), seconds=1.75):
 
 
 CLOCK = clock(Part)
-GROUP = SimpleNamespace(
-    meta=SimpleNamespace(
-        prompt_tokens=10, response_tokens=(3,), num_truncated=0, num_repetitive=0, num_cut=0, policy_version=5
+RIGHT = Score(answer="a", rule=1.0, judge=None, accuracy=1.0, reward=1.0, reason="the rule accepts")
+WRONG = Score(answer="b", rule=0.0, judge=None, accuracy=0.0, reward=0.0, reason="the rule refuses")
+GROUP = ScoredGroup(
+    meta=GroupMeta(
+        lease=TaskLease(lease_id=0, task_id="t", attempt=0, replayed=False, phase=0),
+        data_source="test",
+        prompt_tokens=10,
+        response_tokens=(3, 4),
+        truncated=(False, False),
+        policy_version=5,
+        num_bytes=0,
     ),
-    scores=(Score(answer="a", rule=1.0, judge=None, accuracy=1.0, reward=0.5, reason="the rule accepts"),),
+    scores=(RIGHT, WRONG),
+    group=None,
 )
 GROUPS = GroupStatistics([GROUP], [GROUP], version=7)
 BATCHES = SimpleNamespace(num_waiting=5, waiting_bytes=640, acceptance_rate=0.75)
@@ -97,8 +115,25 @@ def test_no_key_is_declared_twice():
     assert {key: number for key, number in keys.items() if number > 1} == {}
 
 
-def test_every_metric_is_produced_by_some_step():
-    assert sft_metrics(SFT, CLOCK).keys() | metrics().keys() == METRICS.keys()
+def heldout_group(control=None):
+    task = Task(
+        task_id="t",
+        data_source="test",
+        question="?",
+        answers=("a",),
+        prompt_ids=np.arange(10, dtype=np.int32),
+        phase=0,
+    )
+    return HeldOutGroup(task=task, phase="short", control=control, scored=GROUP)
+
+
+def test_every_metric_is_produced_by_some_step_or_evaluation():
+    asked = [heldout_group(control) for control in (None, *CONTROLS)]
+    heldout = metrics_of(HeldOutStatistics(asked, num_samples=2, seed=0, seconds=0.5))
+    produced = {*sft_metrics(SFT, CLOCK), *metrics(), *heldout}
+    assert all(is_declared(key, METRICS) for key in produced)
+    families = {f"{key.rpartition('/')[0]}/*" for key in produced - METRICS.keys()}
+    assert produced & METRICS.keys() | families == METRICS.keys()
 
 
 def test_the_console_shows_metrics_that_exist():

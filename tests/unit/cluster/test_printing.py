@@ -10,7 +10,9 @@ from typer.testing import CliRunner
 
 from cluster.cli import app
 from cluster.run.console import Console
+from cluster.run.heldout_statistics import Cell, Evaluation
 from cluster.run.progress import Progress, StageProgress
+from curriculum.metric import member
 from curriculum.printable import printable_lines
 from curriculum.synthetic import generate_items
 from evaluation.progress import Progress as EvaluationProgress
@@ -43,9 +45,15 @@ def test_the_names_of_phases_are_text_in_lines_bars_and_the_table(capsys):
     console.open_stage(EVIL)
     console.step(EVIL, 0, 2, {"learner/loss": 0.5})
     console.close_stage()
-    stage = StageProgress(name=EVIL, kind="rl", accuracy_before={EVIL: 0.5}, accuracy_after={EVIL: 0.75})
-    console.summary(Progress(base_accuracy={EVIL: 0.5}, finished_stages=[stage]))
+    cell = Cell(num_questions=4, accuracy=0.5, low=0.25, high=0.75)
+    metrics = {"heldout/rule": 0.5, "heldout/judge_saved": 0.0, "heldout/unknown": 0.0}
+    cells = {"heldout/accuracy": cell, f"heldout/accuracy/{member(EVIL)}": cell}
+    measured = Evaluation(step=2, num_samples=1, metrics=metrics, cells=cells)
+    stage = StageProgress(name=EVIL, kind="rl", heldout=measured)
+    console.summary(Progress(base_heldout=measured, finished_stages=[stage]))
     found = capsys.readouterr()
+    assert "0.500 → 0.500" in found.out
+    assert "0.500 [0.25, 0.75]" in found.out
     harmless(found.err + found.out)
     assert f"── {SHOWN}\n" in found.err
     assert "[bold]" in found.out, "markup is shown"

@@ -8,10 +8,17 @@ import pytest
 
 from actors.trajectory import GroupMeta
 from cluster.group import ScoredGroup
+from cluster.run.heldout_statistics import Cell, Evaluation
 from cluster.run.progress import Progress, StageProgress
 from curriculum.seal import OtherVersion
 from curriculum.task import TaskLease
 from reward.score import Score, Verdict
+
+
+def evaluation(accuracy):
+    cell = Cell(num_questions=4, accuracy=accuracy, low=accuracy - 0.1, high=accuracy + 0.1)
+    cells = {"heldout/accuracy": cell, "heldout/accuracy/short": cell}
+    return Evaluation(step=5, num_samples=2, metrics={"heldout/accuracy": accuracy}, cells=cells)
 
 
 def score(*, rule=0.0, judge=None, accuracy=None):
@@ -35,9 +42,10 @@ def test_progress_reads_back_from_json_as_it_was():
     progress = Progress(
         step=7,
         policy_version=3,
-        finished_stages=[StageProgress(name="sft", kind="sft", steps=5, accuracy_after={"short": 0.5})],
+        finished_stages=[StageProgress(name="sft", kind="sft", steps=5, heldout=evaluation(0.5))],
         stage=StageProgress(name="short", kind="rl", steps=2, groups_sampled=8, groups_replayed=2),
-        base_accuracy={"short": 0.1},
+        base_heldout=evaluation(0.1),
+        heldout=evaluation(0.5),
         negatives_masked=True,
     )
     assert Progress.from_state_dict(json.loads(json.dumps(progress.state_dict()))) == progress
@@ -49,8 +57,8 @@ def test_a_beginning_reads_back_as_well():
 
 def test_a_checkpoint_of_another_version_is_refused_by_name():
     state = Progress().state_dict()
-    del state["negatives_masked"]
-    with pytest.raises(OtherVersion, match=r"checkpoint has no negatives_masked: another version .* start a new run"):
+    del state["base_heldout"]
+    with pytest.raises(OtherVersion, match=r"checkpoint has no base_heldout: another version .* start a new run"):
         Progress.from_state_dict(state)
 
 
@@ -62,11 +70,15 @@ def test_the_optimizer_belongs_to_the_reinforcement_learning_from_its_first_stag
     assert Progress(finished_stages=[sft, rl]).learner_stage == "rl", "between two phases"
 
 
-def test_the_last_accuracy_is_that_of_the_base_model_until_a_stage_is_over():
-    progress = Progress(base_accuracy={"short": 0.1})
-    assert progress.last_accuracy == {"short": 0.1}
-    progress.finished_stages.append(StageProgress(name="sft", kind="sft", accuracy_after={"short": 0.4}))
-    assert progress.last_accuracy == {"short": 0.4}
+def test_what_a_stage_came_to_is_compared_with_the_one_before_it_and_at_first_with_the_base_model():
+    base, after_sft = evaluation(0.1), evaluation(0.4)
+    stages = [
+        StageProgress(name="sft", kind="sft", heldout=after_sft),
+        StageProgress(name="short", kind="rl", heldout=evaluation(0.5)),
+    ]
+    measured = Progress(base_heldout=base, finished_stages=stages).measured
+    assert measured == [("sft", base, after_sft), ("short", after_sft, evaluation(0.5))]
+    assert Progress(finished_stages=[StageProgress(name="sft", kind="sft")]).measured == [("sft", None, None)]
 
 
 def test_a_stage_counts_groups_judge_calls_saves_and_unknown_rewards():

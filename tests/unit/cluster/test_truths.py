@@ -54,7 +54,8 @@ def recipe(tmp_path):
     path = tmp_path / "train.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     phases = "curriculum.phases=[{name: p, max_prompt_tokens: 400, end: {type: steps, steps: 1}}]"
-    return [f"data.train={path}", "data.sft=null", "sft.epochs=0", "data.evaluation=null", phases]
+    nothing_else = ["data.sft=null", "sft.epochs=0", "data.evaluation=null", "evaluation.control=[]"]
+    return [f"data.train={path}", *nothing_else, phases]
 
 
 def prepared(*overrides):

@@ -1,10 +1,11 @@
 """A metric is declared where its number is, and read from there."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Protocol
 
-from curriculum.metric import Metric, declared_metrics, metrics_of
+from curriculum.metric import Metric, declared_metrics, is_declared, member, metrics_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,3 +56,29 @@ def test_what_has_no_value_is_left_out():
 def test_a_protocol_declares_the_metrics_of_what_fulfils_it():
     assert metrics_of(PlainStore(), Store) == {"store/bytes": 7}
     assert metrics_of(PlainStore()) == {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    accuracy: Annotated[Mapping[str, float], Metric("a/accuracy/*", "share")]
+
+
+def test_a_family_has_a_number_for_each_member():
+    parts = Parts(accuracy={"phase-1": 0.5, member("multi hop/中", of="source"): 0.25, "none": math.nan})
+
+    assert metrics_of(parts) == {"a/accuracy/phase-1": 0.5, "a/accuracy/source:multi%20hop%2F%E4%B8%AD": 0.25}
+
+
+def test_the_declaration_of_a_family_covers_its_members_only():
+    declared = {"a/accuracy/*", "a/loss"}
+
+    assert is_declared("a/accuracy/phase-1", declared)
+    assert is_declared("a/loss", declared)
+    assert not is_declared("a/accuracy/*", declared)
+    assert not is_declared("a/accuracy", declared)
+    assert not is_declared("a/accuracy/phase/1", declared), "a member holds no slash"
+    assert not is_declared("a/loss/phase-1", declared)
+
+
+def test_no_name_makes_two_members_one():
+    assert len({member(name) for name in ("a b", "a%20b", "source:a")} | {member("a", of="source")}) == 4

@@ -163,6 +163,16 @@ def test_answers_beyond_the_largest_ratio_to_the_sampler_are_left_out(row, max_r
     assert (terms != 0).tolist() == [True, True, *[max_ratio != 1.5] * 2]
 
 
+def test_clipped_tokens_are_told_apart_by_the_side_of_the_clip(row):
+    row.advantages_N.copy_(torch.tensor([1.0, 1.0, -1.0, -1.0]))
+    scores = _scores(row)
+    old = TokenScores(*(column.detach() for column in scores))
+    ratios = torch.tensor([1.5, 1.1, 0.5, 1.5])  # held at 1.28, free, held at 0.8, free: the last one has A < 0
+    old = old._replace(logprobs_N=old.logprobs_N - ratios.log())
+    _, _, sums = _run(row, PLAIN, scores, old=old)
+    assert (sums["clip_fraction"], sums["clip_low_fraction"], sums["clip_high_fraction"]) == (2, 1, 1)
+
+
 def test_the_warm_up_is_the_weighted_negative_log_likelihood(row):
     torch.testing.assert_close(SftLoss(row)(slice(1, 3), _part(_scores(row))), 2.0 * row.weights_N[1:3])
 
