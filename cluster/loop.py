@@ -86,9 +86,10 @@ class TrainingLoop:
             journal,
             learner,
             curriculum,
-            checkpoint_every=config.checkpoint.every_steps,
+            checkpoint=config.checkpoint,
             evaluate=self._evaluate,
             guards=self._guards,
+            stop=self._stop,
         )
 
     async def run(self) -> None:
@@ -104,7 +105,7 @@ class TrainingLoop:
             TooManyQuarantined: so many tasks failed that the fault is not theirs.
         """
         try:
-            await self._stages.remember_curriculum()
+            await self._stages.begin()
             if self._progress.base_accuracy is None:
                 self._progress.base_accuracy = await self._evaluate("base")
             await self._warm_up()
@@ -130,12 +131,11 @@ class TrainingLoop:
 
     def facts(self) -> dict[str, Any]:
         """Return what a diagnosis tells of the loop."""
-        stage, batches = self._progress.stage, self._batches
         return {
             "finished steps": self._progress.step,
-            "stage": None if stage is None else stage.name,
+            "stage": self._stages.current.name if self._stages.is_open else None,
             "policy_version of the learner": self._progress.policy_version,
-            "groups that wait for a batch": 0 if batches is None else batches.num_waiting,
+            "groups that wait for a batch": 0 if self._batches is None else self._batches.num_waiting,
         }
 
     async def _warm_up(self) -> None:
@@ -303,8 +303,7 @@ class TrainingLoop:
         step = self._guards.checkpoint_to_roll_back_to(finding)
         await self._weights.settle()
         if self._stages.current.kind == "rl":
-            version = self._progress.policy_version + 1
-            given_back = await self._required_batches.restart(version)
+            given_back = await self._required_batches.restart(self._progress.policy_version + 1)
             self._progress.ledger.add(given_back.outcome_counts)
             self._quarantine(given_back.quarantined)
             await self._stages.roll_back(step)
@@ -365,6 +364,7 @@ class TrainingLoop:
         accuracy = await self._stop.unless_stopped(self._heldout.accuracy())
         self._journal.judge_events(await self._rollouts.judge_events())
         self._journal.evaluation(after, accuracy)
+        self._stages.evaluated(self._heldout.metrics(accuracy))
         return accuracy
 
     async def _wait_for_judge(self, deadline: float) -> None:

@@ -9,8 +9,9 @@ _BEFORE_THE_RECIPE = frozenset({".lock", ".recipe.yaml.partial"})
 _OF_A_START = frozenset({"recipe.yaml", "events.jsonl", "logs", "wandb"})
 """What a start leaves that did not come to its first step; logs and events are kept."""
 _STALE = ("rejects-*.jsonl", "reference", ".reference.partial", ".*.partial", ".*.replaced", "metrics.jsonl",
-          "trajectories", "checkpoints")  # fmt: skip
-"""What belongs to the recipe of the failed start: refused rows, the reference policy, and what has nothing in it."""
+          "trajectories", "checkpoints", "models", "model_files")  # fmt: skip
+"""What belongs to the recipe of the failed start: refused rows, files of the base model, the reference policy, and what
+has nothing in it."""
 
 
 def is_failed_start(path: Path) -> bool:
@@ -45,4 +46,4 @@ def _has_steps(path: Path) -> bool:
     metrics = path / "metrics.jsonl"
     if metrics.is_file() and b"\n" in metrics.read_bytes():
         return True
-    return any(any((path / name).glob("[!.]*")) for name in ("trajectories", "checkpoints"))
+    return any(any((path / name).glob("[!.]*")) for name in ("trajectories", "checkpoints", "models"))

@@ -9,6 +9,7 @@ from cluster.recipe.config import RunConfig
 from cluster.roles import Rollouts
 from cluster.run.group_statistics import GroupStatistics
 from cluster.run.progress import Accuracy
+from curriculum.metric import Metrics
 from curriculum.task import Task
 
 
@@ -28,6 +29,11 @@ class HeldOut:
     async def accuracy(self) -> Accuracy:
         """Return the accuracy under the weights in the engines; an answer without a known reward counts as wrong."""
         return {name: await self._accuracy_of(name, tasks) for name, tasks in self._tasks.items()}
+
+    def metrics(self, accuracy: Accuracy) -> Metrics:
+        """Return the metrics of the accuracies by length: their mean over all questions."""
+        total = sum(len(tasks) for tasks in self._tasks.values())
+        return {"heldout/accuracy": sum(accuracy[name] * len(tasks) for name, tasks in self._tasks.items()) / total}
 
     async def _accuracy_of(self, name: str, tasks: Sequence[Task]) -> float:
         phase = next(phase for phase in self._config.curriculum.phases if phase.name == name)

@@ -6,10 +6,13 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from cluster.recipe.config import CheckpointConfig
 from cluster.roles import Curriculum, Learner
 from cluster.run.guards import Guards
 from cluster.run.journal import Journal
-from cluster.run.progress import Accuracy, Progress, StageProgress
+from cluster.run.progress import Accuracy, Best, Progress, StageProgress
+from cluster.run.stopping import StopSignal
+from curriculum.metric import Metrics
 
 
 class Stages:
@@ -22,9 +25,10 @@ class Stages:
         learner: Learner,
         curriculum: Curriculum | None,
         *,
-        checkpoint_every: int,
+        checkpoint: CheckpointConfig,
         evaluate: Callable[[str], Awaitable[Accuracy | None]],
         guards: Guards,
+        stop: StopSignal,
     ) -> None:
         """Take the position of the run and who is saved with it.
 
@@ -33,17 +37,19 @@ class Stages:
             journal: writes everything down.
             learner: saved in every checkpoint.
             curriculum: saved in its state after the last finished step; None in a run of a warm-up alone.
-            checkpoint_every: steps from one checkpoint to the next.
+            checkpoint: when the run is saved, and what is kept.
             evaluate: measures held-out accuracy after the stage of that name; None where nothing is held out.
             guards: told of every checkpoint.
+            stop: ends the writing of a model, which a resumed run makes up.
         """
         self._progress = progress
         self._journal = journal
         self._learner = learner
         self._curriculum = curriculum
-        self._checkpoint_every = checkpoint_every
+        self._checkpoint = checkpoint
         self._evaluate = evaluate
         self._guards = guards
+        self._stop = stop
         self._curriculum_state: dict[str, Any] | None = None
         self._saved: object = None
         """What the latest checkpoint holds of the run."""
@@ -65,22 +71,39 @@ class Stages:
         """Return whether a stage of that kind, `sft` or `rl`, is over."""
         return any(stage.kind == kind for stage in self._progress.finished_stages)
 
+    async def begin(self) -> None:
+        """Start from where the run stands: make the models that an earlier process was killed before."""
+        await self.remember_curriculum()
+        if self._progress.step:
+            await self._export()
+
     def open(self, name: str, *, kind: str) -> None:
         """Begin a stage."""
         self._progress.stage = StageProgress(name=name, kind=kind, accuracy_before=self._progress.last_accuracy)
         self._journal.stage_opened(self._progress.stage)
 
     async def finish_step(self, seconds: float) -> None:
-        """Count a step of the stage, and save the run if it is time."""
+        """Count a step of the stage, and save the run if it is time or the step is the best one."""
         self.current.steps += 1
         self.current.wall_seconds += seconds
         self._progress.step += 1
         await self.remember_curriculum()
-        if self._progress.step % self._checkpoint_every == 0:
+        is_best = self._progress.best is not None and self._progress.best.step == self._progress.step
+        if is_best or self._progress.step % self._checkpoint.every_steps == 0:
             await self.save()
+        if is_best:
+            await self._export()
+
+    def evaluated(self, heldout: Metrics) -> None:
+        """Note what a held-out evaluation found after the last finished step; the best one is kept, with its model."""
+        key, best, step = self._checkpoint.keep.best, self._progress.best, self._progress.step
+        if key is None or key not in heldout or step == 0:
+            return
+        if best is None or best.metric != key or heldout[key] > best.value:
+            self._progress.best = Best(metric=key, step=step, value=heldout[key])
 
     async def close(self) -> None:
-        """End the stage: measure the held-out accuracy, and save the run."""
+        """End the stage: measure the held-out accuracy, save the run, and export its model."""
         stage, started = self.current, time.monotonic()
         stage.accuracy_after = await self._evaluate(stage.name)
         stage.wall_seconds += time.monotonic() - started
@@ -88,6 +111,7 @@ class Stages:
         self._progress.stage = None
         self._journal.stage_closed(stage)
         await self.save()
+        await self._export()
 
     async def remember_curriculum(self) -> None:
         """Keep the state of the curriculum as it is now, between two steps; it is what a checkpoint holds."""
@@ -108,8 +132,13 @@ class Stages:
     async def save_rolled_back(self) -> None:
         """Write a checkpoint in place of one that a kill would otherwise go on from; its weights are known as good."""
         self._guards.rolled_back(self._progress.step)
+        if self._progress.best is not None and self._progress.best.step == self._progress.step:
+            self._progress.best = None  # its checkpoint is the one that is replaced
         await self.remember_curriculum()
         await self._write()
+
+    async def _export(self) -> None:
+        await self._stop.unless_stopped(self._journal.export_models(self._progress))
 
     async def _write(self) -> None:
         state = (self._progress.state_dict(), self._curriculum_state)
