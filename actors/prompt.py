@@ -69,6 +69,11 @@ class ChatPrompt:
         self._steering = _any_of(steering)
         self._steering_of_assistant = _any_of(steering - _THINKING_TAGS)
 
+    def is_of(self, tokenizer: Any) -> bool:
+        """Return whether another tokenizer has the same tokens and chat template as that of this prompt."""
+        own = self._tokenizer
+        return own.get_vocab() == tokenizer.get_vocab() and own.chat_template == tokenizer.chat_template
+
     def neutralise(self, text: str) -> str:
         """Return the text with every steering token broken: `<|im_end|>` becomes `< |im_end|>`."""
         return _broken(text, self._steering)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
@@ -74,18 +75,22 @@ def check(recipe: Recipe, overrides: Overrides = None, trust_remote_code: TrustR
         from cluster.recipe.preparation import prepare
         from cluster.recipe.trust import check_trust, key_destination
         from cluster.run.guards import check_guards
+        from cluster.run.rehearsal import check_models, rehearse
         from curriculum.rejects import RejectReason
 
         config = load_recipe(recipe, overrides or ())
         check_trust(config, remote_code=trust_remote_code)
         check_guards(config)
+        check_models(config)
         prepared = prepare(config)
+        with TemporaryDirectory() as scratch:
+            notes = rehearse(config, prepared, Path(scratch) / "model", run=config.name)
         sys.stdout.write(printable_lines(dump_recipe(config)))
         if destination := key_destination(config):
             say(f"judge: {destination}")
         batches = 0 if prepared.demonstrations is None else len(prepared.demonstrations)
         say(f"ok: warm-up of {batches} steps, {len(prepared.tasks)} tasks in {len(config.curriculum.phases)} phases")
-        for note in prepared.notes:
+        for note in (*prepared.notes, *notes):
             say(note)
         for key, rejects in prepared.rejects.items():
             if rejects := [reject for reject in rejects if reject.reason is not RejectReason.LEAK]:
@@ -132,7 +137,7 @@ def train(
     Joins the Ray that RAY_ADDRESS names (as inside `ray job submit`) or that runs on this machine, and starts one
     otherwise. Ctrl-C saves a checkpoint and stops; `--resume` continues from it, with overrides of keys that do not
     change the numbers, and of others with --allow-change. The run folder holds recipe.yaml, metrics.jsonl,
-    events.jsonl, trajectories/, checkpoints/, model/, summary.json and logs/.
+    events.jsonl, trajectories/, checkpoints/, models/, model/, summary.json and logs/.
 
     Exit status 0: finished. 1: failed; remove the cause, then use --resume. 2: recipe, data or folder cannot be used.
     130: stopped by a signal after saving a checkpoint.
@@ -157,6 +162,32 @@ def train(
             step=step,
             allowed=allowed_keys(allow_change or ()),
         )
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="RUN/checkpoints/step-N, or RUN for its newest whole one.")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder.")],
+    push: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="Upload it to the hub as well.", show_default=False)
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="With --push: a new repository is private.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Write the model of a checkpoint as a Hugging Face folder with a model card. Starts no process, needs no GPU.
+
+    --push takes the token in HF_TOKEN, and the hub that HF_ENDPOINT names, if it does.
+
+    Exit status 0: done. 1: the hub cannot be reached. 2: checkpoint or folder cannot be used, or the hub refuses.
+    """
+    with one_line_errors():
+        from cluster.run.export_command import run_export
+
+        if private and push is None:
+            raise UserError("--private: only with --push")
+        run_export(checkpoint, out, push=push, private=private, trust_remote_code=trust_remote_code, say=say)
 
 
 @data_app.command()

@@ -87,10 +87,11 @@ class TrainingLoop:
             journal,
             learner,
             curriculum,
-            checkpoint_every=config.checkpoint.every_steps,
+            checkpoint=config.checkpoint,
             evaluate_every=config.evaluation.every_steps,
             evaluate=self._evaluate,
             guards=self._guards,
+            stop=self._stop,
         )
 
     async def run(self) -> None:
@@ -130,12 +131,11 @@ class TrainingLoop:
 
     def facts(self) -> dict[str, Any]:
         """Return what a diagnosis tells of the loop."""
-        stage, batches = self._progress.stage, self._batches
         return {
             "finished steps": self._progress.step,
-            "stage": None if stage is None else stage.name,
+            "stage": self._stages.current.name if self._stages.is_open else None,
             "policy_version of the learner": self._progress.policy_version,
-            "groups that wait for a batch": 0 if batches is None else batches.num_waiting,
+            "groups that wait for a batch": 0 if self._batches is None else self._batches.num_waiting,
         }
 
     async def _warm_up(self) -> None:
@@ -302,8 +302,7 @@ class TrainingLoop:
         step = self._guards.checkpoint_to_roll_back_to(finding)
         await self._weights.settle()
         if self._stages.current.kind == "rl":
-            version = self._progress.policy_version + 1
-            given_back = await self._required_batches.restart(version)
+            given_back = await self._required_batches.restart(self._progress.policy_version + 1)
             self._progress.ledger.add(given_back.outcome_counts)
             self._quarantine(given_back.quarantined)
             await self._stages.roll_back(step)
@@ -371,6 +370,7 @@ class TrainingLoop:
         asked = await self._stop.unless_stopped(self._heldout.ask(with_controls=ends_stage))
         self._journal.judge_events(await self._rollouts.judge_events())
         found = await self._journal.evaluation(stage, self._progress.step, asked)
+        self._stages.evaluated(found.metrics)
         if self._progress.step:
             await self._obey_guards(self._guards.after_evaluation(found.metrics))
         return found

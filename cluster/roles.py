@@ -218,7 +218,3 @@ class Learner(Protocol):
     async def load(self, directory: Path) -> None:
         """Load a checkpoint."""
         ...
-
-    async def export(self, directory: Path) -> None:
-        """Write the weights as a Hugging Face folder."""
-        ...

@@ -27,10 +27,12 @@ from cluster.run.console import Console
 from cluster.run.folder import RunFolder
 from cluster.run.guards import check_guards
 from cluster.run.journal import Journal, Tracker
+from cluster.run.models import Models, export_model
 from cluster.run.opening import check_demonstrations, record_changes
 from cluster.run.patience import Patience
 from cluster.run.progress import Progress
 from cluster.run.recovery import FaultRecord, RestartBudget, RestartFromCheckpoint
+from cluster.run.rehearsal import check_models, rehearse
 from cluster.run.room import check_room, told_what_is_whole
 from cluster.run.stopping import Interrupted, StopRequest, StopSignal
 from cluster.run.summary import summarise
@@ -75,6 +77,7 @@ def train(
     with request.handled():
         console.say(f"reading model and data of {config.name}")
         check_guards(config)
+        check_models(config)
         prepared = prepare(config)
         for note in prepared.notes:
             console.say(note)
@@ -93,8 +96,7 @@ def train(
             if checkpoint and (changed := checkpoint.changed_inputs(config, prepared.inputs, allowed=allowed)):
                 folder.append_event("inputs_changed", keys=changed)
             folder.check_reference(checkpoint, console.say)
-            check_room(folder, config, prepared.model_path)
-            _write_data(folder, prepared, console)
+            _write_first(config, prepared, folder, console)
             with ray_session(config, folder, console.say), _trackers(config, folder, console) as trackers:
                 asyncio.run(_drive(config, prepared, folder, console, checkpoint, trackers, request))
     return folder.path
@@ -175,6 +177,7 @@ async def _run(
         console=console,
         trackers=trackers,
         checkpoint=config.checkpoint,
+        models=Models(folder, config, partial(export_model, folder=folder, config=config), console.say),
         fetch=processes.rollouts.fetch,
         decode=prepared.prompt.decode,
         waits=watch.waits,
@@ -196,8 +199,7 @@ async def _run(
     )
     watch.diagnosis.facts = lambda: {**processes.facts(), **loop.facts()}
     await loop.run()
-    export = journal.until_room(lambda: processes.learner.export(folder.model))
-    await StopSignal(stop).unless_stopped(journal.waiting("the export of the model", export))
+    await StopSignal(stop).unless_stopped(journal.export_models(progress, final=True))
     await _summarise(config, folder, console, journal, progress, processes.curriculum)
 
 
@@ -265,8 +267,11 @@ def _notices(progress: Progress) -> list[str]:
     ]
 
 
-def _write_data(folder: RunFolder, prepared: Prepared, console: Console) -> None:
-    """Write down which rows of the data were refused, and what is held out."""
+def _write_first(config: RunConfig, prepared: Prepared, folder: RunFolder, console: Console) -> None:
+    """Try what the run will write at its end; write which rows of the data were refused, and what is held out."""
+    check_room(folder, config, prepared.model_path)
+    for note in rehearse(config, prepared, folder.model_files, run=folder.path.name):
+        console.say(note)
     for key, rejects in prepared.rejects.items():
         if rejects:
             path = folder.rejects(key)

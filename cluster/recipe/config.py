@@ -22,13 +22,25 @@ class ModelConfig(StrictModel):
     """Whether to run code that comes with the model."""
 
 
+class KeepConfig(StrictModel):
+    """Which checkpoints stay, and which of them leave a model."""
+
+    last: int = Field(default=2, gt=0)
+    """Number of newest checkpoints that are kept; older ones are removed, but for those of the next two keys."""
+    stages: bool = True
+    """Whether the checkpoints at the ends of the warm-up and of every phase are kept for good, and their models
+    exported: `models/sft`, `models/NAME_OF_PHASE`."""
+    best: str | None = None
+    """A `heldout/` metric. The checkpoint of the step with its highest value is kept, and its model exported as
+    `models/best`."""
+
+
 class CheckpointConfig(StrictModel):
     """When the run is saved; it is also saved at the end of every stage."""
 
     every_steps: int = Field(default=5, gt=0)
     """Training steps from one checkpoint to the next, counted over all stages."""
-    keep_last: int = Field(default=2, gt=0)
-    """Number of checkpoints that are kept; older ones are removed."""
+    keep: KeepConfig = KeepConfig()
 
 
 class EvaluationConfig(StrictModel):

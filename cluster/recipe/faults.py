@@ -12,6 +12,9 @@ from pydantic import BaseModel, ValidationError
 from cluster.recipe.config import RunConfig
 from curriculum.errors import described, shortened
 
+_RENAMED = {"checkpoint.keep_last": "checkpoint.keep.last"}
+"""Keys of earlier versions, and what they are called now."""
+
 
 def explain_faults(error: ValidationError, values: dict[str, Any]) -> list[str]:
     """Return one line for each faulty key; of a union, only faults of the branch that the recipe chose by `type`."""
@@ -26,6 +29,8 @@ def _explain(location: list[str], fault: Any) -> str:
     value = fault.get("input")
     if location[-1:] == ["[key]"] and "expected" in fault.get("ctx", {}):
         return f"{shortened('.'.join(location[:-1]), 120)}: unknown name; known: {fault['ctx']['expected']}"
+    if fault["type"] == "extra_forbidden" and key in _RENAMED:
+        return f"{key}={shortened(repr(value), 80)}: is called {_RENAMED[key]} now; use that key"
     if fault["type"] == "extra_forbidden":
         known = _known_keys(RunConfig, location[:-1])
         near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)

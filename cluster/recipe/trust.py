@@ -20,14 +20,23 @@ def check_trust(config: RunConfig, *, remote_code: bool) -> None:
     Raises:
         UserError: the recipe runs such code, or sends a variable of the environment that the user has not allowed.
     """
-    if config.model.trust_remote_code and not remote_code:
+    check_remote_code(config, trusted=remote_code)
+    judge = config.reward.judge
+    if isinstance(judge, OpenAIJudge):
+        endpoint_key(judge.api_key_env, name="reward.judge.api_key_env")
+
+
+def check_remote_code(config: RunConfig, *, trusted: bool) -> None:
+    """Check that the user has agreed to running code that comes with the model.
+
+    Raises:
+        UserError: the recipe runs such code, and the user has not agreed.
+    """
+    if config.model.trust_remote_code and not trusted:
         raise UserError(
             f"model.trust_remote_code=True: code that comes with {config.model.path!r} would run with your rights; if "
             "you trust it, add --trust-remote-code, else set model.trust_remote_code=false"
         )
-    judge = config.reward.judge
-    if isinstance(judge, OpenAIJudge):
-        endpoint_key(judge.api_key_env, name="reward.judge.api_key_env")
 
 
 def key_destination(config: RunConfig) -> str | None:

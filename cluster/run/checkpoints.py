@@ -17,7 +17,7 @@ from cluster.run.progress import Progress
 from curriculum.coordinator import STATE_FORMAT
 from curriculum.errors import UserError, library_words
 from curriculum.files import begin_folder, discard_folder, file_errors, finish_folder, remove_folder, write_text
-from curriculum.seal import Damaged, OtherVersion, check_seal, seal
+from curriculum.seal import COMPLETE, Damaged, OtherVersion, check_seal, seal
 
 _STATE = "state.json"
 _NAME = re.compile(r"step-(\d{6,})")
@@ -34,6 +34,9 @@ class Checkpoint:
     """State of the coordinator; None in a run of a warm-up alone."""
     inputs: Mapping[str, str]
     """Digests of the data and the model that the run was trained with, by recipe key."""
+
+    digest: str
+    """Of its content: two checkpoints have the same one only if they are the same."""
 
     @property
     def learner(self) -> Path:
@@ -89,7 +92,7 @@ class Checkpoints:
         discard_folder(self._of(step))
 
     def finish(
-        self, partial: Path, step: int, state: Mapping[str, Any], *, keep_last: int, keep_step: int | None = None
+        self, partial: Path, step: int, state: Mapping[str, Any], *, keep_last: int, keep_steps: Collection[int] = ()
     ) -> Path:
         """Add the driver's part, seal the checkpoint and give it its name; remove all but the newest `keep_last`.
 
@@ -98,7 +101,7 @@ class Checkpoints:
             step: finished steps of the run.
             state: the fields of `Checkpoint` as JSON values.
             keep_last: number of checkpoints that stay; those set aside go once the run has passed their step.
-            keep_step: step of one more that stays, if it is there.
+            keep_steps: steps of others that stay, if they are there.
 
         Raises:
             UserError: it cannot be written; the earlier ones are as they were.
@@ -107,7 +110,7 @@ class Checkpoints:
         seal(partial)
         finish_folder(self._of(step))
         for number, old in list(self._numbered(_NAME).items())[:-keep_last]:
-            if number != keep_step:
+            if number not in keep_steps:
                 remove_folder(old)
         for passed, aside in self._numbered(_ASIDE).items():
             if passed <= step:
@@ -154,6 +157,21 @@ class Checkpoints:
             )
         return None
 
+    def at(self, step: int, *, prove: bool, say: Callable[[str], None] = lambda _: None) -> Checkpoint:
+        """Return the checkpoint of a step.
+
+        Args:
+            step: finished steps.
+            prove: read every file first; needless for one that has just been written or proved.
+            say: is told how far a long check has come.
+
+        Raises:
+            Damaged: it is not there, or not what was written.
+        """
+        if prove:
+            check_seal(self._of(step), say)
+        return read_checkpoint(self._of(step))
+
     def set_aside_after(self, step: int) -> list[Path]:
         """Rename the checkpoints of later steps, which a run that goes on from `step` has left; return their names."""
         aside: list[Path] = []
@@ -197,10 +215,21 @@ def _proved(path: Path, say: Callable[[str], None]) -> Checkpoint:
         Damaged: a file is not, or does not say what a checkpoint must say.
     """
     check_seal(path, say)
+    return read_checkpoint(path)
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Return what a checkpoint says of the driver; its other files are not looked at.
+
+    Raises:
+        Damaged: it does not say what a checkpoint must say.
+    """
     try:
         state = json.loads((path / _STATE).read_text(encoding="utf-8"))
+        digest = (path / COMPLETE).read_text(encoding="utf-8").strip()
         _check_format(state["curriculum"])
         progress = Progress.from_state_dict(state["progress"])
+        name = f"step-{progress.step:06d}"
         _State.model_validate(state)
     except ValidationError as error:
         fault = error.errors()[0]
@@ -208,9 +237,11 @@ def _proved(path: Path, say: Callable[[str], None]) -> Checkpoint:
         raise Damaged(f"{_STATE}: {key}={fault['input']!r:.80}: {fault['msg']}") from error
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise Damaged(f"{_STATE}: {library_words(error)}") from error
-    if path.name != f"step-{progress.step:06d}":
+    if path.name != name:
         raise Damaged(f"{_STATE}: is of step {progress.step}")
-    return Checkpoint(path=path, progress=progress, curriculum=state["curriculum"], inputs=state["inputs"])
+    return Checkpoint(
+        path=path, progress=progress, curriculum=state["curriculum"], inputs=state["inputs"], digest=digest
+    )
 
 
 def _check_format(curriculum: Mapping[str, Any] | None) -> None:

@@ -9,9 +9,9 @@ _BEFORE_THE_RECIPE = frozenset({".lock", ".recipe.yaml.partial"})
 _OF_A_START = frozenset({"recipe.yaml", "events.jsonl", "logs", "wandb"})
 """What a start leaves that did not come to its first step; logs and events are kept."""
 _STALE = ("rejects-*.jsonl", "reference", ".reference.partial", ".*.partial", ".*.replaced", "metrics.jsonl",
-          "trajectories", "checkpoints", "heldout")  # fmt: skip
-"""What belongs to the recipe of the failed start: refused rows, the reference policy, the held-out questions with the
-answers of the base model, and what has nothing in it."""
+          "trajectories", "checkpoints", "heldout", "models", "model_files")  # fmt: skip
+"""What belongs to the recipe of the failed start: refused rows, files of the base model, the reference policy, the
+held-out questions with the answers of the base model, and what has nothing in it."""
 
 
 _HELDOUT = b'"heldout/accuracy"'
@@ -51,4 +51,4 @@ def _has_steps(path: Path) -> bool:
     lines = metrics.read_bytes().splitlines(keepends=True) if metrics.is_file() else []
     if any(line.endswith(b"\n") and _HELDOUT not in line for line in lines):
         return True
-    return any(any((path / name).glob("[!.]*")) for name in ("trajectories", "checkpoints"))
+    return any(any((path / name).glob("[!.]*")) for name in ("trajectories", "checkpoints", "models"))

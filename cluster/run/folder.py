@@ -89,6 +89,16 @@ class RunFolder:
         return self.path / "model"
 
     @property
+    def models(self) -> Path:
+        """The models of the ends of the stages and of the best step."""
+        return self.path / "models"
+
+    @property
+    def model_files(self) -> Path:
+        """What each of these models has besides its weights, taken from the base model when the run started."""
+        return self.path / "model_files"
+
+    @property
     def reference(self) -> Path:
         """The reference policy of a KL penalty; exists only if the recipe asks for one."""
         return self.path / "reference"
@@ -160,7 +170,7 @@ class RunFolder:
         for lines in self._lines:
             if done := lines.repair():
                 say(done)
-        for path in (self.path, self.trajectories, self.heldout, self.checkpoints.path):
+        for path in (self.path, self.trajectories, self.heldout, self.checkpoints.path, self.models):
             clear_leftovers(path)
         model = self.model.resolve()
         clear_leftovers(model.parent, model.name)

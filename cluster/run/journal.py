@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -19,6 +20,7 @@ from cluster.run.guards import ACTIONS, Finding
 from cluster.run.heldout_log import write_heldout
 from cluster.run.heldout_statistics import ACCURACY, Evaluation, HeldOutStatistics
 from cluster.run.metrics import METRICS
+from cluster.run.models import Models, kept_steps
 from cluster.run.patience import Patience
 from cluster.run.progress import Progress, StageProgress
 from cluster.run.quarantine import QuarantinedTask
@@ -57,6 +59,7 @@ class Journal:
         console: Console,
         trackers: Sequence[Tracker],
         checkpoint: CheckpointConfig,
+        models: Models | None = None,
         fetch: Callable[[Sequence[Any]], Sequence[Group]],
         decode: Callable[[Sequence[int]], str],
         waits: Waits | None = None,
@@ -69,7 +72,8 @@ class Journal:
             folder: the run folder.
             console: prints for people.
             trackers: dashboards.
-            checkpoint: how many checkpoints are kept.
+            checkpoint: which checkpoints are kept.
+            models: makes the models of the run; None makes none.
             fetch: turns references into groups; may block.
             decode: turns the token ids of an answer into its text; may block.
             waits: is told what the loop waits for.
@@ -81,6 +85,7 @@ class Journal:
         self._console = console
         self._trackers = trackers
         self._checkpoint = checkpoint
+        self._models = models
         self._fetch = fetch
         self._decode = decode
         self._inputs = dict(inputs or {})
@@ -147,9 +152,9 @@ class Journal:
         self._folder.append_event("fault", **fields)
         self._console.say("fault: " + ", ".join(f"{key}={value}" for key, value in fields.items()))
 
-    async def waiting(self, what: str, work: Awaitable[_T]) -> _T:
-        """Await `work`; if it takes long, it is spoken of as a wait for `what`."""
-        with self._waits.on(what):
+    async def waiting(self, what: str, work: Awaitable[_T], *, is_bounded: bool = False) -> _T:
+        """Await `work`; if it takes long, it is spoken of as a wait for `what`. `is_bounded`: it ends by itself."""
+        with self._waits.on(what, is_bounded=is_bounded):
             return await work
 
     def quarantined(self, task_id: str, task: QuarantinedTask) -> None:
@@ -181,13 +186,28 @@ class Journal:
         if progress.step == 0:
             return
         state = {"progress": progress.state_dict(), "curriculum": curriculum, "inputs": self._inputs}
+        kept = {*kept_steps(progress, self._checkpoint.keep).values()}
+        if progress.guards.good_checkpoint is not None:
+            kept.add(progress.guards.good_checkpoint)
         path = await self.waiting(
-            "a checkpoint",
-            self.until_room(
-                lambda: self._write_checkpoint(progress.step, state, learner, keep=progress.guards.good_checkpoint)
-            ),
+            "a checkpoint", self.until_room(lambda: self._write_checkpoint(progress.step, state, learner, kept=kept))
         )
         self._folder.append_event("checkpoint", step=progress.step, path=str(path.relative_to(self._folder.path)))
+
+    async def export_models(self, progress: Progress, *, final: bool = False) -> None:
+        """Make the models of stages and of the best step that are not there yet, and the final one at the end.
+
+        Args:
+            progress: of the newest checkpoint, which has just been written or proved.
+            final: make `model`, too.
+        """
+        if self._models is None:
+            return
+        for path, checkpoint in [*self._models.missing(progress), *(self._models.final(progress) if final else ())]:
+            name = str(path.relative_to(self._folder.path))
+            making = partial(self._models.make, path, checkpoint)
+            await self.waiting(f"the export of {name}", self.until_room(making), is_bounded=True)
+            self._folder.append_event("model", path=name, step=checkpoint.progress.step)
 
     async def roll_back(self, step: int, learner: Learner, *, stage: str) -> None:
         """Give a learner that is in `stage` the weights and the optimizer of the checkpoint after `step` back.
@@ -227,16 +247,14 @@ class Journal:
             tracker.log(step, metrics)
         return metrics
 
-    async def _write_checkpoint(self, step: int, state: dict[str, Any], learner: Learner, *, keep: int | None) -> Path:
+    async def _write_checkpoint(self, step: int, state: dict[str, Any], learner: Learner, *, kept: set[int]) -> Path:
         await asyncio.to_thread(self._folder.sync_lines)
         checkpoints = self._folder.checkpoints
-        partial = checkpoints.begin(step)
+        folder = checkpoints.begin(step)
         try:
-            await learner.save(partial / "learner")
-            keep_last = self._checkpoint.keep_last
-            return await asyncio.to_thread(
-                checkpoints.finish, partial, step, state, keep_last=keep_last, keep_step=keep
-            )
+            await learner.save(folder / "learner")
+            last = self._checkpoint.keep.last
+            return await asyncio.to_thread(checkpoints.finish, folder, step, state, keep_last=last, keep_steps=kept)
         except DiskError:
             checkpoints.discard(step)
             raise

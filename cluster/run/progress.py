@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from itertools import accumulate
 from typing import Annotated, Any
 
 from cluster.batches.ledger import Ledger
@@ -65,6 +66,16 @@ class StageProgress:
         self.unknown_rewards += found.num_unknown
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Best:
+    """The step after which a held-out metric was highest."""
+
+    metric: str
+    """Key of the metric."""
+    step: int
+    value: float
+
+
 @dataclass(slots=True, kw_only=True)
 class Progress:
     """Position of the run."""
@@ -93,6 +104,8 @@ class Progress:
     """Tasks that are not handed out any more, by id."""
     guards: GuardState = field(default_factory=GuardState)
     """What the guards of the recipe have counted."""
+    best: Best | None = None
+    """By `checkpoint.keep.best`; None without it, and before the first evaluation behind a step."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return the progress as JSON values."""
@@ -120,6 +133,7 @@ class Progress:
             negatives_masked=state["negatives_masked"],
             quarantine={task_id: QuarantinedTask(**entry) for task_id, entry in state["quarantine"].items()},
             guards=GuardState(**state["guards"]),
+            best=None if state["best"] is None else Best(**state["best"]),
         )
 
     @property
@@ -139,6 +153,19 @@ class Progress:
         after = [stage.heldout for stage in self.finished_stages]
         names = [stage.name for stage in self.finished_stages]
         return list(zip(names, [self.base_heldout, *after], after, strict=False))
+
+    @property
+    def stage_ends(self) -> dict[str, int]:
+        """Finished steps of the run at the end of every stage that is over, by its name."""
+        steps = accumulate(stage.steps for stage in self.finished_stages)
+        return dict(zip((stage.name for stage in self.finished_stages), steps, strict=True))
+
+    @property
+    def last_stage(self) -> str:
+        """Name of the stage of the last finished step; empty before the first."""
+        if self.stage is not None and self.stage.steps:
+            return self.stage.name
+        return self.finished_stages[-1].name if self.finished_stages else ""
 
 
 def _evaluation(state: Mapping[str, Any] | None) -> Evaluation | None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections import defaultdict
-from collections.abc import Generator
+from collections import Counter, defaultdict
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,7 +28,9 @@ def check_room(folder: RunFolder, config: RunConfig, model_path: str) -> None:
     Raises:
         UserError: a folder cannot be written, or there is less space than checkpoints and models take.
     """
-    for path in (folder.model, folder.checkpoints.path / "trial"):
+    keep = config.checkpoint.keep
+    models = (folder.models / "trial",) if keep.stages or keep.best else ()
+    for path in (folder.model, folder.checkpoints.path / "trial", *models):
         if path.is_symlink() and path.resolve().is_mount():
             raise UserError(f"{path}: is a link to the root of a disk; let it point to a folder on that disk")
         trial = begin_folder(path)
@@ -40,20 +42,30 @@ def check_room(folder: RunFolder, config: RunConfig, model_path: str) -> None:
         _compare(_needs(folder, config, num), config)
 
 
-def _needs(folder: RunFolder, config: RunConfig, num: int) -> dict[Path, int]:
+def _needs(folder: RunFolder, config: RunConfig, num: int) -> Counter[Path]:
     """Return the bytes that are still to be written, by an existing folder of each disk."""
     weights = num * _BYTES_OF_WEIGHT[config.learner.dtype]
-    checkpoints = (config.checkpoint.keep_last + 1) * num * _BYTES_OF_STATE
-    needs = {
-        folder.checkpoints.path: max(0, checkpoints - _size(folder.checkpoints.path)),
-        folder.model.resolve().parent: weights,
-    }
+    stages, best = _num_kept(config)
+    checkpoints = (config.checkpoint.keep.last + 1 + max(0, stages - 1) + best) * num * _BYTES_OF_STATE
+    needs = Counter({folder.checkpoints.path: max(0, checkpoints - _size(folder.checkpoints.path))})
+    if stages + best:  # the best one is replaced by a whole one
+        needs[folder.models] += max(0, (stages + 2 * best) * weights - _size(folder.models))
+    final = folder.model.resolve().parent
+    if not stages or folder.models.stat().st_dev != final.stat().st_dev:  # else the same files as the last stage's
+        needs[final] += weights
     if config.learner.needs_reference and not folder.reference.exists():
-        needs[folder.path] = weights
+        needs[folder.path] += weights
     return needs
 
 
-def _compare(needs: dict[Path, int], config: RunConfig) -> None:
+def _num_kept(config: RunConfig) -> tuple[int, int]:
+    """Return how many stages leave checkpoint and model, and whether (1 or 0) the best step does."""
+    keep = config.checkpoint.keep
+    stages = len(config.curriculum.phases) + bool(config.sft.epochs) if keep.stages else 0
+    return stages, int(keep.best is not None)
+
+
+def _compare(needs: Mapping[Path, int], config: RunConfig) -> None:
     by_disk: dict[int, list[Path]] = defaultdict(list)
     for path in needs:
         by_disk[path.stat().st_dev].append(path)
@@ -61,10 +73,18 @@ def _compare(needs: dict[Path, int], config: RunConfig) -> None:
         needed, free = sum(needs[path] for path in paths), shutil.disk_usage(paths[0]).free
         if needed > free:
             raise UserError(
-                f"{paths[0]}: the run will write {_bytes(needed)} there (checkpoint.keep_last="
-                f"{config.checkpoint.keep_last} and one more while it is written, and the model), {_bytes(free)} "
-                "are free; free some space, lower checkpoint.keep_last, or choose a folder elsewhere with --run-dir"
+                f"{paths[0]}: the run will write {_bytes(needed)} there ({_named(config)}), {_bytes(free)} are free; "
+                "free some space, lower checkpoint.keep.last, set checkpoint.keep.stages=false, or choose a folder "
+                "elsewhere with --run-dir"
             )
+
+
+def _named(config: RunConfig) -> str:
+    stages, best = _num_kept(config)
+    parts = [f"checkpoint.keep.last={config.checkpoint.keep.last}, one more while it is written"]
+    parts += [f"checkpoints and models of {stages} stages"] if stages else []
+    parts += ["those of the best step"] if best else []
+    return ", ".join([*parts, "the model"])
 
 
 def _bytes(num: int) -> str:

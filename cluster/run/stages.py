@@ -6,13 +6,15 @@ import time
 from collections.abc import Awaitable
 from typing import Any, Protocol
 
+from cluster.recipe.config import CheckpointConfig
 from cluster.roles import Curriculum, Learner
 from cluster.run.guards import Guards
 from cluster.run.heldout_statistics import Evaluation
 from cluster.run.journal import Journal
-from cluster.run.progress import Progress, StageProgress
-from cluster.run.stopping import PhaseFruitless
+from cluster.run.progress import Best, Progress, StageProgress
+from cluster.run.stopping import PhaseFruitless, StopSignal
 from curriculum.config import CurriculumConfig
+from curriculum.metric import Metrics
 from curriculum.transition import EndReason
 
 
@@ -34,10 +36,11 @@ class Stages:
         learner: Learner,
         curriculum: Curriculum | None,
         *,
-        checkpoint_every: int,
+        checkpoint: CheckpointConfig,
         evaluate_every: int,
         evaluate: Evaluate,
         guards: Guards,
+        stop: StopSignal,
     ) -> None:
         """Take the position of the run and who is saved with it.
 
@@ -46,19 +49,21 @@ class Stages:
             journal: writes everything down.
             learner: saved in every checkpoint.
             curriculum: saved in its state after the last finished step; None in a run of a warm-up alone.
-            checkpoint_every: steps from one checkpoint to the next.
+            checkpoint: when the run is saved, and what is kept.
             evaluate_every: steps from one evaluation to the next; 0 for the ends of stages only.
             evaluate: measures the held-out questions.
             guards: told of every checkpoint.
+            stop: ends the writing of a model, which a resumed run makes up.
         """
         self._progress = progress
         self._journal = journal
         self._learner = learner
         self._curriculum = curriculum
-        self._checkpoint_every = checkpoint_every
+        self._checkpoint = checkpoint
         self._evaluate_every = evaluate_every
         self._evaluate = evaluate
         self._guards = guards
+        self._stop = stop
         self._curriculum_state: dict[str, Any] | None = None
         self._saved: object = None
         """What the latest checkpoint holds of the run."""
@@ -81,8 +86,10 @@ class Stages:
         return any(stage.kind == kind for stage in self._progress.finished_stages)
 
     async def begin(self) -> None:
-        """Measure the held-out questions before the first stage, or what was due when the run was stopped."""
+        """Start from where the run stands: make up models and evaluations that an earlier process was killed before."""
         await self.remember_curriculum()
+        if self._progress.step:
+            await self._export()
         if self._progress.base_heldout is None:
             self._progress.base_heldout = self._progress.heldout = await self._evaluate("base", ends_stage=True)
         if self.is_open:
@@ -94,14 +101,25 @@ class Stages:
         self._journal.stage_opened(self._progress.stage)
 
     async def finish_step(self, seconds: float) -> None:
-        """Count a step of the stage; measure the held-out questions and save the run if it is time."""
+        """Count a step of the stage; measure the held-out questions and save the run if it is time or the best step."""
         self.current.steps += 1
         self.current.wall_seconds += seconds
         self._progress.step += 1
         await self.remember_curriculum()
         await self.evaluate_if_due()
-        if self._progress.step % self._checkpoint_every == 0:
+        is_best = self._progress.best is not None and self._progress.best.step == self._progress.step
+        if is_best or self._progress.step % self._checkpoint.every_steps == 0:
             await self.save()
+        if is_best:
+            await self._export()
+
+    def evaluated(self, heldout: Metrics) -> None:
+        """Note what a held-out evaluation found after the last finished step; the best one is kept, with its model."""
+        key, best, step = self._checkpoint.keep.best, self._progress.best, self._progress.step
+        if key is None or key not in heldout or step == 0:
+            return
+        if best is None or best.metric != key or heldout[key] > best.value:
+            self._progress.best = Best(metric=key, step=step, value=heldout[key])
 
     async def evaluate_if_due(self) -> None:
         """Measure the held-out questions if so many steps are over, unless it is done, or the stage ends here."""
@@ -112,13 +130,14 @@ class Stages:
             await self._measure(ends_stage=False)
 
     async def close(self) -> None:
-        """End the stage: measure the held-out questions, and save the run."""
+        """End the stage: measure the held-out questions, save the run, and export its model."""
         stage = self.current
         stage.heldout = await self._measure(ends_stage=True)
         self._progress.finished_stages.append(stage)
         self._progress.stage = None
         self._journal.stage_closed(stage)
         await self.save()
+        await self._export()
 
     async def remember_curriculum(self) -> None:
         """Keep the state of the curriculum as it is now, between two steps; it is what a checkpoint holds."""
@@ -139,6 +158,8 @@ class Stages:
     async def save_rolled_back(self) -> None:
         """Write a checkpoint in place of one that a kill would otherwise go on from; its weights are known as good."""
         self._guards.rolled_back(self._progress.step)
+        if self._progress.best is not None and self._progress.best.step == self._progress.step:
+            self._progress.best = None  # its checkpoint is the one that is replaced
         await self.remember_curriculum()
         await self._write()
 
@@ -148,6 +169,9 @@ class Stages:
         self.current.wall_seconds += time.monotonic() - started
         self._progress.heldout = found or self._progress.heldout
         return found
+
+    async def _export(self) -> None:
+        await self._stop.unless_stopped(self._journal.export_models(self._progress))
 
     async def _write(self) -> None:
         state = (self._progress.state_dict(), self._curriculum_state)

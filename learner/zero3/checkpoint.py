@@ -22,11 +22,11 @@ from pydantic import Field
 from safetensors import SafetensorError
 
 from curriculum.config import StrictModel
-from curriculum.errors import UserError, first_line
+from curriculum.errors import UserError, library_words
 from curriculum.files import begin_folder, file_errors, finish_folder, partial_of, sync, write_text
 from curriculum.seal import COMPLETE, FileDigest, digest_file, seal
 from learner.collectives import barrier, together
-from learner.zero3.shard import Shard, shard_name
+from learner.zero3.shard import SavedShards, Shard, shard_name
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -102,14 +102,13 @@ def load(engine: DeepSpeedEngine, directory: Path, *, manifest: dict[str, Any]) 
 
     if not (directory / COMPLETE).is_file():
         raise UserError(f"{directory} is not a complete checkpoint (no {COMPLETE}); resume from an earlier one")
-    with _readable(directory):
+    with readable(directory):
         found = json.loads((directory / _MANIFEST).read_text())
         _check_manifest(directory, found, manifest)
         state, optimizer_step = read_state(directory)
-        num_shards = int(found["world_size"])
-        index = json.loads((directory / _INDEX).read_text())
-        Shard(engine).restore(directory, index, num_shards, step=optimizer_step)
-        random_state = torch.load(directory / f"rng_{dist.get_rank() % num_shards}.pt", weights_only=True)
+        Shard(engine).restore(_shards(directory, found), step=optimizer_step)
+        rank = dist.get_rank() % int(found["world_size"])
+        random_state = torch.load(directory / f"rng_{rank}.pt", weights_only=True)
         _restore_random_state(random_state)
     barrier()
     return state
@@ -132,15 +131,25 @@ def read_state(directory: Path) -> tuple[LearnerState, Any]:
     return LearnerState.model_validate(values), optimizer_step
 
 
+def open_shards(directory: Path) -> SavedShards:
+    """Return what `save` wrote, for a process without an engine; read it within `readable`."""
+    return _shards(directory, json.loads((directory / _MANIFEST).read_text()))
+
+
+def _shards(directory: Path, manifest: dict[str, Any]) -> SavedShards:
+    index = json.loads((directory / _INDEX).read_text())
+    return SavedShards(directory, index, int(manifest["world_size"]))
+
+
 @contextmanager
-def _readable(directory: Path) -> Generator[None]:
+def readable(directory: Path) -> Generator[None]:
     """Raise in one line what only files that `save` did not write can cause."""
     try:
         with file_errors(directory, "read"):
             yield
     except (ValueError, TypeError, LookupError, AttributeError, SafetensorError) as error:
         raise UserError(
-            f"{directory}: not the files of a checkpoint ({first_line(error)}); resume from an earlier one"
+            f"{directory}: not the files of a checkpoint ({library_words(error)}); use an earlier one"
         ) from error
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,20 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from curriculum.errors import UserError
-from curriculum.files import begin_folder, discard_folder, file_errors, finish_folder
 from learner.attention.shared_prefix import ATTENTION_KEY, register
 from learner.forward.logprobs import ResponseHead, TokenLoss
 from learner.forward.row_tensors import PromptTensors, RowTensors
-
-TOKENIZER_FILES = (
-    "tokenizer*",
-    "vocab*",
-    "merges.txt",
-    "added_tokens.json",
-    "special_tokens_map.json",
-    "chat_template*",
-)
-"""Names of the files that make up a tokenizer in a Hugging Face folder."""
+from learner.zero3.model_files import copy_model_files
+from learner.zero3.model_folder import write_model
 
 
 class Policy(nn.Module):
@@ -76,20 +67,14 @@ class Policy(nn.Module):
         Args:
             directory: the folder; a link is followed.
             weights: full weights by their Hugging Face names.
-            model_path: folder or hub id that has the tokenizer.
+            model_path: folder or hub id that has everything else.
 
         Raises:
             UserError: it cannot be written.
         """
-        partial = begin_folder(directory)
-        try:
-            with file_errors(directory, "written"):
-                self.causal_lm.save_pretrained(partial, state_dict=weights)
-                _copy_tokenizer(model_path, partial)
-            finish_folder(directory)
-        except UserError:
-            discard_folder(directory)
-            raise
+        dtype = str(self.causal_lm.dtype).removeprefix("torch.")
+        add_files = partial(copy_model_files, model_path, dtype=dtype, with_code=self.causal_lm.is_remote_code())
+        write_model(directory, add_files, weights, weights.__getitem__)
 
 
 def load_policy(
@@ -112,19 +97,6 @@ def load_policy(
     if gradient_checkpointing:
         causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
     return Policy(causal_lm).train()
-
-
-def _copy_tokenizer(model_path: str, directory: Path) -> None:
-    """Copy the files of the tokenizer unchanged: loading and saving a tokenizer may change its class."""
-    source = Path(model_path)
-    if not source.is_dir():
-        import huggingface_hub
-
-        hub: Any = huggingface_hub
-        source = Path(hub.snapshot_download(model_path, allow_patterns=list(TOKENIZER_FILES)))
-    for pattern in TOKENIZER_FILES:
-        for path in source.glob(pattern):
-            shutil.copyfile(path, directory / path.name)
 
 
 def _changes_logits(config: object) -> bool:

@@ -59,27 +59,24 @@ class Shard:
         """Write the flat tensors."""
         _safetensors.save_file({key: tensor.detach().contiguous() for key, tensor in self._columns()}, path)
 
-    def restore(self, directory: Path, index: Index, num_shards: int, *, step: int | None) -> None:
+    def restore(self, saved: SavedShards, *, step: int | None) -> None:
         """Fill the flat tensors, and the weights that the model computes with, from the shards in a folder.
 
         Args:
-            directory: with one file per rank that saved.
-            index: of those files, the same for all of them.
-            num_shards: ranks that saved.
+            saved: of any number of ranks.
             step: updates of the optimizer when it was saved; None if there was none.
 
         Raises:
             UserError: the shards hold other parameters.
         """
-        _check_same_parameters(directory, index, self.index)
+        _check_same_parameters(saved, self.index)
         self._set_step(step)
-        files = [safe_open(directory / shard_name(rank), framework="pt") for rank in range(num_shards)]
         for key, tensor in self._columns():
             column, flat = key.split(".")
-            for name, (own_flat, offset, length, numel) in self.index.items():
+            for name, (own_flat, offset, length, _) in self.index.items():
                 if own_flat == int(flat):
                     partition = tensor.detach()[offset : offset + length]
-                    _fill(partition, self._rank * length, numel, column, index[name], files)
+                    saved.fill(partition, self._rank * length, column, name)
         self._refresh_model()
 
     def _columns(self) -> Iterator[tuple[str, Tensor]]:
@@ -116,33 +113,53 @@ class Shard:
         zero.checkpoint_event_epilogue()
 
 
-def _fill(partition: Tensor, start: int, numel: int, column: str, saved: list[int], files: list[Any]) -> None:
-    """Read a partition of a parameter from the saved ones; elements after the end of the parameter are padding.
+class SavedShards:
+    """The shards of all ranks that saved, read by parameter."""
 
-    Args:
-        partition: filled in place.
-        start: its first element in the parameter.
-        numel: elements of the whole parameter.
-        column: weights or a moment, as named in the files.
-        saved: entry of the parameter in the index of the files.
-        files: of the ranks that saved.
-    """
-    flat, offset, length, _ = saved
-    end = min(start + len(partition), numel)
-    partition.zero_()
-    position = start
-    while position < end:
-        shard, inside = divmod(position, length)
-        count = min(length - inside, end - position)
-        first = offset + inside
-        piece = files[shard].get_slice(f"{column}.{flat}")[first : first + count]
-        partition[position - start : position - start + count].copy_(piece)
-        position += count
+    def __init__(self, directory: Path, index: Index, num_shards: int) -> None:
+        """Open the files of a folder, one per rank that saved, with the index that they share."""
+        self.directory = directory
+        self._index = index
+        self._files: list[Any] = [safe_open(directory / shard_name(rank), framework="pt") for rank in range(num_shards)]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Elements of every parameter."""
+        return {name: entry[3] for name, entry in self._index.items()}
+
+    def whole(self, name: str) -> Tensor:
+        """Return the weights of a parameter, flat, in fp32."""
+        weights = torch.empty(self._index[name][3], dtype=torch.float32)
+        self.fill(weights, 0, WEIGHTS, name)
+        return weights
+
+    def fill(self, partition: Tensor, start: int, column: str, name: str) -> None:
+        """Read a partition of a parameter from the saved ones; elements after the end of the parameter are padding.
+
+        Args:
+            partition: filled in place.
+            start: its first element in the parameter.
+            column: weights or a moment, as named in the files.
+            name: of the parameter.
+        """
+        flat, offset, length, numel = self._index[name]
+        end = min(start + len(partition), numel)
+        partition.zero_()
+        position = start
+        while position < end:
+            shard, inside = divmod(position, length)
+            count = min(length - inside, end - position)
+            first = offset + inside
+            piece = self._files[shard].get_slice(f"{column}.{flat}")[first : first + count]
+            partition[position - start : position - start + count].copy_(piece)
+            position += count
 
 
-def _check_same_parameters(directory: Path, saved: Index, own: Index) -> None:
+def _check_same_parameters(saved: SavedShards, own: Index) -> None:
     """Raise unless the names and sizes of all parameters are equal."""
-    sizes, own_sizes = ({name: entry[3] for name, entry in index.items()} for index in (saved, own))
+    sizes, own_sizes = saved.sizes, {name: entry[3] for name, entry in own.items()}
     if sizes != own_sizes:
         names = sorted(name for name in sizes.keys() | own_sizes.keys() if sizes.get(name) != own_sizes.get(name))
-        raise UserError(f"{directory} belongs to another model: {names[0]} differs; resume with the model it came from")
+        raise UserError(
+            f"{saved.directory} belongs to another model: {names[0]} differs; resume with the model it came from"
+        )

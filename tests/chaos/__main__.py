@@ -36,7 +36,7 @@ BOUNDS = {
     "cluster.startup_timeout_s": 120.0,
     "cluster.max_actor_restarts": 100,
     "cluster.max_run_restarts": 100,
-    "checkpoint.keep_last": 3,
+    "checkpoint.keep.last": 3,
 }
 JUDGE = {
     "type": "vllm",

@@ -137,6 +137,7 @@ def parity(model: str, out: Path, rank: int, num_ranks: int) -> dict:
             found["refused"] = _error(lambda: engine.save(out / f"checkpoint_{num_ranks}"))  # noqa: B023
         engine.save(out / f"checkpoint_{num_ranks}")
         found["random"] = torch.rand(3)
+        engine.export(out / f"saved_{num_ranks}")
         rl_step(engine, learner, groups(seed=1), rank)
         found["continued"] = dict(engine.gather_weights())
         engine.export(out / f"export_{num_ranks}")
@@ -263,6 +264,8 @@ def guards(model: str, out: Path, rank: int, num_ranks: int) -> dict:
     engine.start_stage(Stage.RL)
     found["bf16"] = rl_step(engine, learner, groups(), rank)
     found["bf16_dtype"] = {weight.dtype for _, weight in engine.gather_weights()}
+    engine.save(out / "checkpoint_bf16")
+    engine.export(out / "saved_bf16")
     return found
 
 

@@ -44,7 +44,7 @@ def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before_wi
 ):
     run = workshop.new_run("damaged")
     shutil.copytree(reference.folder, run.folder, symlinks=True, ignore=shutil.ignore_patterns("model", "summary.json"))
-    older, newest = sorted((run.folder / "checkpoints").iterdir())
+    *_, older, newest = sorted((run.folder / "checkpoints").iterdir())
     _flip_a_bit(newest / "learner" / "rank_00000.safetensors", random.Random(1))
     with (run.folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 31, "sta')

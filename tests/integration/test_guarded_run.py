@@ -21,7 +21,7 @@ phase begins, where every update is left out, and the version grows with every t
 def run(workshop):
     run = workshop.new_run("guarded")
     command = workshop.train(
-        run, guards=GUARDS, checkpoint__every_steps=1, checkpoint__keep_last=1, rollout__sync__probe_every=1
+        run, guards=GUARDS, checkpoint__every_steps=1, checkpoint__keep__last=1, rollout__sync__probe_every=1
     )
     run.finish(command)
     return run

@@ -19,7 +19,9 @@ import learner_scenarios as scenarios
 
 from curriculum.metric import declared_metrics
 from learner.engine import SFT_WEIGHT_DECAY
+from learner.export import export_checkpoint
 from learner.reports import KNOWN_BEFORE_UPDATE, StepReport
+from learner.zero3.model_files import DTYPE_NAMES, copy_model_files
 
 pytestmark = pytest.mark.integration
 
@@ -244,6 +246,18 @@ def test_a_rank_that_cannot_write_fails_on_all_ranks_and_they_may_try_again(two_
 def test_a_checkpoint_of_another_stage_or_an_incomplete_one_is_not_loaded(resumed):
     assert "stage='rl' in the checkpoint but 'sft' now" in resumed["wrong_stage"]
     assert "not a complete checkpoint" in resumed["incomplete"]
+
+
+@pytest.mark.parametrize("name", ["1", "2", "bf16"])
+def test_a_model_from_the_files_of_a_checkpoint_equals_what_the_learner_writes_byte_for_byte(
+    one_rank, two_ranks, guards, model_path, out, tmp_path, name
+):
+    dtype = DTYPE_NAMES["bf16" if name == "bf16" else "fp32"]
+    (tmp_path / "files").mkdir()
+    copy_model_files(str(model_path), tmp_path / "files", dtype=dtype, with_code=False)
+    export_checkpoint(out / f"checkpoint_{name}", tmp_path / "files", tmp_path / "model", card="")
+    theirs = {path.name: path.read_bytes() for path in (out / f"saved_{name}").iterdir()}
+    assert {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()} == {**theirs, "README.md": b""}
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2])

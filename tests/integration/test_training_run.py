@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from huggingface_hub import metadata_load
 
 from cluster.recipe.load import load_recipe
 from cluster.run.metrics import METRICS
@@ -19,11 +20,24 @@ GROUP_SIZE = 8
 ROOT = Path(__file__).parents[2]
 
 
+def test_every_stage_leaves_its_checkpoint_and_its_model_and_the_last_one_is_the_final_one(reference):
+    ends = {"sft": NUM_SFT_STEPS, "short": NUM_SFT_STEPS + NUM_SHORT_STEPS, "long": NUM_STEPS}
+    steps = {int(path.name.removeprefix("step-")) for path in (reference.folder / "checkpoints").iterdir()}
+    assert steps == {*ends.values(), NUM_STEPS // 5 * 5}, "the ends of the stages, and the newest two"
+    models = {path.name: path for path in (reference.folder / "models").iterdir()}
+    assert {name: metadata_load(path / "README.md")["qwenlong"]["step"] for name, path in models.items()} == ends
+    weights = {(path / "model.safetensors").read_bytes() for path in models.values()}
+    assert len(weights) == 3
+    for path in models["long"].iterdir():
+        assert path.samefile(reference.folder / "model" / path.name), "written once"
+    assert "| long | " in (reference.folder / "model" / "README.md").read_text()
+
+
 def test_the_run_folder_holds_everything_that_is_promised(reference):
     names = {path.name for path in reference.folder.iterdir()}
     assert names == {
-        "recipe.yaml", "metrics.jsonl", "events.jsonl", "trajectories", "checkpoints", "model", "summary.json", "logs",
-        "wandb", ".lock",
+        "recipe.yaml", "metrics.jsonl", "events.jsonl", "trajectories", "checkpoints", "models", "model_files",
+        "model", "summary.json", "logs", "wandb", ".lock",
     }  # fmt: skip
     assert list((reference.folder / "wandb").glob("offline-run-*/*.wandb"))
     session = next((reference.folder / "logs").iterdir())

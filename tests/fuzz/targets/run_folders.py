@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
+
+from safetensors.torch import load_file
 
 from cluster.recipe.load import dump_recipe, load_recipe
 from cluster.run.checkpoints import Checkpoints
 from cluster.run.progress import Progress
+from curriculum.seal import seal
+from learner.zero3.model_files import copy_model_files
 from tests.fuzz.targets import recipes
 from tests.fuzz.targets.recipes import SMALL
 from tests.fuzz.trial import Trial
 from tests.fuzz.values import damaged, json_value
+from tests.harness.command import ROOT
+from tests.harness.saved_run import write_parts
+
+BASE = ROOT / "recipes" / "assets" / "local_base"
 
 NAMES = (
     "--run-dir",
@@ -29,6 +38,12 @@ NAMES = (
     "COMPLETE",
     "manifest",
     "step-",
+    "parts",
+    "learner",
+    "model_files",
+    "/out",
+    "/proc/x",
+    "/dev/null",
 )
 
 
@@ -38,6 +53,8 @@ def make(rng: random.Random, folder: Path) -> Trial:
     if rng.random() < 0.15:
         return _fresh(rng, folder)
     _write_run(rng, run)
+    if rng.random() < 0.3:
+        return _export(rng, run)
     files = sorted(path for path in run.rglob("*") if path.is_file())
     victim = rng.choice(files)
     match rng.randrange(5):
@@ -53,6 +70,25 @@ def make(rng: random.Random, folder: Path) -> Trial:
     given = rng.choice((run,) * 12 + (folder, folder / "gone", run / "recipe.yaml", run / "checkpoints", "a/" * 2500))
     more = rng.choice(((),) * 4 + ((str(run / "recipe.yaml"),), ("seed=3",)))
     return Trial(arguments=("train", *more, "--resume", str(given)), names=NAMES)
+
+
+def _export(rng: random.Random, run: Path) -> Trial:
+    """Export a checkpoint of which a part is wrong, but sealed, as another version of the program may write it."""
+    checkpoint = run / "checkpoints" / "step-000002"
+    shutil.rmtree(checkpoint / "learner")
+    write_parts(checkpoint / "learner", load_file(BASE / "model.safetensors"), num_ranks=2)
+    (run / "model_files").mkdir()
+    copy_model_files(str(BASE), run / "model_files", dtype="float32", with_code=False)
+    victim = rng.choice([*(checkpoint / "learner").iterdir(), *(run / "model_files").iterdir()])
+    if rng.random() < 0.5 and victim.suffix == ".json":
+        victim.write_text(json.dumps(json_value(rng)))
+    else:
+        victim.write_bytes(damaged(rng, victim.read_bytes()))
+    if rng.random() < 0.9:
+        seal(checkpoint)
+    given = rng.choice((run,) * 3 + (checkpoint,) * 6 + (run / "checkpoints", run.parent / "gone", run / ("y" * 300)))
+    out = rng.choice((run.parent / "out",) * 8 + (run, run / "recipe.yaml", Path("/proc/x"), Path("/dev/null")))
+    return Trial(arguments=("export", str(given), str(out)), names=NAMES)
 
 
 def _fresh(rng: random.Random, folder: Path) -> Trial:

@@ -21,10 +21,12 @@ from cluster.recipe.heldout import HeldOutSet
 from cluster.run.console import Console
 from cluster.run.folder import RunFolder
 from cluster.run.journal import Journal
+from cluster.run.models import Models
 from cluster.run.patience import Patience
 from cluster.run.progress import Progress
 from cluster.weights.sync import WeightSync
 from curriculum.coordinator import Coordinator
+from curriculum.files import begin_folder, finish_folder
 from curriculum.task import Demonstration, Task, TaskEntry, TaskLease
 from learner.batch.microbatch import TrainingItem
 from learner.reports import SftReport, StepReport
@@ -256,9 +258,6 @@ class FakeLearner:
     async def load(self, directory: Path):
         self.calls.append(f"load {directory.parent.name}")
 
-    async def export(self, directory: Path):
-        self.calls.append("export")
-
 
 class Bench:
     """A loop on stand-ins, with the real coordinator, journal and run folder."""
@@ -289,11 +288,12 @@ class Bench:
                 "curriculum": curriculum,
                 "groups_per_batch": 4,
                 "rollout": {"group_size": 2},
-                "checkpoint": {"every_steps": 100, "keep_last": 2},
+                "checkpoint": {"every_steps": 100, "keep": {"last": 2}},
                 **overrides,
             }
         )
         self.calls: list[str] = []
+        self.said: list[str] = []
         names = [phase["name"] for phase in phases]
         tasks = [make_task(f"{name}-{i}", phase) for phase, name in enumerate(names) for i in range(12)]
         self.coordinator = Coordinator(
@@ -321,6 +321,7 @@ class Bench:
             console=Console(quiet=True),
             trackers=[],
             checkpoint=self.config.checkpoint,
+            models=Models(self.folder, self.config, self.write_model, self.said.append),
             fetch=lambda groups: groups,
             decode=lambda ids: "the answer is yes",
             patience=self.patience,
@@ -337,6 +338,14 @@ class Bench:
             progress=self.progress,
             stop=self.stop,
         )
+
+    def write_model(self, checkpoint, path, card, keep_going):
+        """Stands in for `export_model`: a model is the name of its checkpoint."""
+        keep_going()
+        partial = begin_folder(path)
+        (partial / "README.md").write_text(card)
+        (partial / "weights").write_text(checkpoint.path.name)
+        finish_folder(path)
 
     def run(self) -> list[str]:
         asyncio.run(self.loop().run())

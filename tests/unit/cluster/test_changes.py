@@ -80,7 +80,7 @@ def refusal(*overrides, **options):
 FREE = (
     "cluster.dashboard_port=9000", "cluster.address=local", "cluster.startup_timeout_s=1800",
     "cluster.max_actor_restarts=9", "cluster.object_store_bytes=100000000", "tracking.wandb=false",
-    "checkpoint.every_steps=7", "checkpoint.keep_last=9", "rollout.num_actors=2", "learner.num_ranks=2",
+    "checkpoint.every_steps=7", "checkpoint.keep.last=9", "rollout.num_actors=2", "learner.num_ranks=2",
     "rollout.engine.cpu_kv_cache_bytes=99999999", "rollout.engine.max_num_seqs=8", "rollout.sync.timeout_s=9",
     "rollout.sync.transport=collective", "learner.max_tokens_per_microbatch=4000", "learner.slices=1",
     "learner.gradient_checkpointing=true", "learner.offload=[optimizer]", "reward.judge.timeout_s=9",
@@ -203,19 +203,19 @@ def run(tmp_path):
 
 
 def test_overrides_of_a_resume_change_the_recipe_of_the_run(run):
-    config, folder = open_run(["checkpoint.keep_last=9"], run_dir=None, resume=run.path)
+    config, folder = open_run(["checkpoint.keep.last=9"], run_dir=None, resume=run.path)
     assert folder == run.path
-    assert [str(change) for change in changes(load_recipe(LOCAL), config)] == ["checkpoint.keep_last: 2 -> 9"]
+    assert [str(change) for change in changes(load_recipe(LOCAL), config)] == ["checkpoint.keep.last: 2 -> 9"]
 
 
 def test_what_a_resume_changes_is_printed_and_recorded_and_written(run):
     said = []
-    config = load_recipe(LOCAL, ["checkpoint.keep_last=9", "learner.learning_rate=1e-3"])
+    config = load_recipe(LOCAL, ["checkpoint.keep.last=9", "learner.learning_rate=1e-3"])
     record_changes(run, config, said.append)
-    assert said == ["changed: checkpoint.keep_last: 2 -> 9", "changed: learner.learning_rate: 0.0005 -> 0.001"]
+    assert said == ["changed: checkpoint.keep.last: 2 -> 9", "changed: learner.learning_rate: 0.0005 -> 0.001"]
     (event,) = map(json.loads, (run.path / "events.jsonl").read_text().splitlines())
     assert event["event"] == "recipe_changed"
-    assert event["changes"] == {"checkpoint.keep_last": [2, 9], "learner.learning_rate": [0.0005, 0.001]}
+    assert event["changes"] == {"checkpoint.keep.last": [2, 9], "learner.learning_rate": [0.0005, 0.001]}
     assert load_recipe(run.recipe) == config
 
 

@@ -244,6 +244,19 @@ def test_a_tokenizer_without_chat_template(run, model):
     assert "its tokenizer has no chat template; use an instruction-tuned model" in check(run, f"model.path={model}")
 
 
+def test_a_base_whose_generation_settings_cannot_be_saved_passes_the_check_with_a_note(run, model):
+    path = model / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"do_sample": False, "temperature": 0.6}))
+    result = CliRunner().invoke(app, ["check", str(LOCAL), *SMALL, f"model.path={model}"])
+    assert result.exit_code == 0
+    assert "generation_config.json is copied into models as it is; transformers would not save it (" in result.stderr
+
+
+def test_a_best_step_without_held_out_questions(run):
+    error = check(run, "checkpoint.keep.best=heldout/accuracy")
+    assert error.endswith("the recipe holds no questions out; give data.evaluation, or set checkpoint.keep.best=null")
+
+
 def test_a_missing_judge_model(run):
     error = check(run, "reward.judge={type: vllm, model: ./judge}")
     assert "reward.judge.model='./judge': no such folder" in error

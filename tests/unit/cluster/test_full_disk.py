@@ -45,7 +45,7 @@ def run(bench, small_disk, filler):
     b = bench(
         accuracies=lambda lease: [1.0, 0.0],
         name="disk/run",
-        checkpoint={"every_steps": 1, "keep_last": 2},
+        checkpoint={"every_steps": 1, "keep": {"last": 2}},
         sft={"epochs": 0},
     )
     updates = []

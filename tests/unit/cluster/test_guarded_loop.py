@@ -82,7 +82,7 @@ def test_a_guard_that_would_leave_out_every_update_stops_the_run(bench):
 @pytest.mark.parametrize("overrides", LAGS.values(), ids=LAGS)
 def test_the_learner_goes_back_to_the_last_good_checkpoint_and_the_curriculum_goes_on(bench, overrides):
     rule = {**COLLAPSE, "steps": 2, "action": "roll_back"}
-    b = guarded(bench, rule, checkpoint={"every_steps": 2, "keep_last": 1}, **overrides)
+    b = guarded(bench, rule, checkpoint={"every_steps": 2, "keep": {"last": 1}}, **overrides)
     b.learner.entropies = {4: 0.01, 5: 0.01}
     b.run()
     assert [call for call in b.calls if call.startswith("load")] == ["load step-000002"], (
@@ -99,7 +99,7 @@ def test_the_learner_goes_back_to_the_last_good_checkpoint_and_the_curriculum_go
 
 
 def test_a_run_that_is_killed_after_it_went_back_goes_on_from_there(bench):
-    b = guarded(bench, {**COLLAPSE, "action": "roll_back"}, checkpoint={"every_steps": 2, "keep_last": 1})
+    b = guarded(bench, {**COLLAPSE, "action": "roll_back"}, checkpoint={"every_steps": 2, "keep": {"last": 1}})
     b.learner.entropies = {3: 0.01}
     loop = b.loop()
 
@@ -121,7 +121,7 @@ def test_a_run_that_is_killed_after_it_went_back_goes_on_from_there(bench):
 
 def test_a_run_goes_back_from_its_first_phase_to_the_checkpoint_of_the_warm_up(bench):
     rule = {**COLLAPSE, "action": "roll_back"}
-    b = guarded(bench, rule, demonstrations=3, checkpoint={"every_steps": 100, "keep_last": 1})
+    b = guarded(bench, rule, demonstrations=3, checkpoint={"every_steps": 100, "keep": {"last": 1}})
     b.learner.entropies = {1: 0.01}
     b.run()
     load = b.calls.index("load step-000002")
@@ -135,18 +135,18 @@ def test_the_warm_up_is_guarded_as_well(bench):
 
 
 def test_a_stop_saves_nothing_that_a_guard_found_bad(bench):
-    b = guarded(bench, {**COLLAPSE, "action": "stop"}, checkpoint={"every_steps": 2, "keep_last": 1})
+    b = guarded(bench, {**COLLAPSE, "action": "stop"}, checkpoint={"every_steps": 2, "keep": {"last": 1}})
     b.learner.entropies = {4: 0.01}
     with pytest.raises(
         GuardStop, match=r"the last good checkpoint \(--resume RUN_FOLDER --step 2 --allow-change KEY\)"
     ):
         b.run()
     assert b.folder.checkpoints.newest().name == "step-000004"
-    assert (b.folder.checkpoints.path / "step-000002").is_dir(), "kept, whatever keep_last says"
+    assert (b.folder.checkpoints.path / "step-000002").is_dir(), "kept, whatever keep.last says"
 
 
 def test_weights_that_are_not_finite_end_the_run_before_they_are_saved_and_the_step_is_named(bench):
-    b = guarded(bench, checkpoint={"every_steps": 1, "keep_last": 2})
+    b = guarded(bench, checkpoint={"every_steps": 1, "keep": {"last": 2}})
 
     async def transfer(version):
         if version == 3:

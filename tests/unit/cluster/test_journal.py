@@ -8,7 +8,7 @@ import math
 
 import pytest
 
-from cluster.recipe.config import CheckpointConfig
+from cluster.recipe.config import CheckpointConfig, KeepConfig
 from cluster.roles import SyncReport
 from cluster.run.console import Console
 from cluster.run.folder import RunFolder
@@ -59,7 +59,7 @@ def journal(tmp_path, tracker):
         folder=RunFolder.create(tmp_path / "run"),
         console=Console(quiet=True),
         trackers=[tracker],
-        checkpoint=CheckpointConfig(every_steps=1, keep_last=1),
+        checkpoint=CheckpointConfig(every_steps=1, keep=KeepConfig(last=1)),
         fetch=list,
         decode=str,
     )

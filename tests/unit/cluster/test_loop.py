@@ -286,7 +286,7 @@ def test_a_stop_during_a_step_of_the_warm_up_saves_that_step(bench):
 
 
 def test_a_stop_right_after_a_checkpoint_does_not_write_it_again(bench):
-    b = bench(accuracies=always_mixed, checkpoint={"every_steps": 1, "keep_last": 9})
+    b = bench(accuracies=always_mixed, checkpoint={"every_steps": 1, "keep": {"last": 9}})
     saved = stop_at(b, "save")
     assert saved["progress"]["step"] == b.calls.count("save")
 
@@ -311,7 +311,7 @@ def test_a_run_resumed_from_its_checkpoint_trains_on_the_same_batches(bench):
     often_mixed = lambda lease: [1.0, 0.0] if lease.lease_id % 3 else [1.0, 1.0]  # noqa: E731
     whole = bench(name="whole", accuracies=often_mixed)
     whole.run()
-    half = bench(name="half", accuracies=often_mixed, checkpoint={"every_steps": 1, "keep_last": 9})
+    half = bench(name="half", accuracies=often_mixed, checkpoint={"every_steps": 1, "keep": {"last": 9}})
     half.run()
     saved = json.loads((half.folder.checkpoints.path / "step-000002" / "state.json").read_text())
     resumed = bench(name="resumed", accuracies=often_mixed)
@@ -327,7 +327,9 @@ def test_a_resumed_run_masks_negatives_as_the_run_did_that_it_continues(bench):
     control = {"entropy_control": {"high": 0.4, "low": 0.2}}  # steps report an entropy of 0.5
     whole = bench(name="whole", accuracies=always_mixed, learner=control)
     whole.run()
-    half = bench(name="half", accuracies=always_mixed, learner=control, checkpoint={"every_steps": 1, "keep_last": 9})
+    half = bench(
+        name="half", accuracies=always_mixed, learner=control, checkpoint={"every_steps": 1, "keep": {"last": 9}}
+    )
     half.run()
     saved = json.loads((half.folder.checkpoints.path / "step-000001" / "state.json").read_text())
     resumed = bench(name="resumed", accuracies=always_mixed, learner=control)
@@ -423,7 +425,7 @@ def test_a_coordinator_that_dies_while_a_batch_is_sampled_costs_no_finished_step
 
 
 def test_a_coordinator_that_dies_after_the_update_of_a_step_takes_that_step_with_it(bench):
-    b = bench(accuracies=always_mixed, checkpoint={"every_steps": 1, "keep_last": 9})
+    b = bench(accuracies=always_mixed, checkpoint={"every_steps": 1, "keep": {"last": 9}})
 
     async def dies():
         if b.progress.step == 2:

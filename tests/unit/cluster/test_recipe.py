@@ -117,6 +117,7 @@ def test_an_override_that_cannot_be_applied_is_refused(override, message):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("checkpoint.keep_last=3", "checkpoint.keep_last=3: is called checkpoint.keep.last now; use that key"),
         ("seeed=3", "seeed=3: unknown key; did you mean seed?"),
         ("learner.learning_rat=1", "learner.learning_rat=1: unknown key; did you mean learner.learning_rate?"),
         (

@@ -33,14 +33,62 @@ def config():
             "model": {"path": str(BASE)},
             "data": {"sft": "none.jsonl"},
             "sft": {"epochs": 1},
-            "checkpoint": {"keep_last": 2},
+            "checkpoint": {"keep": {"last": 2}},
         }
     )
 
 
-def test_a_trial_leaves_nothing_but_the_folder_of_the_checkpoints(folder, config):
+def with_phases(config, **keep):
+    """The same run with three phases behind its warm-up."""
+    names = ("one", "two", "three")
+    phases = [
+        {"name": name, "max_prompt_tokens": 10 + index, "end": {"type": "steps", "steps": 1}}
+        for index, name in enumerate(names)
+    ]
+    values = config.model_dump(mode="json")
+    data = {**values["data"], "train": "none.jsonl", "evaluation": "none.jsonl"}
+    changed = {"curriculum": {"phases": phases}, "data": data, "checkpoint": {"keep": {"last": 2, **keep}}}
+    return RunConfig.model_validate({**values, **changed})
+
+
+def test_a_trial_leaves_nothing_but_the_folders_of_checkpoints_and_models(folder, config):
     check_room(folder, config, str(BASE))
-    assert [path.name for path in folder.path.rglob("*")] == ["checkpoints"]
+    assert sorted(path.name for path in folder.path.rglob("*")) == ["checkpoints", "models"]
+
+
+@pytest.mark.parametrize(
+    ("keep", "megabytes", "words"),
+    [
+        (
+            {},
+            6 * 12 + 4 * 4,
+            "checkpoint.keep.last=2, one more while it is written, checkpoints and models of 4 stages",
+        ),
+        ({"stages": False}, 3 * 12 + 4, "checkpoint.keep.last=2, one more while it is written, the model"),
+        (
+            {"best": "heldout/accuracy"},
+            7 * 12 + 6 * 4,
+            "checkpoints and models of 4 stages, those of the best step, the",
+        ),
+    ],
+)
+def test_the_space_counts_what_is_kept(folder, config, monkeypatch, keep, megabytes, words):
+    """A million parameters: 12 MB for a checkpoint, 4 MB for a model; that of the last stage is the final one."""
+    monkeypatch.setattr("shutil.disk_usage", lambda path: Usage(0, 0, 1_000_000 * megabytes - 1))
+    monkeypatch.setattr("cluster.run.room.num_parameters", lambda path: 1_000_000)
+    with pytest.raises(UserError) as caught:
+        check_room(folder, with_phases(config, **keep), str(BASE))
+    assert f"will write {megabytes}.0 MB there (" in str(caught.value)
+    assert words in str(caught.value)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: Usage(0, 0, 1_000_000 * megabytes))
+    check_room(folder, with_phases(config, **keep), str(BASE))
+
+
+def test_a_model_on_another_disk_is_no_link_and_needs_room_there(folder, config, small_disk, monkeypatch):
+    folder.model.symlink_to(small_disk / "model")
+    monkeypatch.setattr("cluster.run.room.num_parameters", lambda path: 1_000_000)
+    with pytest.raises(UserError, match=r"disk: the run will write 4\.0 MB there"):
+        check_room(folder, config, str(BASE))
 
 
 def test_a_model_that_is_a_link_to_another_disk_is_tried_there(folder, config, tmp_path):

@@ -105,7 +105,7 @@ def test_a_model_on_another_disk_is_mended_there_and_nothing_else_of_that_disk(f
 
 def checkpoint_of(kind):
     progress = Progress(step=5, stage=StageProgress(name=kind, kind=kind))
-    return Checkpoint(path=Path("step-000005"), progress=progress, curriculum=None, inputs={})
+    return Checkpoint(path=Path("step-000005"), progress=progress, curriculum=None, inputs={}, digest="")
 
 
 def test_a_reference_policy_that_is_whole_passes(folder):
