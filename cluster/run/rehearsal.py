@@ -79,7 +79,7 @@ def _fault_of_best(config: RunConfig) -> str | None:
     if metric is None:
         return None
     key = f"checkpoint.keep.best={metric!r}"
-    known = [declared for declared in METRICS if declared.startswith(_HELD_OUT)] or [f"{_HELD_OUT}accuracy"]
+    known = [declared for declared in METRICS if declared.startswith(_HELD_OUT)]
     if metric not in known and f"{metric.rpartition('/')[0]}/*" not in known:
         near = difflib.get_close_matches(metric, known, n=1)
         return f"{key}: no metric of held-out questions; " + (f"did you mean {near[0]}?" if near else f"use {known[0]}")
