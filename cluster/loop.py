@@ -14,15 +14,15 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 from cluster.batches.choice import batch_source
-from cluster.batches.source import BatchOrder, BatchSource
+from cluster.batches.source import BatchSource
 from cluster.group import ScoredGroup, assign_advantages
-from cluster.recipe import phase_settings
 from cluster.recipe.config import RunConfig
 from cluster.roles import Curriculum, Learner, Rollouts, SyncReport, TaskFailed
 from cluster.run.group_statistics import GroupStatistics
 from cluster.run.guards import MAX_SKIPPED_IN_A_ROW, Finding, Guards
 from cluster.run.heldout import HeldOut
 from cluster.run.journal import Journal
+from cluster.run.measuring import Measuring
 from cluster.run.metrics import sft_metrics, step_metrics
 from cluster.run.progress import Accuracy, Progress
 from cluster.run.quarantine import QuarantinedTask, check_quarantine
@@ -63,6 +63,7 @@ class TrainingLoop:
         learner: Learner,
         weights: WeightSync,
         demonstrations: DemonstrationBatches | None,
+        tasks: Sequence[Task],
         heldout: Mapping[str, Sequence[Task]],
         journal: Journal,
         progress: Progress,
@@ -90,6 +91,8 @@ class TrainingLoop:
             evaluate=self._evaluate,
             guards=self._guards,
         )
+        remember = self._stages.remember_curriculum
+        self._measuring = Measuring(config, tasks, curriculum, rollouts, journal, remember) if curriculum else None
 
     async def run(self) -> None:
         """Train until the last stage is done.
@@ -107,6 +110,7 @@ class TrainingLoop:
             await self._stages.remember_curriculum()
             if self._progress.base_accuracy is None:
                 self._progress.base_accuracy = await self._evaluate("base")
+            await self._measure_difficulty()
             await self._warm_up()
             await self._reinforce()
             await self._stop.unless_stopped(self._weights.settle())
@@ -163,11 +167,12 @@ class TrainingLoop:
                 return
             if not self._stages.is_open:
                 await self._open_phase(state)
+                await self._measure_difficulty()
             await self._train_step(state)
 
     async def _train_step(self, state: PhaseState) -> None:
         """Train on one batch of a phase: the algorithm, in its order."""
-        step = self._begin_step(state)
+        step = Step.begin(self._config, state, version=self._progress.policy_version)
         async for groups in self._scored_slices(step):
             self._compute_advantages(groups)
             await self._accumulate(step, groups)
@@ -178,17 +183,6 @@ class TrainingLoop:
         await self._obey_guards(await self._write(step))
 
     # ---- the verbs of a step
-
-    def _begin_step(self, state: PhaseState) -> Step:
-        phase = self._config.curriculum.phases[state.phase]
-        steps = phase_settings.expected_steps(phase)
-        order = BatchOrder(
-            sampling=phase_settings.sampling(self._config, phase),
-            version=self._progress.policy_version,
-            remaining_steps=None if steps is None else max(1, steps - state.num_steps),
-        )
-        learning_rate = phase_settings.learning_rate(self._config, phase, state.num_steps)
-        return Step(order, learning_rate=learning_rate, total_steps=steps)
 
     async def _scored_slices(self, step: Step) -> AsyncGenerator[list[ScoredGroup]]:
         """Yield the batch slice by slice, each as soon as its groups are scored; the next is sampled meanwhile.
@@ -343,6 +337,12 @@ class TrainingLoop:
         if not self._stages.has_finished("rl"):
             await self._journal.until_room(lambda: self._learner.start_stage("rl"))
         self._stages.open(state.name, kind="rl")
+
+    async def _measure_difficulty(self) -> None:
+        """Measure the tasks that the curriculum wants to know better, under the newest weights."""
+        if self._measuring is not None:
+            await self._stop.unless_stopped(self._weights.settle())
+            await self._stop.unless_stopped(self._measuring.catch_up())
 
     async def _send_new_version(self) -> None:
         """Send the weights; a stop does not wait for their arrival, since a resumed run sends them again."""

@@ -188,6 +188,7 @@ async def _run(
         learner=processes.learner,
         weights=processes.weights,
         demonstrations=prepared.demonstrations,
+        tasks=prepared.tasks,
         heldout=prepared.heldout,
         journal=journal,
         progress=progress,

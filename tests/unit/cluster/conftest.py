@@ -94,6 +94,9 @@ class AsyncCoordinator:
     async def phase_state(self):
         return self.coordinator.phase_state()
 
+    async def record_measured(self, task_ids, accuracies):
+        self.coordinator.record_measured(task_ids, accuracies)
+
     async def lease_counts(self):
         return self.coordinator.lease_counts()
 
@@ -117,6 +120,8 @@ class FakeRollouts:
         self.num_late = self.num_faulty = 0
         self.policy_version = 0
         """Of the weights in the engines."""
+        self.measured: list[tuple[str, Sampling]] = []
+        """Tasks that were answered by whole groups outside of a batch."""
 
     async def next_group(self, sampling: Sampling) -> ScoredGroup | None:
         version = self.policy_version
@@ -133,15 +138,22 @@ class FakeRollouts:
         """How long an answer takes."""
         await asyncio.sleep(0)
 
+    async def measure(self) -> None:
+        """How long a batch of groups takes that are only measured."""
+
     async def abort(self):
         self.calls.append("abort")
 
     async def answer(self, tasks, sampling: Sampling) -> list[ScoredGroup]:
-        self.calls.append(f"evaluate {len(tasks)}")
-        assert sampling.num_samples == 1
         leases = [
             TaskLease(lease_id=i, task_id=t.task_id, attempt=0, replayed=False, phase=0) for i, t in enumerate(tasks)
         ]
+        if sampling.num_samples > 1:
+            self.calls.append(f"measure {len(tasks)}")
+            self.measured += [(task.task_id, sampling) for task in tasks]
+            await self.measure()
+            return [self._scored(lease, self.accuracies(lease)) for lease in leases]
+        self.calls.append(f"evaluate {len(tasks)}")
         return [self._scored(lease, [float(i % 2 == 0)]) for i, lease in enumerate(leases)]
 
     async def judge_events(self):
@@ -271,9 +283,11 @@ class Bench:
                 **overrides,
             }
         )
+        self.quiet = True
         self.calls: list[str] = []
         names = [phase["name"] for phase in phases]
         tasks = [make_task(f"{name}-{i}", phase) for phase, name in enumerate(names) for i in range(12)]
+        self.tasks = tasks
         self.coordinator = Coordinator(
             tasks=[TaskEntry.of(task) for task in tasks], config=self.config.curriculum, seed=0
         )
@@ -296,7 +310,7 @@ class Bench:
     def loop(self, *, warm_up_only: bool = False) -> TrainingLoop:
         journal = Journal(
             folder=self.folder,
-            console=Console(quiet=True),
+            console=Console(quiet=self.quiet),
             trackers=[],
             checkpoint=self.config.checkpoint,
             fetch=lambda groups: groups,
@@ -310,6 +324,7 @@ class Bench:
             learner=self.learner,
             weights=WeightSync(self.transport, NoProbe(), overlaps=self.config.rollout.max_policy_lag > 0),
             demonstrations=self.demonstrations,
+            tasks=self.tasks,
             heldout=self.heldout,
             journal=journal,
             progress=self.progress,
