@@ -12,7 +12,8 @@ small meta and large group apart, so that the driver owns it.
 * soak: the same with groups in the object store, each freed when its batch is reported; a holder returns several
   groups per call to save time. Growth is that of private memory (RssAnon), a line fitted through the second half of
   the run; every task has been visited by then.
-* draws: fresh tasks over whole passes, shuffles and construction included, and replayed ones.
+* draws: fresh tasks over whole passes, shuffles and construction included, and replayed ones by difficulty, the
+  construction told apart.
 """
 
 from __future__ import annotations
@@ -29,20 +30,20 @@ from ray.experimental import get_object_locations
 from actors.local_ray import local_ray
 from benchmarks.coordinator_plane import Load, Plane, make_answers, make_group, make_tasks
 from benchmarks.line import Claim, environment, print_line, say
-from curriculum.retrospective import RetrospectivePool
+from curriculum.hard_tasks import HardTasks
 from curriculum.sampler import FreshSampler
 from curriculum.task import TaskLease
 
 MAX_GROWTH_MB = 5.0
 """Per 100,000 groups; a run of the paper's size has fewer."""
-MIN_POOL_DRAWS = 20_000
+NUM_REPLAYED_DRAWS = 20_000
 
 
 def main() -> None:
     """Parse the options, measure, print the line."""
     options = _options()
     sampler = {size: _fresh_draw_us(size, options.seed) for size in options.sampler_sizes}
-    pool = {size: _replayed_draw_us(size, options.seed) for size in options.sampler_sizes if size <= 100_000}
+    pool = {size: _replayed_draw_us(size, options.seed) for size in options.sampler_sizes}
     load = Load(
         num_tasks=options.tasks, prompt_tokens=options.soak_prompt_tokens, response_tokens=options.soak_response_tokens,
         group_size=options.group_size, batch_size=options.batch, num_holders=options.holders,
@@ -121,21 +122,23 @@ def _fresh_draw_us(num_tasks: int, seed: int) -> float:
     start = time.process_time()
     sampler = FreshSampler(task_ids, seed=seed, phase=0)
     for _ in range(num_draws):
-        sampler.draw(1)
+        sampler.draw()
     return _reported("fresh", num_tasks, (time.process_time() - start) / num_draws)
 
 
-def _replayed_draw_us(num_members: int, seed: int) -> float:
-    """Process time per draw of the replay pool; the accuracy of every drawn member is then reported, as in a run."""
-    task_ids = [f"task-{index:08d}" for index in range(num_members)]
-    num_draws = max(num_members, MIN_POOL_DRAWS // num_members * num_members)
-    accuracies = dict.fromkeys(task_ids, 0.0)
+def _replayed_draw_us(num_tasks: int, seed: int) -> float:
+    """Process time per replayed draw; every drawn task is then reported with another accuracy, as in a run."""
+    task_ids = [f"task-{index:08d}" for index in range(num_tasks)]
+    accuracies = {task_id: index % 8 / 8 for index, task_id in enumerate(task_ids)}
     start = time.process_time()
-    pool = RetrospectivePool(task_ids, accuracy_of=accuracies.get, epsilon=0.125, seed=seed, phase=0)
-    for _ in range(num_draws):
-        (task_id,) = pool.draw(1)
-        pool.refresh(task_id)
-    return _reported("replayed", num_members, (time.process_time() - start) / num_draws)
+    tasks = HardTasks(task_ids, accuracy_of=accuracies.get, is_taken=lambda _: False, seed=seed, phase=0)
+    say(f"{num_tasks} tasks to replay: {time.process_time() - start:.2f} s for the construction")
+    start = time.process_time()
+    for index in range(NUM_REPLAYED_DRAWS):
+        (task_id,) = tasks.draw(1)
+        accuracies[task_id] = index % 8 / 8
+        tasks.refresh(task_id)
+    return _reported("replayed", num_tasks, (time.process_time() - start) / NUM_REPLAYED_DRAWS)
 
 
 def _reported(kind: str, size: int, seconds: float) -> float:

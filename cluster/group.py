@@ -80,7 +80,12 @@ class ScoredGroup:
     @property
     def outcome(self) -> TaskOutcome:
         """What is reported to the curriculum."""
-        return TaskOutcome(lease_id=self.lease_id, task_id=self.task_id, accuracies=self.known_accuracies)
+        return TaskOutcome(
+            lease_id=self.lease_id,
+            task_id=self.task_id,
+            accuracies=self.known_accuracies,
+            num_samples=len(self.scores),
+        )
 
 
 def assign_advantages(

@@ -14,9 +14,8 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from cluster.batches.choice import batch_source
-from cluster.batches.source import BatchOrder, BatchSource
+from cluster.batches.source import BatchSource
 from cluster.group import ScoredGroup, assign_advantages
-from cluster.recipe import phase_settings
 from cluster.recipe.config import RunConfig
 from cluster.recipe.heldout import HeldOutSet
 from cluster.roles import Curriculum, Learner, Rollouts, SyncReport, TaskFailed
@@ -25,6 +24,7 @@ from cluster.run.guards import MAX_SKIPPED_IN_A_ROW, Finding, Guards
 from cluster.run.heldout import HeldOut
 from cluster.run.heldout_statistics import Evaluation
 from cluster.run.journal import Journal
+from cluster.run.measuring import Measuring
 from cluster.run.metrics import sft_metrics, step_metrics
 from cluster.run.progress import Progress
 from cluster.run.quarantine import QuarantinedTask, check_quarantine
@@ -35,6 +35,7 @@ from cluster.run.stopping import Interrupted, JudgeLost, PhaseFruitless, StopSig
 from cluster.weights.sync import WeightSync
 from curriculum.errors import root_cause
 from curriculum.metric import metrics_of
+from curriculum.task import Task
 from curriculum.transition import PhaseState
 from learner.advantages import masks_negatives
 from learner.schedule import learning_rate_at
@@ -64,6 +65,7 @@ class TrainingLoop:
         learner: Learner,
         weights: WeightSync,
         demonstrations: DemonstrationBatches | None,
+        tasks: Sequence[Task],
         heldout: HeldOutSet,
         journal: Journal,
         progress: Progress,
@@ -93,6 +95,7 @@ class TrainingLoop:
             guards=self._guards,
             stop=self._stop,
         )
+        self._measuring = Measuring(config, tasks, curriculum, rollouts, journal, self._stages.remember_curriculum)
 
     async def run(self) -> None:
         """Train until the last stage is done.
@@ -108,6 +111,7 @@ class TrainingLoop:
         """
         try:
             await self._stages.begin()
+            await self._measure_difficulty()
             await self._warm_up()
             await self._reinforce()
             await self._stop.unless_stopped(self._weights.settle())
@@ -162,11 +166,12 @@ class TrainingLoop:
                 return
             if not self._stages.is_open:
                 await self._open_phase(state)
+                await self._measure_difficulty()
             await self._train_step(state)
 
     async def _train_step(self, state: PhaseState) -> None:
         """Train on one batch of a phase: the algorithm, in its order."""
-        step = self._begin_step(state)
+        step = Step.begin(self._config, state, self._progress)
         async for groups in self._scored_slices(step):
             self._compute_advantages(groups)
             await self._accumulate(step, groups)
@@ -177,17 +182,6 @@ class TrainingLoop:
         await self._obey_guards(await self._write(step))
 
     # ---- the verbs of a step
-
-    def _begin_step(self, state: PhaseState) -> Step:
-        phase = self._config.curriculum.phases[state.phase]
-        steps = phase_settings.expected_steps(phase)
-        order = BatchOrder(
-            sampling=phase_settings.sampling(self._config, phase),
-            version=self._progress.policy_version,
-            remaining_steps=None if steps is None else max(1, steps - state.num_steps),
-        )
-        learning_rate = phase_settings.learning_rate(self._config, state, self._progress.finished_rl_steps)
-        return Step(order, learning_rate=learning_rate, total_steps=steps)
 
     async def _scored_slices(self, step: Step) -> AsyncGenerator[list[ScoredGroup]]:
         """Yield the batch slice by slice, each as soon as its groups are scored; the next is sampled meanwhile.
@@ -342,6 +336,12 @@ class TrainingLoop:
         if not self._stages.has_finished("rl"):
             await self._journal.until_room(lambda: self._learner.start_stage("rl"))
         self._stages.open(state.name, kind="rl")
+
+    async def _measure_difficulty(self) -> None:
+        """Measure the tasks that the curriculum wants to know better, under the newest weights."""
+        if self._curriculum is not None:
+            await self._stop.unless_stopped(self._weights.settle())
+            await self._stop.unless_stopped(self._measuring.catch_up())
 
     async def _send_new_version(self) -> None:
         """Send the weights; a stop does not wait for their arrival, since a resumed run sends them again."""

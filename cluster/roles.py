@@ -105,6 +105,10 @@ class Curriculum(Protocol):
         """Return the running phase and its progress."""
         ...
 
+    def record_measured(self, task_ids: Sequence[str], accuracies: Mapping[str, float]) -> Awaitable[None]:
+        """Record the mean accuracies of tasks of which a group was sampled to measure them."""
+        ...
+
     def lease_counts(self) -> Awaitable[LeaseCounts]:
         """Return the totals of all leases of the run."""
         ...

@@ -192,6 +192,7 @@ async def _run(
         learner=processes.learner,
         weights=processes.weights,
         demonstrations=prepared.demonstrations,
+        tasks=prepared.tasks,
         heldout=prepared.heldout,
         journal=journal,
         progress=progress,
@@ -199,19 +200,20 @@ async def _run(
     )
     watch.diagnosis.facts = lambda: {**processes.facts(), **loop.facts()}
     await loop.run()
-    await StopSignal(stop).unless_stopped(journal.export_models(progress, final=True))
-    await _summarise(config, folder, console, journal, progress, processes.curriculum)
+    await _finish(config, folder, console, journal, progress, processes.curriculum, stop)
 
 
-async def _summarise(
+async def _finish(
     config: RunConfig,
     folder: RunFolder,
     console: Console,
     journal: Journal,
     progress: Progress,
     curriculum: Curriculum | None,
+    stop: asyncio.Event,
 ) -> None:
-    """Write summary.json and print the results."""
+    """Export the final model, write summary.json and print the results."""
+    await StopSignal(stop).unless_stopped(journal.export_models(progress, final=True))
     leases, imbalance = await _balance(curriculum, progress)
     if imbalance:
         journal.fault(part="ledger", error=imbalance)

@@ -134,10 +134,24 @@ class RetrospectiveConfig(StrictModel):
     """Replay of hard samples from earlier phases (paper section 2.3 and 3.2)."""
 
     selection: Literal["zero_accuracy", "difficulty"] = "zero_accuracy"
-    """`zero_accuracy`: the tasks whose mean accuracy is zero, as the paper ran it. `difficulty`: a draw without
-    replacement, weighted by 1 / (mean accuracy + 1/8) over the tasks that are not solved yet (Eq. 10)."""
+    """`zero_accuracy`: the tasks whose mean accuracy was zero at the transition, pass by pass, as the paper ran it.
+    `difficulty`: every slot is drawn from all tasks of earlier phases that are not solved now, with a probability
+    proportional to 1 / (mean accuracy + 1/8) (Eq. 10)."""
+    difficulty: Literal["latest", "base", "transition"] = "latest"
+    """The mean accuracy in the weights of `selection: difficulty`: of the latest visit; `base`: of one group per task
+    under the model that the run starts from, sampled before the warm-up; `transition`: of the latest visit, where one
+    group for each of the hardest 1,000 earlier tasks is sampled at every transition."""
     max_share: float = Field(default=0.25, ge=0, lt=1)
     """Largest share of replayed tasks in a batch."""
+
+    @model_validator(mode="after")
+    def _measures_what_it_uses(self) -> Self:
+        if self.difficulty != "latest" and self.selection != "difficulty":
+            raise ValueError(
+                f"difficulty={self.difficulty} measures weights, and selection={self.selection} draws without any; set "
+                "selection=difficulty or difficulty=latest"
+            )
+        return self
 
 
 class FixedSteps(StrictModel):
@@ -149,11 +163,14 @@ class FixedSteps(StrictModel):
 
 
 class FixedEpochs(StrictModel):
-    """The phase ends when its own tasks have been sampled this many times: whole passes, a fraction allowed."""
+    """The phase ends after so many groups for each of its tasks, on average; a fraction is allowed."""
 
     type: Literal["epochs"] = "epochs"
     epochs: float = Field(gt=0)
-    """Passes over the tasks of the phase."""
+    """Groups / tasks of the phase."""
+    of: Literal["sampled", "trained"] = "sampled"
+    """Which groups count: `sampled`, the fresh ones that were sampled, with a signal or not, so that an epoch is a pass
+    over the tasks; `trained`, those that were trained on, replayed ones included."""
 
 
 class Plateau(StrictModel):
@@ -187,6 +204,9 @@ class CurriculumConfig(StrictModel):
 
     phases: tuple[PhaseConfig, ...] = ()
     """Empty: no reinforcement learning, the run is a warm-up SFT only."""
+    balance: Literal["none", "data_source"] = "none"
+    """How fresh tasks are drawn: `none`, pass by pass over all tasks of the phase; `data_source`, from the data sources
+    in turn, each in passes of its own, so that all have the same share (QwenLong-L1.5)."""
     retrospective: RetrospectiveConfig | None = RetrospectiveConfig()
     """Replay of hard tasks from earlier phases; None trains on fresh tasks only."""
     max_sampling_rounds: int = Field(default=10, gt=0)

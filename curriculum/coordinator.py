@@ -5,13 +5,15 @@ It is a plain object; `coordinator_actor.py` puts it into a process of its own. 
     open_batch(n)                  the n leases of the step are fixed here: fresh tasks and replayed ones
     lease(holder) ... report(...)  holders pull in any order; outcomes refresh the difficulty table
     open_batch(m)                  replacements for groups without variance, as often as needed
-    finish_step(step, ...)         the phase clock ticks; at the end of a phase the next pool is drawn
+    finish_step(step, ...)         the phase clock ticks; at the end of a phase the next one begins
+    record_measured(...)           where difficulty is measured: before the first phase, or at the beginning of another
 
 or, where groups are sampled while the learner trains, `open_stream(n)` at any time, `keep_all` for answered leases
 until it is trained on, and `withdraw` for what is left at the end of a phase.
 
-Which task a lease carries depends on the seed and on what was reported before `open_batch`, never on the order in
-which holders pull or report in between.
+A task is not drawn twice into one batch while others are left: it is taken while one of its leases is open, and until
+the end of the step in which one was opened. Which task a lease carries depends on the seed and on what was reported
+before `open_batch`, never on the order in which holders pull or report in between.
 """
 
 from __future__ import annotations
@@ -27,20 +29,16 @@ from curriculum.difficulty import DifficultyTable
 from curriculum.errors import RunFailed, UserError, one_line
 from curriculum.leases import LeaseBook, LeaseCounts
 from curriculum.phases import PhaseClock
-from curriculum.retrospective import RetrospectivePool, draw_pool
-from curriculum.sampler import FreshSampler, spread_slots
-from curriculum.step_counts import StepCounts
+from curriculum.pool import open_pool, tasks_to_measure
+from curriculum.sampler import FreshTasks, spread_slots
+from curriculum.step_counts import StepCounts, mean
 from curriculum.task import TaskEntry, TaskLease, TaskOutcome
-from curriculum.task_set import check_tasks, fingerprint
+from curriculum.task_set import by_source, check_measured, check_state, check_tasks, fingerprint
 from curriculum.transition import CurriculumReport, EndReason, PhaseState, Transition
 
-STATE_FORMAT = 2
+STATE_FORMAT = 3
 LEASE_TIMEOUT_S = 3600.0
 """A lease that is not reported back within this time is given out again."""
-MAX_POOL_SIZE = 1000
-"""Most tasks that one phase replays."""
-EPSILON = 0.125
-"""Added to the mean accuracy in Eq. 10; 1/8 keeps no success and one of eight apart."""
 
 
 class Coordinator:
@@ -69,14 +67,17 @@ class Coordinator:
         self._seed = seed
         self._tasks = {task.task_id: task for task in tasks}
         self._fingerprint = fingerprint(tasks, config, seed)
+        self._replay = config.retrospective.model_dump(mode="json") if config.retrospective else {}
         self._phase_task_ids = [
             [task.task_id for task in tasks if task.phase == phase] for phase in range(len(config.phases))
         ]
         self._book = LeaseBook(timeout_s=LEASE_TIMEOUT_S, now=now)
         self._difficulty = DifficultyTable()
         self._quarantined: set[str] = set()
+        self._taken: set[str] = set()
+        """Tasks that are in the running batch, or in flight."""
         self._finished = False
-        self._enter(0, members=())
+        self._enter(0)
 
     # ---- called by the driver
 
@@ -97,8 +98,10 @@ class Coordinator:
             raise ValueError(f"open_batch({num_tasks}): ask for at least one task")
         replayed = self._pool.draw(self._num_replay_slots(num_tasks))
         slots = spread_slots(num_tasks, len(replayed))
-        sides = {True: iter(replayed), False: iter(self._draw_fresh(num_tasks - len(replayed)))}
-        return tuple(self._open(next(sides[is_replayed]), is_replayed) for is_replayed in slots)
+        hard = iter(replayed)
+        return tuple(
+            self._open(next(hard), True) if marked else self._open(self._draw_fresh(), False) for marked in slots
+        )
 
     def open_stream(self, num_tasks: int) -> tuple[int, ...]:
         """Open `num_tasks` more leases where groups are sampled without a break; return their ids.
@@ -131,8 +134,11 @@ class Coordinator:
         if self._finished:
             raise ValueError(f"finish_step({step}): the last phase is over")
         fresh, replayed = self._counts.fresh, self._counts.replayed
+        self._free_taken()
         reason = self._clock.advance(
-            accuracy=fresh.accuracy, num_trained_groups=num_trained_groups, epochs=self._epochs
+            accuracy=fresh.accuracy if fresh.is_telling else None,
+            num_trained_groups=num_trained_groups,
+            epochs=self._epochs,
         )
         report = CurriculumReport(
             phase=self._phase,
@@ -157,7 +163,24 @@ class Coordinator:
             name=self._config.phases[self._phase].name,
             num_steps=self._clock.num_steps,
             finished=self._finished,
+            to_measure=self._to_measure,
         )
+
+    def record_measured(self, task_ids: Sequence[str], accuracies: Mapping[str, float]) -> None:
+        """Record groups that were sampled to measure how hard tasks are; they count as the latest visits.
+
+        Args:
+            task_ids: tasks of `phase_state().to_measure` that were asked for.
+            accuracies: mean accuracy of those of them whose group had enough known rewards.
+        """
+        retrospective = self._config.retrospective
+        for task_id, accuracy in accuracies.items():
+            self._difficulty.record(task_id, lease_id=self._book.last_id, accuracy=accuracy)
+            if retrospective is not None and retrospective.difficulty == "base":
+                self._difficulty.record_base(task_id, accuracy)
+            self._pool.refresh(task_id)
+        done = set(task_ids)
+        self._to_measure = tuple(task_id for task_id in self._to_measure if task_id not in done)
 
     def open_leases(self) -> tuple[int, ...]:
         """Return the ids of the leases that are not closed, oldest first."""
@@ -165,7 +188,9 @@ class Coordinator:
 
     def withdraw(self, lease_ids: Sequence[int]) -> int:
         """Close leases whose groups are no longer wanted, without an outcome; return how many were open."""
-        return self._book.withdraw(lease_ids)
+        num_open = self._book.withdraw(lease_ids)
+        self._free_taken()
+        return num_open
 
     def lease_counts(self) -> LeaseCounts:
         """Return the totals of the lease book over the run, resumes included."""
@@ -225,12 +250,15 @@ class Coordinator:
             "phase": self._phase,
             "finished": self._finished,
             "clock": self._clock.state_dict(),
-            "sampler": self._sampler.state_dict(),
+            "sampler": self._fresh.state_dict(),
+            "replay": self._replay,
             "pool": self._pool.state_dict(),
+            "to_measure": list(self._to_measure),
             "difficulty": self._difficulty.state_dict(),
             "leases": self._book.state_dict(),
             "tally": self._counts.state_dict(),
             "quarantined": sorted(self._quarantined),
+            "taken": sorted(self._taken),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -239,17 +267,9 @@ class Coordinator:
         Raises:
             UserError: The state belongs to other tasks, phases or seed, or to another format, or is none.
         """
-        if state.get("format") != STATE_FORMAT:
-            raise UserError(
-                f"curriculum state: format={state.get('format')!r}, this version reads {STATE_FORMAT}; "
-                "resume with the version that wrote the checkpoint"
-            )
-        if state.get("fingerprint") != self._fingerprint:
-            raise UserError(
-                f"curriculum state: fingerprint={state.get('fingerprint')}, the recipe gives {self._fingerprint}; "
-                "resume with the same tasks, phases and seed, or start a new run"
-            )
+        check_state(state, expected_format=STATE_FORMAT, expected_fingerprint=self._fingerprint)
         try:
+            check_measured(state["replay"], self._replay)
             self._restore(state)
         except (LookupError, TypeError, ValueError, AttributeError, AssertionError) as error:
             raise UserError(
@@ -259,15 +279,19 @@ class Coordinator:
     # ---- inside
 
     def _restore(self, state: Mapping[str, Any]) -> None:
-        self._enter(state["phase"], members=())
+        self._difficulty.load_state_dict(state["difficulty"])
+        self._book.load_state_dict(state["leases"])
+        self._quarantined, self._taken = set(state["quarantined"]), set(state["taken"])
+        self._enter(state["phase"])
         self._finished = state["finished"]
         self._clock.load_state_dict(state["clock"])
-        self._sampler.load_state_dict(state["sampler"])
-        self._difficulty.load_state_dict(state["difficulty"])
-        self._pool.load_state_dict(state["pool"])
-        self._book.load_state_dict(state["leases"])
+        self._fresh.load_state_dict(state["sampler"])
+        before, now = state["replay"], self._replay
+        if before.get("selection") == now.get("selection"):  # another one begins in the middle of the phase
+            self._pool.load_state_dict(state["pool"])
+        same = before.get("difficulty") == now.get("difficulty")
+        self._to_measure = tuple(state["to_measure"]) if same else ()
         self._counts.load_state_dict(state["tally"])
-        self._quarantined = set(state["quarantined"])
 
     def _num_replay_slots(self, num_tasks: int) -> int:
         retrospective = self._config.retrospective
@@ -280,23 +304,29 @@ class Coordinator:
         share = retrospective.max_share if retrospective else 0.0
         due = int(share * (self._counts.num_groups + 1) + 1e-9) > self._counts.num_replayed
         replayed = self._pool.draw(1) if due else []
-        return self._open(*(replayed or self._draw_fresh(1)), replayed=bool(replayed))
+        return self._open(replayed[0] if replayed else self._draw_fresh(), replayed=bool(replayed))
 
-    def _draw_fresh(self, num_tasks: int) -> list[str]:
-        """Draw fresh tasks; those in quarantine count as drawn, so that a pass ends as without them."""
-        phase = self._phase_task_ids[self._phase]
-        if len(self._quarantined) >= len(phase) and self._quarantined.issuperset(phase):
+    def _draw_fresh(self) -> str:
+        """Draw a fresh task that is not taken, while there is one; those in quarantine count as drawn."""
+        task_id = self._fresh.draw(taken=self._taken, gone=self._quarantined)
+        if task_id is None:  # the batch is larger than the phase, and begins a second round
+            self._taken.difference_update(self._phase_task_ids[self._phase])
+            task_id = self._fresh.draw(taken=self._taken, gone=self._quarantined)
+        if task_id is None:
             raise RunFailed(
                 f"every task of {self._config.phases[self._phase].name} is in quarantine; quarantine.jsonl says why"
             )
-        drawn: list[str] = []
-        while len(drawn) < num_tasks:
-            more = self._sampler.draw(num_tasks - len(drawn))
-            drawn += [task_id for task_id in more if task_id not in self._quarantined]
-        return drawn
+        return task_id
+
+    def _free_taken(self) -> None:
+        """Free the tasks without an open lease, for the next batch."""
+        before, self._taken = self._taken, self._book.open_tasks
+        for task_id in before - self._taken:
+            self._pool.refresh(task_id)
 
     def _open(self, task_id: str, replayed: bool) -> int:
         lease = self._book.open(task_id, phase=self._phase, replayed=replayed)
+        self._taken.add(task_id)
         self._counts.add_group(replayed=replayed, prompt_tokens=self._tasks[task_id].prompt_tokens)
         return lease.lease_id
 
@@ -304,7 +334,8 @@ class Coordinator:
         lease = self._book.close(outcome.lease_id, outcome.task_id)
         if lease is None:
             return False
-        accuracy = self._difficulty.record(outcome.task_id, lease_id=lease.lease_id, accuracies=outcome.accuracies)
+        accuracy = outcome.mean_accuracy
+        self._difficulty.record(outcome.task_id, lease_id=lease.lease_id, accuracy=accuracy)
         self._pool.refresh(outcome.task_id)
         if outcome.quarantined:
             self._quarantined.add(outcome.task_id)
@@ -315,8 +346,11 @@ class Coordinator:
     def _transit(self, step: int, reason: EndReason, accuracy: float | None) -> Transition:
         ended, num_steps, epochs = self._phase, self._clock.num_steps, self._epochs
         following = ended + 1 if ended + 1 < len(self._config.phases) else None
-        num_candidates, members = self._draw_members(following)
-        transition = Transition(
+        if following is not None:
+            self._enter(following)
+        members = self._pool.live() if following is not None else []
+        self._finished = following is None
+        return Transition(
             step=step,
             from_phase=ended,
             to_phase=following,
@@ -324,55 +358,41 @@ class Coordinator:
             num_steps=num_steps,
             epochs=epochs,
             accuracy=accuracy,
-            num_candidates=num_candidates,
+            num_candidates=self._num_candidates if members else 0,
             pool_size=len(members),
-            pool_accuracy=_mean([self._difficulty.mean_accuracy(task_id) or 0.0 for task_id in members]),
-            pool_prompt_tokens=_mean([float(self._tasks[task_id].prompt_tokens) for task_id in members]),
-        )
-        if following is None:
-            self._finished = True
-        else:
-            self._enter(following, members=members)
-        return transition
-
-    def _draw_members(self, following: int | None) -> tuple[int, tuple[str, ...]]:
-        retrospective = self._config.retrospective
-        if retrospective is None or following is None:
-            return 0, ()
-        earlier = [task_id for phase in range(following) for task_id in self._phase_task_ids[phase]]
-        healthy = [task_id for task_id in earlier if task_id not in self._quarantined]
-        return draw_pool(
-            {task_id: self._difficulty.mean_accuracy(task_id) for task_id in healthy},
-            selection=retrospective.selection,
-            epsilon=EPSILON,
-            max_pool_size=MAX_POOL_SIZE,
-            seed=self._seed,
-            phase=following,
+            pool_accuracy=mean([self._difficulty.mean_accuracy(task_id) or 0.0 for task_id in members]),
+            pool_prompt_tokens=mean([float(self._tasks[task_id].prompt_tokens) for task_id in members]),
         )
 
-    def _enter(self, phase: int, members: tuple[str, ...]) -> None:
-        retrospective = self._config.retrospective
+    def _enter(self, phase: int) -> None:
         self._phase = phase
+        task_ids = self._phase_task_ids[phase]
         self._clock = PhaseClock(
-            end=self._config.phases[phase].end, max_fruitless_steps=self._config.max_fruitless_steps
+            end=self._config.phases[phase].end,
+            max_fruitless_steps=self._config.max_fruitless_steps,
+            num_tasks=len(task_ids),
         )
-        self._sampler = FreshSampler(self._phase_task_ids[phase], seed=self._seed, phase=phase)
-        self._pool = RetrospectivePool(
-            members,
-            accuracy_of=self._difficulty.mean_accuracy,
-            epsilon=EPSILON if retrospective and retrospective.selection == "difficulty" else None,
+        sources = by_source([self._tasks[task_id] for task_id in task_ids], self._config.balance)
+        self._fresh = FreshTasks(sources, seed=self._seed, phase=phase)
+        self._num_candidates, self._pool = open_pool(
+            self._config.retrospective,
+            self._healthy(self._phase_task_ids[:phase]),
+            self._difficulty,
+            is_taken=lambda task_id: task_id in self._taken,
             seed=self._seed,
             phase=phase,
         )
+        measured = self._phase_task_ids[:phase] if phase else self._phase_task_ids[:-1]
+        self._to_measure = tasks_to_measure(
+            self._config.retrospective, self._healthy(measured), self._difficulty, is_first=phase == 0
+        )
         self._counts = StepCounts()
+
+    def _healthy(self, phases: Sequence[Sequence[str]]) -> list[str]:
+        return [task_id for task_ids in phases for task_id in task_ids if task_id not in self._quarantined]
 
     @property
     def _epochs(self) -> float:
         """Passes over the tasks of the phase; tasks whose leases are still open do not count."""
-        num_tasks = len(self._phase_task_ids[self._phase])
         num_open = self._book.num_open(phase=self._phase, replayed=False)
-        return (round(self._sampler.epochs * num_tasks) - num_open) / num_tasks
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+        return (self._fresh.num_drawn - num_open) / len(self._phase_task_ids[self._phase])

@@ -50,7 +50,9 @@ class _Hold:
 
 
 class LeaseBook:
-    """Open leases in order of their ids. No call looks at every lease, except `release`, `open_ids` and the state.
+    """Open leases in order of their ids.
+
+    No call looks at every lease, except `release`, `open_ids`, `open_tasks` and the state.
 
     A lease whose holders die is suspected: its task may be what kills them. From its second death on it is handed out
     only to a holder that holds nothing else, and that holder gets no other. A holder that dies with a single suspect
@@ -89,6 +91,16 @@ class LeaseBook:
     def open_ids(self) -> tuple[int, ...]:
         """Ids of the open leases, oldest first."""
         return tuple(self._open)
+
+    @property
+    def open_tasks(self) -> set[str]:
+        """Ids of the tasks with an open lease."""
+        return {lease.task_id for lease in self._open.values()}
+
+    @property
+    def last_id(self) -> int:
+        """Id of the newest lease of the run; -1 before the first."""
+        return self._next_id - 1
 
     def num_open(self, *, phase: int, replayed: bool) -> int:
         """Open leases of one phase, fresh or replayed."""

@@ -38,17 +38,21 @@ class PhaseClock:
     Every finished step counts, fruitless ones included, so that a phase always ends. A plateau is judged on the mean
     of the last `PLATEAU_WINDOW` scored steps, from the moment there are so many: the mean makes progress when it
     exceeds the best one so far by more than `MIN_IMPROVEMENT` (the best one moves only then, so slow progress adds
-    up), and `patience` steps in a row without progress are a plateau. A step without accuracy makes no progress.
+    up), and `patience` steps in a row without progress are a plateau. A step without accuracy is neither: it tells
+    nothing about the policy.
 
     Args:
         end: The rule of the phase.
         max_fruitless_steps: Steps in a row without a trained group that end the phase whatever its rule.
+        num_tasks: Tasks of the phase.
     """
 
-    def __init__(self, *, end: PhaseEnd, max_fruitless_steps: int) -> None:
+    def __init__(self, *, end: PhaseEnd, max_fruitless_steps: int, num_tasks: int) -> None:
         self._end = end
         self._max_fruitless_steps = max_fruitless_steps
+        self._num_tasks = num_tasks
         self.num_steps = 0
+        self._num_trained = 0
         self._num_fruitless = 0
         self._recent: list[float] = []
         self._best: float | None = None
@@ -58,11 +62,12 @@ class PhaseClock:
         """Count one finished step; return why the phase is over, or None.
 
         Args:
-            accuracy: Mean accuracy of the step's fresh groups; None if none was scored.
+            accuracy: Mean accuracy of the step's fresh groups; None if too few were scored.
             num_trained_groups: Groups the learner trained on.
             epochs: Passes over the tasks of the phase since its beginning.
         """
         self.num_steps += 1
+        self._num_trained += num_trained_groups
         self._num_fruitless = 0 if num_trained_groups else self._num_fruitless + 1
         reason = self._end_by_rule(accuracy, epochs)
         if reason is None and self._num_fruitless >= self._max_fruitless_steps:
@@ -73,6 +78,7 @@ class PhaseClock:
         """Return the state as JSON values."""
         return {
             "num_steps": self.num_steps,
+            "num_trained": self._num_trained,
             "num_fruitless": self._num_fruitless,
             "recent": list(self._recent),
             "best": self._best,
@@ -82,6 +88,7 @@ class PhaseClock:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a state of the same phase."""
         self.num_steps = state["num_steps"]
+        self._num_trained = state["num_trained"]
         self._num_fruitless = state["num_fruitless"]
         self._recent = list(state["recent"])
         self._best = state["best"]
@@ -91,22 +98,23 @@ class PhaseClock:
         match self._end:
             case FixedSteps(steps=steps):
                 return EndReason.STEPS if self.num_steps >= steps else None
-            case FixedEpochs(epochs=wanted):
-                return EndReason.EPOCHS if epochs >= wanted else None
+            case FixedEpochs(epochs=wanted, of=counted):
+                done = epochs if counted == "sampled" else self._num_trained / self._num_tasks
+                return EndReason.EPOCHS if done >= wanted else None
             case Plateau() as rule:
                 return self._end_by_plateau(rule, accuracy)
 
     def _end_by_plateau(self, rule: Plateau, accuracy: float | None) -> EndReason | None:
         if accuracy is not None:
             self._recent = [*self._recent, accuracy][-PLATEAU_WINDOW:]
-        if len(self._recent) == PLATEAU_WINDOW:
-            self._judge_progress(fsum(self._recent) / PLATEAU_WINDOW, scored=accuracy is not None)
+            if len(self._recent) == PLATEAU_WINDOW:
+                self._judge_progress(fsum(self._recent) / PLATEAU_WINDOW)
         if self.num_steps >= rule.max_steps:
             return EndReason.MAX_STEPS
         return EndReason.PLATEAU if self._num_stale >= rule.patience else None
 
-    def _judge_progress(self, smoothed: float, *, scored: bool) -> None:
-        if scored and (self._best is None or smoothed > self._best + MIN_IMPROVEMENT):
+    def _judge_progress(self, smoothed: float) -> None:
+        if self._best is None or smoothed > self._best + MIN_IMPROVEMENT:
             self._best, self._num_stale = smoothed, 0
         else:
             self._num_stale += 1

@@ -1,74 +1,62 @@
-"""The retrospective pool: hard tasks of earlier phases that are replayed in the running one (paper section 2.3)."""
+"""The retrospective pool of the paper's run: tasks without a success in earlier phases (paper section 3.2)."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
-from curriculum.difficulty import difficulty
-from curriculum.sampler import Purpose, generator, weighted_order
+from curriculum.sampler import Purpose, generator, random_order
 
-AccuracyOf = Callable[[str], float | None]
-"""Latest mean accuracy of a task id; None if it was never scored."""
+MAX_POOL_SIZE = 1000
+"""Most tasks that one phase replays in this way, and that are measured at a transition."""
 
 
-def draw_pool(
-    accuracies: Mapping[str, float | None],
-    *,
-    selection: Literal["zero_accuracy", "difficulty"],
-    epsilon: float,
-    max_pool_size: int,
-    seed: int,
-    phase: int,
-) -> tuple[int, tuple[str, ...]]:
-    """Draw the pool of `phase` from the tasks of the earlier phases.
+def draw_pool(accuracies: Mapping[str, float | None], *, seed: int, phase: int) -> tuple[int, tuple[str, ...]]:
+    """Draw the pool of `phase` from the tasks of the earlier phases whose mean accuracy is zero.
 
-    `zero_accuracy` takes the tasks whose mean accuracy is zero, all with the same chance. `difficulty` takes the tasks
-    that are not solved (mean accuracy below one), with weights 1 / (mean accuracy + epsilon), without replacement.
-    Tasks that were never scored have no difficulty and stay out.
+    Tasks that were never scored stay out.
 
     Args:
         accuracies: Latest mean accuracy of every task of the earlier phases.
-        selection: Which tasks qualify.
-        epsilon: Added to the mean accuracy before the division.
-        max_pool_size: Largest pool.
         seed: Run seed.
         phase: Index of the phase that will replay the pool.
 
     Returns:
-        The number of tasks that qualified, and the drawn ones in the order of the draw.
+        The number of tasks that qualified, and at most `MAX_POOL_SIZE` of them in the order of the draw.
     """
-    qualifies = _has_no_success if selection == "zero_accuracy" else _is_unsolved
-    qualified = {task_id: mean for task_id, mean in accuracies.items() if mean is not None and qualifies(mean)}
-    weights = _weights(list(qualified.values()), epsilon if selection == "difficulty" else None)
-    order = weighted_order(weights, generator(seed, Purpose.POOL, phase))
-    task_ids = list(qualified)
-    return len(task_ids), tuple(task_ids[index] for index in order[:max_pool_size])
+    qualified = [task_id for task_id, mean in accuracies.items() if mean == 0.0]
+    order = random_order(len(qualified), generator(seed, Purpose.POOL, phase))
+    return len(qualified), tuple(qualified[index] for index in order[:MAX_POOL_SIZE])
 
 
 class RetrospectivePool:
     """The pool of one phase; it gives out each member at most once per pass and at most once per draw.
 
-    Each pass draws a new order from the current difficulties, so with few replay slots the hardest members come
-    first. A member leaves while all known samples of its latest visit are correct: a group without a wrong answer
-    teaches nothing. A member with some successes stays: its groups have the variance that training needs.
-    Only the beginning of a pass looks at every member.
+    Each pass has a new order. A member leaves while all known samples of its latest visit are correct: a group without
+    a wrong answer teaches nothing. A member with some successes stays: its groups have the variance that training
+    needs. One that is taken keeps its turn. Only the beginning of a pass looks at every member.
 
     Args:
         members: Task ids drawn at the transition.
-        accuracy_of: Returns the current accuracy of a task; call `refresh` for every one that changes.
-        epsilon: For weights 1 / (mean accuracy + epsilon); None for equal weights.
+        accuracy_of: Returns the latest accuracy of a task; call `refresh` for every one that changes.
+        is_taken: Whether a task cannot be drawn at the moment.
         seed: Run seed.
         phase: Index of the phase that replays the pool.
     """
 
     def __init__(
-        self, members: Sequence[str], *, accuracy_of: AccuracyOf, epsilon: float | None, seed: int, phase: int
+        self,
+        members: Sequence[str],
+        *,
+        accuracy_of: Callable[[str], float | None],
+        is_taken: Callable[[str], bool],
+        seed: int,
+        phase: int,
     ) -> None:
         self._accuracy_of = accuracy_of
-        self._epsilon = epsilon
+        self._is_taken = is_taken
         self._seed = seed
         self._phase = phase
         self._fill(members, remaining=(), num_passes=0)
@@ -77,6 +65,10 @@ class RetrospectivePool:
     def num_live(self) -> int:
         """Members that are not solved."""
         return len(self._members) - len(self._solved)
+
+    def live(self) -> list[str]:
+        """Return the members that are not solved, in the order of the draw."""
+        return [task_id for task_id in self._members if task_id not in self._solved]
 
     def refresh(self, task_id: str) -> None:
         """Look again at the accuracy of a task, member or not."""
@@ -97,11 +89,10 @@ class RetrospectivePool:
         self._solved_in_pass.discard(task_id)
 
     def draw(self, num_tasks: int) -> list[str]:
-        """Return the next members that are not solved: `num_tasks`, or all of them if there are fewer."""
+        """Return the next members that are neither solved nor taken: `num_tasks`, or all if there are fewer."""
         self._drop_solved()
-        num_tasks = min(num_tasks, self.num_live)
         drawn = self._take(num_tasks, taken_before=())
-        if len(drawn) < num_tasks:
+        if len(drawn) < num_tasks and self._has_another(drawn):
             self._begin_pass()
             drawn += self._take(num_tasks - len(drawn), taken_before=drawn)
         return drawn
@@ -123,38 +114,27 @@ class RetrospectivePool:
         """Solved members that the pass may still hold; one that is unsolved again by the next draw keeps its turn."""
 
     def _is_solved(self, task_id: str) -> bool:
-        return not _is_unsolved(self._accuracy_of(task_id) or 0.0)
+        return self._accuracy_of(task_id) == 1.0
 
     def _drop_solved(self) -> None:
         for task_id in self._solved_in_pass:
             self._remaining.pop(task_id, None)
         self._solved_in_pass.clear()
 
+    def _has_another(self, drawn: Sequence[str]) -> bool:
+        return any(not self._is_taken(task_id) and task_id not in drawn for task_id in self.live())
+
     def _begin_pass(self) -> None:
-        live = [task_id for task_id in self._members if task_id not in self._solved]
-        weights = _weights([self._accuracy_of(task_id) or 0.0 for task_id in live], self._epsilon)
+        live = self.live()
         rng = generator(self._seed, Purpose.REPLAY, self._phase, self._num_passes)
-        self._remaining = OrderedDict.fromkeys(live[index] for index in weighted_order(weights, rng))
+        self._remaining = OrderedDict.fromkeys(live[index] for index in random_order(len(live), rng))
         self._num_passes += 1
 
     def _take(self, num_tasks: int, taken_before: Sequence[str]) -> list[str]:
-        """Take the next of the pass; those of `taken_before` are skipped and keep their turn."""
+        """Take the next of the pass; those of `taken_before`, and those that are taken, are skipped and keep theirs."""
         before = set(taken_before)
-        taken = list(islice((task_id for task_id in self._remaining if task_id not in before), num_tasks))
+        free = (task_id for task_id in self._remaining if task_id not in before and not self._is_taken(task_id))
+        taken = list(islice(free, num_tasks))
         for task_id in taken:
             del self._remaining[task_id]
         return taken
-
-
-def _has_no_success(mean_accuracy: float) -> bool:
-    return mean_accuracy == 0.0
-
-
-def _is_unsolved(mean_accuracy: float) -> bool:
-    return mean_accuracy < 1.0
-
-
-def _weights(accuracies: Sequence[float], epsilon: float | None) -> list[float]:
-    if epsilon is None:
-        return [1.0] * len(accuracies)
-    return [difficulty(mean, epsilon) for mean in accuracies]

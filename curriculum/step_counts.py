@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import fsum
 from typing import Any
@@ -15,17 +15,24 @@ class GroupCounts:
     prompt_tokens: list[int] = field(default_factory=list[int])
     """One entry per group that was opened."""
     accuracies: list[float] = field(default_factory=list[float])
-    """One entry per group that was reported with a known accuracy."""
+    """One entry per group that was reported with enough known rewards."""
+    num_reported: int = 0
+    """Groups that were reported."""
 
     @property
     def accuracy(self) -> float | None:
         """Mean over the scored groups of their mean accuracy; None without any."""
-        return _mean(self.accuracies)
+        return mean(self.accuracies)
+
+    @property
+    def is_telling(self) -> bool:
+        """Whether at least half of the reported groups have an accuracy, so that their mean speaks for all."""
+        return bool(self.accuracies) and 2 * len(self.accuracies) >= self.num_reported
 
     @property
     def mean_prompt_tokens(self) -> float | None:
         """Mean prompt length in tokens; None without groups."""
-        return _mean(self.prompt_tokens)
+        return mean(self.prompt_tokens)
 
 
 class StepCounts:
@@ -55,9 +62,11 @@ class StepCounts:
         self._side(replayed).prompt_tokens.append(prompt_tokens)
 
     def add_outcome(self, *, replayed: bool, accuracy: float | None) -> None:
-        """Count the mean accuracy of a reported group, if it has one."""
+        """Count a reported group, and its mean accuracy if it has one."""
+        side = self._side(replayed)
+        side.num_reported += 1
         if accuracy is not None:
-            self._side(replayed).accuracies.append(accuracy)
+            side.accuracies.append(accuracy)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as JSON values."""
@@ -72,5 +81,6 @@ class StepCounts:
         return self.replayed if replayed else self.fresh
 
 
-def _mean(values: list[float] | list[int]) -> float | None:
+def mean(values: Sequence[float]) -> float | None:
+    """Return the mean, None of nothing; whatever their order."""
     return fsum(values) / len(values) if values else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import fsum
 from typing import Self
 
 import numpy as np
@@ -40,11 +41,18 @@ class TaskEntry:
     phase: int
     """Index of the phase with L_{k-1} < `prompt_tokens` <= L_k."""
     prompt_tokens: int
+    data_source: str
+    """Name of the data set; fresh tasks may be drawn with equal shares of each."""
 
     @classmethod
     def of(cls, task: Task) -> Self:
         """Describe a task."""
-        return cls(task_id=task.task_id, phase=task.phase, prompt_tokens=int(task.prompt_ids.size))
+        return cls(
+            task_id=task.task_id,
+            phase=task.phase,
+            prompt_tokens=int(task.prompt_ids.size),
+            data_source=task.data_source,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -76,12 +84,26 @@ class TaskOutcome:
     task_id: str
     accuracies: tuple[float, ...]
     """Known accuracies in [0, 1] of the samples, before length shaping; unknown ones are left out."""
+    num_samples: int
+    """Samples of the group, known or not; 0 if it was lost."""
     quarantined: bool = False
     """True if there are no samples because the task failed again and again; it is not handed out any more."""
 
     def __post_init__(self) -> None:
         if any(not 0.0 <= accuracy <= 1.0 for accuracy in self.accuracies):
             raise ValueError(f"task {self.task_id}: accuracies={self.accuracies} leave [0, 1]; report them unshaped")
+        if len(self.accuracies) > self.num_samples:
+            raise ValueError(f"task {self.task_id}: {len(self.accuracies)} accuracies of {self.num_samples} samples")
+
+    @property
+    def mean_accuracy(self) -> float | None:
+        """Mean of the known accuracies; None unless at least half of the samples have one.
+
+        Which rewards are unknown is no accident: a judge that is away leaves those that the rule accepts.
+        """
+        if not self.accuracies or 2 * len(self.accuracies) < self.num_samples:
+            return None
+        return fsum(self.accuracies) / len(self.accuracies)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

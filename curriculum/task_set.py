@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from curriculum.config import CurriculumConfig
+from curriculum.errors import UserError
 from curriculum.task import TaskEntry
 
 
@@ -20,6 +22,41 @@ def fingerprint(tasks: Sequence[TaskEntry], config: CurriculumConfig, seed: int)
     for task in tasks:
         digest.update(f"\n{task.phase} {task.task_id}".encode())
     return digest.hexdigest()[:16]
+
+
+def check_state(state: Mapping[str, Any], *, expected_format: int, expected_fingerprint: str) -> None:
+    """Check that a saved state can be read, and belongs to these tasks, phases and seed.
+
+    Raises:
+        UserError: it cannot, or does not.
+    """
+    if state.get("format") != expected_format:
+        raise UserError(
+            f"curriculum state: format={state.get('format')!r}, this version reads {expected_format}; "
+            "resume with the version that wrote the checkpoint"
+        )
+    if state.get("fingerprint") != expected_fingerprint:
+        raise UserError(
+            f"curriculum state: fingerprint={state.get('fingerprint')}, the recipe gives {expected_fingerprint}; "
+            "resume with the same tasks, phases and seed, or start a new run"
+        )
+
+
+def check_measured(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Check that a run whose weights are those of the base model has measured it.
+
+    Args:
+        before: `curriculum.retrospective` with which the state was saved.
+        now: the one with which the run goes on.
+
+    Raises:
+        UserError: it has not.
+    """
+    if now.get("difficulty") == "base" != before.get("difficulty"):
+        raise UserError(
+            "curriculum.retrospective.difficulty=base: the base model was not measured when this run started; leave it "
+            "as it was, or start a new run"
+        )
 
 
 def check_tasks(tasks: Sequence[TaskEntry], config: CurriculumConfig) -> None:
@@ -43,3 +80,13 @@ def check_tasks(tasks: Sequence[TaskEntry], config: CurriculumConfig) -> None:
                 f"curriculum.phases[{index}]={phase.name}: no task has a length in this phase; "
                 "change its max_prompt_tokens or remove the phase"
             )
+
+
+def by_source(tasks: Sequence[TaskEntry], balance: Literal["none", "data_source"]) -> list[list[str]]:
+    """Return task ids in the lists that share a batch equally: one for all, or one per data source, by its name."""
+    if balance == "none":
+        return [[task.task_id for task in tasks]]
+    sources: dict[str, list[str]] = {}
+    for task in tasks:
+        sources.setdefault(task.data_source, []).append(task.task_id)
+    return [sources[name] for name in sorted(sources)]

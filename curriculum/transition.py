@@ -36,13 +36,13 @@ class Transition:
     accuracy: float | None
     """Mean accuracy of the fresh groups in the last step; None if nothing was scored."""
     num_candidates: int
-    """Tasks of the earlier phases that qualified for the retrospective pool."""
+    """Tasks of the earlier phases that qualified for replay."""
     pool_size: int
-    """Tasks drawn into the pool of the next phase."""
+    """Tasks that the next phase begins to replay: all of these, or those drawn into its pool."""
     pool_accuracy: float | None
-    """Mean accuracy of the pool at the draw; None if it is empty."""
+    """Mean of the latest accuracy of each of them; None without any."""
     pool_prompt_tokens: float | None
-    """Mean prompt length of the pool in tokens; None if it is empty."""
+    """Their mean prompt length in tokens; None without any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,11 +52,11 @@ class CurriculumReport:
     phase: Annotated[int, Metric("curriculum/phase", "index")]
     """Phase of the step, from 0."""
     epoch: Annotated[float, Metric("curriculum/epoch", "epochs")]
-    """Passes over the phase's own tasks so far.
+    """Passes over the phase's own tasks so far: fresh groups that were sampled / tasks.
 
     Far above 1: more data or fewer steps."""
     pool_size: Annotated[int, Metric("curriculum/pool_size", "tasks")]
-    """Tasks in the retrospective pool that are not solved yet.
+    """Tasks to replay that are not solved now.
 
     Shrinks as replay solves them."""
     replayed_share: Annotated[float, Metric("curriculum/replayed_share", "share")]
@@ -64,17 +64,18 @@ class CurriculumReport:
 
     At most `curriculum.retrospective.max_share`."""
     fresh_accuracy: Annotated[float | None, Metric("curriculum/fresh_accuracy", "share")]
-    """Mean over the fresh groups with a known accuracy of their mean accuracy.
+    """Mean over the fresh groups with enough known rewards, half of the group, of their mean accuracy.
 
-    Compare with the accuracy of the replayed groups: replayed tasks were hard when they were drawn."""
+    Compare with the accuracy of the replayed groups: replayed tasks were hard when they were last measured."""
     fresh_prompt_tokens: Annotated[float | None, Metric("curriculum/fresh_prompt_tokens", "tokens")]
     """Mean prompt length of the fresh groups.
 
     Within the limits of the phase."""
     replayed_accuracy: Annotated[float | None, Metric("curriculum/replayed_accuracy", "share")]
-    """Mean over the replayed groups with a known accuracy of their mean accuracy.
+    """Mean over the replayed groups with enough known rewards, half of the group, of their mean accuracy.
 
-    Rising: what was too hard earlier is being learned now."""
+    Rising: what was too hard earlier is being learned now. Close to 1: replay takes tasks that are not hard any more;
+    see `curriculum.retrospective.difficulty`."""
     replayed_prompt_tokens: Annotated[float | None, Metric("curriculum/replayed_prompt_tokens", "tokens")]
     """Mean prompt length of the replayed groups.
 
@@ -100,3 +101,5 @@ class PhaseState:
     """Steps of the running phase so far."""
     finished: bool
     """True after the last phase."""
+    to_measure: tuple[str, ...]
+    """Tasks of which one group is to be sampled and recorded by `record_measured` before the phase goes on."""

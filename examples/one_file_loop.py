@@ -24,7 +24,6 @@ from actors.prompt import ChatPrompt, load_tokenizer
 from curriculum.config import GeneratedData
 from curriculum.dataset import load_demonstrations, load_tasks
 from curriculum.difficulty import difficulty
-from curriculum.sampler import weighted_order
 from curriculum.synthetic import same_answer
 from curriculum.task import Task
 from learner.advantages import group_advantages, has_signal
@@ -123,8 +122,9 @@ class Loop:
         """Draw tasks of the phase (Eq. 9), and a share of unsolved ones of earlier phases by difficulty (Eq. 10)."""
         own = [task for task in tasks if task.phase == phase]  # L_{k-1} < prompt tokens <= L_k
         hard = [task for task in tasks if task.phase < phase and self.accuracy.get(task.task_id, 1.0) < 1.0]
-        weights = [difficulty(self.accuracy[task.task_id], epsilon=1 / ANSWERS) for task in hard]
-        replayed = [hard[i] for i in weighted_order(weights, self.rng)[: int(REPLAYED * num_tasks)]]
+        p = np.array([difficulty(self.accuracy[task.task_id]) for task in hard])
+        count = min(len(hard), int(REPLAYED * num_tasks))
+        replayed = [hard[i] for i in self.rng.choice(len(hard), count, replace=False, p=p / p.sum())] if count else []
         return [own[i] for i in self.rng.choice(len(own), num_tasks - len(replayed), replace=False)] + replayed
 
     def train_step(self, optimizer: AdamW, tasks: Sequence[Task], phase: int) -> float:

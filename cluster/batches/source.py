@@ -67,8 +67,15 @@ class Collected:
             raise lost
         if is_task_at_fault:
             self.quarantined.append(lost)
-        outcome = TaskOutcome(lease_id=lost.lease_id, task_id=lost.task_id, accuracies=(), quarantined=is_task_at_fault)
-        self.outcomes.append(outcome)
+        self.outcomes.append(
+            TaskOutcome(
+                lease_id=lost.lease_id,
+                task_id=lost.task_id,
+                accuracies=(),
+                num_samples=0,
+                quarantined=is_task_at_fault,
+            )
+        )
 
     def skip_batch(self) -> None:
         """Note that the batch is not trained on after all."""

@@ -43,10 +43,11 @@ device model.trust_remote_code data.sft.type data.sft.items_per_length data.sft.
 data.evaluation.type data.evaluation.items_per_length data.evaluation.lengths
 sft.learning_rate sft.warmup_steps sft.schedule sft.epochs sft.batch_size sft.learning_rate_floor
 curriculum.phases[].name curriculum.phases[].end.type curriculum.phases[].end.steps curriculum.phases[].end.epochs
-curriculum.phases[].end.max_steps curriculum.phases[].end.patience curriculum.phases[].max_response_tokens
-curriculum.retrospective.selection curriculum.retrospective.max_share curriculum.max_sampling_rounds
-curriculum.max_fruitless_steps groups_per_batch rollout.engine.dtype rollout.group_size rollout.temperature
-rollout.top_p rollout.max_response_tokens rollout.deadline_s rollout.max_policy_lag
+curriculum.phases[].end.of curriculum.phases[].end.max_steps curriculum.phases[].end.patience
+curriculum.phases[].max_response_tokens curriculum.retrospective.selection curriculum.retrospective.difficulty
+curriculum.retrospective.max_share curriculum.balance curriculum.max_sampling_rounds curriculum.max_fruitless_steps
+groups_per_batch rollout.engine.dtype rollout.group_size rollout.temperature rollout.top_p rollout.max_response_tokens
+rollout.deadline_s rollout.max_policy_lag
 reward.rules reward.kinds reward.thinking reward.thinking_tags reward.judge.type reward.judge.model
 reward.judge.max_tokens reward.judge.max_model_len reward.overlong.max_tokens reward.overlong.cache_tokens
 learner.learning_rate learner.warmup_steps learner.schedule learner.schedule_over learner.betas learner.weight_decay

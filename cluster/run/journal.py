@@ -29,6 +29,7 @@ from cluster.run.waits import Waits
 from curriculum.controls import CONTROLS
 from curriculum.files import DiskError
 from curriculum.metric import Metrics, is_declared, metrics_of
+from curriculum.step_counts import mean
 from curriculum.transition import Transition
 from reward.circuit import CircuitState, JudgeEvent
 
@@ -119,6 +120,19 @@ class Journal:
         self._folder.append_event("evaluation", after=stage, **asdict(evaluation))
         self._console.say(f"held-out questions after {step} steps ({stage}): {_told(evaluation)}")
         return evaluation
+
+    def measuring(self, num_done: int, total: int) -> None:
+        """Say how many tasks have been measured for replay so far."""
+        self._console.say(f"measuring how hard {total} tasks are, one group each: {num_done} done")
+
+    def measured(self, total: int, accuracies: Sequence[float]) -> None:
+        """Record what the tasks that were measured came to; the group of some may have too few known rewards."""
+        num_solved = sum(accuracy == 1.0 for accuracy in accuracies)
+        self._folder.append_event(
+            "measured", tasks=total, scored=len(accuracies), solved=num_solved, accuracy=mean(accuracies)
+        )
+        told = f"{num_solved} are solved, {accuracies.count(0.0)} have no success"
+        self._console.say(f"measured {len(accuracies)} of {total} tasks: {told}")
 
     def stage_opened(self, stage: StageProgress) -> None:
         """Record the start of a stage."""

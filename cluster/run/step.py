@@ -5,14 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from enum import StrEnum
-from typing import Annotated, TypeVar
+from typing import Annotated, Self, TypeVar
 
 from cluster.batches.source import BatchOrder, Collected
 from cluster.group import ScoredGroup
+from cluster.recipe import phase_settings
+from cluster.recipe.config import RunConfig
 from cluster.roles import SyncReport
 from cluster.run.group_statistics import GroupStatistics
+from cluster.run.progress import Progress
 from curriculum.metric import Metric
-from curriculum.transition import CurriculumReport
+from curriculum.transition import CurriculumReport, PhaseState
 from learner.reports import StepReport
 
 _T = TypeVar("_T")
@@ -93,6 +96,19 @@ class Step:
         """The latest weight update that is in all engines."""
         self.curriculum: CurriculumReport | None = None
         """What the curriculum made of the step; None until it has been told."""
+
+    @classmethod
+    def begin(cls, config: RunConfig, state: PhaseState, progress: Progress) -> Self:
+        """Begin the next step of the running phase."""
+        phase = config.curriculum.phases[state.phase]
+        steps = phase_settings.expected_steps(phase)
+        order = BatchOrder(
+            sampling=phase_settings.sampling(config, phase),
+            version=progress.policy_version,
+            remaining_steps=None if steps is None else max(1, steps - state.num_steps),
+        )
+        learning_rate = phase_settings.learning_rate(config, state, progress.finished_rl_steps)
+        return cls(order, learning_rate=learning_rate, total_steps=steps)
 
     @property
     def batch(self) -> list[ScoredGroup]:

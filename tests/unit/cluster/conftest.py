@@ -104,6 +104,9 @@ class AsyncCoordinator:
     async def phase_state(self):
         return self.coordinator.phase_state()
 
+    async def record_measured(self, task_ids, accuracies):
+        self.coordinator.record_measured(task_ids, accuracies)
+
     async def lease_counts(self):
         return self.coordinator.lease_counts()
 
@@ -127,6 +130,10 @@ class FakeRollouts:
         self.num_late = self.num_faulty = 0
         self.policy_version = 0
         """Of the weights in the engines."""
+        self.measured: list[tuple[str, Sampling]] = []
+        """Tasks that were answered by whole groups outside of a batch."""
+        self.trained: frozenset[str] = frozenset()
+        """Tasks that are trained on; the others are held out."""
 
     async def next_group(self, sampling: Sampling) -> ScoredGroup | None:
         version = self.policy_version
@@ -143,14 +150,22 @@ class FakeRollouts:
         """How long an answer takes."""
         await asyncio.sleep(0)
 
+    async def measure(self) -> None:
+        """How long a batch of groups takes that are only measured."""
+
     async def abort(self):
         self.calls.append("abort")
 
     async def answer(self, tasks, sampling: Sampling) -> list[ScoredGroup]:
-        self.calls.append(f"evaluate {len(tasks)}")
         leases = [
             TaskLease(lease_id=i, task_id=t.task_id, attempt=0, replayed=False, phase=0) for i, t in enumerate(tasks)
         ]
+        if any(task.task_id in self.trained for task in tasks):
+            self.calls.append(f"measure {len(tasks)}")
+            self.measured += [(task.task_id, sampling) for task in tasks]
+            await self.measure()
+            return [self._scored(lease, self.accuracies(lease), self.policy_version) for lease in leases]
+        self.calls.append(f"evaluate {len(tasks)}")
         worth = [self.heldout_accuracies(task, i) for i, task in enumerate(tasks)]
         pairs = [(lease, accuracies) for lease, accuracies in zip(leases, worth, strict=True) if accuracies is not None]
         assert all(len(accuracies) == sampling.num_samples for _, accuracies in pairs)
@@ -292,14 +307,17 @@ class Bench:
                 **overrides,
             }
         )
+        self.quiet = True
         self.calls: list[str] = []
         self.said: list[str] = []
         names = [phase["name"] for phase in phases]
         tasks = [make_task(f"{name}-{i}", phase) for phase, name in enumerate(names) for i in range(12)]
+        self.tasks = tasks
         self.coordinator = Coordinator(
             tasks=[TaskEntry.of(task) for task in tasks], config=self.config.curriculum, seed=0
         )
         self.rollouts = FakeRollouts(self.coordinator, accuracies, self.calls)
+        self.rollouts.trained = frozenset(task.task_id for task in tasks)
         self.learner = FakeLearner(self.calls)
         self.transport = FakeTransport(self.calls, self.rollouts)
         self.folder = RunFolder.create(tmp_path / name)
@@ -318,7 +336,7 @@ class Bench:
     def loop(self, *, warm_up_only: bool = False) -> TrainingLoop:
         journal = Journal(
             folder=self.folder,
-            console=Console(quiet=True),
+            console=Console(quiet=self.quiet),
             trackers=[],
             checkpoint=self.config.checkpoint,
             models=Models(self.folder, self.config, self.write_model, self.said.append),
@@ -333,6 +351,7 @@ class Bench:
             learner=self.learner,
             weights=WeightSync(self.transport, NoProbe(), overlaps=self.config.rollout.max_policy_lag > 0),
             demonstrations=self.demonstrations,
+            tasks=self.tasks,
             heldout=self.heldout,
             journal=journal,
             progress=self.progress,

@@ -26,7 +26,7 @@ def rates(*, taken=(4, 6), ends=STEPS, **learner):
     )
 
     def rate(phase, step):
-        state = PhaseState(phase=phase, name=f"p{phase}", num_steps=step, finished=False)
+        state = PhaseState(phase=phase, name=f"p{phase}", num_steps=step, finished=False, to_measure=())
         return phase_settings.learning_rate(config, state, sum(taken[:phase]))
 
     return [[pytest.approx(rate(phase, step)) for step in range(steps)] for phase, steps in enumerate(taken)]

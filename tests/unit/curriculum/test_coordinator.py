@@ -30,7 +30,9 @@ def pull_all(coordinator, holder="rollout-0"):
 
 
 def outcome(lease, *accuracies):
-    return TaskOutcome(lease_id=lease.lease_id, task_id=lease.task_id, accuracies=accuracies)
+    return TaskOutcome(
+        lease_id=lease.lease_id, task_id=lease.task_id, accuracies=accuracies, num_samples=max(2, len(accuracies))
+    )
 
 
 def run_step(coordinator, step, num_tasks, accuracies_of, *, trained=1):
@@ -227,6 +229,17 @@ def test_the_weighted_selection_keeps_every_task_that_is_not_solved(make_tasks):
     assert (report.transition.pool_size, report.transition.pool_accuracy) == (2, 0.25)
 
 
+def test_a_task_that_was_not_solved_at_the_transition_is_one_to_replay_as_soon_as_it_relapses(make_tasks):
+    replay = RetrospectiveConfig(selection="difficulty", max_share=0.5)
+    coordinator = start(make_tasks(1, 8), FixedSteps(steps=1), FixedSteps(steps=9), retrospective=replay)
+    coordinator.open_batch(1)
+    coordinator.report([outcome(lease, 1.0, 1.0) for lease in pull_all(coordinator)])
+    assert coordinator.finish_step(0, num_trained_groups=0).transition.pool_size == 0
+    coordinator.record_measured(["t0-0"], {"t0-0": 0.5})
+    leases, _ = run_step(coordinator, 1, 2, half_right)
+    assert [lease.task_id for lease in leases if lease.replayed] == ["t0-0"]
+
+
 def test_a_report_tells_replayed_groups_from_fresh_ones(make_tasks):
     coordinator = in_second_phase(make_tasks, num_first=1, num_second=3)
     coordinator.open_batch(4)
@@ -281,7 +294,7 @@ def test_a_report_of_an_unknown_lease_is_ignored_and_counted(make_tasks):
     coordinator = start(make_tasks(2), FixedSteps(steps=9))
     coordinator.open_batch(1)
     lease = coordinator.lease("rollout-0")
-    stray = TaskOutcome(lease_id=99, task_id=lease.task_id, accuracies=(1.0,))
+    stray = TaskOutcome(lease_id=99, task_id=lease.task_id, accuracies=(1.0,), num_samples=1)
     assert coordinator.report([stray]) == ()
     assert coordinator.lease_counts().unknown == 1
 
@@ -290,7 +303,7 @@ def test_a_report_of_an_unknown_lease_is_ignored_and_counted(make_tasks):
 
 
 def quarantine(lease):
-    return TaskOutcome(lease_id=lease.lease_id, task_id=lease.task_id, accuracies=(), quarantined=True)
+    return TaskOutcome(lease_id=lease.lease_id, task_id=lease.task_id, accuracies=(), num_samples=0, quarantined=True)
 
 
 def test_a_task_in_quarantine_is_leased_no_more_and_a_pass_ends_without_it(make_tasks):
@@ -379,7 +392,8 @@ def whole_run(coordinator, *, first_step=0, batch=5, holders=("a",), order=None,
 
 
 ENDS = (FixedEpochs(epochs=1.5), FixedSteps(steps=4), FixedEpochs(epochs=2))
-BOTH = pytest.mark.parametrize("replay", [REPLAY, RetrospectiveConfig(selection="difficulty", max_share=0.4)])
+EQ_10 = RetrospectiveConfig(selection="difficulty", max_share=0.4)
+BOTH = pytest.mark.parametrize("replay", [REPLAY, EQ_10])
 
 
 @BOTH
@@ -543,7 +557,7 @@ def test_task_ids_must_be_unique(make_tasks):
 @pytest.mark.parametrize("accuracy", [1.5, -0.1, float("nan")])
 def test_an_accuracy_outside_zero_and_one_is_refused(accuracy):
     with pytest.raises(ValueError, match="accuracies"):
-        TaskOutcome(lease_id=0, task_id="a", accuracies=(accuracy,))
+        TaskOutcome(lease_id=0, task_id="a", accuracies=(accuracy,), num_samples=1)
 
 
 # ---- streams

@@ -1,63 +1,45 @@
 import json
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curriculum.retrospective import RetrospectivePool, draw_pool
+from curriculum.retrospective import MAX_POOL_SIZE, RetrospectivePool, draw_pool
 
 ACCURACIES = {"never": None, "zero": 0.0, "nil": 0.0, "half": 0.5, "solved": 1.0}
 
 
-def draw(accuracies, selection, *, max_pool_size=10, seed=0, phase=1, epsilon=0.125):
-    return draw_pool(
-        accuracies, selection=selection, epsilon=epsilon, max_pool_size=max_pool_size, seed=seed, phase=phase
-    )
-
-
 def test_the_papers_pool_holds_the_tasks_whose_mean_accuracy_is_zero():
-    num_candidates, members = draw(ACCURACIES, "zero_accuracy")
+    num_candidates, members = draw_pool(ACCURACIES, seed=0, phase=1)
     assert num_candidates == 2
     assert set(members) == {"zero", "nil"}
 
 
-def test_the_weighted_pool_holds_the_tasks_that_are_not_solved():
-    num_candidates, members = draw(ACCURACIES, "difficulty")
-    assert num_candidates == 3
-    assert set(members) == {"zero", "nil", "half"}
-
-
 def test_without_candidates_the_pool_is_empty():
-    assert draw({"a": 1.0, "b": None}, "zero_accuracy") == (0, ())
-    assert draw({}, "difficulty") == (0, ())
+    assert draw_pool({"a": 1.0, "b": None}, seed=0, phase=1) == (0, ())
+    assert draw_pool({}, seed=0, phase=1) == (0, ())
 
 
 def test_the_pool_is_bounded_and_says_how_many_qualified():
-    num_candidates, members = draw({str(index): 0.0 for index in range(9)}, "zero_accuracy", max_pool_size=4)
-    assert num_candidates == 9
-    assert len(set(members)) == 4
-
-
-def test_the_weighted_draw_prefers_hard_tasks_in_proportion_to_their_difficulty():
-    # weights 1/(0+.25)=4 and 1/(.75+.25)=1: one of one goes to the hard task four times in five
-    picks = [
-        draw({"hard": 0.0, "easy": 0.75}, "difficulty", max_pool_size=1, seed=s, epsilon=0.25)[1] for s in range(4000)
-    ]
-    assert picks.count(("hard",)) / 4000 == pytest.approx(0.8, abs=0.03)
+    num_candidates, members = draw_pool({str(i): 0.0 for i in range(MAX_POOL_SIZE + 9)}, seed=0, phase=1)
+    assert num_candidates == MAX_POOL_SIZE + 9
+    assert len(set(members)) == MAX_POOL_SIZE
 
 
 def test_the_draw_repeats_with_its_seed_and_differs_between_seeds():
     many = {str(index): 0.0 for index in range(30)}
-    assert draw(many, "zero_accuracy", seed=5) == draw(many, "zero_accuracy", seed=5)
-    assert draw(many, "zero_accuracy", seed=5) != draw(many, "zero_accuracy", seed=6)
+    assert draw_pool(many, seed=5, phase=1) == draw_pool(many, seed=5, phase=1)
+    assert draw_pool(many, seed=5, phase=1) != draw_pool(many, seed=6, phase=1)
 
 
 class Bench:
     """A pool and the accuracies it looks at; members start unsolved."""
 
-    def __init__(self, *members, epsilon=None, seed=0, accuracies=None):
+    def __init__(self, *members, accuracies=None):
         self.accuracies = accuracies if accuracies is not None else dict.fromkeys(members, 0.0)
-        self.pool = RetrospectivePool(members, accuracy_of=self.accuracies.get, epsilon=epsilon, seed=seed, phase=1)
+        self.taken = set()
+        self.pool = RetrospectivePool(
+            members, accuracy_of=self.accuracies.get, is_taken=self.taken.__contains__, seed=0, phase=1
+        )
 
     def visit(self, **accuracies):
         self.accuracies.update(accuracies)
@@ -108,12 +90,23 @@ def test_an_empty_pool_serves_nothing():
     assert Bench().pool.draw(3) == []
 
 
-def test_the_hardest_members_tend_to_be_served_first():
-    accuracies = {"hard": 0.0, "easy": 0.75}
-    firsts = [
-        Bench("hard", "easy", epsilon=0.25, seed=seed, accuracies=accuracies).pool.draw(1)[0] for seed in range(2000)
-    ]
-    assert firsts.count("hard") / 2000 == pytest.approx(0.8, abs=0.04)
+def test_a_member_that_is_taken_is_skipped_and_keeps_its_turn():
+    bench = Bench("a", "b", "c")
+    (first,) = bench.pool.draw(1)
+    second, third = sorted({"a", "b", "c"} - {first})
+    bench.taken |= {first, second}
+    assert bench.pool.draw(3) == [third]
+    assert bench.pool.draw(3) == [third], "the only one that is free, in the next pass"
+    assert bench.pool.num_live == 3
+    bench.taken.clear()
+    assert set(bench.pool.draw(2)) == {first, second}
+
+
+def test_while_all_members_are_taken_nothing_is_drawn_and_no_pass_begins():
+    bench = Bench("a", "b")
+    bench.taken |= {"a", "b"}
+    assert bench.pool.draw(2) == []
+    assert bench.pool.state_dict()["num_passes"] == 0
 
 
 @given(
@@ -123,11 +116,11 @@ def test_the_hardest_members_tend_to_be_served_first():
 )
 def test_a_pool_restored_from_json_serves_the_same_members(num_members, calls, stop):
     ids = [str(index) for index in range(num_members)]
-    whole, parts = Bench(*ids, epsilon=0.1), Bench(*ids, epsilon=0.1)
+    whole, parts = Bench(*ids), Bench(*ids)
     for call, (size, changed, accuracy) in enumerate(calls):
         if call == stop:
             state = json.loads(json.dumps(parts.pool.state_dict()))
-            parts = Bench(epsilon=0.1, accuracies=parts.accuracies)
+            parts = Bench(accuracies=parts.accuracies)
             parts.pool.load_state_dict(state)
         drawn = whole.pool.draw(size)
         live = [task_id for task_id in ids if whole.accuracies[task_id] < 1.0]

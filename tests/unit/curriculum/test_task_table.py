@@ -70,4 +70,6 @@ def test_an_empty_column_and_empty_texts_are_texts_like_any_other():
 
 
 def test_an_entry_says_what_the_coordinator_needs_of_a_task():
-    assert TaskEntry.of(TASKS[1]) == TaskEntry(task_id="später", phase=1, prompt_tokens=1)
+    assert TaskEntry.of(TASKS[1]) == TaskEntry(
+        task_id="später", phase=1, prompt_tokens=1, data_source=TASKS[1].data_source
+    )
