@@ -63,6 +63,7 @@ def check(recipe: Recipe, overrides: Overrides = None, trust_remote_code: TrustR
     Exit status 0: the recipe can be run. 2: it cannot; one line for each fault: key, value, what to do.
     """
     with one_line_errors():
+        from cluster.recipe.forecast import forecast_lines
         from cluster.recipe.load import dump_recipe, load_recipe
         from cluster.recipe.preparation import prepare
         from cluster.recipe.trust import check_trust, key_destination
@@ -77,8 +78,11 @@ def check(recipe: Recipe, overrides: Overrides = None, trust_remote_code: TrustR
             say(f"judge: {destination}")
         batches = 0 if prepared.demonstrations is None else len(prepared.demonstrations)
         say(f"ok: warm-up of {batches} steps, {len(prepared.tasks)} tasks in {len(config.curriculum.phases)} phases")
-        for note in prepared.notes:
-            say(note)
+        num_tasks = [
+            sum(task.phase == index for task in prepared.tasks) for index in range(len(config.curriculum.phases))
+        ]
+        for line in [*forecast_lines(config, num_tasks), *prepared.notes]:
+            say(line)
         for key, rejects in prepared.rejects.items():
             if rejects:
                 say(f"{key}: {len(rejects)} rows refused; see them with: qwenlong data inspect FILE --recipe {recipe}")

@@ -169,17 +169,7 @@ async def _run(
     stop: asyncio.Event,
     watch: Watch,
 ) -> None:
-    journal = Journal(
-        folder=folder,
-        console=console,
-        trackers=trackers,
-        checkpoint=config.checkpoint,
-        fetch=processes.rollouts.fetch,
-        decode=prepared.prompt.decode,
-        waits=watch.waits,
-        inputs=prepared.inputs,
-        patience=Patience(console.say, stop),
-    )
+    journal = _journal(config, prepared, folder, console, trackers, processes, stop, watch)
     progress = await StopSignal(stop).unless_stopped(_restore(checkpoint, folder, console, processes, journal))
     loop = TrainingLoop(
         config=config,
@@ -199,6 +189,29 @@ async def _run(
     export = journal.until_room(lambda: processes.learner.export(folder.model))
     await StopSignal(stop).unless_stopped(journal.waiting("the export of the model", export))
     await _summarise(config, folder, console, journal, progress, processes.curriculum)
+
+
+def _journal(
+    config: RunConfig,
+    prepared: Prepared,
+    folder: RunFolder,
+    console: Console,
+    trackers: list[Tracker],
+    processes: Processes,
+    stop: asyncio.Event,
+    watch: Watch,
+) -> Journal:
+    return Journal(
+        folder=folder,
+        console=console,
+        trackers=trackers,
+        checkpoint=config.checkpoint,
+        fetch=processes.rollouts.fetch,
+        decode=prepared.prompt.decode,
+        waits=watch.waits,
+        inputs=prepared.inputs,
+        patience=Patience(console.say, stop),
+    )
 
 
 async def _summarise(

@@ -41,7 +41,8 @@ device model.trust_remote_code data.sft.type data.sft.items_per_length data.sft.
 data.evaluation.type data.evaluation.items_per_length data.evaluation.lengths
 sft.learning_rate sft.warmup_steps sft.schedule sft.epochs sft.batch_size sft.learning_rate_floor
 curriculum.phases[].name curriculum.phases[].end.type curriculum.phases[].end.steps curriculum.phases[].end.epochs
-curriculum.phases[].end.max_steps curriculum.phases[].end.patience curriculum.phases[].max_response_tokens
+curriculum.phases[].end.of curriculum.phases[].end.max_steps curriculum.phases[].end.patience
+curriculum.phases[].max_response_tokens curriculum.retrospective.difficulty
 curriculum.retrospective.selection curriculum.retrospective.max_share curriculum.max_sampling_rounds
 curriculum.max_fruitless_steps groups_per_batch rollout.engine.dtype rollout.group_size rollout.temperature
 rollout.top_p rollout.max_response_tokens rollout.deadline_s rollout.max_policy_lag
@@ -58,7 +59,7 @@ guards[].metric guards[].above guards[].below guards[].steps guards[].action
 _NEVER = """
 seed data.train.type data.train.items_per_length data.train.lengths data.over_long data.unpayable
 data.columns data.prompt data.markers.context data.markers.question
-curriculum.phases[].max_prompt_tokens learner.dtype
+curriculum.phases[].max_prompt_tokens curriculum.balance learner.dtype
 """
 KEY_CLASSES: Final[Mapping[str, KeyClass]] = {
     key: key_class

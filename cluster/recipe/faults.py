@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import UnionType
 from typing import Any, Union, cast, get_args, get_origin
 
@@ -16,21 +17,31 @@ from curriculum.errors import described, shortened
 def explain_faults(error: ValidationError, values: dict[str, Any]) -> list[str]:
     """Return one line for each faulty key; of a union, only faults of the branch that the recipe chose by `type`."""
     located = [(_locate(fault["loc"], values), fault) for fault in error.errors()]
-    chosen = [(keys, fault) for (keys, is_chosen), fault in located if is_chosen]
-    reported = chosen or [(keys, fault) for (keys, _), fault in located]
-    return list({tuple(keys): _explain(keys, fault) for keys, fault in reversed(reported)}.values())[::-1]
+    chosen = [(place, fault) for place, fault in located if place.is_chosen]
+    lines = {tuple(place.keys): _explain(place, fault) for place, fault in reversed(chosen or located)}
+    return list(lines.values())[::-1]
 
 
-def _explain(location: list[str], fault: Any) -> str:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Place:
+    """Where a fault is."""
+
+    keys: list[str]
+    """As a recipe writes them."""
+    is_chosen: bool
+    """Whether it is in the branches of unions that the recipe chose."""
+    parents: list[type[BaseModel]]
+    """Models that the last key would belong to: those of the chosen branch."""
+
+
+def _explain(place: _Place, fault: Any) -> str:
+    location = place.keys
     key = ".".join(location) or "recipe"
     value = fault.get("input")
     if location[-1:] == ["[key]"] and "expected" in fault.get("ctx", {}):
         return f"{shortened('.'.join(location[:-1]), 120)}: unknown name; known: {fault['ctx']['expected']}"
     if fault["type"] == "extra_forbidden":
-        known = _known_keys(RunConfig, location[:-1])
-        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
-        way_out = f"did you mean {'.'.join([*location[:-1], near[0]])}?" if near else f"known: {', '.join(known)}"
-        return f"{shortened(key, 120)}={shortened(repr(value), 80)}: unknown key; {way_out}"
+        return f"{shortened(key, 120)}={shortened(repr(value), 80)}: {_unknown_key(place)}"
     if fault["type"] == "missing":
         return f"{key}: missing; add it to the recipe"
     if fault["type"] == "value_error":
@@ -45,11 +56,43 @@ def _explain(location: list[str], fault: Any) -> str:
     return f"{key}={shown}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
 
 
-def _locate(location: Sequence[str | int], values: Any) -> tuple[list[str], bool]:
-    """Return (keys as a recipe writes them, whether they are in the branches of unions that the recipe chose).
+def _unknown_key(place: _Place) -> str:
+    """Return what is wrong with a key that its mapping does not have, and the way out."""
+    *section, key = place.keys
+    known = sorted({name for model in place.parents for name in model.model_fields})
+    owners = [model for model in alternatives(section) if key in model.model_fields and model not in place.parents]
+    tags = [str(_tag(model)) for model in place.parents if _tag(model)]
+    if owners and tags:
+        others = ", ".join(name for name in known if name != "type") or "no keys"
+        return f"{key} belongs to {' and '.join(str(_tag(owner)) for owner in owners)}; {tags[0]} has {others}"
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return (
+        f"unknown key; did you mean {'.'.join([*section, near[0]])}?"
+        if near
+        else (f"unknown key; known: {', '.join(known)}")
+    )
 
-    Pydantic puts the tag or the name of a branch after the key of a union.
-    """
+
+def alternatives(location: Sequence[str]) -> list[type[BaseModel]]:
+    """Return the models that a mapping may be at a place of a recipe; indices of lists are passed over."""
+    models: list[type[BaseModel]] = [RunConfig]
+    for part in location:
+        inner = [
+            m for parent in models if part in parent.model_fields for m in _models(parent.model_fields[part].annotation)
+        ]
+        models = inner or models
+    return models
+
+
+def alternative(location: Sequence[str], tag: Any) -> tuple[type[BaseModel] | None, list[type[BaseModel]]]:
+    """Return the model of that `type` at a place of a recipe, None without one, and the other ones."""
+    models = alternatives(location)
+    chosen = next((model for model in models if _tag(model) == tag), None)
+    return chosen, [model for model in models if model is not chosen]
+
+
+def _locate(location: Sequence[str | int], values: Any) -> _Place:
+    """Return where a fault is; pydantic puts the tag or the name of a branch after the key of a union."""
     keys: list[str] = []
     models: list[type[BaseModel]] = [RunConfig]
     is_chosen, is_branch, node = True, False, values
@@ -67,7 +110,7 @@ def _locate(location: Sequence[str | int], values: Any) -> tuple[list[str], bool
         if annotations:
             models = [model for annotation in annotations for model in _models(annotation)]
             is_branch = any(_num_branches(annotation) > 1 for annotation in annotations)
-    return keys, is_chosen
+    return _Place(keys=keys, is_chosen=is_chosen, parents=models)
 
 
 def _child(node: Any, part: str | int) -> Any:
@@ -95,17 +138,6 @@ def _num_branches(annotation: Any) -> int:
     if get_origin(annotation) not in (Union, UnionType):
         return 0
     return sum(argument is not type(None) for argument in get_args(annotation))
-
-
-def _known_keys(model: type[BaseModel], location: Sequence[str]) -> list[str]:
-    """Return the field names of every model that a location can lead to; skip union tags and list indices."""
-    models = {model}
-    for part in location:
-        inner = {
-            m for parent in models if part in parent.model_fields for m in _models(parent.model_fields[part].annotation)
-        }
-        models = inner or models
-    return sorted({name for m in models for name in m.model_fields})
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:

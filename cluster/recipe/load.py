@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -12,8 +12,9 @@ import yaml
 from pydantic import ValidationError
 
 from cluster.recipe.config import RunConfig
-from cluster.recipe.faults import explain_faults
+from cluster.recipe.faults import alternative, explain_faults
 from cluster.recipe.strict_yaml import MAX_CHARS, YamlFault, read_yaml
+from curriculum.config import dotted
 from curriculum.errors import UserError, described
 from curriculum.files import file_errors
 
@@ -25,8 +26,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         UserError: one line for each fault, with key, value and way out.
     """
     values = _read(Path(path), seen=())
-    for override in overrides:
-        apply_override(values, override)
+    apply_overrides(values, overrides)
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
@@ -92,12 +92,24 @@ def _is_list(value: Any) -> TypeGuard[list[Any]]:
     return isinstance(value, list)
 
 
-def apply_override(values: dict[str, Any], override: str) -> None:
-    """Put the value of a `key=value` text into the values of a recipe, which need not be valid yet.
+def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Put the values of `key=value` texts into the values of a recipe, which need not be valid yet.
+
+    An override `….type=` drops the keys of the recipe that only another type has. One that an override gives stays, and
+    is refused later where its type does not have it.
 
     Raises:
-        UserError: it has another form, its value is no YAML, or its key goes through something that has no keys.
+        UserError: one has another form, its value is no YAML, or its key goes through something that has no keys.
     """
+    for override in overrides:
+        _apply(values, override)
+    given = {name for override in overrides for name in _keys_of(override)}
+    for key in sorted(given):
+        if key.endswith(".type"):
+            _drop_replaced(values, key.split(".")[:-1], given)
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError(f"override {override!r:.200}: expected key=value, for example learner.learning_rate=1e-6")
@@ -117,6 +129,34 @@ def apply_override(values: dict[str, Any], override: str) -> None:
         raise UserError(
             f"override {override!r:.200}: {last!r:.80} is a key of {described(node)}; remove it from the key"
         )
+
+
+def _drop_replaced(values: dict[str, Any], section: Sequence[str], given: Collection[str]) -> None:
+    node = _at(values, section)
+    if not _is_mapping(node):
+        return
+    chosen, others = alternative(section, node.get("type"))
+    known = chosen.model_fields if chosen else node
+    foreign = {name for model in others for name in model.model_fields if name not in known}
+    for name in foreign & node.keys():
+        if ".".join([*section, name]) not in given:
+            del node[name]
+
+
+def _keys_of(override: str) -> list[str]:
+    """Return the dotted keys that an override gives a value; several for a mapping."""
+    key, _, text = override.partition("=")
+    return list(dotted(read_yaml(text), key))
+
+
+def _at(node: Any, keys: Sequence[str]) -> Any:
+    """Return what lies at a place, None where nothing does any more because a later override replaced it."""
+    for key in keys:
+        if _is_list(node):
+            node = node[int(key)] if key.isdecimal() and int(key) < len(node) else None
+        else:
+            node = node.get(key) if _is_mapping(node) else None
+    return node
 
 
 def _descend(node: Any, key: str, override: str) -> Any:

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from actors.model_folder import folder_or_hub_id
 from cluster.recipe.faults import explain_faults
-from cluster.recipe.load import apply_override, load_recipe
+from cluster.recipe.load import apply_overrides, load_recipe
 from curriculum.config import StrictModel
 from curriculum.errors import UserError
 from reward.config import RewardConfig, VllmJudge
@@ -67,8 +67,7 @@ def rewards(
     if judge is not None or judge_model is not None:
         section["judge"] = judge_config(judge or "none", model=judge_model).model_dump(mode="json")
     values: dict[str, Any] = {"reward": section}
-    for key in keys or ():
-        apply_override(values, f"reward.{key}")
+    apply_overrides(values, [f"reward.{key}" for key in keys or ()])
     try:
         config = _Rewards.model_validate(values).reward
     except ValidationError as error:

@@ -97,6 +97,98 @@ def test_the_last_override_wins(write):
     assert load_recipe(write(MINIMAL), ["seed=1", "seed=2"]).seed == 2
 
 
+# ---- another type
+
+
+DAPO = MINIMAL + "learner: {algorithm: {type: dapo, clip_low: 0.1, clip_high: 0.3}}\n"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "algorithm"),
+    [
+        (["learner.algorithm.type=grpo"], {"type": "grpo", "clip": 0.2}),
+        (["learner.algorithm.type=grpo", "learner.algorithm.clip=0.3"], {"type": "grpo", "clip": 0.3}),
+        (["learner.algorithm.clip=0.3", "learner.algorithm.type=grpo"], {"type": "grpo", "clip": 0.3}),
+        (["learner.algorithm.type=dapo"], {"type": "dapo", "clip_low": 0.1, "clip_high": 0.3}),
+    ],
+)
+def test_another_type_on_the_command_line_leaves_what_only_the_old_type_has(write, overrides, algorithm):
+    config = load_recipe(write(DAPO), overrides)
+    assert config.learner.algorithm.model_dump() == algorithm
+
+
+def test_every_kind_of_union_can_be_changed_on_the_command_line():
+    config = load_recipe(
+        RECIPES / "local.yaml",
+        [
+            "curriculum.phases.0.end.type=plateau",
+            "curriculum.phases.0.end.max_steps=9",
+            "curriculum.phases.1.end.type=epochs",
+            "curriculum.phases.1.end.epochs=2",
+            "reward.judge.type=none",
+            "data.sft.type=generated_judge_pairs",
+            "data.sft.num_items=8",
+        ],
+    )
+    assert [phase.end.type for phase in config.curriculum.phases] == ["plateau", "epochs"]
+    assert config.reward.judge.type == "none"
+    assert config.data.sft.num_items == 8
+
+
+def test_keys_that_both_types_have_are_kept():
+    before = load_recipe(RECIPES / "local.yaml").reward.judge
+    config = load_recipe(RECIPES / "local.yaml", ["reward.judge.type=openai", "reward.judge.base_url=http://x/v1"])
+    assert config.reward.judge.model == before.model
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["learner.algorithm.type=grpo", "learner.algorithm.clip_low=0.2"],
+            "learner.algorithm.clip_low=0.2: clip_low belongs to dapo; grpo has clip",
+        ),
+        (
+            ["learner.algorithm.clip_low=0.2", "learner.algorithm.type=grpo"],
+            "learner.algorithm.clip_low=0.2: clip_low belongs to dapo; grpo has clip",
+        ),
+        (
+            ["learner.algorithm={clip_low: 0.2, clip: 0.1}", "learner.algorithm.type=grpo"],
+            "learner.algorithm.clip_low=0.2: clip_low belongs to dapo; grpo has clip",
+        ),
+        (
+            ["learner.algorithm={type: grpo, clip_low: 0.2}"],
+            "learner.algorithm.clip_low=0.2: clip_low belongs to dapo; grpo has clip",
+        ),
+        (
+            ["curriculum.phases.0.end.type=epochs"],
+            "curriculum.phases.0.end.epochs: missing; add it to the recipe",
+        ),
+        (
+            ["curriculum.phases.0.end.epochs=3"],
+            "curriculum.phases.0.end.epochs=3: epochs belongs to epochs; steps has steps",
+        ),
+        (["reward.judge={type: none, model: x}"], "reward.judge.model='x': model belongs to vllm and openai; none has"),
+        (["learner.algorithm.type=grpoo"], "learner.algorithm.type='grpoo': unknown; known: "),
+        (["learner.algorithm.type=grpo", "learner.algorithm=3"], "learner.algorithm=3: "),
+        (["learner.algorithm.type=grpo", "learner=3"], "learner=3: expected a mapping of keys, found"),
+    ],
+)
+def test_a_key_of_another_type_is_told_from_an_unknown_one(write, overrides, message):
+    recipe = RECIPES / "local.yaml" if "learner" not in overrides[0] else write(DAPO)
+    fault = fault_of(recipe, *overrides)
+    assert fault.startswith(message)
+    assert "\n" not in fault
+
+
+@pytest.mark.parametrize("key", ["clip", "clip_low", "clip_high", "constant_tokens"])
+@pytest.mark.parametrize("algorithm", ["{type: grpo", "{type: dapo", "{type: dr_grpo, constant_tokens: 9"])
+def test_a_key_is_never_proposed_in_its_own_place(write, algorithm, key):
+    own = f"{algorithm}, {key}: -1}}" if key not in algorithm else f"{algorithm}, no_such: 1}}"
+    fault = fault_of(write(MINIMAL), f"learner.algorithm={own}")
+    assert f"did you mean learner.algorithm.{key}?" not in fault
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
