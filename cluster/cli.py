@@ -71,6 +71,7 @@ def check(recipe: Recipe, overrides: Overrides = None, trust_remote_code: TrustR
     Exit status 0: the recipe can be run. 2: it cannot; one line for each fault: key, value, what to do.
     """
     with one_line_errors():
+        from cluster.recipe.forecast import forecast_lines
         from cluster.recipe.load import dump_recipe, load_recipe
         from cluster.recipe.preparation import prepare
         from cluster.recipe.trust import check_trust, key_destination
@@ -90,8 +91,8 @@ def check(recipe: Recipe, overrides: Overrides = None, trust_remote_code: TrustR
             say(f"judge: {destination}")
         batches = 0 if prepared.demonstrations is None else len(prepared.demonstrations)
         say(f"ok: warm-up of {batches} steps, {len(prepared.tasks)} tasks in {len(config.curriculum.phases)} phases")
-        for note in (*prepared.notes, *notes):
-            say(note)
+        for line in (*forecast_lines(config, prepared.num_tasks), *prepared.notes, *notes):
+            say(line)
         for key, rejects in prepared.rejects.items():
             if rejects := [reject for reject in rejects if reject.reason is not RejectReason.LEAK]:
                 say(f"{key}: {len(rejects)} rows refused; see them with: qwenlong data inspect FILE --recipe {recipe}")

@@ -172,18 +172,7 @@ async def _run(
     stop: asyncio.Event,
     watch: Watch,
 ) -> None:
-    journal = Journal(
-        folder=folder,
-        console=console,
-        trackers=trackers,
-        checkpoint=config.checkpoint,
-        models=Models(folder, config, partial(export_model, folder=folder, config=config), console.say),
-        fetch=processes.rollouts.fetch,
-        decode=prepared.prompt.decode,
-        waits=watch.waits,
-        inputs=prepared.inputs,
-        patience=Patience(console.say, stop),
-    )
+    journal = _journal(config, prepared, folder, console, trackers, processes, stop, watch)
     progress = await StopSignal(stop).unless_stopped(_restore(checkpoint, folder, console, processes, journal))
     loop = TrainingLoop(
         config=config,
@@ -201,6 +190,30 @@ async def _run(
     watch.diagnosis.facts = lambda: {**processes.facts(), **loop.facts()}
     await loop.run()
     await _finish(config, folder, console, journal, progress, processes.curriculum, stop)
+
+
+def _journal(
+    config: RunConfig,
+    prepared: Prepared,
+    folder: RunFolder,
+    console: Console,
+    trackers: list[Tracker],
+    processes: Processes,
+    stop: asyncio.Event,
+    watch: Watch,
+) -> Journal:
+    return Journal(
+        folder=folder,
+        console=console,
+        trackers=trackers,
+        checkpoint=config.checkpoint,
+        models=Models(folder, config, partial(export_model, folder=folder, config=config), console.say),
+        fetch=processes.rollouts.fetch,
+        decode=prepared.prompt.decode,
+        waits=watch.waits,
+        inputs=prepared.inputs,
+        patience=Patience(console.say, stop),
+    )
 
 
 async def _finish(

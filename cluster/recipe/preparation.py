@@ -45,6 +45,12 @@ class Prepared:
     inputs: Mapping[str, str]
     """Digests of the content of data and model, by recipe key."""
 
+    @property
+    def num_tasks(self) -> list[int]:
+        """Tasks of each phase; every phase has some."""
+        phases = [task.phase for task in self.tasks]
+        return [phases.count(phase) for phase in range(max(phases, default=-1) + 1)]
+
 
 def prepare(config: RunConfig) -> Prepared:
     """Read the data of a recipe and check it against the model.

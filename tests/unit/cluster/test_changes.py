@@ -177,7 +177,9 @@ def test_a_mistyped_key_of_allow_change_is_named():
 
 def test_a_whole_other_recipe_is_still_one_short_line():
     with pytest.raises(UserError) as error:
-        check_changes(load_recipe(LOCAL), load_recipe(ROOT / "recipes" / "qwenlong_l1_14b.yaml"), allowed=(), run="a")
+        check_changes(
+            load_recipe(LOCAL), load_recipe(ROOT / "recipes" / "qwenlong_l1_14b_dapo.yaml"), allowed=(), run="a"
+        )
     assert all(len(line) < 900 for line in error.value.lines)
     assert re.search(r" and \d+ more; this changes its numbers", str(error.value))
 
