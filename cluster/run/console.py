@@ -104,8 +104,8 @@ def _heldout(progress: RunProgress, base: Evaluation) -> Table:
     """Return the table of the evaluations before the training and after the stages."""
     controls: list[Control] = [control for control in CONTROLS if base.under(control)]
     table = _table(
-        f"{base.cells[ACCURACY].num_questions} held-out questions, {base.num_samples} samples each: accuracy with its "
-        "95 % interval; the shares of it that the rule and the judge found",
+        f"{base.cells[ACCURACY].num_questions} held-out questions: avg@{base.num_samples} with its 95 % interval, and "
+        "what rule and judge found of it",
         ("after", "accuracy", "rule", "judge", "unknown", *[control.replace("_", " ") for control in controls]),
     )
     for name, found in [("base", base), *[(name, after) for name, _, after in progress.measured if after]]:

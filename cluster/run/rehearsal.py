@@ -16,6 +16,7 @@ from cluster.run.models import BEST
 from cluster.run.progress import Progress
 from curriculum.errors import UserError, library_words
 from curriculum.files import begin_folder, discard_folder, file_errors, finish_folder
+from curriculum.metric import is_declared
 from learner.zero3.model_files import DTYPE_NAMES, GENERATION, copy_model_files
 
 _HELD_OUT = "heldout/"
@@ -80,8 +81,8 @@ def _fault_of_best(config: RunConfig) -> str | None:
         return None
     key = f"checkpoint.keep.best={metric!r}"
     known = [declared for declared in METRICS if declared.startswith(_HELD_OUT)]
-    if metric not in known and f"{metric.rpartition('/')[0]}/*" not in known:
-        near = difflib.get_close_matches(metric, known, n=1)
+    if not is_declared(metric, known):
+        near = difflib.get_close_matches(metric, [other for other in known if not other.endswith("*")], n=1)
         return f"{key}: no metric of held-out questions; " + (f"did you mean {near[0]}?" if near else f"use {known[0]}")
     if config.data.evaluation is None or not config.curriculum.phases:
         return f"{key}: the recipe holds no questions out; give data.evaluation, or set checkpoint.keep.best=null"

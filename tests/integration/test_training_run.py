@@ -11,6 +11,8 @@ from huggingface_hub import metadata_load
 from cluster.recipe.load import load_recipe
 from cluster.run.metrics import METRICS
 from cluster.run.trajectory_log import COLUMNS
+from curriculum.metric import is_declared
+from tests.harness.recipe import NUM_HELDOUT, read_jsonl
 
 pytestmark = pytest.mark.integration
 
@@ -37,7 +39,7 @@ def test_the_run_folder_holds_everything_that_is_promised(reference):
     names = {path.name for path in reference.folder.iterdir()}
     assert names == {
         "recipe.yaml", "metrics.jsonl", "events.jsonl", "trajectories", "checkpoints", "models", "model_files",
-        "model", "summary.json", "logs", "wandb", ".lock",
+        "model", "heldout", "summary.json", "logs", "wandb", ".lock",
     }  # fmt: skip
     assert list((reference.folder / "wandb").glob("offline-run-*/*.wandb"))
     session = next((reference.folder / "logs").iterdir())
@@ -60,7 +62,7 @@ def test_every_step_has_one_line_of_metrics(reference):
     stages = ["sft"] * NUM_SFT_STEPS + ["short"] * NUM_SHORT_STEPS + ["long"] * NUM_LONG_STEPS
     assert [line["stage"] for line in reference.metrics] == stages
     for line in reference.metrics:
-        assert line.keys() - {"step", "stage"} <= METRICS.keys()
+        assert all(is_declared(key, METRICS) for key in line.keys() - {"step", "stage"})
 
 
 def test_the_warm_up_learns_the_demonstrations(reference):
@@ -99,6 +101,30 @@ def test_the_summary_tells_each_stage(reference):
         assert {"steps", "replayed_share", "judge_calls", "end_reason"} <= stage.keys()
     assert summary["stages"][2]["replayed_share"] > 0
     assert summary["leases"]["opened"] == summary["leases"]["reported"] > 0
+
+
+def test_the_held_out_questions_have_a_line_a_file_and_a_cell_at_the_end_of_every_stage(reference):
+    ends = [0, NUM_SFT_STEPS, NUM_SFT_STEPS + NUM_SHORT_STEPS, NUM_STEPS]
+    assert [(line["step"], line["stage"]) for line in reference.evaluations] == list(
+        zip(ends, ["base", "sft", "short", "long"], strict=True)
+    )
+    questions = read_jsonl(str(reference.folder / "heldout" / "questions.jsonl"))
+    assert len({row["id"] for row in questions}) == len(questions) == 2 * NUM_HELDOUT
+    for line in reference.evaluations:
+        rows = pq.read_table(reference.folder / "heldout" / f"step-{line['step']:06d}.parquet").to_pylist()
+        for control in (None, "no_document", "other_document"):
+            asked = [row for row in rows if row["control"] == control]
+            assert {row["id"] for row in asked} == {row["id"] for row in questions}
+            key = "heldout/accuracy" + (f"_{control}" if control else "")
+            assert sum(row["accuracy"] == 1.0 for row in asked) / len(asked) == pytest.approx(line[key])
+            cells = _heldout_after(reference.summary, line["step"])["cells"]
+            assert cells[key]["num_questions"] == 2 * NUM_HELDOUT
+            assert cells[key]["low"] <= line[key] <= cells[key]["high"]
+
+
+def _heldout_after(summary, step):
+    found = [summary["base_heldout"], *[stage["heldout"] for stage in summary["stages"]]]
+    return next(evaluation for evaluation in found if evaluation["step"] == step)
 
 
 def _after(summary):

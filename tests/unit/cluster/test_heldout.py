@@ -219,6 +219,26 @@ def test_a_run_that_was_stopped_in_an_evaluation_asks_again_and_replaces_the_ans
     assert pq.read_table(resumed.folder.heldout / "step-000001.parquet").num_rows == 3
 
 
+def test_with_a_lag_an_evaluation_waits_for_the_newest_weights_and_the_steps_go_on_as_without_it(bench, task):
+    lag = {
+        "rollout": {"group_size": 2, "max_policy_lag": 1},
+        "learner": {"importance": {"cap": 2.0}},
+        "heldout": held_out(task),
+    }
+    plain = bench(name="plain", accuracies=always_mixed, **lag)
+    plain.run()
+    b = bench(name="evaluated", accuracies=always_mixed, evaluation={"every_steps": 1}, **lag)
+    calls = b.run()
+    assert [step for step, _ in evaluations(b)] == [0, 1, 2, 3, 4]
+    assert len(b.learner.batches) == len(plain.learner.batches) == 4
+    versions = [
+        {row["policy_version"] for row in pq.read_table(b.folder.heldout / f"step-{step:06d}.parquet").to_pylist()}
+        for step in range(5)
+    ]
+    assert versions == [{0}, {1}, {2}, {3}, {4}]
+    assert calls.count("evaluate 2") == 5
+
+
 def test_a_guard_on_held_out_questions_stops_the_run_at_the_end_of_a_stage_too(bench, task):
     rule = {"metric": "heldout/accuracy", "below": 0.9, "steps": 2, "action": "stop"}
     b = bench(accuracies=always_mixed, heldout=held_out(task), guards=[rule])
