@@ -42,13 +42,17 @@ class Measuring:
 
     async def catch_up(self) -> None:
         """Measure what is to be measured; return at once where that is nothing."""
-        if self._curriculum is None or not (state := await self._curriculum.phase_state()).to_measure:
+        curriculum = self._curriculum
+        if curriculum is None or not (state := await curriculum.phase_state()).to_measure:
             return
         total, num_done, said = len(state.to_measure), 0, time.monotonic()
         measured: list[float] = []
         self._journal.measuring(0, total)
         for phase, tasks in self._batches(state):
-            measured += (await self._measure(tasks, phase)).values()
+            known = await self._measure(tasks, phase)
+            await curriculum.record_measured([task.task_id for task in tasks], known)
+            await self._remember()
+            measured += known.values()
             num_done += len(tasks)
             if time.monotonic() - said >= SAY_EVERY_S:
                 self._journal.measuring(num_done, total)
@@ -69,11 +73,8 @@ class Measuring:
         ]
 
     async def _measure(self, tasks: Sequence[Task], phase: int) -> dict[str, float]:
-        """Sample one group of each task as the phase would; record and return the mean accuracies that are known."""
+        """Sample one group of each task as the phase would; return the mean accuracies that are known."""
         sampling = phase_settings.sampling(self._config, self._config.curriculum.phases[phase])
         groups = await self._rollouts.answer(tasks, sampling)
         means = {group.task_id: group.outcome.mean_accuracy for group in groups}
-        known = {task_id: mean for task_id, mean in means.items() if mean is not None}
-        await self._curriculum.record_measured([task.task_id for task in tasks], known)
-        await self._remember()
-        return known
+        return {task_id: mean for task_id, mean in means.items() if mean is not None}
