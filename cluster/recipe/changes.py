@@ -45,7 +45,7 @@ sft.learning_rate sft.warmup_steps sft.schedule sft.epochs sft.batch_size sft.le
 curriculum.phases[].name curriculum.phases[].end.type curriculum.phases[].end.steps curriculum.phases[].end.epochs
 curriculum.phases[].end.of curriculum.phases[].end.max_steps curriculum.phases[].end.patience
 curriculum.phases[].max_response_tokens curriculum.retrospective.selection curriculum.retrospective.difficulty
-curriculum.retrospective.max_share curriculum.balance curriculum.max_sampling_rounds curriculum.max_fruitless_steps
+curriculum.retrospective.max_share curriculum.max_sampling_rounds curriculum.max_fruitless_steps
 groups_per_batch rollout.engine.dtype rollout.group_size rollout.temperature rollout.top_p rollout.max_response_tokens
 rollout.deadline_s rollout.max_policy_lag
 reward.rules reward.kinds reward.thinking reward.thinking_tags reward.judge.type reward.judge.model

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from cluster.recipe.config import RunConfig
 from cluster.recipe.forecast import forecast, forecast_lines, groups_per_step
+from cluster.recipe.load import load_recipe
+
+RECIPES = Path(__file__).parents[3] / "recipes"
 
 
 def run(*ends, algorithm="dapo", retrospective=None, mini_batches=4, rounds=10):
@@ -97,3 +102,12 @@ def test_the_lines_say_how_it_comes_about_and_what_is_assumed():
 def test_measuring_costs_a_group_per_task(difficulty, measured):
     config = run(*[epochs(1)] * 3, retrospective={"selection": "difficulty", "difficulty": difficulty})
     assert [phase.num_measured for phase in forecast(config, (10, 20, 5))] == measured
+
+
+@pytest.mark.parametrize("run_of_the_paper", ["14b_dapo", "14b_grpo", "32b_dapo", "32b_grpo"])
+def test_a_run_of_the_paper_has_about_48_steps_of_four_updates(run_of_the_paper):
+    config = load_recipe(RECIPES / f"qwenlong_l1_{run_of_the_paper}.yaml")
+    model, algorithm = run_of_the_paper.split("_")
+    assert config.name == f"qwenlong-l1-{model}-{algorithm}"
+    assert (config.learner.algorithm.type, config.model.path[-3:].lower()) == (algorithm, model)
+    assert forecast_lines(config, [1253, 338])[-1] == "all phases: 48 steps, up to 192 updates"
