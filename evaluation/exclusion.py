@@ -132,7 +132,7 @@ def without_leaks(items: Sequence[Item], comparisons: Iterable[Comparison]) -> t
         names = ", ".join(one.name for one in comparisons if any(match.overlap.is_leak for match in one.matches))
         raise UserError(
             f"--exclude {names}: all {len(items)} questions leak from it, none is left to ask; name another benchmark, "
-            "or turn it off with --exclude none"
+            "or another set"
         )
     return left
 
