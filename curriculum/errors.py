@@ -16,6 +16,7 @@ _WORDS: dict[type, str] = {
 }  # fmt: skip
 _ABOUT_TYPES = (TypeError, AttributeError, LookupError, AssertionError, ArithmeticError, RecursionError)
 _INSIDES = re.compile(r"NoneType|has no attribute|not subscriptable|<class|object at 0x")
+_ERRNO = re.compile(r"\[Errno -?\d+\] ")
 _RAISED = re.compile(r"(?:\w+\.)*(\w*(?:Error|Exception|Failed)): (.+)")
 """Line of a traceback that holds the error itself: class and message."""
 
@@ -82,7 +83,7 @@ def library_words(error: BaseException) -> str:
     """
     if isinstance(error, UnicodeDecodeError):
         return f"not UTF-8 at byte {error.start}"
-    line = shortened(first_line(error), 200)
+    line = shortened(_ERRNO.sub("", first_line(error)), 200)
     return "it holds something else than expected" if isinstance(error, _ABOUT_TYPES) or _INSIDES.search(line) else line
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 from curriculum.config import DataConfig, DemonstrationSource
 from curriculum.errors import UserError, in_line
@@ -35,8 +35,8 @@ def _sources(source: DemonstrationSource | None) -> Iterator[tuple[str, str]]:
     """Yield (what names the same thing, as it is given) of every file, folder, glob or hub id."""
     given = [source] if isinstance(source, str) else source if isinstance(source, tuple) else ()
     for text in given:
-        path = Path(text)
-        yield str(path.resolve()) if path.exists() else text.removesuffix(":train"), text
+        path = os.path.expanduser(text)
+        yield os.path.realpath(path) if os.path.exists(path) else text.removesuffix(":train"), text
 
 
 class LeakWatch:

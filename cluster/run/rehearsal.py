@@ -117,7 +117,11 @@ def _check_shape(files: Path, name: str, *, with_code: bool) -> None:
 
 
 def _note_on_generation(files: Path, name: str) -> list[str]:
-    """Return a note if transformers would refuse to save the generation settings, which are copied as they are."""
+    """Return a note if transformers would refuse to save the generation settings, which are copied as they are.
+
+    Raises:
+        UserError: they cannot be read either, so no engine could use the model.
+    """
     from transformers import GenerationConfig
 
     settings: Any = GenerationConfig
@@ -128,4 +132,6 @@ def _note_on_generation(files: Path, name: str) -> list[str]:
         return [f"{name}: {GENERATION} is copied into models as it is; transformers would not save it ({reason})"]
     except OSError:
         return []  # there is none, or none that anybody can read
+    except Exception as error:  # a value of another type than the library expects
+        raise UserError(f"{name}: {GENERATION} cannot be used: {library_words(error)}; correct or remove it") from error
     return []

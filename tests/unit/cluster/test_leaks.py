@@ -116,6 +116,11 @@ def test_the_same_hub_id_is_not_both_trained_on_and_held_out():
         prepared("owner/questions:train", "owner/questions")
 
 
+def test_a_source_with_a_name_that_no_file_can_have_is_told_as_one_that_is_not_there(write):
+    with pytest.raises(UserError, match=r"data\.train=.*neither a file here nor a data set|data\.train=.*long"):
+        prepared("x" * 5000, write("e.jsonl", items(2)))
+
+
 def test_the_demo_keeps_all_of_its_held_out_questions_and_tells_their_wording():
     found = prepared(*("{type: generated, items_per_length: 40, lengths: [[96, 160]]}",) * 2)
     assert len(found.heldout.tasks["p"]) == 40

@@ -46,6 +46,12 @@ def test_everything_of_a_model_but_its_weights_is_kept_for_the_export(base, tmp_
     assert json.loads((tmp_path / "files" / "config.json").read_text())["dtype"] == "bfloat16"
 
 
+def test_generation_settings_that_nobody_can_read_are_refused(base, tmp_path):
+    change(base / "generation_config.json", pad_token_id="none")
+    with pytest.raises(UserError, match=r"generation_config.json cannot be used: .*; correct or remove it"):
+        rehearsed(base, tmp_path)
+
+
 def test_generation_settings_that_transformers_refuses_to_save_are_copied_and_told(base, tmp_path):
     from transformers import AutoModelForCausalLM
 

@@ -129,6 +129,7 @@ def test_a_line_of_an_error_keeps_its_ends_and_loses_its_middle():
     ("error", "words"),
     [
         (OSError("no space"), "no space"),
+        (OSError(-2, "Name or service not known"), "Name or service not known"),
         (TypeError("'NoneType' object is not iterable"), "it holds something else than expected"),
         (ValueError("a class has no attribute x"), "it holds something else than expected"),
         (UnicodeDecodeError("utf-8", b"ab\xff", 2, 3, "invalid start byte"), "not UTF-8 at byte 2"),
