@@ -8,8 +8,7 @@ from typing import Any
 
 from actors.trajectory import Group
 from cluster.run.heldout_statistics import HeldOutGroup
-from cluster.run.trajectory_log import answer_rows
-from curriculum.files import file_errors, whole_file
+from cluster.run.trajectory_log import answer_rows, write_step
 
 COLUMNS = {
     "step": "integer", "id": "text", "control": "text", "phase": "text", "sample": "integer", "data_source": "text",
@@ -44,18 +43,12 @@ def write_heldout(
         UserError: it cannot be written.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     rows = [row for asked, group in answered for row in _rows(step, asked, group, decode, num_samples)]
     types = {"text": pa.string(), "texts": pa.list_(pa.string()), "integer": pa.int64(), "number": pa.float64()}
     schema = pa.schema([(name, types[kind]) for name, kind in COLUMNS.items()])
     table = pa.Table.from_pylist([{name: row.get(name) for name in COLUMNS} for row in rows], schema=schema)
-    path = directory / f"step-{step:06d}.parquet"
-    with file_errors(directory, "written"):
-        directory.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as partial, file_errors(path, "written"):
-        pq.write_table(table, partial)
-    return path
+    return write_step(directory, step, table)
 
 
 def _rows(

@@ -28,10 +28,19 @@ def write_trajectories(
 ) -> Path:
     """Write every answer of a step, trained on or not; the file appears whole or not at all."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     rows = [row for scored, group in sampled for row in answer_rows(step, scored, group, decode)]
-    table = pa.table({column: [row[column] for row in rows] for column in COLUMNS})
+    return write_step(directory, step, pa.table({column: [row[column] for row in rows] for column in COLUMNS}))
+
+
+def write_step(directory: Path, step: int, table: Any) -> Path:
+    """Write the arrow table of a step into a folder; the file appears whole, and replaces one of the same step.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    import pyarrow.parquet as pq
+
     path = directory / f"step-{step:06d}.parquet"
     with file_errors(directory, "written"):
         directory.mkdir(parents=True, exist_ok=True)
