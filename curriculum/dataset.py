@@ -217,10 +217,7 @@ def convert_rows(
     Raises:
         UserError: The columns fit no layout, or no row is usable.
     """
-    layout = choose_layout(layouts, table.columns, name=name) if table.columns and not table.columns_of else None
-    layout_of = {
-        file: choose_layout(layouts, columns, name=f"{name}: {file}") for file, columns in table.columns_of.items()
-    }
+    layout_of = row_layouts(table, layouts, name=name)
     repetitions = _Repetitions()
     records: list[RecordT] = []
     record_of_row: dict[str, int] = {}
@@ -231,9 +228,9 @@ def convert_rows(
         digest.update(repr(row).encode("utf-8", errors="backslashreplace"))
         if isinstance(row, Reject):
             rejects.append(row)
-        elif parse := layout_of[row.file] if row.file is not None else layout:
+        elif layout := layout_of[row.file]:
             try:
-                item = parse.parse(row)
+                item = layout.parse(row)
                 first = repetitions.first_row(row.place, item)
                 if first is not None:
                     if merge is not None and first in record_of_row:
@@ -246,6 +243,19 @@ def convert_rows(
     if not records:
         raise UserError(f"{name}: {_why_nothing_is_usable(num_rows, rejects)}")
     return Loaded(records=tuple(records), rejects=tuple(rejects), digest=digest.hexdigest())
+
+
+def row_layouts(table: Table, layouts: Sequence[Layout[ItemT]], *, name: str) -> dict[str | None, Layout[ItemT] | None]:
+    """Return the layout of rows by `Row.file`, which is None for all rows of a single file; None without columns.
+
+    Raises:
+        UserError: Columns fit no layout.
+    """
+    if table.columns_of:
+        return {
+            file: choose_layout(layouts, columns, name=f"{name}: {file}") for file, columns in table.columns_of.items()
+        }
+    return {None: choose_layout(layouts, table.columns, name=name) if table.columns else None}
 
 
 class _Repetitions:

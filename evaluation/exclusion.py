@@ -8,14 +8,13 @@ from typing import Any
 
 from curriculum.columns import loaded_columns
 from curriculum.config import DataConfig
-from curriculum.dataset import with_our_columns
+from curriculum.dataset import row_layouts, with_our_columns
 from curriculum.errors import UserError
 from curriculum.layout import (
     DEMONSTRATION_LAYOUTS,
     DemonstrationItem,
     Layout,
     QuestionItem,
-    choose_layout,
     question_layouts,
 )
 from curriculum.leaks import KnownQuestions, Overlap, traces_of, traces_of_item
@@ -176,11 +175,10 @@ def _read(excluded: ExcludedSet, known: KnownQuestions) -> tuple[int, int]:
     layouts = _layouts(excluded)
     table = _table(excluded, layouts)
     name = f"{excluded.key}={table.name}"
-    layout_of = {file: choose_layout(layouts, columns, name=name) for file, columns in table.columns_of.items()}
-    layout = None if layout_of else choose_layout(layouts, table.columns, name=name)
+    layout_of = row_layouts(table, layouts, name=name)
     num_items, num_unreadable = 0, 0
     for row in table.rows:
-        item = _parsed(row, layout_of.get(row.file or "", layout))
+        item = _parsed(row, layout_of[row.file])
         if item is None:
             num_unreadable += 1
             continue
