@@ -49,13 +49,42 @@ class HeldOutGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """The accuracy over some held-out questions, with its 95 % interval."""
+    """What the answers to some held-out questions came to."""
 
     num_questions: int
     accuracy: float
     """avg@n: mean over the questions of the share of right answers."""
     low: float
+    """Lower end of its 95 % interval."""
     high: float
+    """Upper end."""
+    pass_at: dict[str, float]
+    """pass@k by k, for k = 2, 4, 8, 16 up to n."""
+    rule: float
+    """Share of the answers that the rule accepted."""
+    judge_saved: float
+    """Share that the rule rejected and the judge accepted; with `rule` it makes up the accuracy."""
+    unknown: float
+    """Share without a known reward, or without an answer."""
+
+    @classmethod
+    def of(cls, groups: Sequence[HeldOutGroup], *, num_samples: int, seed: int) -> Cell:
+        """Add up the answers to some questions, of which `num_samples` each were asked for; `seed` of the bootstrap."""
+        scores = [score for group in groups for score in group.scores]
+        num_asked = len(groups) * num_samples
+        found = bootstrap_mean([group.num_right / num_samples for group in groups], seed=seed)
+        passed = {k: mean_pass_at_k([(num_samples, group.num_right) for group in groups], k) for k in PASS_AT if k > 1}
+        right = [score for score in scores if score.accuracy == 1.0]
+        return cls(
+            num_questions=len(groups),
+            accuracy=found.mean,
+            low=found.low,
+            high=found.high,
+            pass_at={str(k): value for k, value in passed.items() if value is not None},
+            rule=sum(score.rule == 1.0 for score in right) / num_asked,
+            judge_saved=sum(score.rule == 0.0 for score in right) / num_asked,
+            unknown=(num_asked - sum(score.accuracy is not None for score in scores)) / num_asked,
+        )
 
     def __str__(self) -> str:
         return f"{self.accuracy:.3f} [{self.low:.2f}, {self.high:.2f}]"
@@ -107,9 +136,10 @@ class HeldOutStatistics:
         self.num_samples = num_samples
         self._seconds = seconds
         self._plain = [group for group in groups if group.control is None]
-        self._scores = [score for group in self._plain for score in group.scores]
-        self.cells = {key: self._cell(of_key, seed) for key, of_key in _by_key(groups).items()}
-        """Accuracies by key."""
+        self.cells = {
+            key: Cell.of(of_key, num_samples=num_samples, seed=seed) for key, of_key in _by_key(groups).items()
+        }
+        """By the key of their accuracy."""
 
     def evaluation(self, step: int, metrics: Metrics) -> Evaluation:
         """Return the numbers after so many training steps, with the metrics that were read off this object."""
@@ -142,7 +172,7 @@ class HeldOutStatistics:
 
         A phase goes by its name alone; its questions are those that have its prompt lengths.
 
-        Their intervals are in `summary.json`.
+        Their intervals, pass@k, and shares of rule, judge and unknown are in `summary.json`.
         """
         return self._accuracies(f"{ACCURACY}/")
 
@@ -153,9 +183,7 @@ class HeldOutStatistics:
         For k = 2, 4, 8, 16 up to `evaluation.num_samples`; pass@1 is `heldout/accuracy`. What the policy can do at all:
         it grows less than the accuracy where training only sharpens what the base model could do.
         """
-        counts = [(self.num_samples, group.num_right) for group in self._plain]
-        found = {k: mean_pass_at_k(counts, k) for k in PASS_AT if k > 1}
-        return {str(k): value for k, value in found.items() if value is not None}
+        return self.cells[ACCURACY].pass_at
 
     @property
     def rule(self) -> Annotated[float, Metric("heldout/rule", "share")]:
@@ -163,7 +191,7 @@ class HeldOutStatistics:
 
         With `heldout/judge_saved` it makes up `heldout/accuracy`.
         """
-        return self._share(sum(score.accuracy == 1.0 and score.rule == 1.0 for score in self._scores))
+        return self.cells[ACCURACY].rule
 
     @property
     def judge_saved(self) -> Annotated[float, Metric("heldout/judge_saved", "share")]:
@@ -171,7 +199,7 @@ class HeldOutStatistics:
 
         Growing while `heldout/rule` does not: read them in `heldout/`, the judge may be fooled.
         """
-        return self._share(sum(score.accuracy == 1.0 and score.rule == 0.0 for score in self._scores))
+        return self.cells[ACCURACY].judge_saved
 
     @property
     def unknown(self) -> Annotated[float, Metric("heldout/unknown", "share")]:
@@ -179,8 +207,7 @@ class HeldOutStatistics:
 
         0 or close to it; otherwise the accuracy says little.
         """
-        known = sum(score.accuracy is not None for score in self._scores)
-        return self._share(len(self._plain) * self.num_samples - known)
+        return self.cells[ACCURACY].unknown
 
     @property
     def mean_response_tokens(self) -> Annotated[float | None, Metric("heldout/response_tokens_mean", "tokens")]:
@@ -221,19 +248,12 @@ class HeldOutStatistics:
         """The evaluation, controls included."""
         return self._seconds
 
-    def _cell(self, groups: Sequence[HeldOutGroup], seed: int) -> Cell:
-        found = bootstrap_mean([group.num_right / self.num_samples for group in groups], seed=seed)
-        return Cell(num_questions=len(groups), accuracy=found.mean, low=found.low, high=found.high)
-
     def _accuracies(self, prefix: str) -> dict[str, float]:
         return {k.removeprefix(prefix): cell.accuracy for k, cell in self.cells.items() if k.startswith(prefix)}
 
     def _accuracy_under(self, control: Control) -> float | None:
         cell = self.cells.get(f"{ACCURACY}_{control}")
         return None if cell is None else cell.accuracy
-
-    def _share(self, num_answers: int) -> float:
-        return num_answers / (len(self._plain) * self.num_samples)
 
 
 def _by_key(groups: Sequence[HeldOutGroup]) -> dict[str, list[HeldOutGroup]]:

@@ -18,9 +18,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from cluster.cli import app
-from cluster.run.heldout_statistics import Cell, Evaluation
+from cluster.run.heldout_statistics import Evaluation
 from cluster.run.progress import Best, Progress, StageProgress
 from tests.harness.command import ROOT
+from tests.harness.heldout import a_cell
 from tests.harness.hub import TOKEN, UploadHub
 from tests.harness.saved_run import write_run
 
@@ -30,7 +31,7 @@ NAME = "owner/model"
 
 def measured(step, short, odd):
     def cell(accuracy):
-        return Cell(num_questions=8, accuracy=accuracy, low=0.0, high=0.75)
+        return a_cell(accuracy, low=0.0, high=0.75, num_questions=8)
 
     cells = {"": cell((short + odd) / 2), "/short": cell(short), "/a%7Cb": cell(odd)}
     return Evaluation(step=step, num_samples=1, cells={f"heldout/accuracy{key}": x for key, x in cells.items()})

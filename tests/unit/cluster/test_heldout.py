@@ -82,6 +82,18 @@ def test_pass_at_k_is_the_unbiased_estimate_up_to_the_number_of_samples():
     assert statistics(asked(RIGHT), num_samples=1).pass_at == {}, "pass@1 is the accuracy"
 
 
+def test_every_part_has_pass_at_k_and_the_shares_of_rule_judge_and_unknown():
+    found = statistics(
+        asked(RIGHT, SAVED, task_id="a", source="musique"), asked(WRONG, UNKNOWN, task_id="b", source="musique"),
+        asked(SAVED, WRONG, task_id="c", source="docmath"),
+        num_samples=2,
+    ).cells  # fmt: skip
+    musique, docmath = found["heldout/accuracy/source:musique"], found["heldout/accuracy/source:docmath"]
+    assert (musique.num_questions, musique.accuracy, musique.pass_at) == (2, 0.5, {"2": 0.5})
+    assert (musique.rule, musique.judge_saved, musique.unknown) == (0.25, 0.25, 0.25)
+    assert (docmath.accuracy, docmath.pass_at, docmath.rule, docmath.judge_saved) == (0.5, {"2": 1.0}, 0.0, 0.5)
+
+
 def test_accuracies_are_told_by_phase_data_source_and_length():
     found = metrics_of(
         statistics(

@@ -10,12 +10,13 @@ from typer.testing import CliRunner
 
 from cluster.cli import app
 from cluster.run.console import Console
-from cluster.run.heldout_statistics import Cell, Evaluation
+from cluster.run.heldout_statistics import Evaluation
 from cluster.run.progress import Progress, StageProgress
 from curriculum.metric import member
 from curriculum.printable import printable_lines
 from curriculum.synthetic import generate_items
 from evaluation.progress import Progress as EvaluationProgress
+from tests.harness.heldout import a_cell
 
 ROOT = Path(__file__).parents[3]
 LOCAL = ROOT / "recipes" / "local.yaml"
@@ -45,7 +46,7 @@ def test_the_names_of_phases_are_text_in_lines_bars_and_the_table(capsys):
     console.open_stage(EVIL)
     console.step(EVIL, 0, 2, {"learner/loss": 0.5})
     console.close_stage()
-    cell = Cell(num_questions=4, accuracy=0.5, low=0.25, high=0.75)
+    cell = a_cell(0.5, low=0.25, high=0.75)
     metrics = {"heldout/rule": 0.5, "heldout/judge_saved": 0.0, "heldout/unknown": 0.0}
     cells = {"heldout/accuracy": cell, f"heldout/accuracy/{member(EVIL)}": cell}
     measured = Evaluation(step=2, num_samples=1, metrics=metrics, cells=cells)

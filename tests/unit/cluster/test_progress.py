@@ -8,15 +8,16 @@ import pytest
 
 from actors.trajectory import GroupMeta
 from cluster.group import ScoredGroup
-from cluster.run.heldout_statistics import Cell, Evaluation
+from cluster.run.heldout_statistics import Evaluation
 from cluster.run.progress import Progress, StageProgress
 from curriculum.seal import OtherVersion
 from curriculum.task import TaskLease
 from reward.score import Score, Verdict
+from tests.harness.heldout import a_cell
 
 
 def evaluation(accuracy):
-    cell = Cell(num_questions=4, accuracy=accuracy, low=accuracy - 0.1, high=accuracy + 0.1)
+    cell = a_cell(accuracy, low=accuracy - 0.1, high=accuracy + 0.1)
     cells = {"heldout/accuracy": cell, "heldout/accuracy/short": cell}
     return Evaluation(step=5, num_samples=2, metrics={"heldout/accuracy": accuracy}, cells=cells)
 

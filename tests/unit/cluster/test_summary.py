@@ -6,10 +6,11 @@ import json
 
 from cluster.batches.ledger import Ledger
 from cluster.recipe.config import RunConfig
-from cluster.run.heldout_statistics import Cell, Evaluation
+from cluster.run.heldout_statistics import Evaluation
 from cluster.run.progress import Progress, StageProgress
 from cluster.run.summary import summarise
 from curriculum.leases import LeaseCounts
+from tests.harness.heldout import a_cell
 
 CONFIG = RunConfig.model_validate(
     {"name": "tiny", "seed": 5, "model": {"path": "a/b"}, "data": {"train": "t.parquet", "sft": "s.parquet"}}
@@ -17,7 +18,7 @@ CONFIG = RunConfig.model_validate(
 
 
 def evaluation(accuracy):
-    cell = Cell(num_questions=4, accuracy=accuracy, low=accuracy - 0.25, high=accuracy + 0.25)
+    cell = a_cell(accuracy, low=accuracy - 0.25, high=accuracy + 0.25)
     cells = {"heldout/accuracy": cell, "heldout/accuracy/long": cell, "heldout/accuracy/source:a": cell}
     return Evaluation(step=4, num_samples=1, metrics={"heldout/accuracy": accuracy}, cells=cells)
 
@@ -49,7 +50,8 @@ def test_the_summary_tells_each_stage_with_its_replayed_share():
     assert (told["steps"], told["wall_seconds"], told["judge_calls"], told["end_reason"]) == (4, 2.5, 3, "steps")
     assert told["heldout"]["metrics"] == {"heldout/accuracy": 0.5}
     assert told["heldout"]["cells"]["heldout/accuracy/long"] == {
-        "num_questions": 4, "accuracy": 0.5, "low": 0.25, "high": 0.75,
+        "num_questions": 4, "accuracy": 0.5, "low": 0.25, "high": 0.75, "pass_at": {}, "rule": 0.5, "judge_saved": 0.0,
+        "unknown": 0.0,
     }  # fmt: skip
     assert (told["accuracy_before"], told["accuracy_after"]) == ({"long": 0.25}, {"long": 0.5})
     assert (summary["leases"]["opened"], summary["leases"]["expired"]) == (8, 0)
