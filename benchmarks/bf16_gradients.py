@@ -129,11 +129,11 @@ def _sum_of_rows(engine: Any, rows: list[Any], model: str) -> list[Any]:
 
     from learner.zero3.policy import load_policy
 
-    policy = load_policy(model, dtype=torch.bfloat16, gradient_checkpointing=False, trust_remote_code=False)
+    policy = load_policy(model, dtype=torch.bfloat16, trust_remote_code=False)
     sums = [torch.zeros_like(weight, dtype=torch.float64) for weight in policy.parameters()]
     for row in rows:
         policy.zero_grad()
-        policy(row, *engine._losses(row, None))[0].backward()
+        policy(row, engine._loss(row, None))[0].backward()
         for total, weight in zip(sums, policy.parameters(), strict=True):
             total += weight.grad.double()
     return sums

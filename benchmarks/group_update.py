@@ -16,12 +16,11 @@ from numpy.typing import NDArray
 
 from learner.attention.shared_prefix import ATTENTION_KEY, register
 from learner.batch.aggregation import TOKEN_MEAN
-from learner.batch.microbatch import MicroBatch, PhasedMicroBatch, TrainingGroup
+from learner.batch.microbatch import TrainingGroup
 from learner.batch.packing import RowPlan
 from learner.batch.rows import build_microbatch
 from learner.forward.logprobs import TokenScores
-from learner.forward.row_tensors import PhasedTensors, Placement, RowTensors
-from learner.forward.three_phase import backward_in_phases
+from learner.forward.row_tensors import Placement, RowTensors, to_device
 from learner.objective.objective import Objective, PolicyLoss
 from learner.zero3.policy import Policy
 
@@ -135,9 +134,15 @@ def make_rows(group: TrainingGroup, *, shared: bool) -> list[RowTensors]:
     rows = []
     for responses in parts:
         row = build_microbatch(RowPlan(responses={0: responses}), {0: group}, num_groups=1, aggregation=TOKEN_MEAN)
-        assert isinstance(row, MicroBatch)
-        rows.append(RowTensors.of(row, CPU, dense=not shared))
+        rows.append(to_device(row, CPU, dense=not shared))
     return rows
+
+
+def make_row_in_parts(group: TrainingGroup) -> RowTensors:
+    """The group as one row whose responses go through the layers one by one."""
+    everything = tuple(range(len(group.response_ids)))
+    plan = RowPlan(responses={0: everything}, batches=tuple({0: (i,)} for i in everything))
+    return to_device(build_microbatch(plan, {0: group}, num_groups=1, aggregation=TOKEN_MEAN), CPU)
 
 
 def update(policy: Policy, rows: Sequence[RowTensors]) -> float:
@@ -152,23 +157,6 @@ def update(policy: Policy, rows: Sequence[RowTensors]) -> float:
         total = total + policy(row, loss)[0]
     total.backward()
     return total.item()
-
-
-def make_phased_row(group: TrainingGroup) -> PhasedTensors:
-    """The group in three phases, its responses one by one."""
-    everything = tuple(range(len(group.response_ids)))
-    plan = RowPlan(responses={0: everything}, batches=tuple({0: (i,)} for i in everything))
-    row = build_microbatch(plan, {0: group}, num_groups=1, aggregation=TOKEN_MEAN)
-    assert isinstance(row, PhasedMicroBatch)
-    return PhasedTensors.of(row, CPU)
-
-
-def update_in_phases(policy: Policy, row: PhasedTensors) -> float:
-    """The same update as `update`, with one response at a time in memory."""
-    policy.zero_grad(set_to_none=True)
-    losses = [PolicyLoss(batch, OBJECTIVE, old=_old_scores(batch), reference_N=None) for batch in row.batches]
-    done = backward_in_phases(policy, lambda scalar, _: scalar.backward(), row, iter(losses))
-    return sum(total.item() for _, total, _ in done)
 
 
 def gradient(policy: torch.nn.Module) -> torch.Tensor:

@@ -1,8 +1,8 @@
 """One update of one group: the prompt forwarded once against once per response.
 
-`--mode shared`, `dense` or `phased` measures one side in this process. `--mode all`, the default, runs them in turn in
-processes of their own and compares them: speed against the ceiling in FLOPs, peak memory, and the gradients. `phased`
-is the shared prompt in three phases, with one response at a time in memory.
+`--mode shared`, `dense` or `parts` measures one side in this process. `--mode all`, the default, runs them in turn in
+processes of their own and compares them: speed against the ceiling in FLOPs, peak memory, and the gradients. `parts` is
+the shared prompt with one response at a time in a layer, which is then computed again in the backward pass.
 
 Dense is torch's own attention on every prompt-response pair, no padding, LM head on response tokens only, one backward
 pass for the whole group, which is what a micro-batch of G answers costs. Seconds are CPU seconds of this process,
@@ -30,18 +30,17 @@ from benchmarks.group_update import (
     add_shape_options,
     gradient,
     make_group,
-    make_phased_row,
     make_policy,
+    make_row_in_parts,
     make_rows,
     shape_of,
     update,
-    update_in_phases,
 )
 from benchmarks.line import Claim, environment, print_line, say
 from learner.batch.microbatch import TrainingGroup
 from learner.zero3.policy import Policy
 
-SIDES = ("dense", "shared", "phased")
+SIDES = ("dense", "shared", "parts")
 SHARE_OF_CEILING, MEMORY_SHARE, GRADIENT_ERROR = 0.90, 0.4, 1e-6
 
 
@@ -117,23 +116,20 @@ def compare(options: argparse.Namespace) -> None:
         Claim.at_least("share of the FLOP ceiling", statistics.median(speedups) / ceiling, "ratio", SHARE_OF_CEILING),
         Claim.at_most("peak memory against dense", memory, "ratio", MEMORY_SHARE),
         Claim.at_most("relative difference of the gradients", error("shared"), "ratio", GRADIENT_ERROR),
-        Claim.at_most("relative difference of the gradients in phases", error("phased"), "ratio", GRADIENT_ERROR),
+        Claim.at_most("relative difference of the gradients in parts", error("parts"), "ratio", GRADIENT_ERROR),
     ]
     detail = {
         "ceiling": ceiling,
         "speedups": speedups,
-        "phased_speedups": ratios("cpu_seconds", "dense", "phased"),
-        "phased_memory": ratios("peak_rss_mb", "phased", "shared"),
+        "speedups_in_parts": ratios("cpu_seconds", "dense", "parts"),
+        "memory_in_parts": ratios("peak_rss_mb", "parts", "shared"),
     }
     print_line("learner", claims, {**detail, **runs})
 
 
 def _side(mode: str, policy: Policy, group: TrainingGroup) -> tuple[Callable[[], float], int]:
     """The update of one side, and the tokens that it forwards."""
-    if mode == "phased":
-        phased = make_phased_row(group)
-        return lambda: update_in_phases(policy, phased), group.prompt_tokens + sum(group.response_tokens)
-    rows = make_rows(group, shared=mode == "shared")
+    rows = [make_row_in_parts(group)] if mode == "parts" else make_rows(group, shared=mode == "shared")
     return lambda: update(policy, rows), sum(row.input_ids.shape[1] for row in rows)
 
 

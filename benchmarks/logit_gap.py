@@ -135,7 +135,7 @@ def _scored(model: Path, samples: Sequence[_Sample], head: str) -> Tensor:
     from learner.forward.row_tensors import Placement, to_device
     from learner.zero3.policy import load_policy
 
-    policy = load_policy(str(model), dtype=torch.bfloat16, gradient_checkpointing=False, trust_remote_code=False)
+    policy = load_policy(str(model), dtype=torch.bfloat16, trust_remote_code=False)
     own: Any = policy.causal_lm.get_output_embeddings()
     dtype = HEADS[head]
     if dtype is not None:

@@ -68,7 +68,7 @@ class Loop:
         torch.manual_seed(seed)
         self.rng = np.random.default_rng(seed)
         self.prompt = ChatPrompt(load_tokenizer(BASE))
-        self.policy = load_policy(BASE, dtype=torch.float32, gradient_checkpointing=False, trust_remote_code=False)
+        self.policy = load_policy(BASE, dtype=torch.float32, trust_remote_code=False)
         self.sampler = AutoModelForCausalLM.from_pretrained(BASE).eval()
         self.scorer = HybridScorer(RewardConfig(overlong=OVERLONG), WordJudge())
         self.accuracy: dict[str, float] = {}

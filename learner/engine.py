@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -28,11 +27,9 @@ from learner.batch.rows import build_microbatch, demonstration_group, single_row
 from learner.collectives import together
 from learner.config import LearnerConfig
 from learner.forward import sharing_check
-from learner.forward.activations import offloaded_layer_inputs
 from learner.forward.logprobs import TokenLoss, TokenScores
-from learner.forward.row_tensors import PhasedTensors, Row, RowTensors, responses_of, to_device
+from learner.forward.row_tensors import RowTensors, to_device
 from learner.forward.running_batch import MiniBatch, MiniBatchPart, RunningBatch
-from learner.forward.three_phase import backward_in_phases, score_in_phases
 from learner.objective.objective import PolicyLoss, SftLoss, policy_loss
 from learner.objective.settings import aggregation_of, objective_of, torch_dtype
 from learner.objective.step_sums import StepAccumulator
@@ -261,8 +258,8 @@ class LearnerEngine:
     def score(self, token_ids: NDArray[np.int32]) -> tuple[float, ...]:
         """Return [T - 1] the log-probability (nats, temperature 1) of each of the T tokens but the first."""
         row = to_device(single_row(token_ids), self._placement, dense=not self._sharing)
-        scored = zip(responses_of(row), self._scores(self._engine, row), strict=True)
-        return tuple(float(logprob) for logprob in sharing_check.gathered_logprobs(scored, self._placement).cpu())
+        logprobs = sharing_check.gathered_logprobs(row, self._scores(self._engine, row), self._placement)
+        return tuple(float(logprob) for logprob in logprobs.cpu())
 
     def export(self, directory: Path) -> None:
         """Write a Hugging Face folder (safetensors, configuration, tokenizer) that transformers and vLLM load.
@@ -330,8 +327,7 @@ class LearnerEngine:
         """Back-propagate a row with weight zero as the last one: DeepSpeed ends an accumulation in a backward pass."""
         plain = build_microbatch(PLACEHOLDER, {}, num_groups=1, aggregation=self._aggregation())
         row = to_device(plain, self._placement, dense=not self._sharing)
-        assert isinstance(row, RowTensors), "one token needs no phases"
-        total, *_ = self._forward(row, SftLoss(row))
+        total, *_ = self._engine(row, SftLoss(row))
         self._backward(total * scale, is_last=True)
 
     def _report(self, kind: type[_Report], **known: Any) -> _Report:
@@ -339,51 +335,29 @@ class LearnerEngine:
         sums, self._sums = self._sums, StepAccumulator(self._device)
         return sums.report(kind, **known)
 
-    def _row_backward(self, row: Row, old: list[TokenScores] | None, *, is_last: bool) -> None:
+    def _row_backward(self, row: RowTensors, old: TokenScores | None, *, is_last: bool) -> None:
         """Compute the gradients of the row's share of the loss of the mini-batch, and count the row."""
-        losses = self._losses(row, old)
-        # ZeRO-3 averages over all ranks; the loss is a sum over them.
-        if isinstance(row, RowTensors):
-            total, *columns = self._forward(row, losses[0])
-            self._backward(total * self._world_size, is_last=is_last)
-            self._count_row(row, total, TokenScores(*columns), losses[0], is_first_pass=old is None)
-            return
-
-        def backward(scalar: Tensor, is_surrogate: bool) -> None:
-            self._backward(scalar if is_surrogate else scalar * self._world_size, is_last=is_last and is_surrogate)
-
-        done = backward_in_phases(self._forward, backward, row, iter(losses))
-        for loss, (batch, total, scores) in zip(losses, done, strict=True):
-            self._count_row(batch, total, scores, loss, is_first_pass=old is None)
-
-    def _forward(self, *inputs: Any) -> tuple[Tensor, ...]:
-        """Forward with gradients, and with `offload=activations` keep the layer inputs in host memory.
-
-        Activations that are computed again in the backward pass stay on the device.
-        """
-        with offloaded_layer_inputs() if "activations" in self._config.offload else nullcontext():
-            return self._engine(*inputs)
+        loss = self._loss(row, old)
+        total, *columns = self._engine(row, loss)
+        self._backward(total * self._world_size, is_last=is_last)  # ZeRO-3 averages over the ranks, the loss is a sum
+        self._count_row(row, total, TokenScores(*columns), loss, is_first_pass=old is None)
 
     def _backward(self, scalar: Tensor, *, is_last: bool) -> None:
         self._engine.set_gradient_accumulation_boundary(is_last)
         self._engine.backward(scalar)
 
-    def _losses(self, row: Row, old: list[TokenScores] | None) -> Sequence[TokenLoss]:
-        """Return the loss of the row, or those of its batches of responses."""
-        batches = responses_of(row)
+    def _loss(self, row: RowTensors, old: TokenScores | None) -> TokenLoss:
+        """Return the loss of the row; `old` are its scores before the first update, None where that is now."""
         if self._stage is Stage.SFT:
-            return [SftLoss(batch) for batch in batches]
+            return SftLoss(row)
         reference = self._scores(self._reference, row) if self._reference and self._reference_due() else None
-        return [
-            policy_loss(
-                batch,
-                objective_of(self._config),
-                old=None if old is None else old[index],
-                reference_N=None if reference is None else reference[index].logprobs_N,
-                add_up=self._placement.add_up,
-            )
-            for index, batch in enumerate(batches)
-        ]
+        return policy_loss(
+            row,
+            objective_of(self._config),
+            old=old,
+            reference_N=None if reference is None else reference.logprobs_N,
+            add_up=self._placement.add_up,
+        )
 
     def _count_row(
         self, row: RowTensors, total: Tensor, scores: TokenScores, loss: TokenLoss, *, is_first_pass: bool
@@ -402,16 +376,15 @@ class LearnerEngine:
             return False
         return self._config.kl_coefficient > 0 or self._num_steps % self._config.kl_every == 0
 
-    def _scores(self, engine: DeepSpeedEngine, row: Row) -> list[TokenScores]:
-        """Return the scores of the row, or of each batch of its responses, without gradient."""
+    def _scores(self, engine: DeepSpeedEngine, row: RowTensors) -> TokenScores:
+        """Return the scores of the row, without gradient."""
         with torch.no_grad():
-            return score_in_phases(engine, row) if isinstance(row, PhasedTensors) else [TokenScores(*engine(row)[1:])]
+            return TokenScores(*engine(row)[1:])
 
-    def _old_scores(self, row: Row) -> list[TokenScores]:
+    def _old_scores(self, row: RowTensors) -> TokenScores:
         """Return the scores before the first update of the batch, and compare them with the sampler's."""
         scores = self._scores(self._engine, row)
-        for batch, batch_scores in zip(responses_of(row), scores, strict=True):
-            self._sums.add_gap(batch, batch_scores)
+        self._sums.add_gap(row, scores)
         return scores
 
     def _check_sharing(self, plan: SlicePlan, groups: Mapping[int, TrainingGroup]) -> None:
@@ -420,9 +393,7 @@ class LearnerEngine:
         shared = to_device(sharing_check.shared_row(first, groups), self._placement)
         dense = to_device(sharing_check.dense_row(first, groups), self._placement, dense=True)
         gap = sharing_check.mean_gap(
-            zip(responses_of(shared), self._scores(self._engine, shared), strict=True),
-            zip(responses_of(dense), self._scores(self._engine, dense), strict=True),
-            self._placement,
+            (shared, self._scores(self._engine, shared)), (dense, self._scores(self._engine, dense)), self._placement
         )
         if not sharing_check.is_rounding(gap, self._config.dtype):
             self._share_no_prompts()
@@ -441,7 +412,7 @@ class LearnerEngine:
                 f"{MAX_NONFINITE_UPDATES}; lower {key}, then go on with --resume and --allow-change {key}"
             )
 
-    def _rows(self, plan: SlicePlan, groups: Mapping[int, TrainingGroup], *, num_groups: int) -> list[Row]:
+    def _rows(self, plan: SlicePlan, groups: Mapping[int, TrainingGroup], *, num_groups: int) -> list[RowTensors]:
         """Return the rows of this rank; `num_groups` is the normaliser of the loss."""
         rows = (plan if self._sharing else unshare(plan))[self._data_rank]
         return [
@@ -479,7 +450,8 @@ class LearnerEngine:
         return load_policy(
             model_path,
             dtype=torch_dtype(self._config),
-            gradient_checkpointing=self._config.gradient_checkpointing,
+            recompute=self._config.gradient_checkpointing,
+            offload="activations" in self._config.offload,
             trust_remote_code=self._trust_remote_code,
         )
 

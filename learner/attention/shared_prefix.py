@@ -9,9 +9,9 @@ Forward: causal attention within every prompt and every response; then all respo
 prompt; both merged by their log-sum-exp. The prompt is not copied for its responses. Backward: the same two calls, each
 with the merged output and log-sum-exp, which makes their sum the exact gradient (see `flash`).
 
-A group that does not fit into memory goes through the same attention in three phases (see `three_phase`): prompts
-alone, whose keys and values are kept in a `PrefixCache`; responses against the cache, any number of times; the backward
-pass of the prompts.
+A row that does not fit into memory goes through every layer in parts (see `learner.forward.layer_parts`): its prompts,
+whose keys and values are kept in a `PrefixCache` of this layer; its responses against the cache, in batches; the
+backward pass of the prompts.
 
 Dimensions: `H` heads, `K` key-value heads, `T` tokens of the row, `D` head width.
 """
@@ -48,29 +48,43 @@ class Pass(StrEnum):
     """One response per prompt, through torch's own attention: the dense path that the others are checked against."""
 
 
-class PrefixLayer:
-    """Keys and values of all prompts in one layer, and the sum of their gradients from the responses."""
+class PrefixCache:
+    """Keys and values of all prompts of a row in one layer, and the sum of their gradients from the responses."""
 
-    def __init__(self, key: Tensor, value: Tensor) -> None:
-        """Take keys and values, [1, K, prompts, D] each, without gradient."""
-        self.key = key
-        self.value = value
-        self.key_grad: Tensor | None = None
-        """[1, K, prompts, D] fp32; None before the first response."""
-        self.value_grad: Tensor | None = None
-        """[1, K, prompts, D] fp32; None before the first response."""
+    def __init__(self) -> None:
+        self._states: tuple[Tensor, Tensor] | None = None
+        self._gradients: tuple[Tensor, Tensor] | None = None
+
+    def fill(self, key: Tensor, value: Tensor) -> None:
+        """Take keys and values, [1, K, prompts, D] each; gradients do not flow back through them."""
+        self._states = (key.detach(), value.detach())
+
+    @property
+    def states(self) -> tuple[Tensor, Tensor]:
+        """Keys and values.
+
+        Raises:
+            RuntimeError: the prompts have not been forwarded.
+        """
+        if self._states is None:
+            raise RuntimeError("no prompts in the cache; forward them before their responses")
+        return self._states
 
     def accumulate(self, keys: slice, key_grad: Tensor, value_grad: Tensor) -> None:
-        """Add the gradients of one prompt, which holds these keys."""
-        if self.key_grad is None or self.value_grad is None:
-            self.key_grad = torch.zeros_like(self.key, dtype=torch.float32)
-            self.value_grad = torch.zeros_like(self.value, dtype=torch.float32)
-        self.key_grad[:, :, keys] += key_grad
-        self.value_grad[:, :, keys] += value_grad
+        """Add the gradients of one prompt, which holds these keys, in fp32 where the model has less."""
+        if self._gradients is None:
+            key, value = self.states
+            wide = torch.promote_types(key.dtype, torch.float32)
+            self._gradients = (torch.zeros_like(key, dtype=wide), torch.zeros_like(value, dtype=wide))
+        for total, part in zip(self._gradients, (key_grad, value_grad), strict=True):
+            total[:, :, keys] += part
 
-
-PrefixCache = dict[int, PrefixLayer]
-"""The prompts of a row in every layer, by index of the layer."""
+    def added_to(self, key_grad: Tensor, value_grad: Tensor) -> tuple[Tensor, Tensor]:
+        """Return gradients of all prompts with those of the responses added."""
+        if self._gradients is None:
+            return key_grad, value_grad
+        keys, values = self._gradients
+        return (keys + key_grad).to(key_grad.dtype), (values + value_grad).to(value_grad.dtype)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,14 +101,14 @@ class PromptAttention:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RowLayout:
-    """Which tokens of a row attend to which others; made once per row, used by every layer."""
+    """Which tokens of a row, or of a part of it, attend to which others; made once, used by every layer."""
 
     which: Pass
     spans: Spans
     """Spans with causal attention inside; they cover the row."""
     prompt_attentions: tuple[PromptAttention, ...]
     cache: PrefixCache | None = None
-    """Filled by a row of prompts, read by a row of responses; every pass needs a new one."""
+    """Filled by the prompts of a layer, read by their responses; every layer and pass needs a new one."""
     exchange: HeadExchange | None = None
     """Set where the tokens of the row are spread over several ranks."""
 
@@ -103,7 +117,7 @@ class RowLayout:
         lengths = (*self.spans.lengths, padding) if padding else self.spans.lengths
         return replace(self, exchange=exchange, spans=Spans(lengths, device))
 
-    def with_cache(self, cache: PrefixCache) -> RowLayout:
+    def with_cache(self, cache: PrefixCache | None) -> RowLayout:
         """Return the layout of the same row with a cache for the keys and values of its prompts."""
         return replace(self, cache=cache)
 
@@ -185,7 +199,7 @@ def shared_prefix_attention(
     """Compute the attention of one layer, with the signature of the transformers registry.
 
     Args:
-        module: the attention layer; its `layer_idx` finds the layer in the cache.
+        module: the attention layer; not used.
         query: [1, H, T, D], rotated.
         key: [1, K, T, D], rotated.
         value: [1, K, T, D].
@@ -215,9 +229,8 @@ def shared_prefix_attention(
     if row_layout.which is Pass.DENSE:
         out = _torch_attention(query, key, value, row_layout.spans, scale)
     else:
-        layer = int(getattr(module, "layer_idx", 0))
         function: Any = _SharedPrefix
-        out: Tensor = function.apply(query, key, value, row_layout, layer, scale)
+        out: Tensor = function.apply(query, key, value, row_layout, scale)
     if exchange is not None:
         out = exchange.to_tokens(out)
     return out.transpose(1, 2).contiguous(), None
@@ -227,12 +240,11 @@ class _SharedPrefix(torch.autograd.Function):
     """Shared-prefix attention with its gradient, as the docstring of the module describes them."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: RowLayout, layer: int, scale: float) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: RowLayout, scale: float) -> Tensor:
         out, lse = attend(q, k, v, layout.spans, layout.spans, causal=True, scale=scale)
         if layout.which is Pass.PROMPTS:
-            # A checkpointed layer is forwarded twice; the second time the cache already holds its gradients.
-            _cache(layout).setdefault(layer, PrefixLayer(k.detach(), v.detach()))
-        prompt_k, prompt_v = _prompt_states(k, v, layout, layer)
+            _cache(layout).fill(k, v)
+        prompt_k, prompt_v = _prompt_states(k, v, layout)
         for prompt_attention in layout.prompt_attentions:
             here = prompt_attention.queries
             other, other_lse = attend(
@@ -246,7 +258,7 @@ class _SharedPrefix(torch.autograd.Function):
             )
             out[:, :, here], lse[:, :, here] = merge(out[:, :, here], lse[:, :, here], other, other_lse)
         ctx.save_for_backward(q, k, v, out, lse)
-        ctx.layout, ctx.layer, ctx.scale = layout, layer, scale
+        ctx.layout, ctx.scale = layout, scale
         return out
 
     @staticmethod
@@ -254,7 +266,7 @@ class _SharedPrefix(torch.autograd.Function):
         q, k, v, out, lse = ctx.saved_tensors
         layout: RowLayout = ctx.layout
         dq, dk, dv = attend_backward(grad, q, k, v, out, lse, layout.spans, layout.spans, causal=True, scale=ctx.scale)
-        prompt_k, prompt_v = _prompt_states(k, v, layout, ctx.layer)
+        prompt_k, prompt_v = _prompt_states(k, v, layout)
         for prompt_attention in layout.prompt_attentions:
             here, there = prompt_attention.queries, prompt_attention.keys
             cross_dq, cross_dk, cross_dv = attend_backward(
@@ -271,28 +283,23 @@ class _SharedPrefix(torch.autograd.Function):
             )
             dq[:, :, here] += cross_dq
             if layout.which is Pass.RESPONSES:
-                _cache(layout)[ctx.layer].accumulate(there, cross_dk, cross_dv)
+                _cache(layout).accumulate(there, cross_dk, cross_dv)
             else:
                 dk[:, :, there] += cross_dk
                 dv[:, :, there] += cross_dv
         if layout.which is Pass.PROMPTS:
-            cached = _cache(layout)[ctx.layer]
-            if cached.key_grad is not None and cached.value_grad is not None:
-                dk, dv = (dk + cached.key_grad).to(dk.dtype), (dv + cached.value_grad).to(dv.dtype)
-        return dq, dk, dv, None, None, None
+            dk, dv = _cache(layout).added_to(dk, dv)
+        return dq, dk, dv, None, None
 
 
-def _prompt_states(k: Tensor, v: Tensor, layout: RowLayout, layer: int) -> tuple[Tensor, Tensor]:
+def _prompt_states(k: Tensor, v: Tensor, layout: RowLayout) -> tuple[Tensor, Tensor]:
     """Return the keys and values in which `PromptAttention.keys` are indices: those of the row, or the cached ones."""
-    if layout.which is not Pass.RESPONSES:
-        return k, v
-    cached = _cache(layout)[layer]
-    return cached.key, cached.value
+    return _cache(layout).states if layout.which is Pass.RESPONSES else (k, v)
 
 
 def _cache(layout: RowLayout) -> PrefixCache:
     if layout.cache is None:
-        raise ValueError(f"a row of {layout.which} needs the cache of its prompts; see learner/forward/three_phase.py")
+        raise ValueError(f"a row of {layout.which} needs a cache; see learner/forward/layer_parts.py")
     return layout.cache
 
 

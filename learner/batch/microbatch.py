@@ -117,11 +117,10 @@ class MicroBatch:
     position_ids: NDArray[np.int64]
     """[T] positions; every response continues where its prompt ended."""
     segments: tuple[PrefixSegment, ...]
-    """Cover the row without gaps."""
+    """Cover the row without gaps; in a row with batches they cover its prompts, which come first."""
     predictors: NDArray[np.int64]
     """[N] index in the row of the token that predicts each response token: the one before it; for the first token of
-    every response, the last token of the prompt. In a row of responses alone, the index is into the concatenation of
-    the last hidden states of all prompts and those of the row."""
+    every response, the last token of the prompt."""
     labels: NDArray[np.int64]
     """[N] the response tokens."""
     weights: NDArray[np.float32]
@@ -137,21 +136,11 @@ class MicroBatch:
     """[N] nucleus of the sampler; ones in the warm-up."""
     answers: NDArray[np.int64]
     """[N] index of the response in the row that each token belongs to."""
-    prompts_ahead: bool = False
-    """True for a row of responses alone, whose prompts were forwarded before. `start` of a segment is then the start of
-    its prompt in the row of prompts."""
+    batches: tuple[tuple[tuple[int, ...], ...], ...] = ()
+    """[B][S] tokens of each response in the batch to each of the S prompts, for a row that goes through the layers in
+    parts: its prompts, then one batch of responses after the other. Empty for a row that is forwarded whole."""
 
     @property
     def is_placeholder(self) -> bool:
         """True for a row with weight zero, which only keeps the ranks in step."""
         return not self.weights.any()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class PhasedMicroBatch:
-    """A row for the three phases: its prompts, and its responses in batches."""
-
-    prompts: tuple[NDArray[np.int32], ...]
-    """[S] arrays of [P_i] token ids."""
-    batches: tuple[MicroBatch, ...]
-    """Rows of responses alone, `prompts_ahead` set."""

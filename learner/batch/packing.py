@@ -3,15 +3,14 @@
 Groups of a slice -> ranks -> micro-batches (one forward and backward pass each). Only the lengths are needed, so every
 rank makes the same plan before any token is fetched.
 
-A group beyond the token budget keeps its prompt whole: its responses are forwarded in batches, in three phases (see
-`three_phase`). The other ranks divide their micro-batch of the same step into as many batches, so that all ranks make
-the same collective calls.
+A group beyond the token budget keeps its prompt whole: its responses go through every layer in batches (see
+`learner.forward.layer_parts`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -48,8 +47,7 @@ class RowPlan:
 
     responses: Responses
     batches: tuple[Responses, ...] = ()
-    """The same responses in batches, where those of this row or of another rank's row do not fit at once: the row is
-    then forwarded in three phases. Empty where the row is forwarded whole."""
+    """The same responses in batches, where they do not fit at once; empty where the row is forwarded whole."""
 
 
 PLACEHOLDER = RowPlan(responses={})
@@ -212,7 +210,7 @@ def _pack_rank(
     """Return the rows of one rank: those in batches first, then by falling cost, so that ranks wait little."""
     tokens = {i: groups[i].prompt_tokens + sum(groups[i].response_tokens) for i in own}
     order = sorted(own, key=lambda i: (-tokens[i], i))
-    large = {i: _phased(i, groups[i], max_tokens) for i in order if tokens[i] > max_tokens}
+    large = {i: _in_batches(i, groups[i], max_tokens) for i in order if tokens[i] > max_tokens}
     bins = _first_fit([(i, tokens[i]) for i in order if tokens[i] <= max_tokens], max_tokens)
     return [
         *[large[i] for i in sorted(large, key=lambda i: (-len(large[i].batches), -costs[i]))],
@@ -223,7 +221,7 @@ def _pack_rank(
     ]
 
 
-def _phased(index: int, group: Lengths, max_tokens: int) -> RowPlan:
+def _in_batches(index: int, group: Lengths, max_tokens: int) -> RowPlan:
     """Plan the row of a group beyond the budget, with as few batches of responses as first-fit-decreasing finds."""
     order = sorted(range(len(group.response_tokens)), key=lambda i: (-group.response_tokens[i], i))
     bins = _first_fit([(i, group.response_tokens[i]) for i in order], max_tokens - group.prompt_tokens)
@@ -232,18 +230,9 @@ def _phased(index: int, group: Lengths, max_tokens: int) -> RowPlan:
 
 
 def _in_step(ranks: list[list[RowPlan]]) -> SlicePlan:
-    """Pad the plan, so that every rank has equally many rows, and in every step equally many batches."""
+    """Pad the plan, so that every rank has equally many rows."""
     steps = max(len(rank) for rank in ranks)
-    padded = [[*rank, *[PLACEHOLDER] * (steps - len(rank))] for rank in ranks]
-    num_batches = [max(len(rank[step].batches) for rank in padded) for step in range(steps)]
-    return tuple(tuple(_with_batches(row, n) for row, n in zip(rank, num_batches, strict=True)) for rank in padded)
-
-
-def _with_batches(row: RowPlan, num_batches: int) -> RowPlan:
-    if not num_batches:
-        return row
-    batches = row.batches or (row.responses,)
-    return replace(row, batches=(*batches, *[{}] * (num_batches - len(batches))))
+    return tuple((*rank, *[PLACEHOLDER] * (steps - len(rank))) for rank in ranks)
 
 
 def _all_responses(group: Lengths) -> tuple[int, ...]:

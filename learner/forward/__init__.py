@@ -1,1 +1,1 @@
-"""Rows through the model: tensors, log-probabilities, the three phases of a long row."""
+"""Rows through the model: tensors, layers in parts, log-probabilities."""

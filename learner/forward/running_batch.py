@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from learner.forward.logprobs import TokenScores
-from learner.forward.row_tensors import Row
+from learner.forward.row_tensors import RowTensors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,8 +66,8 @@ class MiniBatch:
         """Begin without groups; `max_groups` is the number of groups of the whole mini-batch."""
         self.num_groups = 0
         self.max_groups = max_groups
-        self.rows: list[tuple[Row, list[TokenScores]]] = []
-        """Rows to be back-propagated, with the scores before the first update of each of their batches of responses."""
+        self.rows: list[tuple[RowTensors, TokenScores]] = []
+        """Rows to be back-propagated, with their scores before the first update."""
 
     @property
     def is_short(self) -> bool:

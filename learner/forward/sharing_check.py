@@ -9,14 +9,14 @@ alone, through torch's own attention.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from learner.batch.aggregation import TOKEN_MEAN
-from learner.batch.microbatch import MicroBatch, PhasedMicroBatch, TrainingGroup
-from learner.batch.packing import PLACEHOLDER, Responses, RowPlan
+from learner.batch.microbatch import MicroBatch, TrainingGroup
+from learner.batch.packing import PLACEHOLDER, RowPlan
 from learner.batch.rows import build_microbatch
 from learner.collectives import take_maximum
 from learner.forward.logprobs import TokenScores
@@ -30,8 +30,8 @@ MAX_MEAN_GAP = {"fp32": 1e-4, "bf16": 5e-2}
 """Mean absolute difference (nats) that rounding can explain; bf16 back ends differ by 0.007 from each other."""
 
 
-def shared_row(plan: RowPlan, groups: Mapping[int, TrainingGroup]) -> MicroBatch | PhasedMicroBatch:
-    """Return a row with the first and the last response of the first group of a row, in as many batches.
+def shared_row(plan: RowPlan, groups: Mapping[int, TrainingGroup]) -> MicroBatch:
+    """Return a row with the first and the last response of the first group of a row, in batches if that row is.
 
     Args:
         plan: of the row; for a placeholder a placeholder is returned.
@@ -40,11 +40,12 @@ def shared_row(plan: RowPlan, groups: Mapping[int, TrainingGroup]) -> MicroBatch
     if plan.responses:
         group, *_ = plan.responses
         chosen = tuple(sorted({plan.responses[group][0], plan.responses[group][-1]}))
-        plan = RowPlan(responses={group: chosen}, batches=_batches(group, chosen, len(plan.batches)))
+        batches = tuple({group: (i,)} for i in chosen) if plan.batches else ()
+        plan = RowPlan(responses={group: chosen}, batches=batches)
     return build_microbatch(plan, groups, num_groups=1, aggregation=TOKEN_MEAN)
 
 
-def dense_row(plan: RowPlan, groups: Mapping[int, TrainingGroup]) -> MicroBatch | PhasedMicroBatch:
+def dense_row(plan: RowPlan, groups: Mapping[int, TrainingGroup]) -> MicroBatch:
     """Return a row with the last response of the first group of a row alone; its labels end those of `shared_row`.
 
     Args:
@@ -59,18 +60,16 @@ def dense_row(plan: RowPlan, groups: Mapping[int, TrainingGroup]) -> MicroBatch 
 
 
 def mean_gap(
-    shared: Iterable[tuple[RowTensors, TokenScores]],
-    dense: Iterable[tuple[RowTensors, TokenScores]],
-    placement: Placement,
+    shared: tuple[RowTensors, TokenScores], dense: tuple[RowTensors, TokenScores], placement: Placement
 ) -> float:
     """Return the mean absolute difference (nats) of the labels of both rows, the largest over all ranks. Collective.
 
     Args:
-        shared: batches of `shared_row` with their scores; the labels of `dense_row` are the last ones.
-        dense: the batch of `dense_row` with its scores.
+        shared: `shared_row` with its scores; the labels of `dense_row` are the last ones.
+        dense: `dense_row` with its scores.
         placement: of the rows.
     """
-    found, expected = gathered_logprobs(shared, placement), gathered_logprobs(dense, placement)
+    found, expected = gathered_logprobs(*shared, placement), gathered_logprobs(*dense, placement)
     return float(take_maximum((found[-len(expected) :] - expected).abs().mean().nan_to_num(nan=torch.inf)))
 
 
@@ -88,21 +87,8 @@ def is_rounding(gap: float, dtype: str) -> bool:
     return False
 
 
-def gathered_logprobs(rows_and_scores: Iterable[tuple[RowTensors, TokenScores]], placement: Placement) -> Tensor:
-    """Return the log-probabilities of all labels of the rows, one row after the other.
-
-    Collective among the ranks that share the rows.
-    """
-    columns: list[Tensor] = []
-    for row, scores in rows_and_scores:
-        column = torch.zeros(row.num_labels, dtype=torch.float64, device=placement.device)
-        column[row.own_N] = scores.logprobs_N.double()
-        columns.append(placement.add_up(column))
-    return torch.cat(columns)
-
-
-def _batches(group: int, responses: tuple[int, ...], num_batches: int) -> tuple[Responses, ...]:
-    """Divide one or two responses into batches, at the end; every rank needs the same number of batches."""
-    if num_batches < 2:
-        return ({group: responses},) * num_batches
-    return (*[{}] * (num_batches - len(responses)), *[{group: (i,)} for i in responses])
+def gathered_logprobs(row: RowTensors, scores: TokenScores, placement: Placement) -> Tensor:
+    """Return the log-probabilities of all labels of the row. Collective among the ranks that share it."""
+    column = torch.zeros(row.num_labels, dtype=torch.float64, device=placement.device)
+    column[row.own_N] = scores.logprobs_N.double()
+    return placement.add_up(column)

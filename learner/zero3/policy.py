@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from curriculum.errors import UserError
 from learner.attention.shared_prefix import ATTENTION_KEY, register
+from learner.forward.layer_parts import run_layers_in_parts
 from learner.forward.logprobs import ResponseHead, TokenLoss
-from learner.forward.row_tensors import PromptTensors, RowTensors
+from learner.forward.row_tensors import RowTensors
 from learner.zero3.model_files import copy_model_files
 from learner.zero3.model_folder import write_model
 
@@ -20,8 +21,13 @@ from learner.zero3.model_folder import write_model
 class Policy(nn.Module):
     """Backbone and LM head of a Hugging Face model in one `forward`, the one that DeepSpeed wraps."""
 
-    def __init__(self, causal_lm: Any) -> None:
-        """Take a `PreTrainedModel` with `attn_implementation="shared_prefix"`; replace its head by a `ResponseHead`.
+    def __init__(self, causal_lm: Any, *, recompute: bool = False, offload: bool = False) -> None:
+        """Take a model, replace its head by a `ResponseHead`, and make its layers take rows in parts.
+
+        Args:
+            causal_lm: a `PreTrainedModel` with `attn_implementation="shared_prefix"`.
+            recompute: keep only the inputs of the layers for the backward pass.
+            offload: keep them in host memory.
 
         Raises:
             UserError: the LM head has a bias, or the model scales or caps its logits, which `ResponseHead` does not do.
@@ -34,30 +40,21 @@ class Policy(nn.Module):
             )
         self.causal_lm = causal_lm
         causal_lm.set_output_embeddings(ResponseHead(cast(nn.Parameter, head.weight)))
+        run_layers_in_parts(causal_lm.get_decoder(), recompute=recompute, offload=offload)
 
-    def forward(
-        self, row: RowTensors | PromptTensors, loss: TokenLoss | None = None, prompt_states_SH: Tensor | None = None
-    ) -> tuple[Tensor, ...]:
-        """Compute loss and scores of the response tokens of a row, or the last states of a row of prompts.
+    def forward(self, row: RowTensors, loss: TokenLoss | None = None) -> tuple[Tensor, ...]:
+        """Return the loss of the response tokens of a row, and the columns of `TokenScores`.
 
         Args:
-            row: a packed row, or the prompts of one.
+            row: a packed row.
             loss: of the tokens; None only scores them.
-            prompt_states_SH: result of the pass over the prompts, for a row of responses alone.
-
-        Returns:
-            the loss and the columns of `TokenScores`; for prompts, one tensor [S, H].
         """
         hidden_TH = self.causal_lm.get_decoder()(
             input_ids=row.input_ids,
             position_ids=row.position_ids,
             use_cache=False,
-            row_layout=row.layout,
+            row_parts=row.parts,
         ).last_hidden_state[0]
-        if isinstance(row, PromptTensors):
-            return (hidden_TH[row.last_S],)
-        if prompt_states_SH is not None:
-            hidden_TH = torch.cat((prompt_states_SH, hidden_TH))
         head = cast(ResponseHead, self.causal_lm.get_output_embeddings())
         return head(hidden_TH[row.predictors_N], row.labels_N, row.temperature_N, row.top_p_N, loss)
 
@@ -78,9 +75,9 @@ class Policy(nn.Module):
 
 
 def load_policy(
-    model_path: str, *, dtype: torch.dtype, gradient_checkpointing: bool, trust_remote_code: bool
+    model_path: str, *, dtype: torch.dtype, trust_remote_code: bool, recompute: bool = False, offload: bool = False
 ) -> Policy:
-    """Load a Hugging Face folder or hub id as a policy in training mode.
+    """Load a Hugging Face folder or hub id as a policy in training mode; see `Policy`.
 
     Raises:
         OSError: the folder is missing or not a model (from transformers).
@@ -94,9 +91,7 @@ def load_policy(
     causal_lm = loader.from_pretrained(
         model_path, dtype=dtype, attn_implementation=ATTENTION_KEY, trust_remote_code=trust_remote_code
     )
-    if gradient_checkpointing:
-        causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
-    return Policy(causal_lm).train()
+    return Policy(causal_lm, recompute=recompute, offload=offload).train()
 
 
 def _changes_logits(config: object) -> bool:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from learner.attention.flash import Spans, attend, attend_backward, merge
-from learner.forward.activations import offloaded_layer_inputs
+from learner.forward.host_copy import HostCopies
 from learner.forward.logprobs import score_tokens, token_loss
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
@@ -83,8 +83,13 @@ def test_the_head_does_not_round_logits_that_compete_near_20(num_tokens):
 
 
 def test_layer_inputs_go_to_the_host_and_come_back():
-    x = torch.randn(1, 512, 256, device="cuda", requires_grad=True)
-    with offloaded_layer_inputs():
-        y = (x * 2).sin()
-    y.sum().backward()
-    torch.testing.assert_close(x.grad, 2 * (2 * x).cos())
+    copies = HostCopies()
+    expected = [torch.randn(1, 512, 256) for _ in range(4)]
+    kept = []
+    for x in expected:
+        on_card = x.cuda() * 2
+        kept.append(copies.put(on_card))
+        del on_card
+        torch.full((1, 512, 256), 7.0, device="cuda")  # must not land in memory that is still being copied
+    for copy, x in zip(reversed(kept), reversed(expected), strict=True):
+        torch.testing.assert_close(copy.take().cpu(), 2 * x)

@@ -333,11 +333,11 @@ def half(model: str, out: Path, rank: int, num_ranks: int) -> dict:
     plan = plan_slice(batch, num_ranks=num_ranks, max_tokens=WHOLE_ROWS)
     rows = engine._rows(plan, dict(enumerate(batch)), num_groups=len(batch))
     found["num_rows"] = len(rows) * num_ranks
-    policy = load_policy(model, dtype=torch.bfloat16, gradient_checkpointing=False, trust_remote_code=False)
+    policy = load_policy(model, dtype=torch.bfloat16, trust_remote_code=False)
     exact = {key: torch.zeros_like(weight, dtype=torch.float64) for key, weight in policy.named_parameters()}
     for row in rows:
         policy.zero_grad()
-        policy(row, *engine._losses(row, None))[0].backward()
+        policy(row, engine._loss(row, None))[0].backward()
         for key, weight in policy.named_parameters():
             exact[key] += weight.grad.double()
     for total in exact.values():

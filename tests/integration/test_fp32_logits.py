@@ -69,7 +69,7 @@ def _engine(model: Path) -> VLLMEngine:
 
 
 def _policy(model: Path) -> Policy:
-    return load_policy(str(model), dtype=torch.bfloat16, gradient_checkpointing=False, trust_remote_code=False)
+    return load_policy(str(model), dtype=torch.bfloat16, trust_remote_code=False)
 
 
 def _gap(theirs: tuple[float, ...], policy: Policy) -> float:

@@ -17,8 +17,7 @@ from learner.batch.packing import plan_slice
 from learner.batch.rows import build_microbatch
 from learner.config import LearnerConfig
 from learner.forward.logprobs import TokenScores
-from learner.forward.row_tensors import PhasedTensors, Placement, responses_of, to_device
-from learner.forward.three_phase import backward_in_phases
+from learner.forward.row_tensors import Placement, to_device
 from learner.objective.objective import policy_loss
 from learner.objective.settings import aggregation_of, objective_of
 
@@ -122,43 +121,33 @@ def ours(policy, groups, old, config, packing):
     num_ranks, max_tokens = PACKINGS[packing]
     aggregation, objective = aggregation_of(config, warm_up=False), objective_of(config)
     policy.zero_grad(set_to_none=True)
-    total, num_tokens, num_phased, sums = 0.0, 0, 0, 0
+    total, num_tokens, num_in_parts, sums = 0.0, 0, 0, 0
     for plan in plan_slice(groups, num_ranks=num_ranks, max_tokens=max_tokens):
         for row_plan in plan:
             members = {i: groups[i] for i in row_plan.responses}
             built = build_microbatch(row_plan, members, num_groups=len(groups), aggregation=aggregation)
             row = to_device(built, CPU)
-            losses = [
-                policy_loss(batch, objective, old=scores, reference_N=None, add_up=lambda sums: sums)
-                for batch, scores in zip(responses_of(row), _old_scores(row, row_plan, old), strict=True)
-            ]
-            total += _backward(policy, row, losses)
-            num_phased += isinstance(row, PhasedTensors)
-            num_tokens += sum(len(batch.labels_N) for batch in responses_of(row) if not batch.is_placeholder)
-            sums = sums + sum(
-                loss.sums for loss, b in zip(losses, responses_of(row), strict=True) if not b.is_placeholder
-            )
+            scores = _old_scores(row, row_plan, old)
+            loss = policy_loss(row, objective, old=scores, reference_N=None, add_up=lambda sums: sums)
+            of_row, *_ = policy(row, loss)
+            of_row.backward()
+            total += of_row.item()
+            num_in_parts += len(row.parts) > 1
+            if not row.is_placeholder:
+                num_tokens += len(row.labels_N)
+                sums = sums + loss.sums
     share = normaliser_share(aggregation, num_groups=len(groups), max_groups=len(groups), num_tokens=lambda: num_tokens)
     gradient = {name: weight.grad / share for name, weight in policy.causal_lm.named_parameters()}
-    return total / share, gradient, sums, num_phased
+    return total / share, gradient, sums, num_in_parts
 
 
 def _old_scores(row, row_plan, old):
-    """The old log-probabilities of each batch of responses of a row, in its order; zeros for placeholders."""
-    for batch, responses in zip(responses_of(row), row_plan.batches or (row_plan.responses,), strict=True):
-        found = [old[group][i] for group, own in responses.items() for i in own]
-        logprobs = torch.cat(found) if found else torch.zeros(len(batch.labels_N), dtype=torch.float64)
-        zeros = torch.zeros_like(logprobs)
-        yield TokenScores(logprobs, zeros, zeros, zeros, zeros + 1)
-
-
-def _backward(policy, row, losses):
-    if isinstance(row, PhasedTensors):
-        done = backward_in_phases(policy, lambda scalar, _: scalar.backward(), row, iter(losses))
-        return sum(total.item() for _, total, _ in done)
-    total, *_ = policy(row, losses[0])
-    total.backward()
-    return total.item()
+    """The old log-probabilities of the responses of a row, in its order; zeros for a placeholder."""
+    batches = row_plan.batches or (row_plan.responses,)
+    found = [old[group][i] for batch in batches for group, own in batch.items() for i in own]
+    logprobs = torch.cat(found) if found else torch.zeros(len(row.labels_N), dtype=torch.float64)
+    zeros = torch.zeros_like(logprobs)
+    return TokenScores(logprobs, zeros, zeros, zeros, zeros + 1)
 
 
 @pytest.fixture(params=range(3))
@@ -173,10 +162,10 @@ def test_loss_and_gradient_equal_the_formula_however_the_batch_is_packed(policy,
     config = LearnerConfig.model_validate({"algorithm": json.loads(algorithm)})
     expected_loss, expected = formula(plain, groups, *FORMULAS[algorithm])
     for packing in PACKINGS:
-        loss, gradient, _, num_phased = ours(policy, groups, plain.old, config, packing)
+        loss, gradient, _, num_in_parts = ours(policy, groups, plain.old, config, packing)
         assert loss == pytest.approx(expected_loss, rel=1e-6, abs=1e-6), packing
         assert _error(gradient, expected) < 1e-6, packing
-        assert (num_phased > 0) == (packing == "phases")
+        assert (num_in_parts > 0) == (packing == "phases")
 
 
 @pytest.mark.parametrize("algorithm", FORMULAS)

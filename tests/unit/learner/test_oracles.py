@@ -25,7 +25,7 @@ from learner.batch.aggregation import (
 )
 from learner.batch.microbatch import PrefixSegment
 from learner.forward.logprobs import RowLoss, TokenScores
-from learner.forward.row_tensors import RowTensors
+from learner.forward.row_tensors import RowPart, RowTensors
 from learner.objective.loss import kl_estimate
 from learner.objective.objective import TOKEN_SUMS, Objective, policy_loss
 
@@ -77,7 +77,7 @@ def _row(lengths, advantages, aggregation, rollout):
     return RowTensors(
         input_ids=torch.zeros(1, segment.end),
         position_ids=torch.zeros(1, segment.end),
-        layout=whole_layout([segment], torch.device("cpu")),
+        parts=(RowPart(slice(0, segment.end), whole_layout([segment], torch.device("cpu"))),),
         predictors_N=torch.arange(len(rollout)),
         labels_N=torch.zeros(len(rollout), dtype=torch.int64),
         weights_N=per_token(_answer_weights(lengths, aggregation)),

@@ -9,7 +9,7 @@ from learner.attention.ulysses import HeadExchange, check_heads
 from learner.batch.aggregation import TOKEN_MEAN
 from learner.batch.packing import RowPlan
 from learner.batch.rows import build_microbatch
-from learner.forward.row_tensors import Placement, PromptTensors, RowTensors
+from learner.forward.row_tensors import Placement, RowTensors
 
 WHOLE = RowPlan(responses={0: (0, 1), 1: (0,)})
 
@@ -36,21 +36,23 @@ def test_a_row_is_cut_into_equal_parts_and_every_label_follows_its_predictor(gro
         start = placement.own_slice(len(row.input_ids))[0].start
         assert (share.predictors_N + start).tolist() == row.predictors[share.own_N].tolist()
         assert share.labels_N.tolist() == row.labels[share.own_N].tolist()
-        assert sum(share.layout.spans.lengths) == num_ranks * share.input_ids.shape[1]
+        (part,) = share.parts
+        assert sum(part.layout.spans.lengths) == num_ranks * share.input_ids.shape[1]
 
 
-def test_a_label_right_behind_a_prompt_follows_the_prompts_last_state(groups):
+def test_every_part_of_a_row_is_cut_on_its_own_and_a_first_label_follows_the_end_of_its_prompt(groups):
     plan = RowPlan(responses=WHOLE.responses, batches=(WHOLE.responses,))
     row = build_microbatch(plan, groups, num_groups=2, aggregation=TOKEN_MEAN)
-    prompts = [PromptTensors.of(row.prompts, placement) for placement in _ranks(2)]
-    # 7 prompt tokens and one of padding: the first prompt ends at 4, the second at 6, both with rank 1
-    assert [share.last_S.tolist() for share in prompts] == [[], [0, 2]]
-    first, second = (RowTensors.of(row.batches[0], placement) for placement in _ranks(2))
-    # row of 3 + 2 + 4 response tokens and one of padding, five for each rank
-    assert first.own_N.tolist() == [1, 2, 4]  # not 0 and 3, which follow the first prompt
-    assert first.predictors_N.tolist() == [0, 1, 3]  # no prompt state here, so the row starts at 0
+    first, second = (RowTensors.of(row, placement) for placement in _ranks(2))
+    # 7 prompt tokens and one of padding, four for each rank; 9 response tokens and one of padding, five for each
+    assert [part.tokens for part in first.parts] == [part.tokens for part in second.parts] == [slice(0, 4), slice(4, 9)]
+    assert first.input_ids[0].tolist() == [*row.input_ids[:4], *row.input_ids[7:12]]
+    assert second.input_ids[0].tolist() == [*row.input_ids[4:7], 0, *row.input_ids[12:16], 0]
+    # the first prompt ends at 4, the second at 6, both with rank 1, and with them labels 0 and 3, and 5
+    assert first.own_N.tolist() == [1, 2, 4]
+    assert first.predictors_N.tolist() == [4, 5, 7]
     assert second.own_N.tolist() == [0, 3, 5, 6, 7, 8]
-    assert second.predictors_N.tolist() == [0, 0, 1, 2, 3, 4]  # two prompt states, then the row
+    assert second.predictors_N.tolist() == [0, 0, 2, 4, 5, 6]
 
 
 def test_the_sampler_without_a_nucleus_saves_the_search_for_one(make_group):

@@ -6,7 +6,7 @@ import pytest
 from actors.trajectory import FinishReason, Group, Trajectory, VersionSpan
 from curriculum.task import Demonstration, Task, TaskLease
 from learner.batch.aggregation import RESPONSE_MEAN, TOKEN_MEAN
-from learner.batch.microbatch import PhasedMicroBatch, PrefixSegment, TrainingGroup
+from learner.batch.microbatch import PrefixSegment, TrainingGroup
 from learner.batch.packing import RowPlan
 from learner.batch.rows import build_microbatch, demonstration_group
 
@@ -78,20 +78,18 @@ def test_a_group_that_cannot_be_scored_is_refused(change, message):
         dataclasses.replace(_group([1], [[2, 3]], (1.0,)), **change)
 
 
-def test_a_phased_row_has_its_prompts_ahead_and_its_responses_in_batches():
+def test_a_row_in_batches_has_its_prompts_first():
     groups = {0: _group([1, 2, 3], [[4, 5], [6]], (1.0, -1.0)), 1: _group([7], [[8, 9]], (0.5,))}
-    plan = RowPlan(responses={0: (0, 1), 1: (0,)}, batches=({0: (1,)}, {0: (0,), 1: (0,)}, {}))
+    plan = RowPlan(responses={0: (0, 1), 1: (0,)}, batches=({0: (1,)}, {1: (0,), 0: (0,)}))
     row = build_microbatch(plan, groups, num_groups=2, aggregation=TOKEN_MEAN)
-    assert isinstance(row, PhasedMicroBatch)
-    assert [prompt.tolist() for prompt in row.prompts] == [[1, 2, 3], [7]]
-    first, second, placeholder = row.batches
-    assert (first.labels.tolist(), first.predictors.tolist(), first.position_ids.tolist()) == ([6], [0], [3])
-    assert second.labels.tolist() == [4, 5, 8, 9]
-    # two prompts' last states come first: 4 follows the first one, 8 the second, 5 and 9 the token before them
-    assert second.predictors.tolist() == [0, 2, 1, 4]
-    assert second.weights.tolist() == pytest.approx([1 / 6, 1 / 6, 1 / 4, 1 / 4])
-    assert placeholder.is_placeholder
-    assert len(placeholder.labels) == 1
+    assert row.input_ids.tolist() == [1, 2, 3, 7, 6, 4, 5, 8, 9]
+    assert row.position_ids.tolist() == [0, 1, 2, 0, 3, 3, 4, 1, 2]
+    assert [(s.start, s.prompt_tokens, s.response_tokens) for s in row.segments] == [(0, 3, ()), (3, 1, ())]
+    assert row.batches == (((1,), ()), ((2,), (2,)))
+    assert row.labels.tolist() == [6, 4, 5, 8, 9]
+    assert row.predictors.tolist() == [2, 2, 5, 3, 7]
+    assert row.weights.tolist() == pytest.approx([1 / 6, 1 / 6, 1 / 6, 1 / 4, 1 / 4])
+    assert row.answers.tolist() == [0, 1, 1, 2, 2]
 
 
 def test_answers_without_an_advantage_are_left_out_and_no_array_is_copied():

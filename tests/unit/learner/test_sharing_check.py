@@ -6,10 +6,8 @@ import pytest
 import torch
 
 from learner.batch.packing import RowPlan
-from learner.forward.logprobs import TokenScores
-from learner.forward.row_tensors import PhasedTensors, Placement, to_device
+from learner.forward.row_tensors import Placement, to_device
 from learner.forward.sharing_check import MAX_MEAN_GAP, dense_row, is_rounding, shared_row
-from learner.forward.three_phase import score_in_phases
 
 CPU = Placement(device=torch.device("cpu"))
 
@@ -21,10 +19,7 @@ def _plan(*responses, batches=()):
 def _gap(policy, plan, groups):
     def logprobs(row):
         with torch.no_grad():
-            batches = (
-                score_in_phases(policy, row) if isinstance(row, PhasedTensors) else [TokenScores(*policy(row)[1:])]
-            )
-        return torch.cat([scores.logprobs_N for scores in batches])
+            return policy(row)[1]
 
     shared = logprobs(to_device(shared_row(plan, groups), CPU))
     dense = logprobs(to_device(dense_row(plan, groups), CPU, dense=True))
@@ -36,10 +31,8 @@ PLANS = {
     "whole": (_plan(0, 1, 2), 4, 2),
     "single": (_plan(1), 0, 3),
     "batches": (_plan(0, 1, 2, batches=(TWO, {0: (2,)})), 4, 2),
-    "more_batches": (_plan(0, 1, batches=(TWO, {}, {})), 1 + 4, 3),
     "one_batch": (_plan(0, 1, batches=(TWO,)), 4, 3),
     "placeholder": (_plan(), 0, 1),
-    "placeholder_batches": (_plan(batches=({}, {})), 1, 1),
 }
 
 
@@ -48,9 +41,8 @@ def test_both_rows_end_with_the_last_response_and_agree_on_it(policy, make_group
     plan, num_before, num_common = PLANS[name]
     groups = {0: make_group(6, (4, 3, 2))}
     shared, dense = shared_row(plan, groups), dense_row(plan, groups)
-    batches = shared.batches if plan.batches else [shared]
-    assert len(batches) == max(1, len(plan.batches))  # every rank makes as many calls
-    labels = [label for batch in batches for label in batch.labels.tolist()]
+    assert bool(shared.batches) is bool(plan.batches)
+    labels = shared.labels.tolist()
     assert (len(labels), dense.labels.tolist()) == (num_before + num_common, labels[num_before:])
     assert _gap(policy, plan, groups) < 1e-6
 
