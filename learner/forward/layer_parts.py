@@ -130,9 +130,7 @@ class _RecomputedLayer(torch.autograd.Function):
         layer: _LayerInParts = ctx.layer
         row_parts: Sequence[RowPart] = ctx.row_parts
         (hidden,) = ctx.saved_tensors if ctx.copy is None else (ctx.copy.take(),)
-        sums = _GradientSums(layer.weights, is_one=len(row_parts) == 1)
-        grad_hidden = grad if len(row_parts) == 1 else torch.empty_like(hidden)
-        cache = PrefixCache()
+        cache, sums = PrefixCache(), _GradientSums(layer.weights)
 
         def again(part: RowPart) -> tuple[Tensor, Tensor]:
             with torch.enable_grad():
@@ -148,36 +146,26 @@ class _RecomputedLayer(torch.autograd.Function):
 
         prompts, *batches = row_parts
         first = again(prompts)
-        for part in batches:
-            grad_hidden[:, part.tokens] = back(part, *again(part))
-        if batches:
-            grad_hidden[:, prompts.tokens] = back(prompts, *first)
-        else:
-            grad_hidden = back(prompts, *first)
-        return grad_hidden, None, None, None, None, *sums.total()
+        grads = [back(part, *again(part)) for part in batches]
+        grads.insert(0, back(prompts, *first))
+        return torch.cat(grads, dim=1) if batches else grads[0], None, None, None, None, *sums.total()
 
 
 class _GradientSums:
     """Gradients of weights, summed up over the parts of a row in fp32."""
 
-    def __init__(self, weights: Sequence[Tensor], *, is_one: bool) -> None:
-        """Begin with nothing; the gradients of a single part stay as they are."""
+    def __init__(self, weights: Sequence[Tensor]) -> None:
+        """Begin with nothing."""
         self._weights = weights
-        self._is_one = is_one
         self._sums: list[Tensor | None] = [None] * len(weights)
 
     def add(self, gradients: Sequence[Tensor | None]) -> None:
         """Add those of a part; None where a weight was not used."""
         for index, gradient in enumerate(gradients):
             total = self._sums[index]
-            if gradient is None:
-                continue
-            if total is not None:
-                total += gradient
-            elif self._is_one:
-                self._sums[index] = gradient
-            else:
-                self._sums[index] = gradient.to(torch.promote_types(gradient.dtype, torch.float32), copy=True)
+            if gradient is not None and total is not None:
+                gradient = total.to(torch.promote_types(total.dtype, torch.float32)).add_(gradient)
+            self._sums[index] = total if gradient is None else gradient
 
     def total(self) -> list[Tensor | None]:
         """Return the sums in the types of the weights."""
