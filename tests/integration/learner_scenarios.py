@@ -29,6 +29,7 @@ from learner.config import CispoConfig, DapoConfig, GrpoConfig, GspoConfig, Impo
 from learner.engine import MAX_NONFINITE_UPDATES, LearnerEngine, Stage
 from learner.forward.running_batch import mini_batch_parts
 from learner.weights.sender import WeightSender
+from learner.zero3 import config as zero3_config
 from learner.zero3.policy import load_policy
 
 VOCAB = 1700
@@ -313,6 +314,25 @@ def watched(model: str, out: Path, rank: int, num_ranks: int) -> dict:
     return found
 
 
+def collectives(model: str, out: Path, rank: int, num_ranks: int) -> dict:
+    """How often the ranks talk in a step with one group each, whole and in parts; no weight stays gathered."""
+    from torch.profiler import ProfilerActivity, profile
+
+    zero3_config.PERSISTENT_PARAMETER_ELEMENTS = 0
+    batch, found = groups()[-2:], {}
+    for name, max_tokens in {"whole": ROOMY, "parts": 50}.items():
+        learner = config(num_ranks, algorithm=GrpoConfig(), max_tokens_per_microbatch=max_tokens)
+        engine = make_engine(learner, model, rank)
+        engine.start_stage(Stage.RL)
+        for _ in range(3):  # the first two check the shared prompt
+            with profile(activities=[ProfilerActivity.CPU]) as profiler:
+                rl_step(engine, learner, batch, rank, size=2)
+        calls = {event.key: event.count for event in profiler.key_averages() if event.key.startswith("c10d::")}
+        plan = plan_slice(batch, num_ranks=num_ranks, max_tokens=max_tokens)
+        found[name] = {"calls": calls, "rows": [[len(row.batches) for row in own] for own in plan]}
+    return found
+
+
 def half(model: str, out: Path, rank: int, num_ranks: int) -> dict:
     """The gradient of a batch of many rows in bf16: of the engine, and summed up over the rows in fp64.
 
@@ -378,7 +398,7 @@ def run_rank(scenario: str, model: str, out: Path, rank: int, num_ranks: int, po
     """Run one scenario on one rank."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     torch.set_num_threads(1)
-    scenarios = (parity, algorithms, resume, reshard, guards, watched, half)
+    scenarios = (parity, algorithms, resume, reshard, guards, watched, half, collectives)
     run = {run.__name__: run for run in scenarios}[scenario]
     found = run(model, out, rank, num_ranks)
     if rank == 0:

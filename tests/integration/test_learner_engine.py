@@ -347,6 +347,14 @@ def test_the_gradient_of_a_bf16_model_is_summed_up_over_rows_and_ranks_in_fp32(h
     assert _relative_error(_flat(half[where]), _flat(half["exact"])) < 1e-6  # 5e-3 where sums are rounded to bf16
 
 
+def test_a_row_in_parts_beside_a_whole_one_gathers_and_reduces_no_weight_more_often(run):
+    found = run("collectives", num_ranks=2)
+    assert found["whole"]["rows"] == [[0], [0]]
+    assert sorted(batches > 1 for own in found["parts"]["rows"] for batches in own) == [False, True]
+    assert found["parts"]["calls"] == found["whole"]["calls"]
+    assert found["whole"]["calls"]["c10d::_allgather_base_"] >= 4, "two layers, twice each"
+
+
 def test_a_step_outside_its_stage_is_refused(guards):
     assert "start_stage" in guards["no_stage"]
 
