@@ -40,7 +40,15 @@ from learner.reports import SftReport, StepReport
 from learner.weights.finite import check_finite, is_finite
 from learner.weights.sender import WeightSource
 from learner.zero3 import checkpoint
-from learner.zero3.building import frozen_engine, join_process_group, place, supports_sharing, trained_engine
+from learner.zero3.building import (
+    frozen_engine,
+    join_process_group,
+    place,
+    supports_sharing,
+    take_part,
+    trained_engine,
+)
+from learner.zero3.config import zero3_config, zero3_frozen_config
 from learner.zero3.policy import Policy, load_policy
 
 if TYPE_CHECKING:
@@ -107,11 +115,12 @@ class LearnerEngine:
         self._num_steps = 0
         self._device = join_process_group(rank, world_size, on_gpu)
         _torch.manual_seed(seed + rank)
-        self._policy = self._load(model_path)
+        settings = zero3_config(config, on_gpu=on_gpu)
+        self._policy = self._load(model_path, settings)
         self._placement = place(config, self._policy, self._device, rank=rank)
         self._sharing = supports_sharing(config, self._policy, self._device)
         self._sharing_failed = False
-        self._engine = trained_engine(config, self._policy, on_gpu=on_gpu)
+        self._engine = trained_engine(self._policy, settings)
         self._reference: DeepSpeedEngine | None = None
         self._batch = RunningBatch()
         self._sums = StepAccumulator(self._device)
@@ -136,8 +145,8 @@ class LearnerEngine:
             group.update(betas=self._config.betas, weight_decay=weight_decay)
         self._stage = stage
         if stage is Stage.RL and self._config.needs_reference and self._reference is None:
-            reference = self._load(reference_path or self._model_path)
-            self._reference = frozen_engine(self._config, reference, on_gpu=self._on_gpu)
+            settings = zero3_frozen_config(self._config, on_gpu=self._on_gpu)
+            self._reference = frozen_engine(self._load(reference_path or self._model_path, settings), settings)
 
     def sft_step(self, demonstrations: Sequence[Demonstration], *, learning_rate: float) -> SftReport:
         """Make one update on the length-normalised NLL of the responses (paper Eq. 11).
@@ -475,13 +484,15 @@ class LearnerEngine:
         if self._stage is not stage:
             raise RuntimeError(f"the learner is in stage {self._stage}; call start_stage({stage!r}) first")
 
-    def _load(self, model_path: str) -> Policy:
-        return load_policy(
+    def _load(self, model_path: str, settings: dict[str, Any]) -> Policy:
+        policy = load_policy(
             model_path,
             dtype=torch_dtype(self._config),
             gradient_checkpointing=self._config.gradient_checkpointing,
             trust_remote_code=self._trust_remote_code,
+            take=take_part(settings, self._device),
         )
+        return policy.to(self._device)
 
     def _manifest(self) -> dict[str, Any]:
         return {"stage": str(self._stage), "dtype": self._config.dtype}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from curriculum.errors import UserError
 from learner.attention.shared_prefix import ATTENTION_KEY, register
@@ -15,6 +17,7 @@ from learner.forward.logprobs import ResponseHead, TokenLoss
 from learner.forward.row_tensors import PromptTensors, RowTensors
 from learner.zero3.model_files import copy_model_files
 from learner.zero3.model_folder import write_model
+from learner.zero3.model_weights import fill, give_memory, stored_weights
 
 
 class Policy(nn.Module):
@@ -77,26 +80,72 @@ class Policy(nn.Module):
         write_model(directory, add_files, weights, weights.__getitem__)
 
 
+def take_whole(parameter: nn.Parameter, stored: Tensor) -> None:
+    """Give a parameter without memory a copy of its values, in host memory."""
+    give_memory(parameter, torch.device("cpu"))
+    fill(parameter.detach().view(-1), 0, stored)
+
+
 def load_policy(
-    model_path: str, *, dtype: torch.dtype, gradient_checkpointing: bool, trust_remote_code: bool
+    model_path: str,
+    *,
+    dtype: torch.dtype,
+    gradient_checkpointing: bool,
+    trust_remote_code: bool,
+    take: Callable[[nn.Parameter, Tensor], None] = take_whole,
 ) -> Policy:
     """Load a Hugging Face folder or hub id as a policy in training mode.
 
+    The model is built without memory for its parameters; they get it one after the other, in the order of
+    `named_parameters`.
+
+    Args:
+        model_path: folder or hub id, with its weights as safetensors.
+        dtype: of all parameters, whatever type the files have.
+        gradient_checkpointing: compute activations again in the backward pass.
+        trust_remote_code: run code that comes with the model.
+        take: gives a parameter memory, and the values that it is handed as a mapped file.
+
     Raises:
         OSError: the folder is missing or not a model (from transformers).
+        UserError: its weights cannot be read, or are those of another model.
     """
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    register()
-    loader: Any = AutoModelForCausalLM
-    causal_lm = loader.from_pretrained(
-        model_path, dtype=dtype, attn_implementation=ATTENTION_KEY, trust_remote_code=trust_remote_code
-    )
+    causal_lm = _without_memory(model_path, dtype=dtype, trust_remote_code=trust_remote_code)
+    stored = stored_weights(causal_lm, model_path)
     if gradient_checkpointing:
         causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
-    return Policy(causal_lm).train()
+    policy = Policy(causal_lm).train()
+    for name, parameter in causal_lm.named_parameters():
+        take(parameter, stored[name])
+    for name, buffer in causal_lm.named_buffers():
+        if name in stored:
+            buffer.copy_(stored[name])
+    return policy
+
+
+def _without_memory(model_path: str, *, dtype: torch.dtype, trust_remote_code: bool) -> Any:
+    """Build a model whose parameters have shapes and no values; its buffers have those of the configuration."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    register()
+    config_of: Any = AutoConfig
+    build: Any = AutoModelForCausalLM
+    config = config_of.from_pretrained(model_path, trust_remote_code=trust_remote_code)
+
+    def drop(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+        if parameter is None or parameter.is_meta:
+            return None  # as it is
+        empty = torch.empty_like(parameter, dtype=dtype, device="meta")
+        return nn.Parameter(empty, requires_grad=parameter.requires_grad)
+
+    register_hook: Any = register_module_parameter_registration_hook  # declared without a result
+    hook = register_hook(drop)
+    try:
+        return build.from_config(
+            config, dtype=dtype, attn_implementation=ATTENTION_KEY, trust_remote_code=trust_remote_code
+        )
+    finally:
+        hook.remove()
 
 
 def _changes_logits(config: object) -> bool:
