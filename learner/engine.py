@@ -39,16 +39,9 @@ from learner.objective.step_sums import StepAccumulator
 from learner.reports import SftReport, StepReport
 from learner.weights.finite import check_finite, is_finite
 from learner.weights.sender import WeightSource
-from learner.zero3 import checkpoint
-from learner.zero3.building import (
-    frozen_engine,
-    join_process_group,
-    place,
-    supports_sharing,
-    take_part,
-    trained_engine,
-)
+from learner.zero3 import building, checkpoint
 from learner.zero3.config import zero3_config, zero3_frozen_config
+from learner.zero3.model_folder import MAX_FILE_BYTES, write_order
 from learner.zero3.policy import Policy, load_policy
 
 if TYPE_CHECKING:
@@ -113,14 +106,14 @@ class LearnerEngine:
         self._stage: Stage | None = None
         self._skipped_in_a_row = 0
         self._num_steps = 0
-        self._device = join_process_group(rank, world_size, on_gpu)
+        self._device = building.join_process_group(rank, world_size, on_gpu)
         _torch.manual_seed(seed + rank)
         settings = zero3_config(config, on_gpu=on_gpu)
         self._policy = self._load(model_path, settings)
-        self._placement = place(config, self._policy, self._device, rank=rank)
-        self._sharing = supports_sharing(config, self._policy, self._device)
+        self._placement = building.place(config, self._policy, self._device, rank=rank)
+        self._sharing = building.supports_sharing(config, self._policy, self._device)
         self._sharing_failed = False
-        self._engine = trained_engine(self._policy, settings)
+        self._engine = building.trained_engine(self._policy, settings)
         self._reference: DeepSpeedEngine | None = None
         self._batch = RunningBatch()
         self._sums = StepAccumulator(self._device)
@@ -146,7 +139,8 @@ class LearnerEngine:
         self._stage = stage
         if stage is Stage.RL and self._config.needs_reference and self._reference is None:
             settings = zero3_frozen_config(self._config, on_gpu=self._on_gpu)
-            self._reference = frozen_engine(self._load(reference_path or self._model_path, settings), settings)
+            reference = self._load(reference_path or self._model_path, settings)
+            self._reference = building.frozen_engine(reference, settings)
 
     def sft_step(self, demonstrations: Sequence[Demonstration], *, learning_rate: float) -> SftReport:
         """Make one update on the length-normalised NLL of the responses (paper Eq. 11).
@@ -273,17 +267,38 @@ class LearnerEngine:
         scored = zip(responses_of(row), self._scores(self._engine, row), strict=True)
         return tuple(float(logprob) for logprob in sharing_check.gathered_logprobs(scored, self._placement).cpu())
 
-    def export(self, directory: Path) -> None:
+    def export(self, directory: Path, *, max_file_bytes: int = MAX_FILE_BYTES) -> None:
         """Write a Hugging Face folder (safetensors, configuration, tokenizer) that transformers and vLLM load.
 
-        Rank 0 writes under a temporary name and renames it; an earlier folder of that name is replaced.
+        Rank 0 writes under a temporary name and renames it; an earlier folder of that name is replaced. It holds one
+        gathered tensor on its device, and in host memory those of one file.
+
+        Args:
+            directory: the folder.
+            max_file_bytes: size of a file of weights, the same on every rank.
 
         Raises:
             NonFiniteWeights: some are no finite numbers.
+            UserError: the folder cannot be written; like any error of rank 0, on every rank.
         """
-        weights = dict(self.gather_weights())
-        check_finite([name for name, weight in weights.items() if not is_finite(weight)], where="export")
-        together(lambda: self._policy.write(directory, weights, self._model_path) if self._rank == 0 else None)
+        shapes = self.weights.without_values()
+        weights = self.weights.one_by_one(write_order(shapes, max_file_bytes=max_file_bytes))
+
+        def read(wanted: str) -> Tensor:
+            name, weight = next(weights)
+            assert name == wanted, "all ranks gather in the order in which rank 0 writes"
+            check_finite([] if is_finite(weight) else [name], where="export")
+            return weight.to("cpu", copy=True)
+
+        def write() -> None:
+            try:
+                if self._rank == 0:
+                    self._policy.write(directory, shapes, read, self._model_path, max_file_bytes=max_file_bytes)
+            finally:
+                for _ in weights:  # the other ranks gather all of them
+                    pass
+
+        together(write)
 
     # checkpoints -------------------------------------------------------------------------------------------------
 
@@ -490,7 +505,7 @@ class LearnerEngine:
             dtype=torch_dtype(self._config),
             gradient_checkpointing=self._config.gradient_checkpointing,
             trust_remote_code=self._trust_remote_code,
-            take=take_part(settings, self._device),
+            take=building.take_part(settings, self._device),
         )
         return policy.to(self._device)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -64,20 +64,30 @@ class Policy(nn.Module):
         head = cast(ResponseHead, self.causal_lm.get_output_embeddings())
         return head(hidden_TH[row.predictors_N], row.labels_N, row.temperature_N, row.top_p_N, loss)
 
-    def write(self, directory: Path, weights: dict[str, Tensor], model_path: str) -> None:
+    def write(
+        self,
+        directory: Path,
+        weights: Mapping[str, Tensor],
+        read: Callable[[str], Tensor],
+        model_path: str,
+        *,
+        max_file_bytes: int,
+    ) -> None:
         """Write a Hugging Face folder with these weights; it appears whole, and replaces an earlier one.
 
         Args:
             directory: the folder; a link is followed.
-            weights: full weights by their Hugging Face names.
+            weights: by their Hugging Face names; shape and dtype are looked at only.
+            read: returns the full weight of a name; called in the order of `write_order`.
             model_path: folder or hub id that has everything else.
+            max_file_bytes: size of a file of weights.
 
         Raises:
             UserError: it cannot be written.
         """
         dtype = str(self.causal_lm.dtype).removeprefix("torch.")
         add_files = partial(copy_model_files, model_path, dtype=dtype, with_code=self.causal_lm.is_remote_code())
-        write_model(directory, add_files, weights, weights.__getitem__)
+        write_model(directory, add_files, weights, read, max_file_bytes=max_file_bytes)
 
 
 def take_whole(parameter: nn.Parameter, stored: Tensor) -> None:
