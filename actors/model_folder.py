@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from math import prod
 from pathlib import Path
@@ -19,6 +20,8 @@ _NUM_SAMPLES, _SAMPLE_BYTES = 256, 1 << 16
 _FIELD = re.compile(r"[Ff]ield '(\w+)'")
 """In what the hub library says of a value of another type."""
 _NO_PART = ("README", "LICENSE", ".git")
+WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+"""The file of all weights, or what names the files of several."""
 
 
 def folder_or_hub_id(model: str, *, key: str, others: str = "") -> str:
@@ -167,6 +170,31 @@ def num_parameters(model: str) -> int | None:
         with opened(path, framework="numpy") as file:
             total += sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
     return total or None
+
+
+def weight_files(folder: Path, *, name: str) -> list[str]:
+    """Return the names of the files that hold the weights of a model, as transformers and vLLM look for them.
+
+    Args:
+        folder: a Hugging Face folder; its index is enough.
+        name: of the model, for messages.
+
+    Raises:
+        UserError: there are none, or the index cannot be read.
+    """
+    if (folder / WEIGHTS).is_file():
+        return [WEIGHTS]
+    if not (folder / WEIGHTS_INDEX).is_file():
+        raise UserError(
+            f"{name}: no weights (*.safetensors) in the folder; download the whole model, or save it once with "
+            "AutoModelForCausalLM.from_pretrained(…).save_pretrained(FOLDER), and give that folder"
+        )
+    try:
+        with file_errors(folder / WEIGHTS_INDEX, "read"):
+            index = json.loads((folder / WEIGHTS_INDEX).read_text(encoding="utf-8"))
+        return sorted({str(file) for file in index["weight_map"].values()})
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise UserError(f"{name}: {WEIGHTS_INDEX} is no index of weights; download the model again") from error
 
 
 def _add_content(digest: xxhash.xxh3_128, path: Path) -> None:

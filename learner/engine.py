@@ -36,8 +36,9 @@ from learner.objective.step_sums import StepAccumulator
 from learner.reports import SftReport, StepReport
 from learner.weights.finite import check_finite, is_finite
 from learner.weights.sender import WeightSource
-from learner.zero3 import checkpoint
-from learner.zero3.building import frozen_engine, join_process_group, place, supports_sharing, trained_engine
+from learner.zero3 import building, checkpoint
+from learner.zero3.config import zero3_config, zero3_frozen_config
+from learner.zero3.model_folder import MAX_FILE_BYTES, write_order
 from learner.zero3.policy import Policy, load_policy
 
 if TYPE_CHECKING:
@@ -102,13 +103,14 @@ class LearnerEngine:
         self._stage: Stage | None = None
         self._skipped_in_a_row = 0
         self._num_steps = 0
-        self._device = join_process_group(rank, world_size, on_gpu)
+        self._device = building.join_process_group(rank, world_size, on_gpu)
         _torch.manual_seed(seed + rank)
-        self._policy = self._load(model_path)
-        self._placement = place(config, self._policy, self._device, rank=rank)
-        self._sharing = supports_sharing(config, self._policy, self._device)
+        settings = zero3_config(config, on_gpu=on_gpu)
+        self._policy = self._load(model_path, settings)
+        self._placement = building.place(config, self._policy, self._device, rank=rank)
+        self._sharing = building.supports_sharing(config, self._policy, self._device)
         self._sharing_failed = False
-        self._engine = trained_engine(config, self._policy, on_gpu=on_gpu)
+        self._engine = building.trained_engine(self._policy, settings)
         self._reference: DeepSpeedEngine | None = None
         self._batch = RunningBatch()
         self._sums = StepAccumulator(self._device)
@@ -133,8 +135,9 @@ class LearnerEngine:
             group.update(betas=self._config.betas, weight_decay=weight_decay)
         self._stage = stage
         if stage is Stage.RL and self._config.needs_reference and self._reference is None:
-            reference = self._load(reference_path or self._model_path)
-            self._reference = frozen_engine(self._config, reference, on_gpu=self._on_gpu)
+            settings = zero3_frozen_config(self._config, on_gpu=self._on_gpu)
+            reference = self._load(reference_path or self._model_path, settings)
+            self._reference = building.frozen_engine(reference, settings)
 
     def sft_step(self, demonstrations: Sequence[Demonstration], *, learning_rate: float) -> SftReport:
         """Make one update on the length-normalised NLL of the responses (paper Eq. 11).
@@ -261,17 +264,38 @@ class LearnerEngine:
         logprobs = sharing_check.gathered_logprobs(row, self._scores(self._engine, row), self._placement)
         return tuple(float(logprob) for logprob in logprobs.cpu())
 
-    def export(self, directory: Path) -> None:
+    def export(self, directory: Path, *, max_file_bytes: int = MAX_FILE_BYTES) -> None:
         """Write a Hugging Face folder (safetensors, configuration, tokenizer) that transformers and vLLM load.
 
-        Rank 0 writes under a temporary name and renames it; an earlier folder of that name is replaced.
+        Rank 0 writes under a temporary name and renames it; an earlier folder of that name is replaced. It holds one
+        gathered tensor on its device, and in host memory those of one file.
+
+        Args:
+            directory: the folder.
+            max_file_bytes: size of a file of weights, the same on every rank.
 
         Raises:
             NonFiniteWeights: some are no finite numbers.
+            UserError: the folder cannot be written; like any error of rank 0, on every rank.
         """
-        weights = dict(self.gather_weights())
-        check_finite([name for name, weight in weights.items() if not is_finite(weight)], where="export")
-        together(lambda: self._policy.write(directory, weights, self._model_path) if self._rank == 0 else None)
+        shapes = self.weights.without_values()
+        weights = self.weights.one_by_one(write_order(shapes, max_file_bytes=max_file_bytes))
+
+        def read(wanted: str) -> Tensor:
+            name, weight = next(weights)
+            assert name == wanted, "all ranks gather in the order in which rank 0 writes"
+            check_finite([] if is_finite(weight) else [name], where="export")
+            return weight.to("cpu", copy=True)
+
+        def write() -> None:
+            try:
+                if self._rank == 0:
+                    self._policy.write(directory, shapes, read, self._model_path, max_file_bytes=max_file_bytes)
+            finally:
+                for _ in weights:  # the other ranks gather all of them
+                    pass
+
+        together(write)
 
     # checkpoints -------------------------------------------------------------------------------------------------
 
@@ -446,14 +470,16 @@ class LearnerEngine:
         if self._stage is not stage:
             raise RuntimeError(f"the learner is in stage {self._stage}; call start_stage({stage!r}) first")
 
-    def _load(self, model_path: str) -> Policy:
-        return load_policy(
+    def _load(self, model_path: str, settings: dict[str, Any]) -> Policy:
+        policy = load_policy(
             model_path,
             dtype=torch_dtype(self._config),
             recompute=self._config.gradient_checkpointing,
             offload="activations" in self._config.offload,
             trust_remote_code=self._trust_remote_code,
+            take=building.take_part(settings, self._device),
         )
+        return policy.to(self._device)
 
     def _manifest(self) -> dict[str, Any]:
         return {"stage": str(self._stage), "dtype": self._config.dtype}

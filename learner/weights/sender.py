@@ -6,7 +6,7 @@ Weights are gathered bucket by bucket, always in the same order, tied weights on
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -55,6 +55,21 @@ class WeightSource:
         for bucket in self._buckets():
             with deepspeed.zero.GatheredParameters([weight for _, weight in bucket]):
                 yield [(name, weight.detach()) for name, weight in bucket]
+
+    def without_values(self) -> dict[str, Tensor]:
+        """Return tensors on the meta device with the shapes and types of those that iteration yields."""
+        return {
+            name: torch.empty(_shape(weight), dtype=weight.dtype, device="meta") for name, weight in self._parameters
+        }
+
+    def one_by_one(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+        """Yield the parameters of these names as (name, full tensor), each gathered by itself, on every rank."""
+        import deepspeed
+
+        parameters = dict(self._parameters)
+        for name in names:
+            with deepspeed.zero.GatheredParameters([parameters[name]]):
+                yield name, parameters[name].detach()
 
     def _buckets(self) -> Iterator[list[tuple[str, nn.Parameter]]]:
         for cut in bucket_slices(self.records()):
@@ -234,6 +249,11 @@ def packed(bucket: Sequence[tuple[str, Tensor]], device: torch.device) -> Tensor
 
 def _record(name: str, weight: Tensor) -> TensorRecord:
     """Describe a full tensor, or one that ZeRO-3 has partitioned, without its values."""
-    shape = tuple(getattr(weight, "ds_shape", weight.shape))
+    shape = _shape(weight)
     num_bytes = torch.Size(shape).numel() * weight.dtype.itemsize
     return TensorRecord(name=name, dtype=dtype_name(weight.dtype), shape=shape, num_bytes=num_bytes)
+
+
+def _shape(weight: Tensor) -> tuple[int, ...]:
+    """Return the shape of a full tensor, also of one that ZeRO-3 has partitioned."""
+    return tuple(getattr(weight, "ds_shape", weight.shape))

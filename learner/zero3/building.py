@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor, nn
 
 from learner.attention.flash import unsupported_reason
 from learner.attention.ulysses import HeadExchange, check_heads
@@ -15,7 +17,7 @@ from learner.collectives import new_group
 from learner.config import LearnerConfig
 from learner.forward.row_tensors import Placement
 from learner.objective.settings import torch_dtype
-from learner.zero3.config import zero3_config, zero3_frozen_config
+from learner.zero3.model_weights import fill, give_memory
 from learner.zero3.policy import Policy
 
 if TYPE_CHECKING:
@@ -70,26 +72,41 @@ def supports_sharing(config: LearnerConfig, policy: Policy, device: torch.device
     return reason is None
 
 
-def trained_engine(config: LearnerConfig, policy: Policy, *, on_gpu: bool) -> DeepSpeedEngine:
-    """Wrap a policy in ZeRO-3 with AdamW."""
+def take_part(settings: dict[str, Any], device: torch.device) -> Callable[[nn.Parameter, Tensor], None]:
+    """Return what gives a parameter its memory under ZeRO-3: the part of this rank, filled from a mapped file.
+
+    A parameter is whole on the device only while it is divided. Collective: all ranks take the same parameters in the
+    same order.
+
+    Args:
+        settings: those of `deepspeed.initialize`; they say whether the parts lie on the device or in host memory.
+        device: of this rank.
+    """
+    import deepspeed
+
+    def take(parameter: Any, stored: Tensor) -> None:
+        give_memory(parameter, device)
+        deepspeed.zero.Init(nn.ParameterList([parameter]), config_dict_or_path=settings)
+        part = parameter.ds_tensor
+        fill(part, parameter.ds_zero_partition_rank * len(part), stored)
+        parameter.ds_secondary_tensor = None  # of `zero_hpz_partition_size`: made of what was there before
+
+    return take
+
+
+def trained_engine(policy: Policy, settings: dict[str, Any]) -> DeepSpeedEngine:
+    """Wrap a policy whose parameters are divided in ZeRO-3 with AdamW."""
     import deepspeed
 
     optimizer = torch.optim.AdamW(policy.parameters(), lr=0.0, fused=True)
-    engine, *_ = deepspeed.initialize(
-        model=policy,
-        optimizer=optimizer,
-        config=zero3_config(config, on_gpu=on_gpu),
-        dist_init_required=False,
-    )
+    engine, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=settings, dist_init_required=False)
     return engine
 
 
-def frozen_engine(config: LearnerConfig, policy: Policy, *, on_gpu: bool) -> DeepSpeedEngine:
-    """Wrap a policy that is only forwarded in ZeRO-3."""
+def frozen_engine(policy: Policy, settings: dict[str, Any]) -> DeepSpeedEngine:
+    """Wrap a policy whose parameters are divided, and that is only forwarded, in ZeRO-3."""
     import deepspeed
 
     policy.requires_grad_(False).eval()
-    engine, *_ = deepspeed.initialize(
-        model=policy, config=zero3_frozen_config(config, on_gpu=on_gpu), dist_init_required=False
-    )
+    engine, *_ = deepspeed.initialize(model=policy, config=settings, dist_init_required=False)
     return engine

@@ -12,7 +12,7 @@ MAX_FUNCTION_LINES = 40
 """From `def` to the end, docstring not counted."""
 
 LONG_FILES = {
-    "learner/engine.py": (505, "one method per collective call of a rank, and the accumulation between them"),
+    "learner/engine.py": (520, "one method per collective call of a rank, and the accumulation between them"),
 }
 LONG_FUNCTIONS = {
     "actors/engine.py:VLLMEngine.__init__": (46, "one call of vLLM with all its arguments"),

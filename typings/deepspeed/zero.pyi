@@ -2,7 +2,11 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
-from torch.nn import Parameter
+from torch.nn import Module, Parameter
+
+class Init:
+    def __init__(self, module: Module, *, config_dict_or_path: dict[str, Any]) -> None: ...
 
 def GatheredParameters(params: Sequence[Parameter]) -> AbstractContextManager[None]: ...
