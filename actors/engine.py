@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict
 from typing import Any, NoReturn
 
-from actors.config import EngineConfig
+from actors.config import EngineConfig, YarnConfig
 from actors.core_pulse import CorePulse
 from actors.faults import EngineDied
 from actors.output_tail import OutputTail
@@ -56,6 +56,7 @@ class VLLMEngine:
         on_gpu: bool,
         trust_remote_code: bool = False,
         fp32_logits: bool = False,
+        yarn: YarnConfig | None = None,
     ) -> None:
         """Load the model; block until the engine can sample.
 
@@ -69,6 +70,7 @@ class VLLMEngine:
             trust_remote_code: whether code that comes with the model may run.
             fp32_logits: compute logits in fp32 whatever the type of the model, for log-probabilities that are compared
                 with the learner's.
+            yarn: put on the rope of the model.
 
         Raises:
             RunFailed: vLLM cannot serve the model on this machine.
@@ -87,6 +89,7 @@ class VLLMEngine:
             on_gpu=on_gpu,
             trust_remote_code=trust_remote_code,
             fp32_logits=fp32_logits,
+            yarn=yarn,
         )
         self._prefill, others = PrefillCounter(), descendants(os.getpid())
         output = OutputTail()

@@ -10,7 +10,7 @@ from typing import Any
 import ray
 
 from actors.admission import KVAdmission
-from actors.config import RolloutConfig
+from actors.config import RolloutConfig, YarnConfig
 from actors.coordinator_leases import CoordinatorLeases
 from actors.engine import VLLMEngine, end_process
 from actors.faults import EngineDied
@@ -46,6 +46,7 @@ class RolloutActor:
         engine_seed: int,
         on_gpu: bool,
         trust_remote_code: bool,
+        yarn: YarnConfig | None = None,
         secrets: Mapping[str, str],
         lifeline: Lifeline | None = None,
     ) -> None:
@@ -66,6 +67,7 @@ class RolloutActor:
             on_gpu=on_gpu,
             trust_remote_code=trust_remote_code,
             fp32_logits=True,
+            yarn=yarn,
         )
         self._worker = GroupWorker(
             name=name,

@@ -6,8 +6,8 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from actors.config import EngineConfig
-from actors.model_folder import yarn_length
+from actors.config import EngineConfig, YarnConfig
+from actors.model_folder import config_overrides, yarn_length
 from actors.rollout import Sampling
 
 CPU_ENVIRONMENT = {
@@ -45,6 +45,7 @@ def engine_arguments(
     on_gpu: bool,
     trust_remote_code: bool,
     fp32_logits: bool = False,
+    yarn: YarnConfig | None = None,
 ) -> dict[str, Any]:
     """Return the arguments of vLLM for a model and its resources.
 
@@ -54,7 +55,8 @@ def engine_arguments(
     from vllm.config import WeightTransferConfig
 
     overrides: dict[str, Any] = {"head_dtype": "float32"} if fp32_logits else {}
-    length = yarn_length(model_path, trust_remote_code=trust_remote_code)
+    overrides |= config_overrides(model_path, yarn, trust_remote_code=trust_remote_code)
+    length = None if yarn else yarn_length(model_path, trust_remote_code=trust_remote_code)
     if length is not None:
         overrides["max_position_embeddings"] = length
     resources = _gpu_resources(config) if on_gpu else _cpu_resources(config, max_model_len)

@@ -19,6 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from actors.config import YarnConfig
+from actors.model_folder import config_overrides
 from curriculum.errors import RunFailed
 from curriculum.task import Demonstration
 from learner.batch.aggregation import Aggregation, normaliser_share
@@ -77,6 +79,7 @@ class LearnerEngine:
         seed: int,
         on_gpu: bool = False,
         trust_remote_code: bool = False,
+        yarn: YarnConfig | None = None,
     ) -> None:
         """Join the process group and load the model; call `start_stage` before the first step.
 
@@ -88,6 +91,7 @@ class LearnerEngine:
             seed: of the run; each rank derives its own.
             on_gpu: use the GPU of LOCAL_RANK and NCCL, else the CPU and gloo.
             trust_remote_code: run model code from the folder or hub.
+            yarn: put on the rope of the model.
 
         MASTER_ADDR and MASTER_PORT (and LOCAL_RANK on a machine with several GPUs) are read from the environment.
 
@@ -100,6 +104,7 @@ class LearnerEngine:
         self._model_path = model_path
         self._on_gpu = on_gpu
         self._trust_remote_code = trust_remote_code
+        self._yarn = yarn
         self._rank = rank
         self._world_size = world_size
         self._stage: Stage | None = None
@@ -274,7 +279,10 @@ class LearnerEngine:
         """
         weights = dict(self.gather_weights())
         check_finite([name for name, weight in weights.items() if not is_finite(weight)], where="export")
-        together(lambda: self._policy.write(directory, weights, self._model_path) if self._rank == 0 else None)
+        overrides = self._overrides(self._model_path)
+        together(
+            lambda: self._policy.write(directory, weights, self._model_path, overrides) if not self._rank else None
+        )
 
     # checkpoints -------------------------------------------------------------------------------------------------
 
@@ -481,7 +489,11 @@ class LearnerEngine:
             dtype=torch_dtype(self._config),
             gradient_checkpointing=self._config.gradient_checkpointing,
             trust_remote_code=self._trust_remote_code,
+            overrides=self._overrides(model_path),
         )
+
+    def _overrides(self, model_path: str) -> dict[str, Any]:
+        return config_overrides(model_path, self._yarn, trust_remote_code=self._trust_remote_code)
 
     def _manifest(self) -> dict[str, Any]:
         return {"stage": str(self._stage), "dtype": self._config.dtype}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -61,26 +62,40 @@ class Policy(nn.Module):
         head = cast(ResponseHead, self.causal_lm.get_output_embeddings())
         return head(hidden_TH[row.predictors_N], row.labels_N, row.temperature_N, row.top_p_N, loss)
 
-    def write(self, directory: Path, weights: dict[str, Tensor], model_path: str) -> None:
+    def write(self, directory: Path, weights: dict[str, Tensor], model_path: str, overrides: Mapping[str, Any]) -> None:
         """Write a Hugging Face folder with these weights; it appears whole, and replaces an earlier one.
 
         Args:
             directory: the folder; a link is followed.
             weights: full weights by their Hugging Face names.
             model_path: folder or hub id that has everything else.
+            overrides: what its config.json gets besides, by key.
 
         Raises:
             UserError: it cannot be written.
         """
         dtype = str(self.causal_lm.dtype).removeprefix("torch.")
-        add_files = partial(copy_model_files, model_path, dtype=dtype, with_code=self.causal_lm.is_remote_code())
+        with_code = self.causal_lm.is_remote_code()
+        add_files = partial(copy_model_files, model_path, dtype=dtype, with_code=with_code, overrides=overrides)
         write_model(directory, add_files, weights, weights.__getitem__)
 
 
 def load_policy(
-    model_path: str, *, dtype: torch.dtype, gradient_checkpointing: bool, trust_remote_code: bool
+    model_path: str,
+    *,
+    dtype: torch.dtype,
+    gradient_checkpointing: bool,
+    trust_remote_code: bool,
+    overrides: Mapping[str, Any] | None = None,
 ) -> Policy:
     """Load a Hugging Face folder or hub id as a policy in training mode.
+
+    Args:
+        model_path: folder or hub id.
+        dtype: type of its weights.
+        gradient_checkpointing: compute activations again in the backward pass.
+        trust_remote_code: run code that comes with the model.
+        overrides: values of its configuration that replace those of the folder, as `config_overrides` returns them.
 
     Raises:
         OSError: the folder is missing or not a model (from transformers).
@@ -92,7 +107,11 @@ def load_policy(
     register()
     loader: Any = AutoModelForCausalLM
     causal_lm = loader.from_pretrained(
-        model_path, dtype=dtype, attn_implementation=ATTENTION_KEY, trust_remote_code=trust_remote_code
+        model_path,
+        dtype=dtype,
+        attn_implementation=ATTENTION_KEY,
+        trust_remote_code=trust_remote_code,
+        **(overrides or {}),
     )
     if gradient_checkpointing:
         causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
