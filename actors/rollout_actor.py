@@ -169,6 +169,13 @@ class RolloutActor:
         except EngineDied:
             end_process()
 
+    async def decoding_gap(self, token_ids: Sequence[int]) -> float:
+        """Return the mean difference (nats) between the scores of sampled tokens and of the same in a prompt."""
+        try:
+            return await self._engine.decoding_gap(token_ids)
+        except EngineDied:
+            end_process()
+
 
 def _meta(group: Group | None) -> GroupMeta | None:
     return None if group is None else GroupMeta.of(group)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from actors.config import EngineConfig, YarnConfig
+from actors.engine_features import check_engine
 from actors.model_folder import config_overrides, yarn_length
 from actors.rollout import Sampling
 
@@ -79,6 +80,25 @@ def engine_arguments(
         "disable_log_stats": True,
         **resources,
     }
+
+
+def engine_config(arguments: dict[str, Any], *, is_compared: bool) -> Any:
+    """Return the `vllm.config.VllmConfig` of an engine with these arguments; nothing is loaded yet.
+
+    Args:
+        arguments: as `engine_arguments` returns them.
+        is_compared: whether its log-probabilities are compared with the learner's.
+
+    Raises:
+        UserError: they are, and a feature is on with which they are not those of the model.
+    """
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.usage.usage_lib import UsageContext
+
+    config = AsyncEngineArgs(**arguments).create_engine_config(UsageContext.ENGINE_CONTEXT)
+    if is_compared:
+        check_engine(config, arguments["model"])
+    return config
 
 
 def sampling_params(sampling: Sampling, *, seed: int, stop_token_ids: Sequence[int]) -> Any:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from actors.engine_features import check_folder
 from actors.model_folder import context_length, folder_or_hub_id, model_digest
 from actors.prompt import ChatPrompt, load_tokenizer
 from cluster.recipe.config import RunConfig
@@ -154,6 +155,7 @@ def check_model(config: RunConfig, model_path: str) -> None:
         raise UserError(
             f"learner.max_tokens_per_microbatch={budget}: {lengths} exceed it; raise it to at least {longest}"
         )
+    check_folder(model_path, key="model.path")
     check_shape(config, model_path)
     _check_weights(model_path, "model.path")
     if isinstance(config.reward.judge, VllmJudge):
