@@ -9,6 +9,23 @@ from pydantic import Field, model_validator
 from curriculum.config import Seconds, StrictModel
 
 
+class YarnConfig(StrictModel):
+    """YaRN (Peng et al. 2023): a rope that reaches further than the one a model was trained with."""
+
+    factor: float = Field(gt=1, le=1024)
+    """How many times further."""
+    original_max_tokens: int = Field(ge=2, lt=2**31)
+    """Longest sequence of the training before, in tokens: 32768 for Qwen2.5, whose documentation has `factor` 4."""
+
+    @property
+    def max_tokens(self) -> int:
+        """Longest sequence with YaRN, in tokens."""
+        return int(self.factor * self.original_max_tokens)
+
+    def __str__(self) -> str:
+        return f"{{factor: {self.factor:g}, original_max_tokens: {self.original_max_tokens}}}"
+
+
 class EngineConfig(StrictModel):
     """Resources of one vLLM engine; shared by rollout actors and judge actors."""
 

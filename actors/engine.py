@@ -10,15 +10,16 @@ import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
+from statistics import fmean
 from typing import Any, NoReturn
 
-from actors.config import EngineConfig
+from actors.config import EngineConfig, YarnConfig
 from actors.core_pulse import CorePulse
 from actors.faults import EngineDied
 from actors.output_tail import OutputTail
 from actors.rollout import Sample, Sampling
 from actors.start_failure import reason_of_failed_start
-from actors.vllm_arguments import engine_arguments, sampling_params, set_environment
+from actors.vllm_arguments import engine_arguments, engine_config, sampling_params, set_environment
 from actors.weights.update import (
     TensorRecord,
     WeightGroup,
@@ -27,7 +28,7 @@ from actors.weights.update import (
     WeightUpdate,
     WeightVersionError,
 )
-from curriculum.errors import RunFailed
+from curriculum.errors import RunFailed, UserError
 from curriculum.heartbeat import IDLE, Heartbeat, Pulse, descendants, kill_with_this_process
 
 UNLABELLED = "default"
@@ -56,6 +57,7 @@ class VLLMEngine:
         on_gpu: bool,
         trust_remote_code: bool = False,
         fp32_logits: bool = False,
+        yarn: YarnConfig | None = None,
     ) -> None:
         """Load the model; block until the engine can sample.
 
@@ -69,12 +71,13 @@ class VLLMEngine:
             trust_remote_code: whether code that comes with the model may run.
             fp32_logits: compute logits in fp32 whatever the type of the model, for log-probabilities that are compared
                 with the learner's.
+            yarn: put on the rope of the model.
 
         Raises:
+            UserError: with `fp32_logits`, a feature is on whose log-probabilities are not those of the model.
             RunFailed: vLLM cannot serve the model on this machine.
         """
         set_environment(on_gpu=on_gpu)
-        from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
         from actors.prefill_counter import PrefillCounter
@@ -87,14 +90,18 @@ class VLLMEngine:
             on_gpu=on_gpu,
             trust_remote_code=trust_remote_code,
             fp32_logits=fp32_logits,
+            yarn=yarn,
         )
         self._prefill, others = PrefillCounter(), descendants(os.getpid())
         output = OutputTail()
         try:
             with output:
-                self._engine = AsyncLLM.from_engine_args(
-                    AsyncEngineArgs(**arguments), stat_loggers=[self._prefill.stat_logger()]
+                vllm_config = engine_config(arguments, is_compared=fp32_logits)
+                self._engine = AsyncLLM.from_vllm_config(
+                    vllm_config, stat_loggers=[self._prefill.stat_logger()], disable_log_stats=True
                 )
+        except UserError:
+            raise
         except Exception as error:  # vLLM and the code of a model raise anything
             reason = reason_of_failed_start(error, output.text, config)
             raise RunFailed(f"model {model_path!r}: vLLM cannot serve it here: {reason}") from error
@@ -236,6 +243,22 @@ class VLLMEngine:
         except EngineDeadError as error:
             raise EngineDied(f"the vLLM engine died while it scored request {request}") from error
         return tuple(step[token].logprob for step, token in zip(steps[1:], token_ids[1:], strict=True))
+
+    async def decoding_gap(self, token_ids: Sequence[int]) -> float:
+        """Return the mean difference (nats) between the scores of sampled tokens and of the same in a prompt.
+
+        The first half of the T tokens is continued by as many sampled ones. Decoding has kernels, CUDA graphs and
+        features of its own, none of which `score` uses; at temperature 1 without top-p both report the same numbers.
+
+        Raises:
+            EngineDied: the engine process died.
+        """
+        prompt = list(token_ids[: max(1, len(token_ids) // 2)])
+        length = max(1, len(token_ids) - len(prompt))
+        sampling = Sampling(num_samples=1, temperature=1.0, top_p=1.0, max_response_tokens=length)
+        (sample,) = await self.sample(prompt, sampling, seed=0)
+        scored = (await self.score([*prompt, *sample.token_ids]))[len(prompt) - 1 :]
+        return fmean(abs(ours - theirs) for ours, theirs in zip(scored, sample.logprobs, strict=True))
 
     async def _unless_dead(self, work: Coroutine[Any, Any, WeightReceipt]) -> WeightReceipt:
         """Await calls into the engine process; vLLM would wait forever if the process died meanwhile.

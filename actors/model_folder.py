@@ -6,10 +6,12 @@ import json
 import re
 from math import prod
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import xxhash
 
+from actors.config import YarnConfig
+from actors.rope import has_yarn, reach, yarn_overrides
 from curriculum.errors import UserError, library_words
 from curriculum.files import expanded, file_errors
 from curriculum.hub import is_hub_id
@@ -47,35 +49,51 @@ def folder_or_hub_id(model: str, *, key: str, others: str = "") -> str:
     return model
 
 
-def context_length(model: str, *, key: str, trust_remote_code: bool = False) -> int | None:
+def context_length(
+    model: str, *, key: str, trust_remote_code: bool = False, yarn: YarnConfig | None = None
+) -> int | None:
     """Return the longest sequence that a model holds, in tokens, rope scaling included; None if it does not say.
 
     Args:
         model: folder or hub id.
         key: recipe key or option that names it, for messages.
         trust_remote_code: run code that comes with the model.
+        yarn: put on the rope of the model.
 
     Raises:
-        UserError: no configuration can be read there, or its lengths or rope factors are no numbers.
+        UserError: no configuration can be read there, its lengths or rope factors are no numbers, or it takes no YaRN.
     """
+    text, name = read_model_config(model, key=key, trust_remote_code=trust_remote_code), f"{key}={model!r}"
+    return reach(text, name) if yarn is None else yarn_overrides(text, yarn, name)["max_position_embeddings"]
+
+
+def config_overrides(
+    model: str, yarn: YarnConfig | None, *, key: str = "model.path", trust_remote_code: bool = False
+) -> dict[str, Any]:
+    """Return what the recipe sets in the configuration of a model: YaRN, the same for everyone who loads or writes it.
+
+    Args:
+        model: folder or hub id.
+        yarn: of the recipe; None sets nothing.
+        key: recipe key or option that names the model, for messages.
+        trust_remote_code: run code that comes with the model.
+
+    Raises:
+        UserError: no configuration can be read there, or the model takes no YaRN.
+    """
+    if yarn is None:
+        return {}
     text = read_model_config(model, key=key, trust_remote_code=trust_remote_code)
-    positions: Any = getattr(text, "max_position_embeddings", None)
-    if positions is None:
-        return None
-    name = f"{key}={model!r}"
-    positions = int(_number(positions, f"{name}: max_position_embeddings", at_least=2))
-    return max([positions, *(_scaled(rope, positions, name) for rope in _rope_scalings(text))])
+    return yarn_overrides(text, yarn, f"{key}={model!r}")
 
 
 def yarn_length(model: str, *, trust_remote_code: bool = False) -> int | None:
-    """Return the longest sequence of a model with YaRN, in tokens; None for other models.
+    """Return the longest sequence of a folder that has YaRN by itself, in tokens; None for other models.
 
     vLLM expects that length in `max_position_embeddings`, where published folders have the one before scaling.
     """
     text = read_model_config(model, key="model", trust_remote_code=trust_remote_code)
-    if not any(rope.get("rope_type") == "yarn" for rope in _rope_scalings(text)):
-        return None
-    return context_length(model, key="model", trust_remote_code=trust_remote_code)
+    return reach(text, f"model={model!r}") if has_yarn(text) else None
 
 
 def read_model_config(model: str, *, key: str, trust_remote_code: bool = False) -> Any:
@@ -105,34 +123,6 @@ def read_model_config(model: str, *, key: str, trust_remote_code: bool = False) 
             f"{name}: no model configuration can be read there ({library_words(error)}); check the name, the network, "
             "and config.json"
         ) from error
-
-
-def _rope_scalings(text: Any) -> list[dict[str, Any]]:
-    """Return the scalings of a configuration, one for each type of layer where they differ.
-
-    Gemma 3 has none here: it states the scaled length.
-    """
-    rope: dict[str, Any] = getattr(text, "rope_parameters", None) or {}
-    per_layer_type = [cast("dict[str, Any]", value) for value in rope.values() if isinstance(value, dict)]
-    return [] if "gemma3" in text.model_type else per_layer_type or [rope]
-
-
-def _scaled(rope: dict[str, Any], positions: int, name: str) -> int:
-    """Return the length with one rope scaling, as vLLM and transformers understand its type."""
-    kind, factor = rope.get("rope_type"), rope.get("factor")
-    if factor is None or kind not in ("linear", "dynamic", "yarn"):
-        return positions  # other types state the scaled length
-    factor = _number(factor, f"{name}: the rope factor", at_least=1)
-    original = rope.get("original_max_position_embeddings") if kind == "yarn" else None
-    if original is not None:
-        positions = int(_number(original, f"{name}: original_max_position_embeddings", at_least=2))
-    return int(positions * factor)
-
-
-def _number(value: Any, name: str, *, at_least: int) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not at_least <= value < float("inf"):
-        raise UserError(f"{name} is {value!r}, not a number from {at_least} on; mend its config.json")
-    return value
 
 
 def model_digest(model: str) -> str:

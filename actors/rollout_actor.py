@@ -10,7 +10,7 @@ from typing import Any
 import ray
 
 from actors.admission import KVAdmission
-from actors.config import RolloutConfig
+from actors.config import RolloutConfig, YarnConfig
 from actors.coordinator_leases import CoordinatorLeases
 from actors.engine import VLLMEngine, end_process
 from actors.faults import EngineDied
@@ -46,6 +46,7 @@ class RolloutActor:
         engine_seed: int,
         on_gpu: bool,
         trust_remote_code: bool,
+        yarn: YarnConfig | None = None,
         secrets: Mapping[str, str],
         lifeline: Lifeline | None = None,
     ) -> None:
@@ -66,6 +67,7 @@ class RolloutActor:
             on_gpu=on_gpu,
             trust_remote_code=trust_remote_code,
             fp32_logits=True,
+            yarn=yarn,
         )
         self._worker = GroupWorker(
             name=name,
@@ -164,6 +166,13 @@ class RolloutActor:
         """Return [T - 1] the log-probability (nats, temperature 1) of each of the T tokens but the first."""
         try:
             return await self._engine.score(token_ids)
+        except EngineDied:
+            end_process()
+
+    async def decoding_gap(self, token_ids: Sequence[int]) -> float:
+        """Return the mean difference (nats) between the scores of sampled tokens and of the same in a prompt."""
+        try:
+            return await self._engine.decoding_gap(token_ids)
         except EngineDied:
             end_process()
 

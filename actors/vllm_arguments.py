@@ -6,8 +6,9 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from actors.config import EngineConfig
-from actors.model_folder import yarn_length
+from actors.config import EngineConfig, YarnConfig
+from actors.engine_features import check_engine
+from actors.model_folder import config_overrides, yarn_length
 from actors.rollout import Sampling
 
 CPU_ENVIRONMENT = {
@@ -45,6 +46,7 @@ def engine_arguments(
     on_gpu: bool,
     trust_remote_code: bool,
     fp32_logits: bool = False,
+    yarn: YarnConfig | None = None,
 ) -> dict[str, Any]:
     """Return the arguments of vLLM for a model and its resources.
 
@@ -54,7 +56,8 @@ def engine_arguments(
     from vllm.config import WeightTransferConfig
 
     overrides: dict[str, Any] = {"head_dtype": "float32"} if fp32_logits else {}
-    length = yarn_length(model_path, trust_remote_code=trust_remote_code)
+    overrides |= config_overrides(model_path, yarn, trust_remote_code=trust_remote_code)
+    length = None if yarn else yarn_length(model_path, trust_remote_code=trust_remote_code)
     if length is not None:
         overrides["max_position_embeddings"] = length
     resources = _gpu_resources(config) if on_gpu else _cpu_resources(config, max_model_len)
@@ -77,6 +80,25 @@ def engine_arguments(
         "disable_log_stats": True,
         **resources,
     }
+
+
+def engine_config(arguments: dict[str, Any], *, is_compared: bool) -> Any:
+    """Return the `vllm.config.VllmConfig` of an engine with these arguments; nothing is loaded yet.
+
+    Args:
+        arguments: as `engine_arguments` returns them.
+        is_compared: whether its log-probabilities are compared with the learner's.
+
+    Raises:
+        UserError: they are, and a feature is on with which they are not those of the model.
+    """
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.usage.usage_lib import UsageContext
+
+    config = AsyncEngineArgs(**arguments).create_engine_config(UsageContext.ENGINE_CONTEXT)
+    if is_compared:
+        check_engine(config, arguments["model"])
+    return config
 
 
 def sampling_params(sampling: Sampling, *, seed: int, stop_token_ids: Sequence[int]) -> Any:

@@ -39,6 +39,7 @@ from evaluation.options import (
     TensorParallel,
     Tokenizer,
     TopP,
+    Yarn,
 )
 from reward.options import JudgeModel, JudgeOption, RewardKeys, RewardRecipe, Rules, Thinking
 
@@ -305,6 +306,7 @@ def evaluate(
     exclude: Exclude = None,
     control: Controls = None,
     behaviours: Behaviours = "patterns",
+    yarn: Yarn = None,
     trust_remote_code: TrustRemoteCode = False,
     quiet: Quiet = False,
 ) -> None:
@@ -356,6 +358,7 @@ def distill(
     request: Request = None,
     max_kept: Annotated[int, typer.Option(min=1, help="Largest number of demonstrations of one question.")] = 1,
     max_total: Annotated[int, typer.Option(min=1, help="Largest number of tokens of a demonstration.")] = 20_000,
+    yarn: Yarn = None,
     trust_remote_code: TrustRemoteCode = False,
     quiet: Quiet = False,
 ) -> None:

@@ -43,8 +43,9 @@ class SyncReport:
 
     Close to `time/sync_deliver_s` on one host."""
     probe_gap_max: Annotated[float | None, Metric("sync/probe_gap_max", "nats")]
-    """Mean difference between the log-probabilities of an engine and of the learner over the same 64 tokens, the
-    largest of the engines; only where it was measured (`rollout.sync.probe_every`).
+    """Mean difference between the log-probabilities of an engine and of the learner over the same 64 tokens, or between
+    those of 32 tokens that an engine samples and the same tokens as a prompt; the largest of the engines, only where it
+    was measured (`rollout.sync.probe_every`).
 
     About 1e-6 in fp32, 0.01 in bf16; above 1e-3 or 0.1 the run stops."""
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from actors.config import EngineConfig
+from actors.config import EngineConfig, YarnConfig
 from actors.model_folder import folder_or_hub_id
 from curriculum.cells import decoded
 from curriculum.config import checked
@@ -67,6 +67,8 @@ class Options:
     request: Sequence[str] | None
     """Further fields of every request to a URL, KEY=VALUE."""
     trust_remote_code: bool
+    yarn: str | YarnConfig | None
+    """YaRN on the model: FACTOR:TOKENS as it was typed, or that of a recipe."""
 
     @classmethod
     def of(cls, values: Mapping[str, Any], reward: RewardConfig) -> Options:
@@ -139,6 +141,7 @@ def generator_config(options: Options, *, on_gpu: bool) -> GeneratorConfig:
         "on_gpu": on_gpu,
         "trust_remote_code": options.trust_remote_code,
         "template_arguments": _assigned(options.template, "--template"),
+        "yarn": _yarn(options.yarn),
     }
     if options.replicas:
         return checked(RayGenerator, OPTIONS, **common, num_replicas=options.replicas)
@@ -163,8 +166,10 @@ def endpoint_model(url: str) -> str:
 
 
 def _endpoint(options: Options) -> EndpointGenerator:
-    if options.replicas or options.tensor_parallel > 1:
-        raise UserError(f"--replicas and --tensor-parallel: not with a URL; {options.model} runs its own engines")
+    if options.replicas or options.tensor_parallel > 1 or options.yarn:
+        raise UserError(
+            f"--replicas, --tensor-parallel and --yarn: not with a URL; {options.model} runs its own engines"
+        )
     url = endpoint_root(options.model)
     model = options.model_name or endpoint_model(url)
     return checked(
@@ -174,6 +179,25 @@ def _endpoint(options: Options) -> EndpointGenerator:
         tokenizer=folder_or_hub_id(options.tokenizer or model, key="--tokenizer"),
         trust_remote_code=options.trust_remote_code,
         request_fields=_request_fields(options),
+    )
+
+
+def _yarn(given: str | YarnConfig | None) -> YarnConfig | None:
+    """Read FACTOR:TOKENS.
+
+    Raises:
+        UserError: it is something else.
+    """
+    if not isinstance(given, str):
+        return given
+    factor, colon, tokens = given.partition(":")
+    if not colon:
+        raise UserError(f"--yarn {given!r:.80}: expected FACTOR:TOKENS, for example 4:32768")
+    return checked(
+        YarnConfig,
+        {"factor": "--yarn FACTOR", "original_max_tokens": "--yarn TOKENS"},
+        factor=factor,
+        original_max_tokens=tokens,
     )
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, JsonValue, model_validator
 
-from actors.config import EngineConfig
+from actors.config import EngineConfig, YarnConfig
 from curriculum.config import MAX_SEED, DataConfig, DemonstrationSource, Seconds, StrictModel
 from curriculum.controls import Control
 from reward.config import RequestFields, RewardConfig
@@ -23,6 +23,8 @@ class EngineModel(StrictModel):
     """Whether an engine takes GPUs; with Ray the machine that starts the evaluation may have none itself."""
     trust_remote_code: bool = False
     """Run code that ships with the model; off unless asked for."""
+    yarn: YarnConfig | None = None
+    """YaRN on the rope of the model; None leaves it as the folder has it."""
     template_arguments: dict[str, JsonValue] = Field(default_factory=dict)
     """Arguments of the model's chat template, for example {enable_thinking: false}."""
 

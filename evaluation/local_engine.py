@@ -43,6 +43,7 @@ class LocalEngine:
             seed=sampling.seed,
             on_gpu=config.on_gpu,
             trust_remote_code=config.trust_remote_code,
+            yarn=config.yarn,
         )
 
     async def generate(self, prompt: Prompt, *, seed: int) -> Completion:
@@ -68,9 +69,9 @@ class LocalEngine:
 
 def check_length(config: EngineModel, needed: int) -> None:
     """Raise a UserError where a model holds fewer than `needed` tokens, its rope scaling included."""
-    positions = context_length(config.model, key="MODEL", trust_remote_code=config.trust_remote_code)
+    positions = context_length(config.model, key="MODEL", trust_remote_code=config.trust_remote_code, yarn=config.yarn)
     if positions is not None and needed > positions:
         raise UserError(
             f"MODEL={config.model!r}: prompt and response need {needed} tokens, it holds {positions}; lower "
-            "--max-input or --max-output, or extend its rope scaling (YaRN) in config.json"
+            "--max-input or --max-output, or extend its rope with --yarn"
         )

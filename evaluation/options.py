@@ -84,6 +84,14 @@ MaxItems = Annotated[
 ]
 Concurrency = Annotated[int, typer.Option(min=1, help="Answers sampled at the same time.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors and the result.")]
+Yarn = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FACTOR:TOKENS",
+        help="YaRN on the model's rope, for example 4:32768. Default: as its folder has it; of a run, its recipe's.",
+        show_default=False,
+    ),
+]
 Template = Annotated[
     list[str] | None,
     typer.Option(

@@ -18,6 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from actors.config import YarnConfig
+from actors.model_folder import config_overrides
 from curriculum.errors import RunFailed
 from curriculum.task import Demonstration
 from learner.batch.aggregation import Aggregation, normaliser_share
@@ -75,6 +77,7 @@ class LearnerEngine:
         seed: int,
         on_gpu: bool = False,
         trust_remote_code: bool = False,
+        yarn: YarnConfig | None = None,
     ) -> None:
         """Join the process group and load the model; call `start_stage` before the first step.
 
@@ -86,6 +89,7 @@ class LearnerEngine:
             seed: of the run; each rank derives its own.
             on_gpu: use the GPU of LOCAL_RANK and NCCL, else the CPU and gloo.
             trust_remote_code: run model code from the folder or hub.
+            yarn: put on the rope of the model.
 
         MASTER_ADDR and MASTER_PORT (and LOCAL_RANK on a machine with several GPUs) are read from the environment.
 
@@ -98,6 +102,7 @@ class LearnerEngine:
         self._model_path = model_path
         self._on_gpu = on_gpu
         self._trust_remote_code = trust_remote_code
+        self._yarn = yarn
         self._rank = rank
         self._world_size = world_size
         self._stage: Stage | None = None
@@ -290,7 +295,8 @@ class LearnerEngine:
         def write() -> None:
             try:
                 if self._rank == 0:
-                    self._policy.write(directory, shapes, read, self._model_path, max_file_bytes=max_file_bytes)
+                    base, overrides = self._model_path, self._overrides(self._model_path)
+                    self._policy.write(directory, shapes, read, base, overrides, max_file_bytes=max_file_bytes)
             finally:
                 for _ in weights:  # the other ranks gather all of them
                     pass
@@ -477,9 +483,13 @@ class LearnerEngine:
             recompute=self._config.gradient_checkpointing,
             offload="activations" in self._config.offload,
             trust_remote_code=self._trust_remote_code,
+            overrides=self._overrides(model_path),
             take=building.take_part(settings, self._device),
         )
         return policy.to(self._device)
+
+    def _overrides(self, model_path: str) -> dict[str, Any]:
+        return config_overrides(model_path, self._yarn, trust_remote_code=self._trust_remote_code)
 
     def _manifest(self) -> dict[str, Any]:
         return {"stage": str(self._stage), "dtype": self._config.dtype}

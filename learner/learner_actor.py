@@ -12,6 +12,7 @@ import ray
 from numpy.typing import NDArray
 from torch.nn.modules.module import register_module_forward_hook
 
+from actors.config import YarnConfig
 from actors.weights.tensors import host_store
 from actors.weights.update import WeightUpdate
 from curriculum.files import PRIVATE
@@ -67,6 +68,7 @@ class LearnerActor:
         seed: int,
         on_gpu: bool,
         trust_remote_code: bool,
+        yarn: YarnConfig | None = None,
         delta: bool,
         secrets: Mapping[str, str],
     ) -> int:
@@ -85,6 +87,7 @@ class LearnerActor:
             seed=seed,
             on_gpu=on_gpu,
             trust_remote_code=trust_remote_code,
+            yarn=yarn,
         )
         self._sender = WeightSender(self._engine.weights, is_root=self._rank == 0, every_byte=delta)
         return os.getpid()

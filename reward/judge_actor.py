@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import ray
 
+from actors.config import YarnConfig
 from actors.prompt import ChatPrompt, load_tokenizer
 from actors.trajectory import FinishReason, Group
 from curriculum.heartbeat import Heartbeat, Lifeline, Pulse
@@ -30,6 +31,7 @@ class JudgeActor:
         policy_path: folder or hub id of the policy, whose tokenizer turns its answers into text.
         on_gpu: where the judge's engine runs.
         trust_remote_code: whether that tokenizer may bring code of its own.
+        yarn: put on the rope of the judge's model; None where that is another model than the policy.
         lifeline: how long this process lives without its driver.
         secrets: environment that this process needs and others must not have; see `curriculum.secrets`.
     """
@@ -42,6 +44,7 @@ class JudgeActor:
         policy_path: str,
         on_gpu: bool,
         trust_remote_code: bool,
+        yarn: YarnConfig | None = None,
         secrets: Mapping[str, str],
         lifeline: Lifeline | None = None,
     ) -> None:
@@ -49,7 +52,7 @@ class JudgeActor:
         os.environ.update(secrets)
         self._pulse = Pulse(lifeline)
         self._prompt = ChatPrompt(load_tokenizer(policy_path, trust_remote_code=trust_remote_code))
-        self._judge = open_judge(config.judge, on_gpu=on_gpu)
+        self._judge = open_judge(config.judge, on_gpu=on_gpu, yarn=yarn)
         self._scorer = HybridScorer(config, self._judge)
 
     def __repr__(self) -> str:

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from actors.config import YarnConfig
 from actors.model_folder import context_length, folder_or_hub_id
 from curriculum.config import checked
 from curriculum.errors import UserError, in_line
@@ -24,10 +25,10 @@ OWN_ENGINE_TIMEOUT_S = 3600.0
 """Longest wait of a command for an engine of its own, which serves nothing else."""
 
 
-def open_judge(config: JudgeConfig, *, on_gpu: bool) -> JudgeBackEnd | None:
+def open_judge(config: JudgeConfig, *, on_gpu: bool, yarn: YarnConfig | None = None) -> JudgeBackEnd | None:
     """Open the back end of a judge; return None where there is no judge. The caller closes it.
 
-    A vLLM engine must be opened inside the event loop that uses it.
+    A vLLM engine must be opened inside the event loop that uses it; `yarn` is put on the rope of its model.
     """
     if isinstance(config, NoJudge):
         return None
@@ -37,7 +38,7 @@ def open_judge(config: JudgeConfig, *, on_gpu: bool) -> JudgeBackEnd | None:
         return OpenAIJudgeClient(config)
     from reward.judge_engine import VllmJudgeEngine
 
-    return VllmJudgeEngine(config, on_gpu=on_gpu)
+    return VllmJudgeEngine(config, on_gpu=on_gpu, yarn=yarn)
 
 
 @asynccontextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from actors.config import YarnConfig
 from actors.engine import VLLMEngine, end_process
 from actors.faults import EngineDied
 from actors.prompt import ChatPrompt, load_tokenizer
@@ -24,8 +25,10 @@ class VllmJudgeEngine:
     open the circuit: from then on every question is unknown at once, but for one that tries the engine now and then.
     """
 
-    def __init__(self, config: VllmJudge, *, on_gpu: bool, engine: VLLMEngine | None = None) -> None:
-        """Load the model, unless there is an `engine` that serves it; block until it can answer."""
+    def __init__(
+        self, config: VllmJudge, *, on_gpu: bool, engine: VLLMEngine | None = None, yarn: YarnConfig | None = None
+    ) -> None:
+        """Load the model, with YaRN if given, unless there is an `engine` that serves it; block until it can answer."""
         self._prompt = ChatPrompt(load_tokenizer(config.model), template_arguments=config.template_arguments)
         self.tally = JudgeTally()
         self._circuit = CircuitBreaker(config.name, max_failures=MAX_FAILURES, cooldown_s=config.cooldown_s)
@@ -39,6 +42,7 @@ class VllmJudgeEngine:
             stop_token_ids=self._prompt.stop_token_ids,
             seed=0,
             on_gpu=on_gpu,
+            yarn=yarn,
         )
 
     async def judge(self, questions: Sequence[JudgeQuestion]) -> list[Verdict]:

@@ -203,6 +203,7 @@ def _create_rollouts(config: RunConfig, prepared: Prepared, actors: ActorSet) ->
             engine_seed=config.seed + index,
             on_gpu=config.device == "cuda",
             trust_remote_code=config.model.trust_remote_code,
+            yarn=config.model.yarn,
             secrets=hub_secrets(prepared.model_path),
         )
         for index, name in enumerate(f"rollout-{i}" for i in range(config.rollout.num_actors))
@@ -211,12 +212,13 @@ def _create_rollouts(config: RunConfig, prepared: Prepared, actors: ActorSet) ->
 
 def _create_judges(config: RunConfig, prepared: Prepared, actors: ActorSet) -> dict[str, Any]:
     judge = config.reward.judge
-    reward, secrets = config.reward, hub_secrets(prepared.model_path)
+    reward, secrets, yarn = config.reward, hub_secrets(prepared.model_path), None
     if isinstance(judge, OpenAIJudge):
         secrets |= endpoint_secrets(judge.api_key_env, name="reward.judge.api_key_env")
     if isinstance(judge, VllmJudge):
         model = folder_or_hub_id(judge.model, key="reward.judge.model")
         secrets |= hub_secrets(model)
+        yarn = config.model.yarn if model == prepared.model_path else None
         reward = reward.model_copy(update={"judge": judge.model_copy(update={"model": model})})
     replicas = judge.num_replicas if isinstance(judge, VllmJudge) else 1
     return {
@@ -229,6 +231,7 @@ def _create_judges(config: RunConfig, prepared: Prepared, actors: ActorSet) -> d
             policy_path=prepared.model_path,
             on_gpu=config.device == "cuda",
             trust_remote_code=config.model.trust_remote_code,
+            yarn=yarn,
             secrets=secrets,
         )
         for name in (f"judge-{i}" for i in range(replicas))
@@ -248,6 +251,7 @@ async def _start_ranks(config: RunConfig, prepared: Prepared, ranks: Sequence[An
                 seed=config.seed,
                 on_gpu=config.device == "cuda",
                 trust_remote_code=config.model.trust_remote_code,
+                yarn=config.model.yarn,
                 delta=config.rollout.sync.delta,
                 secrets=hub_secrets(prepared.model_path),
             ),

@@ -63,7 +63,7 @@ guards[].metric guards[].above guards[].below guards[].steps guards[].action
 _NEVER = """
 seed data.train.type data.train.items_per_length data.train.lengths data.over_long data.unpayable
 data.columns data.prompt data.markers.context data.markers.question
-curriculum.phases[].max_prompt_tokens curriculum.balance learner.dtype
+curriculum.phases[].max_prompt_tokens curriculum.balance learner.dtype model.yarn.factor model.yarn.original_max_tokens
 """
 KEY_CLASSES: Final[Mapping[str, KeyClass]] = {
     key: key_class

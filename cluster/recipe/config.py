@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from actors.config import RolloutConfig
+from actors.config import RolloutConfig, YarnConfig
 from curriculum.config import MAX_SEED, CurriculumConfig, DataConfig, Seconds, StrictModel
 from curriculum.controls import Control
 from learner.config import LearnerConfig, SftConfig
@@ -20,6 +20,9 @@ class ModelConfig(StrictModel):
     """Model folder in Hugging Face format, or hub id."""
     trust_remote_code: bool = False
     """Whether to run code that comes with the model."""
+    yarn: YarnConfig | None = None
+    """YaRN on the rope of the model: for learner, engines, evaluations, exported models, and a judge that is the same
+    model. None: the rope as the folder has it."""
 
 
 class KeepConfig(StrictModel):

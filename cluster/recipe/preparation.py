@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from actors.engine_features import check_folder
 from actors.model_folder import context_length, folder_or_hub_id, model_digest
 from actors.prompt import ChatPrompt, load_tokenizer
 from cluster.recipe.config import RunConfig
@@ -147,13 +148,14 @@ def check_model(config: RunConfig, model_path: str) -> None:
     if longest > positions:
         raise UserError(
             f"model.path={config.model.path!r}: {lengths} exceed its max_position_embeddings={positions}; lower "
-            "curriculum.phases or rollout.max_response_tokens, or extend the model's rope scaling"
+            "curriculum.phases or rollout.max_response_tokens, or extend the model's rope with model.yarn"
         )
     budget = config.learner.max_tokens_per_microbatch
     if longest > budget:
         raise UserError(
             f"learner.max_tokens_per_microbatch={budget}: {lengths} exceed it; raise it to at least {longest}"
         )
+    check_folder(model_path, key="model.path")
     check_shape(config, model_path)
     _check_weights(model_path, "model.path")
     if isinstance(config.reward.judge, VllmJudge):
@@ -188,7 +190,8 @@ def _judge_prompt(*, question: str, answer: str, truth: str) -> list[dict[str, s
 
 def _max_positions(config: RunConfig, model_path: str) -> int:
     """Return the longest sequence of the model in tokens, rope scaling included."""
-    positions = context_length(model_path, key="model.path", trust_remote_code=config.model.trust_remote_code)
+    model = config.model
+    positions = context_length(model_path, key="model.path", trust_remote_code=model.trust_remote_code, yarn=model.yarn)
     if positions is None:
         raise UserError(f"model.path={config.model.path!r}: config.json has no max_position_embeddings; add it")
     return positions

@@ -50,9 +50,9 @@ def evaluate_command(values: Mapping[str, Any]) -> None:
     progress = Progress(quiet=quiet)
     config, reward = load_recipe(run.recipe), _rewards(values, run.recipe)
     models = models_of(run.path, config, progress.say)
-    limits = _limits(values, config, models[-1].path)
+    limits, yarn = _limits(values, config, models[-1].path), values["yarn"] or config.model.yarn
     stages = [
-        (stage, evaluation_config(Options.of({**values, **limits, "model": stage.path}, reward), **more))
+        (stage, evaluation_config(Options.of({**values, **limits, "model": stage.path, "yarn": yarn}, reward), **more))
         for stage in models
     ]
     evaluate_stages(stages, run=run.path.name, out=out or default_folder("eval", str(run.path)), progress=progress)
@@ -96,7 +96,8 @@ def models_of(run: Path, config: RunConfig, say: Callable[[str], None]) -> list[
         found.append(StageModel(label="best", path=str(best), folder=f"{len(names) + 1}-best"))
     try:
         base = folder_or_hub_id(config.model.path, key="model.path")
-        context_length(base, key="model.path", trust_remote_code=config.model.trust_remote_code)
+        model = config.model
+        context_length(base, key="model.path", trust_remote_code=model.trust_remote_code, yarn=model.yarn)
     except UserError as error:
         say(f"base: left out ({error.lines[0]})")
         return found

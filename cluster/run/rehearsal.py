@@ -6,6 +6,7 @@ import difflib
 from pathlib import Path
 from typing import Any
 
+from actors.model_folder import config_overrides
 from actors.prompt import load_tokenizer
 from cluster.recipe.config import RunConfig
 from cluster.recipe.preparation import Prepared
@@ -62,7 +63,9 @@ def rehearse(config: RunConfig, prepared: Prepared, directory: Path, *, run: str
     files = begin_folder(directory)
     try:
         with file_errors(directory, "written"):
-            copy_model_files(prepared.model_path, files, dtype=DTYPE_NAMES[config.learner.dtype], with_code=with_code)
+            overrides = config_overrides(prepared.model_path, config.model.yarn, trust_remote_code=with_code)
+            dtype = DTYPE_NAMES[config.learner.dtype]
+            copy_model_files(prepared.model_path, files, dtype=dtype, with_code=with_code, overrides=overrides)
         _check_tokenizer(files, prepared, name, with_code=with_code)
         _check_shape(files, name, with_code=with_code)
         start = Checkpoint(path=directory, progress=Progress(), curriculum=None, inputs=prepared.inputs, digest="")

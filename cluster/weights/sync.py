@@ -190,7 +190,10 @@ class WeightSync:
 
 
 class Probe:
-    """Tokens that learner and engines both score: a receipt shows what an engine loaded, the probe what it computes."""
+    """Tokens that learner and engines both score: a receipt shows what an engine loaded, the probe what it computes.
+
+    Scoring reads tokens as a prompt. Every probed engine also samples some, and scores them again in that way.
+    """
 
     def __init__(
         self,
@@ -235,14 +238,16 @@ class Probe:
         return await self._engines.on_every_engine(lambda name, handle: self.gap(version, expected, name, handle))
 
     async def gap(self, version: int, expected: Sequence[float], name: str, handle: Any) -> float:
-        """Compare one engine with the learner's [T - 1]; return the mean gap (nats).
+        """Compare one engine with the learner's [T - 1], and its decoding with its scores; return the larger mean gap.
 
         Raises:
             WeightSyncError: the engine computes something else or was late.
         """
-        reply = handle.score.remote(self._token_ids)
-        scored = await in_time(name, receipt_of(version), reply, timeout_s=self._timeout_s)
-        return check_probe(expected, scored, engine=name, version=version, max_gap=self._max_gap)
+        asked, timeout_s = receipt_of(version), self._timeout_s
+        scored = await in_time(name, asked, handle.score.remote(self._token_ids), timeout_s=timeout_s)
+        gap = check_probe(expected, scored, engine=name, version=version, max_gap=self._max_gap)
+        decoded = await in_time(name, asked, handle.decoding_gap.remote(self._token_ids), timeout_s=timeout_s)
+        return max(gap, check_decoding(decoded, engine=name, version=version, max_gap=self._max_gap))
 
 
 async def in_time(name: str, expected: str, reply: Awaitable[_T], *, timeout_s: float) -> _T:
@@ -304,6 +309,27 @@ def check_probe(
             f"{fmean(engine_logprobs):.4f} nats, the learner's {fmean(learner_logprobs):.4f}; the mean difference "
             f"{gap:.2e} is above {max_gap:.0e}. Every tensor arrived as it was sent, so the engine computes with other "
             "values than it loaded, for example a stale packed copy; resume from the last checkpoint"
+        )
+    return gap
+
+
+def check_decoding(gap: float, *, engine: str, version: int, max_gap: float) -> float:
+    """Check the mean gap (nats) between sampled tokens and the same tokens as a prompt; return it.
+
+    Args:
+        gap: of one engine, by itself.
+        engine: its name, for the error.
+        version: of the weights.
+        max_gap: largest mean absolute difference (nats) that is accepted.
+
+    Raises:
+        WeightSyncError: the gap is too large.
+    """
+    if not gap <= max_gap:  # NaN included
+        raise WeightSyncError(
+            f"{engine}: after weight update {version} the tokens that it samples have other log-probabilities than the "
+            f"same tokens as a prompt, {gap:.2e} nats on average, above {max_gap:.0e}: what it reports is not what its "
+            "model computes; set rollout.engine.enforce_eager=true, and resume from the last checkpoint"
         )
     return gap
 

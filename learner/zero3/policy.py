@@ -67,6 +67,7 @@ class Policy(nn.Module):
         weights: Mapping[str, Tensor],
         read: Callable[[str], Tensor],
         model_path: str,
+        overrides: Mapping[str, Any],
         *,
         max_file_bytes: int,
     ) -> None:
@@ -77,13 +78,15 @@ class Policy(nn.Module):
             weights: by their Hugging Face names; shape and dtype are looked at only.
             read: returns the full weight of a name; called in the order of `write_order`.
             model_path: folder or hub id that has everything else.
+            overrides: what its config.json gets besides, by key.
             max_file_bytes: size of a file of weights.
 
         Raises:
             UserError: it cannot be written.
         """
         dtype = str(self.causal_lm.dtype).removeprefix("torch.")
-        add_files = partial(copy_model_files, model_path, dtype=dtype, with_code=self.causal_lm.is_remote_code())
+        with_code = self.causal_lm.is_remote_code()
+        add_files = partial(copy_model_files, model_path, dtype=dtype, with_code=with_code, overrides=overrides)
         write_model(directory, add_files, weights, read, max_file_bytes=max_file_bytes)
 
 
@@ -100,6 +103,7 @@ def load_policy(
     trust_remote_code: bool,
     recompute: bool = False,
     offload: bool = False,
+    overrides: Mapping[str, Any] | None = None,
     take: Callable[[nn.Parameter, Tensor], None] = take_whole,
 ) -> Policy:
     """Load a Hugging Face folder or hub id as a policy in training mode; see `Policy`.
@@ -113,13 +117,14 @@ def load_policy(
         trust_remote_code: run code that comes with the model.
         recompute: as in `Policy`.
         offload: as in `Policy`.
+        overrides: values of its configuration that replace those of the folder, as `config_overrides` returns them.
         take: gives a parameter memory, and the values that it is handed as a mapped file.
 
     Raises:
         OSError: the folder is missing or not a model (from transformers).
         UserError: its weights cannot be read, or are those of another model.
     """
-    causal_lm = _without_memory(model_path, dtype=dtype, trust_remote_code=trust_remote_code)
+    causal_lm = _without_memory(model_path, overrides or {}, dtype=dtype, trust_remote_code=trust_remote_code)
     stored = stored_weights(causal_lm, model_path)
     policy = Policy(causal_lm, recompute=recompute, offload=offload).train()
     for name, parameter in causal_lm.named_parameters():
@@ -130,14 +135,16 @@ def load_policy(
     return policy
 
 
-def _without_memory(model_path: str, *, dtype: torch.dtype, trust_remote_code: bool) -> Any:
+def _without_memory(
+    model_path: str, overrides: Mapping[str, Any], *, dtype: torch.dtype, trust_remote_code: bool
+) -> Any:
     """Build a model whose parameters have shapes and no values; its buffers have those of the configuration."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     register()
     config_of: Any = AutoConfig
     build: Any = AutoModelForCausalLM
-    config = config_of.from_pretrained(model_path, trust_remote_code=trust_remote_code)
+    config = config_of.from_pretrained(model_path, trust_remote_code=trust_remote_code, **overrides)
 
     def drop(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
         if parameter is None or parameter.is_meta:

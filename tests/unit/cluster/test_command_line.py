@@ -109,6 +109,31 @@ def test_lengths_beyond_the_model(run):
     assert "lower curriculum.phases or rollout.max_response_tokens" in error
 
 
+def test_yarn_on_a_model_that_has_it_otherwise_or_not_at_all(run, tmp_path):
+    yarn = "model.yarn={factor: 4, original_max_tokens: 100000}"
+    error = check(run, yarn)
+    assert "with yarn={factor: 4, original_max_tokens: 100000}: original_max_tokens is more than its max_pos" in error
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    error = check(run, yarn, f"model.path={tmp_path}")
+    assert (
+        f"model.path='{tmp_path}' with yarn={{factor: 4, original_max_tokens: 100000}}: a model of type gpt2 has no"
+        in error
+    )
+    assert "leave the key out, or take a Qwen2, Qwen3 or Llama model" in error
+
+
+def test_yarn_with_a_factor_that_scales_nothing(run):
+    assert "model.yarn.factor" in check(run, "model.yarn={factor: 1, original_max_tokens: 1024}")
+
+
+def test_yarn_makes_room_for_longer_lengths(run):
+    longer = ("rollout.max_response_tokens=40000", "learner.max_tokens_per_microbatch=90000")
+    cache = "rollout.engine.cpu_kv_cache_bytes=4000000000"
+    assert "exceed its max_position_embeddings" in check(run, *longer, cache)
+    yarn = "model.yarn={factor: 4, original_max_tokens: 20480}"
+    assert run("check", LOCAL, *SMALL, *longer, cache, yarn)[0] == 0
+
+
 def test_lengths_beyond_a_row_of_the_learner(run):
     error = check(run, "learner.max_tokens_per_microbatch=500")
     assert "learner.max_tokens_per_microbatch=500: 800 prompt + 32 response tokens = 832 exceed it" in error

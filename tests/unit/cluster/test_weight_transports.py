@@ -41,15 +41,16 @@ class FakeMethod:
 class FakeEngine:
     """Writes down what it loads; `replies` holds receipts or errors that come first."""
 
-    def __init__(self, *replies, node="host-0", logprobs=LOGPROBS) -> None:
+    def __init__(self, *replies, node="host-0", logprobs=LOGPROBS, decoding_gap=0.0) -> None:
         self.replies = list(replies)
         self.node = node
         self.logprobs = logprobs
+        self.gap = decoding_gap
         self.pid = 1
         self.dies_at_ready = False
         self.gate: asyncio.Event | None = None
         self.loaded = []
-        for name in ("node_id", "load_weights", "score", "ready"):
+        for name in ("node_id", "load_weights", "score", "decoding_gap", "ready"):
             setattr(self, name, FakeMethod(getattr(self, f"_{name}")))
 
     async def _ready(self):
@@ -74,6 +75,10 @@ class FakeEngine:
     async def _score(self, token_ids):
         assert token_ids == PROBE
         return self.logprobs
+
+    async def _decoding_gap(self, token_ids):
+        assert token_ids == PROBE
+        return self.gap
 
     @property
     def versions(self):
@@ -200,6 +205,15 @@ def test_a_probe_gap_is_reported_and_one_that_is_too_large_stops_the_run(way):
     assert report.probe_gap_max == pytest.approx(0.002)
     with pytest.raises(WeightSyncError, match="rollout-1: after weight update 1"):
         run(Setting(way, FakeEngine(), FakeEngine(logprobs=(-1.0, -3.0))), 1)
+
+
+@BOTH
+@pytest.mark.parametrize("gap", [0.02, float("nan")])
+def test_an_engine_that_samples_with_other_log_probabilities_than_it_scores_stops_the_run(way, gap):
+    (report,) = run(Setting(way, FakeEngine(decoding_gap=0.004), FakeEngine()), 1)
+    assert report.probe_gap_max == 0.004
+    with pytest.raises(WeightSyncError, match="rollout-1: after weight update 1 the tokens that it samples have other"):
+        run(Setting(way, FakeEngine(), FakeEngine(decoding_gap=gap)), 1)
 
 
 @BOTH

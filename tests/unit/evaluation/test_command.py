@@ -3,6 +3,7 @@ import sys
 
 import pytest
 
+from actors.config import YarnConfig
 from curriculum.errors import UserError
 from evaluation.command import Options, generator_config
 from evaluation.config import EndpointGenerator, RayGenerator, VllmGenerator
@@ -27,6 +28,7 @@ DEFAULTS = {
     "template": None,
     "request": None,
     "trust_remote_code": False,
+    "yarn": None,
 }
 
 
@@ -39,6 +41,12 @@ def test_a_model_runs_in_this_process_and_replicas_in_ray():
     ray = generator(replicas=2)
     assert isinstance(ray, RayGenerator)
     assert ray.num_replicas == 2
+
+
+def test_yarn_is_a_factor_and_the_original_length_or_that_of_a_recipe():
+    yarn = YarnConfig(factor=4, original_max_tokens=32768)
+    assert generator(yarn="4:32768").yarn == generator(yarn=yarn).yarn == yarn
+    assert generator().yarn is None
 
 
 def test_a_folder_becomes_absolute(tmp_path, monkeypatch):
@@ -63,6 +71,10 @@ def test_a_url_is_an_endpoint_with_the_root_of_its_api():
         ({"model": "http://127.0.0.1:9", "model_name": "m", "replicas": 2}, "not with a URL"),
         ({"model": "http://127.0.0.1:9", "model_name": "m"}, "--tokenizer='m'"),
         ({"model": "http://127.0.0.1:9"}, "--model-name"),
+        ({"model": "http://127.0.0.1:9", "model_name": "m", "yarn": "4:32768"}, "--yarn: not with a URL"),
+        ({"yarn": "4"}, r"--yarn '4': expected FACTOR:TOKENS, for example 4:32768"),
+        ({"yarn": "x:32768"}, "--yarn FACTOR"),
+        ({"yarn": "4:many"}, "--yarn TOKENS"),
     ],
 )
 def test_options_that_cannot_be_used_are_told(values, message):
