@@ -89,7 +89,10 @@ class RayLearner:
         A call that the ranks work on is finished first, however long that takes: an update of long rows takes many
         minutes. That `receiver` waits for it is said meanwhile; a rank that hangs in it is the watch's to end.
         """
-        busy = [self._waits.on(f"{method} of the learner, then its weights for {receiver}") for method in self._under_way]
+        busy = [
+            self._waits.on(f"{method} of the learner, then its weights for {receiver}")
+            for method in self._under_way[:1]
+        ]
         with busy[0] if busy else nullcontext():
             return await self._first("put_weights", version, delta=delta)
 
