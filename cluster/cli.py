@@ -11,6 +11,18 @@ from typing import Annotated, Any
 import typer
 
 from cluster.run.exits import EXIT_BAD_ROWS, one_line_errors, say
+from cluster.run.options import (
+    AllowChange,
+    AsJson,
+    MaybeRecipe,
+    Overrides,
+    Recipe,
+    RecipeOrOverrides,
+    Resume,
+    RunDir,
+    Step,
+    TrustRemoteCode,
+)
 from curriculum.errors import UserError
 from curriculum.printable import printable_lines
 from evaluation.options import (
@@ -57,13 +69,6 @@ app = typer.Typer(
 data_app = typer.Typer(help="Look at data before training on it.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
-Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML recipe, for example recipes/local.yaml.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, for example learner.learning_rate=1e-6 seed=3."),
-]
-TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
-
 
 @app.command()
 def check(recipe: Recipe, overrides: Overrides = None, trust_remote_code: TrustRemoteCode = False) -> None:
@@ -72,6 +77,7 @@ def check(recipe: Recipe, overrides: Overrides = None, trust_remote_code: TrustR
     Exit status 0: the recipe can be run. 2: it cannot; one line for each fault: key, value, what to do.
     """
     with one_line_errors():
+        from cluster.recipe.cards import check_this_machine
         from cluster.recipe.forecast import forecast_lines
         from cluster.recipe.load import dump_recipe, load_recipe
         from cluster.recipe.preparation import prepare
@@ -85,6 +91,7 @@ def check(recipe: Recipe, overrides: Overrides = None, trust_remote_code: TrustR
         check_guards(config)
         check_models(config)
         prepared = prepare(config)
+        check_this_machine(config)
         with TemporaryDirectory() as scratch:
             notes = rehearse(config, prepared, Path(scratch) / "model", run=config.name)
         sys.stdout.write(printable_lines(dump_recipe(config)))
@@ -97,31 +104,6 @@ def check(recipe: Recipe, overrides: Overrides = None, trust_remote_code: TrustR
         for key, rejects in prepared.rejects.items():
             if rejects := [reject for reject in rejects if reject.reason is not RejectReason.LEAK]:
                 say(f"{key}: {len(rejects)} rows refused; see them with: qwenlong data inspect FILE --recipe {recipe}")
-
-
-# Options of `train`.
-RecipeOrOverrides = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[RECIPE] [KEY=VALUE]...",
-        help="A YAML recipe and overrides. With --resume the recipe may be left out: that of the run is used.",
-    ),
-]
-RunDir = Annotated[
-    Path | None, typer.Option(help="New folder of the run. Default: runs/NAME-DATE-TIME.", show_default=False)
-]
-Resume = Annotated[
-    Path | None,
-    typer.Option(help="Folder of an earlier run, to continue from its last checkpoint.", show_default=False),
-]
-Step = Annotated[
-    int | None,
-    typer.Option(min=1, help="With --resume: from the checkpoint of this step, not the newest.", show_default=False),
-]
-AllowChange = Annotated[
-    list[str] | None,
-    typer.Option(metavar="KEY", help="With --resume: a key or section that may change the numbers of the run."),
-]
 
 
 @app.command()
@@ -164,6 +146,21 @@ def train(
             step=step,
             allowed=allowed_keys(allow_change or ()),
         )
+
+
+@app.command()
+def doctor(recipe: MaybeRecipe = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Look at every node: versions, driver, GPUs, network, disks, and what is wrong with each. Loads no model.
+
+    Asks the nodes of the Ray that RAY_ADDRESS names or that runs on this machine; without one, this machine alone. With
+    a recipe it also says whether the recipe's GPUs are there and large enough.
+
+    Exit status 0: nothing is wrong. 1: the Ray of RAY_ADDRESS does not answer. 2: one line for each fault.
+    """
+    with one_line_errors():
+        from cluster.processes.doctor import run_doctor
+
+        run_doctor(recipe, overrides or (), as_json=as_json, say=say)
 
 
 @app.command()

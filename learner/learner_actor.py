@@ -162,6 +162,7 @@ class LearnerActor:
         """
         return self._sender.publish(version)
 
+    @reported
     def put_weights(self, version: int, *, delta: bool) -> Any:
         """Put a published version into the object store, for engines on other hosts; called on rank 0.
 

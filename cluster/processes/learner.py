@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ class RayLearner:
         self._waits = waits or Waits()
         self._ranks = ranks
         self._reference = reference
+        self._under_way: list[str] = []
+        """Methods that the ranks were called for and have not finished, in the order in which they work on them."""
 
     async def start_stage(self, stage: str) -> None:
         """Start with a fresh optimizer; for a KL penalty, first write the weights as the reference policy."""
@@ -80,9 +83,18 @@ class RayLearner:
         """
         return (await self._all("publish_weights", version))[0]
 
-    async def put_weights(self, version: int, *, delta: bool) -> Any:
-        """Return a reference to an update that carries its values, or what changed against the version before."""
-        return await self._first("put_weights", version, delta=delta)
+    async def put_weights(self, version: int, *, delta: bool, receiver: str = "the engines") -> Any:
+        """Return a reference to an update that carries its values, or what changed against the version before.
+
+        A call that the ranks work on is finished first, however long that takes: an update of long rows takes many
+        minutes. That `receiver` waits for it is said meanwhile; a rank that hangs in it is the watch's to end.
+        """
+        busy = [
+            self._waits.on(f"{method} of the learner, then its weights for {receiver}")
+            for method in self._under_way[:1]
+        ]
+        with busy[0] if busy else nullcontext():
+            return await self._first("put_weights", version, delta=delta)
 
     async def open_weight_group(
         self, version: int, *, num_receivers: int, epoch: int, timeout_s: float
@@ -121,6 +133,7 @@ class RayLearner:
             LearnerLost: one is gone; the others wait for it in a collective, or got an error from it.
         """
         calls = [getattr(rank, method).remote(*arguments, **options) for rank in ranks]
+        self._under_way.append(method)
         try:
             with self._waits.on(f"{method} of the learner", is_bounded=True, is_quiet=True):
                 return await asyncio.gather(*calls)
@@ -131,6 +144,8 @@ class RayLearner:
             if not gone and isinstance(error, RayTaskError):
                 raise
             raise LearnerLost(f"{', '.join(gone) or 'a learner rank'} died in {method}") from error
+        finally:
+            self._under_way.remove(method)
 
     async def _gone(self) -> list[str]:
         """Return the names of the ranks that are dead; that is known a little later than what it does to others."""

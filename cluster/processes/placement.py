@@ -1,4 +1,4 @@
-"""How many GPUs and CPUs each actor takes, and whether the cluster has them."""
+"""How many GPUs and CPUs each actor takes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import os
 from typing import Any
 
-import ray
 from ray.util.placement_group import placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -27,21 +26,6 @@ def required_gpus(config: RunConfig) -> float:
     judges = judge.num_gpus * judge.num_replicas if isinstance(judge, VllmJudge) else 0
     rollouts = config.rollout.num_actors * config.rollout.engine.tensor_parallel_size
     return config.learner.num_ranks + rollouts + judges
-
-
-def check_capacity(config: RunConfig) -> None:
-    """Compare the recipe with the cluster before any actor starts.
-
-    Raises:
-        RunFailed: there are too few GPUs.
-    """
-    needed, found = required_gpus(config), ray.cluster_resources().get("GPU", 0)
-    if needed > found:
-        raise RunFailed(
-            f"device=cuda: the recipe needs {needed:g} GPUs ({config.learner.num_ranks} learner ranks, "
-            f"{config.rollout.num_actors} rollout actors x {config.rollout.engine.tensor_parallel_size}, judges), "
-            f"the cluster has {found:g}; add nodes, lower the counts, or set device=cpu"
-        )
 
 
 def rollout_options(config: RunConfig) -> dict[str, Any]:

@@ -14,9 +14,10 @@ from pathlib import Path
 import ray
 
 from actors.local_ray import LocalRay, local_ray
+from cluster.processes.capacity import check_capacity
 from cluster.processes.exposure import exposure
 from cluster.processes.nodes import end_at_once
-from cluster.processes.placement import check_capacity
+from cluster.processes.survey import check_nodes
 from cluster.recipe.config import ClusterConfig, RunConfig
 from cluster.run.folder import RunFolder
 from cluster.run.recovery import RayLost
@@ -41,10 +42,7 @@ def check_ray(config: RunConfig) -> None:
         RunFailed: nothing listens at RAY_ADDRESS, or this run would start a Ray whose dashboard port is taken.
     """
     address, port = _address_to_join(config), config.cluster.dashboard_port
-    if address and not _listens(address):
-        raise RunFailed(
-            f"RAY_ADDRESS={address}: nothing listens there; start that Ray, or unset RAY_ADDRESS to start one here"
-        )
+    _check_listens(address)
     if not address and port is not None and not _port_is_free(port):
         raise RunFailed(f"cluster.dashboard_port={port}: already in use; choose another or remove the key")
 
@@ -54,23 +52,41 @@ def ray_session(config: RunConfig, folder: RunFolder, say: Callable[[str], None]
     """Join the Ray of RAY_ADDRESS (as in a submitted job) or a running local one; otherwise start one for this run.
 
     Raises:
-        RunFailed: the Ray to join does not answer, none can be started, or the cluster is too small.
+        RunFailed: the Ray to join does not answer, none can be started, or the cluster is too small or
+            cannot work.
     """
     with contextlib.ExitStack() as stack:
         if address := _address_to_join(config):
             say(f"joining Ray at {address}")
-            url = _init(stack, address, folder)
+            url = _init(stack, address, folder.path.name)
             for line in [*_about_joined(url), *unused_keys(config.cluster)]:
                 say(line)
         else:
             started = stack.enter_context(_started_here(config, say))
-            url = _init(stack, started.address, folder)
+            url = _init(stack, started.address, folder.path.name)
             url = f"{url} (its token is in {started.token_file})"
         if url:
             say(f"Ray dashboard: http://{url}")
         _link_logs(folder)
-        check_capacity(config)
+        check_capacity(config, say)
+        check_nodes(config, folder, say)
         yield
+
+
+@contextlib.contextmanager
+def running_ray(say: Callable[[str], None]) -> Generator[str | None]:
+    """Join the Ray of RAY_ADDRESS or a running local one, if there is one; start none. Yield its address, or None.
+
+    Raises:
+        RunFailed: the Ray of RAY_ADDRESS does not answer.
+    """
+    with contextlib.ExitStack() as stack:
+        address = os.environ.get("RAY_ADDRESS") or _running_address()
+        _check_listens(address)
+        if address:
+            say(f"joining Ray at {address}")
+            _init(stack, address, "doctor")
+        yield address
 
 
 def _disconnect(_: object, error: BaseException | None, __: object) -> None:
@@ -125,13 +141,13 @@ def _started_here(config: RunConfig, say: Callable[[str], None]) -> contextlib.A
     )
 
 
-def _init(stack: contextlib.ExitStack, address: str, folder: RunFolder) -> str | None:
+def _init(stack: contextlib.ExitStack, address: str, namespace: str) -> str | None:
     """Connect this process, until the stack is closed; return host:port of the dashboard."""
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "300")  # the watch ends a run sooner, in one line
     stack.push(_disconnect)
     try:
-        context = ray.init(address=address, namespace=folder.path.name, log_to_driver=False, logging_level="ERROR")
+        context = ray.init(address=address, namespace=namespace, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError) as error:
         wants_token = "AuthenticationError" in str(error.__cause__)
         way_in = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH as for its ray start, or " if wants_token else ""
@@ -161,6 +177,13 @@ def _users_at(address: str) -> set[int]:
     tables = [table.read_text().splitlines()[1:] for table in SOCKET_TABLES if table.is_file()]
     sockets = [line.split() for lines in tables for line in lines]
     return {int(fields[7]) for fields in sockets if fields[3] == LISTENING and fields[1].endswith(f":{port}")}
+
+
+def _check_listens(address: str | None) -> None:
+    if address and not _listens(address):
+        raise RunFailed(
+            f"RAY_ADDRESS={address}: nothing listens there; start that Ray, or unset RAY_ADDRESS to start one here"
+        )
 
 
 def _listens(address: str) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections.abc import Awaitable, Callable, Generator
 from typing import Any
 
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayTaskError
@@ -23,7 +24,9 @@ class ActorLost(RunFailed):
 class SupervisedActor:
     """One actor with a failure budget (`max_restarts` of Ray) and what must happen after each restart.
 
-    Consumes: nothing.  Waits for: Ray's restart, at most `startup_timeout_s`.  Unblocked by: `ready` of the actor.
+    Consumes: nothing.  Waits for: Ray's restart, at most `startup_timeout_s`, and for `after_restart`, which has bounds
+    of its own: new weights may have to wait for a learner in the middle of an update.  Unblocked by: `ready` of the
+    actor, then the end of `after_restart`.
     """
 
     def __init__(
@@ -42,10 +45,11 @@ class SupervisedActor:
         Args:
             name: shown in events and errors.
             handle: Ray actor handle.
-            startup_timeout_s: longest wait for `ready`.
+            startup_timeout_s: longest wait for `ready` after a death.
             on_fault: called at every death and return.
             before_restart: runs once per death, with the name; gives back what the actor held.
-            after_restart: runs once the actor is ready again, with name and handle; brings it up to date.
+            after_restart: runs once the actor is ready again, with name and handle; brings it up to date, or raises.
+                Its time does not count towards `startup_timeout_s`.
             waits: is told of the wait for a restart.
         """
         self.name = name
@@ -112,8 +116,8 @@ class SupervisedActor:
         """Wait until the actor is ready and up to date; one that dies again meanwhile is waited for again."""
         try:
             with self._waits.on(f"{self.name} to come back", is_bounded=True):
-                async with asyncio.timeout(self._startup_timeout_s):
-                    while not await self._is_up_to_date():
+                async with asyncio.timeout(self._startup_timeout_s) as limit:
+                    while not await self._is_up_to_date(limit):
                         await asyncio.sleep(POLL_S)
         except TimeoutError as error:
             self._give_up()
@@ -127,11 +131,13 @@ class SupervisedActor:
                 "read its log under the run's logs folder"
             ) from error
 
-    async def _is_up_to_date(self) -> bool:
+    async def _is_up_to_date(self, limit: asyncio.Timeout) -> bool:
+        """Return whether the actor is ready and up to date; False if it is still down, or died again meanwhile."""
         try:
             await self.handle.ready.remote()
             if self._after_restart:
-                await self._after_restart(self.name, self.handle)
+                with _paused(limit):
+                    await self._after_restart(self.name, self.handle)
         except ActorUnavailableError:
             return False
         return True
@@ -139,6 +145,19 @@ class SupervisedActor:
     def _give_up(self) -> None:
         self.lost = True
         self._on_fault(actor=self.name, action="lost")
+
+
+@contextlib.contextmanager
+def _paused(limit: asyncio.Timeout) -> Generator[None]:
+    """Stop the clock of a limit during a block."""
+    clock, ends = asyncio.get_running_loop().time, limit.when()
+    assert ends is not None, "only of a limit that has a clock"
+    began = clock()
+    limit.reschedule(None)
+    try:
+        yield
+    finally:
+        limit.reschedule(ends + clock() - began)
 
 
 class RayGauges:

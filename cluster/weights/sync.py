@@ -59,8 +59,11 @@ class SendingLearner(Protocol):
         """
         ...
 
-    async def put_weights(self, version: int, *, delta: bool) -> Any:
-        """Return a reference to an update that carries its values, or what changed against the version before."""
+    async def put_weights(self, version: int, *, delta: bool, receiver: str = ...) -> Any:
+        """Return a reference to an update that carries its values, or what changed against the version before.
+
+        A call that the ranks work on is finished first; it is said that `receiver` waits for that.
+        """
         ...
 
     async def open_weight_group(

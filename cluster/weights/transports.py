@@ -64,8 +64,13 @@ class HostMemory:
         return await self._learner.publish_weights(version)
 
     async def restore(self, update: WeightUpdate, name: str, handle: Any) -> None:
-        """Load what was sent last into an engine that has restarted, perhaps on another host; see `Transport`."""
-        self._nodes[name] = await handle.node_id.remote()
+        """Load what was sent last into an engine that has restarted, perhaps on another host; see `Transport`.
+
+        On another host it waits for the call that the learner works on, which has no limit; its own `timeout_s` begins
+        when the weights are on their way.
+        """
+        expected = "answer after its restart"
+        self._nodes[name] = await in_time(name, expected, handle.node_id.remote(), timeout_s=self._config.timeout_s)
         await self._load(update, name, handle, is_fresh=True)
 
     async def _load(self, update: WeightUpdate, name: str, handle: Any, *, is_fresh: bool = False) -> WeightReceipt:
@@ -90,7 +95,7 @@ class HostMemory:
         if self._nodes.get(name) == self._learner_node:
             return update
         if update.version not in self._travelling or (is_fresh and self._config.delta):
-            return await self._learner.put_weights(update.version, delta=False)
+            return await self._learner.put_weights(update.version, delta=False, receiver=name)
         return self._travelling[update.version]
 
 

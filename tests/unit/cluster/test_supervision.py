@@ -94,6 +94,22 @@ def test_an_actor_that_dies_again_while_it_is_brought_up_to_date_is_waited_for_a
     assert log == ["restarting", "release rollout-0", "bring up to date", "bring up to date", "back"]
 
 
+@pytest.mark.parametrize("state", [unavailable(), HANGS], ids=["down", "hanging"])
+def test_the_clock_of_a_restart_stands_while_the_actor_is_brought_up_to_date_and_goes_on_after_it(state):
+    handle, log = FakeHandle(answers=[unavailable()], readies=[1, state]), []
+    actor = supervised(handle, log, startup_timeout_s=0.1)
+
+    async def slowly_and_then_dead(name, restarted):
+        await asyncio.sleep(0.3)
+        log.append("brought up to date")
+        raise unavailable()
+
+    actor._after_restart = slowly_and_then_dead
+    with pytest.raises(ActorLost, match=r"did not come back within cluster.startup_timeout_s"):
+        asyncio.run(call(actor))
+    assert log == ["restarting", "release rollout-0", "brought up to date", "lost"]
+
+
 def test_callers_that_saw_the_same_death_share_one_repair():
     handle, log = FakeHandle(answers=[unavailable(), unavailable(), unavailable(), "done"]), []
     actor = supervised(handle, log)

@@ -98,6 +98,8 @@ class FakeLearner:
         self.broken: Exception | None = None
         self.groups = []
         """(receivers, epoch, timeout) of each group."""
+        self.is_free = asyncio.Event()
+        self.is_free.set()
 
     async def node_id(self):
         return "host-0"
@@ -109,7 +111,8 @@ class FakeLearner:
             raise self.broken
         return WeightUpdate(version=version, source="path", tensors=(TENSOR,))
 
-    async def put_weights(self, version, *, delta):
+    async def put_weights(self, version, *, delta, receiver="the engines"):
+        await self.is_free.wait()
         self.calls.append(f"put {version}, delta={delta}")
         values = (np.zeros(1 if delta else 4, np.uint8),)
         return WeightUpdate(version=version, source=values, tensors=(TENSOR,))
@@ -398,6 +401,55 @@ def test_an_engine_that_restarts_on_another_host_gets_whole_weights():
 
     asyncio.run(move())
     assert engine.sources == ["path", tuple]
+
+
+@BOTH
+def test_an_engine_that_restarts_on_another_host_waits_for_an_update_that_outlasts_every_limit(way):
+    engine = FakeEngine()
+    setting = Setting(way, engine, timeout_s=0.05)
+
+    async def restart_during_an_update():
+        await setting.sync.send(1)
+        engine.node = "host-1"
+        setting.learner.is_free.clear()
+        repair = asyncio.create_task(setting.actors[0].repair(0, died()))
+        await asyncio.sleep(0.5)  # longer than the limits of a start, 0.2, and of an update
+        waited = not repair.done() and setting.actors[0].is_repairing
+        setting.learner.is_free.set()
+        await repair
+        return waited
+
+    assert asyncio.run(restart_during_an_update())
+    assert setting.log == ["restarting", "back"]
+    assert (engine.versions[-1], engine.sources[-1]) == (1, tuple)
+
+
+def test_an_engine_that_hangs_after_the_learner_was_waited_for_is_still_late():
+    engine = FakeEngine()
+    setting = Setting("memory", engine, timeout_s=0.05)
+
+    async def restart_and_hang():
+        await setting.sync.send(1)
+        engine.node, engine.gate = "host-1", asyncio.Event()
+        setting.learner.is_free.clear()
+        asyncio.get_running_loop().call_later(0.3, setting.learner.is_free.set)
+        await setting.actors[0].repair(0, died())
+
+    with pytest.raises(WeightSyncError, match=r"rollout-0: no receipt for weight update 1 .*sync\.timeout_s=0\.05"):
+        asyncio.run(restart_and_hang())
+
+
+def test_an_engine_that_does_not_say_where_it_restarted_is_late():
+    engine = FakeEngine()
+    setting = Setting("memory", engine, timeout_s=0.05)
+
+    async def restart_and_hang():
+        await setting.sync.send(1)
+        engine.node_id = FakeMethod(asyncio.Event().wait)
+        await setting.actors[0].repair(0, died())
+
+    with pytest.raises(WeightSyncError, match="rollout-0: no answer after its restart"):
+        asyncio.run(restart_and_hang())
 
 
 # by broadcast
