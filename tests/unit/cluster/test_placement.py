@@ -6,7 +6,6 @@ import asyncio
 from types import SimpleNamespace
 
 import pytest
-import ray
 
 import cluster.processes.placement
 from cluster.processes.placement import actor_options, coordinator_options, required_gpus

@@ -41,7 +41,7 @@ QUESTIONS = "{type: generated, items_per_length: 3, lengths: [[96, 192], [24000,
 
 @pytest.fixture
 def model(tmp_path):
-    """A folder with the shape of a model, but for its vocabulary; the weights are the demo's, and nothing reads them."""
+    """A folder with the shape of a model, but for its vocabulary; its weights are the demo's, which nothing reads."""
 
     def build(size):
         folder = tmp_path / size
