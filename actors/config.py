@@ -34,7 +34,8 @@ class EngineConfig(StrictModel):
     dtype: Literal["fp32", "bf16"] = "bf16"
     """Type of weights, activations and KV cache."""
     gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1)
-    """Share of the GPU's memory for weights and KV cache; ignored on a CPU."""
+    """Share of the GPU's memory for weights and KV cache, with `cluster.share_gpus` for those of the judge as well;
+    ignored on a CPU."""
     cpu_kv_cache_bytes: int = Field(default=256 << 20, gt=0)
     """KV cache of an engine that runs on a CPU."""
     max_num_seqs: int = Field(default=256, gt=0, le=65536)
@@ -52,7 +53,8 @@ class SyncConfig(StrictModel):
     """Longest wait, in seconds, for the receipt of one engine; then the run stops."""
     transport: Literal["auto", "host_memory", "collective"] = "auto"
     """`host_memory`: rank 0 of the learner writes the weights, engines map them or get a copy; `collective`: rank 0
-    broadcasts them from its device to those of the engines (NCCL; gloo on a CPU). `auto`: `collective` on GPUs."""
+    broadcasts them from its device to those of the engines (NCCL; gloo on a CPU). `auto`: `collective` on GPUs, but
+    `host_memory` where learner and engines share them."""
     probe_every: int = Field(default=20, gt=0)
     """Updates between two checks in which engines and learner score the same tokens; the first update is checked."""
     delta: bool = False

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from statistics import fmean
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from actors.config import EngineConfig, YarnConfig
 from actors.core_pulse import CorePulse
@@ -28,7 +28,7 @@ from actors.weights.update import (
     WeightUpdate,
     WeightVersionError,
 )
-from curriculum.errors import RunFailed, UserError
+from curriculum.errors import RunFailed, UserError, first_line
 from curriculum.heartbeat import IDLE, Heartbeat, Pulse, descendants, kill_with_this_process
 
 UNLABELLED = "default"
@@ -37,6 +37,10 @@ DEATH_POLL_S = 1.0
 """Seconds between two checks that the engine process is alive during a long call."""
 ABORT_AGAIN_S = 1.0
 """Seconds between two aborts of a request after its timeout."""
+SLEEP_LEVEL = 1
+"""vLLM keeps the weights in host memory. Level 2 drops them, and with them what was computed while the model loaded."""
+
+_T = TypeVar("_T")
 
 
 class VLLMEngine:
@@ -58,6 +62,7 @@ class VLLMEngine:
         trust_remote_code: bool = False,
         fp32_logits: bool = False,
         yarn: YarnConfig | None = None,
+        sleeps: bool = False,
     ) -> None:
         """Load the model; block until the engine can sample.
 
@@ -72,6 +77,7 @@ class VLLMEngine:
             fp32_logits: compute logits in fp32 whatever the type of the model, for log-probabilities that are compared
                 with the learner's.
             yarn: put on the rope of the model.
+            sleeps: prepare for `sleep`, by which the engine lends its GPU to the learner.
 
         Raises:
             UserError: with `fp32_logits`, a feature is on whose log-probabilities are not those of the model.
@@ -91,6 +97,7 @@ class VLLMEngine:
             trust_remote_code=trust_remote_code,
             fp32_logits=fp32_logits,
             yarn=yarn,
+            sleeps=sleeps,
         )
         self._prefill, others = PrefillCounter(), descendants(os.getpid())
         output = OutputTail()
@@ -107,7 +114,10 @@ class VLLMEngine:
             raise RunFailed(f"model {model_path!r}: vLLM cannot serve it here: {reason}") from error
         self._stop_token_ids = list(stop_token_ids)
         self._request_ids = itertools.count()
-        self._updating = asyncio.Lock()
+        self._changing = asyncio.Lock()
+        self._change = IDLE
+        """What is done under the lock: weights are loaded, or the engine falls asleep or wakes up."""
+        self._is_asleep = False
         self._policy_version = 0
         self._receipt: WeightReceipt | None = None
         self._group: WeightGroup | None = None
@@ -193,7 +203,7 @@ class VLLMEngine:
             EngineDied: the engine process died.
         """
         self.check_alive()
-        doing = "load_weights" if self._updating.locked() else "generate" if self.num_running else IDLE
+        doing = self._change if self._changing.locked() else "generate" if self.num_running else IDLE
         return pulse.beat(node_id, doing=doing, still_s=self._core.still_s())
 
     async def load_weights(self, update: WeightUpdate) -> WeightReceipt:
@@ -212,18 +222,51 @@ class VLLMEngine:
                 this engine loaded different values.
             EngineDied: the engine process died.
         """
-        from vllm.v1.engine.exceptions import EngineDeadError
-
-        async with self._updating:
+        async with self._change_to("load_weights"):
             if self._receipt is None or update.version != self._receipt.version:
                 _check_follows(self.policy_version, update.version)
                 try:
-                    self._receipt = await self._unless_dead(self._take(update))
-                except (EngineDeadError, EngineDied) as error:
-                    raise EngineDied(f"the vLLM engine died while it loaded weights {update.version}") from error
+                    work = self._take(update)
+                    self._receipt = await self._alive_through(f"loaded weights {update.version}", work)
+                except EngineDied:
+                    raise
                 except Exception as error:  # vLLM raises a bare Exception for every error of a worker
                     raise WeightLoadError(f"weights of version {update.version}: {error}") from error
             return self._receipt
+
+    async def sleep(self) -> None:
+        """End what is running, then give the memory of weights and KV cache back; return at once if that is done.
+
+        The weights wait in host memory, cached prefixes are dropped, and requests that come meanwhile wait. On a CPU
+        vLLM stops its scheduler and drops the prefixes, but keeps its memory.
+
+        Raises:
+            EngineDied: the engine process died.
+        """
+        async with self._change_to("sleep"):
+            if not self._is_asleep:
+                await self._alive_through("fell asleep", self._engine.sleep(level=SLEEP_LEVEL, mode="wait"))
+                self._is_asleep = True
+
+    async def wake_up(self) -> None:
+        """Take the memory again, with the weights from before `sleep`; return at once if the engine is awake.
+
+        Raises:
+            EngineDied: the engine process died.
+            RunFailed: the memory is not free.
+        """
+        async with self._change_to("wake_up"):
+            if self._is_asleep:
+                try:
+                    await self._alive_through("woke up", self._engine.wake_up())
+                except EngineDied:
+                    raise
+                except Exception as error:  # vLLM raises a bare Exception for every error of a worker
+                    raise RunFailed(
+                        f"the engine cannot wake up, since its part of the GPU is not free ({first_line(error)}); "
+                        "lower rollout.engine.gpu_memory_utilization, or end what else uses the GPU"
+                    ) from error
+                self._is_asleep = False
 
     async def score(self, token_ids: Sequence[int]) -> tuple[float, ...]:
         """Return [T - 1] the log-probability (nats, temperature 1) of each of the T tokens but the first.
@@ -260,7 +303,27 @@ class VLLMEngine:
         scored = (await self.score([*prompt, *sample.token_ids]))[len(prompt) - 1 :]
         return fmean(abs(ours - theirs) for ours, theirs in zip(scored, sample.logprobs, strict=True))
 
-    async def _unless_dead(self, work: Coroutine[Any, Any, WeightReceipt]) -> WeightReceipt:
+    @asynccontextmanager
+    async def _change_to(self, change: str) -> AsyncGenerator[None]:
+        """Make one change of the engine at a time; heartbeats name it."""
+        async with self._changing:
+            self._change = change
+            yield
+
+    async def _alive_through(self, what: str, work: Coroutine[Any, Any, _T]) -> _T:
+        """Await a call into the engine process.
+
+        Raises:
+            EngineDied: the process died meanwhile.
+        """
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            return await self._unless_dead(work)
+        except (EngineDeadError, EngineDied) as error:
+            raise EngineDied(f"the vLLM engine died while it {what}") from error
+
+    async def _unless_dead(self, work: Coroutine[Any, Any, _T]) -> _T:
         """Await calls into the engine process; vLLM would wait forever if the process died meanwhile.
 
         Raises:
@@ -335,11 +398,9 @@ class VLLMEngine:
             await asyncio.sleep(ABORT_AGAIN_S)
 
 
-def end_process() -> NoReturn:
+def end_process(reason: str = "the process of the vLLM engine died; read the output of vLLM above") -> NoReturn:
     """End this process at once with an error status, so that Ray restarts the actor; after status 0 it would not."""
-    sys.stderr.write(
-        "error: the process of the vLLM engine died, and so this one ends; read the output of vLLM above\n"
-    )
+    sys.stderr.write(f"error: {reason}; this process ends\n")
     sys.stderr.flush()
     os._exit(1)
 

@@ -19,7 +19,7 @@ from actors.rollout import Sampling
 from actors.trajectory import Group, GroupMeta
 from actors.weights.update import HostCopy, WeightReceipt, WeightUpdate
 from actors.worker import GroupWorker
-from curriculum.heartbeat import Heartbeat, Lifeline, Pulse
+from curriculum.heartbeat import START, Heartbeat, Lifeline, Pulse
 from curriculum.task import Task, TaskLease
 from curriculum.task_table import TaskTable
 
@@ -32,6 +32,7 @@ class RolloutActor:
     Consumes: leases of the coordinator.  Waits for: room in the engine, then the engine.  Unblocked by: answers that
     end, `open_batch` of the coordinator, and `abort`.
     If the engine process dies, the actor ends its own process, so that Ray restarts it with a new engine.
+    An engine that shares its GPU is loaded by `ready`, when its turn has come, and never by a restart alone.
     """
 
     def __init__(
@@ -48,48 +49,34 @@ class RolloutActor:
         trust_remote_code: bool,
         yarn: YarnConfig | None = None,
         secrets: Mapping[str, str],
+        loads_at_once: bool = True,
+        sleeps: bool = False,
         lifeline: Lifeline | None = None,
     ) -> None:
         self._name = name
         os.environ.update(secrets)
         self._pulse = Pulse(lifeline)
-        coordinator_actor = _ray.get_actor(coordinator)
-        # not an argument: Ray warns of actors that restart with arguments in the object store
-        (columns,) = _ray.get(coordinator_actor.task_columns.remote())
+        self._coordinator = _ray.get_actor(coordinator)
         self._copy = HostCopy()
-        prompt = ChatPrompt(load_tokenizer(model_path, trust_remote_code=trust_remote_code))
-        self._engine = VLLMEngine(
-            model_path,
-            config.engine,
-            max_model_len=max_model_len,
-            stop_token_ids=prompt.stop_token_ids,
-            seed=engine_seed,
-            on_gpu=on_gpu,
-            trust_remote_code=trust_remote_code,
-            fp32_logits=True,
-            yarn=yarn,
-        )
-        self._worker = GroupWorker(
-            name=name,
-            engine=self._engine,
-            leases=CoordinatorLeases(coordinator_actor, name),
-            admission=KVAdmission(
-                capacity_tokens=self._engine.capacity_tokens,
-                block_tokens=self._engine.block_tokens,
-                max_sequences=config.engine.max_num_seqs,
-                max_prompt_tokens=max_model_len - config.max_response_tokens,
-                max_response_tokens=config.max_response_tokens,
-            ),
-            config=config,
-            tasks=TaskTable(_ray.get(columns)),
-            run_seed=run_seed,
-        )
+        self._model_path = model_path
+        self._config = config
+        self._max_model_len = max_model_len
+        self._run_seed = run_seed
+        self._engine_seed = engine_seed
+        self._on_gpu = on_gpu
+        self._trust_remote_code = trust_remote_code
+        self._yarn = yarn
+        self._sleeps = sleeps
+        self._loaded: tuple[VLLMEngine, GroupWorker] | None = self._load() if loads_at_once else None
 
     def __repr__(self) -> str:
         return getattr(self, "_name", "Rollout")
 
     async def ready(self) -> int:
-        """Return the process id; if the engine process died, end this one."""
+        """Return the process id, once the engine is loaded; if the engine process died, end this one."""
+        if self._loaded is None:
+            with self._pulse.doing(START):
+                self._loaded = self._load()
         try:
             self._engine.check_alive()
         except EngineDied:
@@ -98,6 +85,8 @@ class RolloutActor:
 
     async def heartbeat(self) -> Heartbeat:
         """Say what the engine does; if its process died, end this one."""
+        if self._loaded is None:
+            return self._pulse.beat(await self.node_id(), doing=START)
         try:
             return self._engine.beat(self._pulse, await self.node_id())
         except EngineDied:
@@ -147,7 +136,29 @@ class RolloutActor:
 
     async def abort(self) -> None:
         """End every answer and every wait for one; leases that were being answered stay held."""
-        await self._worker.abort()
+        if self._loaded is not None:
+            await self._worker.abort()
+
+    async def sleep(self) -> None:
+        """Give the memory of the GPU back; an engine that is not loaded has none."""
+        if self._loaded is not None:
+            try:
+                await self._engine.sleep()
+            except EngineDied:
+                end_process()
+
+    async def wake_up(self) -> bool:
+        """Take the memory of the GPU again, with the weights from before; return false where no engine is loaded.
+
+        That is so when this process was restarted meanwhile: `ready` loads the engine.
+        """
+        if self._loaded is None:
+            return False
+        try:
+            await self._engine.wake_up()
+        except EngineDied:
+            end_process()
+        return True
 
     async def node_id(self) -> str:
         """Return Ray's id of the host."""
@@ -175,6 +186,55 @@ class RolloutActor:
             return await self._engine.decoding_gap(token_ids)
         except EngineDied:
             end_process()
+
+    @property
+    def _engine(self) -> VLLMEngine:
+        return self._parts()[0]
+
+    @property
+    def _worker(self) -> GroupWorker:
+        return self._parts()[1]
+
+    def _parts(self) -> tuple[VLLMEngine, GroupWorker]:
+        """Return engine and worker; without them end this process, so that the driver hears of the restart."""
+        if self._loaded is None:
+            end_process("this actor was restarted and its engine is not loaded yet")
+        return self._loaded
+
+    def _load(self) -> tuple[VLLMEngine, GroupWorker]:
+        """Load the model; block until the engine can sample."""
+        # not an argument: Ray warns of actors that restart with arguments in the object store
+        (columns,) = _ray.get(self._coordinator.task_columns.remote())
+        config = self._config
+        prompt = ChatPrompt(load_tokenizer(self._model_path, trust_remote_code=self._trust_remote_code))
+        engine = VLLMEngine(
+            self._model_path,
+            config.engine,
+            max_model_len=self._max_model_len,
+            stop_token_ids=prompt.stop_token_ids,
+            seed=self._engine_seed,
+            on_gpu=self._on_gpu,
+            trust_remote_code=self._trust_remote_code,
+            fp32_logits=True,
+            yarn=self._yarn,
+            sleeps=self._sleeps,
+        )
+        worker = GroupWorker(
+            name=self._name,
+            engine=engine,
+            leases=CoordinatorLeases(self._coordinator, self._name),
+            admission=KVAdmission(
+                capacity_tokens=engine.capacity_tokens,
+                block_tokens=engine.block_tokens,
+                max_sequences=config.engine.max_num_seqs,
+                max_prompt_tokens=self._max_model_len - config.max_response_tokens,
+                max_response_tokens=config.max_response_tokens,
+            ),
+            config=config,
+            tasks=TaskTable(_ray.get(columns)),
+            run_seed=self._run_seed,
+        )
+        return engine, worker
 
 
 def _meta(group: Group | None) -> GroupMeta | None:

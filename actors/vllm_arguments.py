@@ -47,11 +47,13 @@ def engine_arguments(
     trust_remote_code: bool,
     fp32_logits: bool = False,
     yarn: YarnConfig | None = None,
+    sleeps: bool = False,
 ) -> dict[str, Any]:
     """Return the arguments of vLLM for a model and its resources.
 
     With `fp32_logits` the product of the LM head is not rounded to the type of the model, as in the learner. vLLM has
-    that for plain heads only, so a quantised model has to do without.
+    that for plain heads only, so a quantised model has to do without. With `sleeps` the engine can give its memory back
+    for a while, which vLLM refuses to prepare for on a CPU.
     """
     from vllm.config import WeightTransferConfig
 
@@ -60,7 +62,7 @@ def engine_arguments(
     length = None if yarn else yarn_length(model_path, trust_remote_code=trust_remote_code)
     if length is not None:
         overrides["max_position_embeddings"] = length
-    resources = _gpu_resources(config) if on_gpu else _cpu_resources(config, max_model_len)
+    resources = _gpu_resources(config, sleeps=sleeps) if on_gpu else _cpu_resources(config, max_model_len)
     return {
         "model": model_path,
         "dtype": DTYPES[config.dtype],
@@ -124,8 +126,9 @@ def sampling_params(sampling: Sampling, *, seed: int, stop_token_ids: Sequence[i
     )
 
 
-def _gpu_resources(config: EngineConfig) -> dict[str, Any]:
+def _gpu_resources(config: EngineConfig, *, sleeps: bool) -> dict[str, Any]:
     return {
+        "enable_sleep_mode": sleeps,
         "gpu_memory_utilization": config.gpu_memory_utilization,
         "max_num_batched_tokens": config.max_num_batched_tokens,
     }

@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 IDLE = "idle"
+START = "start"
+"""Work of an actor that loads its model."""
 TICK_S = 1.0
 """Seconds between two looks for the driver."""
 
@@ -60,7 +62,8 @@ class Lifeline:
     orphan_s: float
     """Seconds without a question of the driver."""
     startup_s: float
-    """The same before the first question, while the process loads a model and cannot answer, if that is longer."""
+    """The same before the first question and in `START`, while the process loads a model and cannot answer, if that is
+    longer."""
 
 
 class Pulse:
@@ -112,7 +115,7 @@ class Pulse:
             return False
         self._num_ticks += 1
         orphan_s, startup_s = self._lifeline.orphan_s, self._lifeline.startup_s
-        limit_s = orphan_s if self._was_asked else max(orphan_s, startup_s)
+        limit_s = orphan_s if self._was_asked and START not in self._doing else max(orphan_s, startup_s)
         return self._num_ticks * TICK_S > limit_s
 
     def _watch_driver(self) -> None:

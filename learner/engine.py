@@ -237,6 +237,15 @@ class LearnerEngine:
             raise RuntimeError("the update was to be left out, but DeepSpeed made it; report it")
         self._sums = StepAccumulator(self._device)
 
+    def rest(self) -> None:
+        """Give the device everything back but this rank's partition of weights, optimizer and gradients.
+
+        Nothing may be accumulated; numbers do not change.
+        """
+        for engine in (self._engine, self._reference):
+            if engine is not None:
+                engine.empty_partition_cache()
+
     @property
     def num_accumulated(self) -> int:
         """Groups of the running batch that came."""

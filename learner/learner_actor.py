@@ -23,6 +23,7 @@ from learner.batch.packing import groups_of, plan_slice
 from learner.config import LearnerConfig
 from learner.engine import LearnerEngine, Stage
 from learner.forward.running_batch import MiniBatchPart, mini_batch_parts
+from learner.gpu_share import GpuShare
 from learner.out_of_memory import tells_out_of_memory
 from learner.reports import SftReport, StepReport
 from learner.weights.sender import WeightSender
@@ -71,14 +72,20 @@ class LearnerActor:
         yarn: YarnConfig | None = None,
         delta: bool,
         secrets: Mapping[str, str],
+        gpu_share: GpuShare | None = None,
     ) -> int:
-        """Join the other ranks and load the model; return the process id."""
+        """Join the other ranks and load the model; return the process id.
+
+        `gpu_share` is given where an engine lives on the same GPU.
+        """
         os.umask(PRIVATE)
         os.environ.update(secrets)
         os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = master[0], str(master[1])
         os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"  # torch joins the store of `rendezvous`, on rank 0 too
         register_module_forward_hook(self._progress)
-        self._config = config
+        self._config, self._gpu_share = config, gpu_share
+        if gpu_share is not None:
+            gpu_share.limit()
         self._engine = LearnerEngine(
             config,
             model_path,
@@ -133,6 +140,17 @@ class LearnerActor:
     def drop(self) -> None:
         """Forget the running batch; no update is made."""
         self._engine.drop()
+
+    @reported
+    def rest(self) -> None:
+        """Give back what this rank does not hold between two steps.
+
+        Raises:
+            RunFailed: it holds more of a shared GPU than the recipe leaves it.
+        """
+        self._engine.rest()
+        if self._gpu_share is not None:
+            self._gpu_share.check_at_rest(self._engine.device)
 
     def node_id(self) -> str:
         """Return Ray's id of the host."""

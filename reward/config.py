@@ -76,7 +76,7 @@ class VllmJudge(StrictModel):
     """Prompt and judgement together, in tokens."""
     num_gpus: float = Field(default=1.0, ge=0, le=1024)
     """GPUs of one replica; a fraction shares the device, a whole number above 1 is its tensor-parallel size. Ignored on
-    a CPU."""
+    a CPU, and with `cluster.share_gpus`, where a judge has a part of an engine's GPU."""
     num_replicas: int = Field(default=1, gt=0, le=4096)
     """Judge actors, one engine each."""
     timeout_s: Seconds = 300.0

@@ -9,8 +9,8 @@ from typing import Any
 
 import ray
 
-from cluster.processes.placement import judge_options, rollout_options
 from cluster.recipe.config import RunConfig
+from cluster.recipe.shared_gpus import shares_gpus, takes_turns
 from curriculum.errors import RunFailed
 from reward.config import VllmJudge
 
@@ -38,15 +38,20 @@ def demands(config: RunConfig) -> list[Demand]:
     if config.device == "cpu":
         return []
     engine, judge = config.rollout.engine, config.reward.judge
+    if takes_turns(config):
+        what = "GPUs of a learner rank with an engine (learner.num_ranks, cluster.share_gpus=all)"
+        return [Demand(what=what, num_gpus=1, count=config.learner.num_ranks)]
     found = [Demand(what="learner ranks (learner.num_ranks)", num_gpus=1, count=config.learner.num_ranks)]
+    if shares_gpus(config):
+        what = "GPUs of an engine with a judge (rollout.num_actors, cluster.share_gpus=judge)"
+        return [*found, Demand(what=what, num_gpus=1, count=config.rollout.num_actors)]
     if config.curriculum.phases:
         keys = f"rollout.num_actors, rollout.engine.tensor_parallel_size={engine.tensor_parallel_size}"
-        gpus = rollout_options(config)["num_gpus"]
+        gpus = engine.tensor_parallel_size
         found.append(Demand(what=f"rollout engines ({keys})", num_gpus=gpus, count=config.rollout.num_actors))
     if config.curriculum.phases and isinstance(judge, VllmJudge):
         keys = f"reward.judge.num_replicas, reward.judge.num_gpus={judge.num_gpus:g}"
-        gpus = judge_options(config)["num_gpus"]
-        found.append(Demand(what=f"judges ({keys})", num_gpus=gpus, count=judge.num_replicas))
+        found.append(Demand(what=f"judges ({keys})", num_gpus=judge.num_gpus, count=judge.num_replicas))
     return found
 
 

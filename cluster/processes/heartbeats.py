@@ -29,7 +29,7 @@ from cluster.recipe.config import ClusterConfig
 from cluster.run.recovery import LearnerLost, RayLost, RestartFromCheckpoint
 from cluster.run.waits import Sound, Voice, Waits
 from curriculum.errors import RunFailed, UserError
-from curriculum.heartbeat import IDLE, Heartbeat
+from curriculum.heartbeat import IDLE, START, Heartbeat
 
 _T = TypeVar("_T")
 _ray: Any = ray  # where its declarations have no complete types
@@ -45,8 +45,6 @@ ASIDE_S = 1.0
 """How much longer than a round of questions a failure waits for the death that it may follow from."""
 COORDINATOR, LEARNER = "coordinator", "learner-"
 """Name of the coordinator, under which the rollout actors find it, and beginning of the names of the ranks."""
-START = "start"
-"""Work of a rank that loads its model for the first time."""
 WITH_A_MODEL_FOLDER = frozenset({"start_stage", "save", "load", "export"})
 """Work of a rank that is silent while it reads or writes whole models."""
 

@@ -6,21 +6,25 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
+from actors.config import RolloutConfig
 from actors.model_folder import folder_or_hub_id
 from actors.rollout_actor import RolloutActor
 from cluster.processes.actor_set import ActorSet
 from cluster.processes.curriculum import ray_curriculum, released_by
 from cluster.processes.heartbeats import COORDINATOR, Watch
 from cluster.processes.learner import HEARTBEAT, RayLearner
-from cluster.processes.placement import coordinator_options, judge_options, learner_options, rollout_options
+from cluster.processes.placement import actor_options, coordinator_options
 from cluster.processes.rollouts import RayRollouts
+from cluster.processes.turns import Side, Turns
 from cluster.recipe.config import RunConfig
 from cluster.recipe.preparation import Prepared
+from cluster.recipe.shared_gpus import engine_share, resting_share, shares_gpus, takes_turns, working_share
 from cluster.roles import Curriculum
 from cluster.run.folder import RunFolder
 from cluster.run.recovery import RestartFromCheckpoint
@@ -33,6 +37,7 @@ from curriculum.errors import RunFailed, one_line, root_cause
 from curriculum.secrets import endpoint_secrets, hub_secrets
 from curriculum.task import TaskEntry
 from curriculum.task_table import TaskColumns
+from learner.gpu_share import GpuShare
 from learner.learner_actor import LearnerActor
 from reward.config import OpenAIJudge, VllmJudge
 from reward.judge_actor import JudgeActor
@@ -105,11 +110,13 @@ async def launch(
 async def _start_actors(
     config: RunConfig, prepared: Prepared, folder: RunFolder, on_fault: Callable[..., None], actors: ActorSet
 ) -> Processes:
-    coordinator = _create_coordinator(config, prepared, actors) if prepared.tasks else None
-    engines = _create_rollouts(config, prepared, actors) if coordinator else {}
-    judges = _create_judges(config, prepared, actors) if coordinator else {}
     with actors.waits.on(f"placement of {config.learner.num_ranks} learner ranks", is_bounded=True):
-        ranks = await _create_ranks(config, actors)
+        options = await actor_options(config)
+    coordinator = _create_coordinator(config, prepared, actors) if prepared.tasks else None
+    engines = _create_rollouts(config, prepared, actors, options.engines) if coordinator else {}
+    judges = _create_judges(config, prepared, actors, options.judges) if coordinator else {}
+    ranks = _create_ranks(config, actors, options.ranks)
+    turns = Turns(actors.waits) if takes_turns(config) and engines else None
     rollouts: RayRollouts = RayRollouts(
         actors.supervised(
             engines,
@@ -120,13 +127,16 @@ async def _start_actors(
         on_fault=on_fault,
         waits=actors.waits,
         release=released_by(coordinator) if coordinator else None,
+        turns=turns,
     )
     reference = folder.reference if config.learner.needs_reference else None
-    learner = RayLearner(ranks, reference=reference, waits=actors.waits)
+    learner = RayLearner(ranks, reference=reference, waits=actors.waits, turns=turns)
     weights = _weight_sync(config, prepared, rollouts, learner)
-    ranks_ready = await _start_ranks(config, prepared, ranks)
+    if turns is not None:
+        turns.take(rollouts, learner)
+    start_ranks = partial(_start_ranks, config, prepared, ranks)
     with actors.waits.on("actors to start", is_bounded=True) as wait:
-        pids = await _wait_until_ready(config, engines, judges, ranks_ready, wait)
+        pids = await _wait_until_ready(config, engines, judges, start_ranks, wait, turns)
     if engines:
         await rollouts.learn_slots()
     if coordinator:
@@ -139,14 +149,24 @@ async def _wait_until_ready(
     config: RunConfig,
     engines: Mapping[str, Any],
     judges: Mapping[str, Any],
-    ranks_ready: Sequence[tuple[str, Awaitable[int]]],
+    start_ranks: Callable[[], Awaitable[Sequence[tuple[str, Awaitable[int]]]]],
     wait: Wait,
+    turns: Turns | None,
 ) -> dict[str, int]:
-    """Return the process id of every actor with a model; check the rewards while engines and ranks start."""
+    """Return the process id of every actor with a model; check the rewards while engines and ranks start.
+
+    On shared GPUs they start one after another: vLLM measures the memory of the GPU while it loads, and the ranks load
+    while the engines sleep.
+    """
     timeout_s = config.cluster.startup_timeout_s
+    ranks_ready = await start_ranks() if turns is None else ()
     pids = await _wait(_named_ready(judges), timeout_s, wait)
     await asyncio.gather(*[judge.check_for_junk.remote() for judge in judges.values()])
-    return pids | await _wait([*_named_ready(engines), *ranks_ready], timeout_s, wait)
+    pids |= await _wait([*_named_ready(engines), *ranks_ready], timeout_s, wait)
+    if turns is None:
+        return pids
+    async with turns.of(Side.LEARNER):
+        return pids | await _wait(await start_ranks(), timeout_s, wait)
 
 
 def _weight_sync(config: RunConfig, prepared: Prepared, rollouts: RayRollouts, learner: RayLearner) -> WeightSync:
@@ -181,22 +201,24 @@ def _create_coordinator(config: RunConfig, prepared: Prepared, actors: ActorSet)
     )
 
 
-async def _create_ranks(config: RunConfig, actors: ActorSet) -> list[Any]:
+def _create_ranks(config: RunConfig, actors: ActorSet, options: Sequence[dict[str, Any]]) -> list[Any]:
     return [
-        actors.create(LearnerActor, f"learner-{rank}", options, rank=rank, num_ranks=config.learner.num_ranks)
-        for rank, options in enumerate(await learner_options(config))
+        actors.create(LearnerActor, f"learner-{rank}", own, rank=rank, num_ranks=config.learner.num_ranks)
+        for rank, own in enumerate(options)
     ]
 
 
-def _create_rollouts(config: RunConfig, prepared: Prepared, actors: ActorSet) -> dict[str, Any]:
+def _create_rollouts(
+    config: RunConfig, prepared: Prepared, actors: ActorSet, options: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
     return {
         name: actors.create(
             RolloutActor,
             name,
-            rollout_options(config),
+            own,
             name=name,
             model_path=prepared.model_path,
-            config=config.rollout.model_copy(update={"max_response_tokens": config.max_response_tokens}),
+            config=_rollout_config(config, index),
             coordinator=COORDINATOR,
             max_model_len=config.max_model_len,
             run_seed=config.seed,
@@ -205,12 +227,22 @@ def _create_rollouts(config: RunConfig, prepared: Prepared, actors: ActorSet) ->
             trust_remote_code=config.model.trust_remote_code,
             yarn=config.model.yarn,
             secrets=hub_secrets(prepared.model_path),
+            loads_at_once=not shares_gpus(config),
+            sleeps=takes_turns(config),
         )
-        for index, name in enumerate(f"rollout-{i}" for i in range(config.rollout.num_actors))
+        for index, (name, own) in enumerate((f"rollout-{i}", own) for i, own in enumerate(options))
     }
 
 
-def _create_judges(config: RunConfig, prepared: Prepared, actors: ActorSet) -> dict[str, Any]:
+def _rollout_config(config: RunConfig, index: int) -> RolloutConfig:
+    """Return the settings of one engine: the longest answer of any phase, and its own share of its GPU."""
+    engine = config.rollout.engine.model_copy(update={"gpu_memory_utilization": engine_share(config, index)})
+    return config.rollout.model_copy(update={"max_response_tokens": config.max_response_tokens, "engine": engine})
+
+
+def _create_judges(
+    config: RunConfig, prepared: Prepared, actors: ActorSet, options: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
     judge = config.reward.judge
     reward, secrets, yarn = config.reward, hub_secrets(prepared.model_path), None
     if isinstance(judge, OpenAIJudge):
@@ -220,12 +252,11 @@ def _create_judges(config: RunConfig, prepared: Prepared, actors: ActorSet) -> d
         secrets |= hub_secrets(model)
         yarn = config.model.yarn if model == prepared.model_path else None
         reward = reward.model_copy(update={"judge": judge.model_copy(update={"model": model})})
-    replicas = judge.num_replicas if isinstance(judge, VllmJudge) else 1
     return {
         name: actors.create(
             JudgeActor,
             name,
-            judge_options(config),
+            own,
             name=name,
             config=reward,
             policy_path=prepared.model_path,
@@ -234,7 +265,7 @@ def _create_judges(config: RunConfig, prepared: Prepared, actors: ActorSet) -> d
             yarn=yarn,
             secrets=secrets,
         )
-        for name in (f"judge-{i}" for i in range(replicas))
+        for name, own in ((f"judge-{i}", own) for i, own in enumerate(options))
     }
 
 
@@ -254,10 +285,18 @@ async def _start_ranks(config: RunConfig, prepared: Prepared, ranks: Sequence[An
                 yarn=config.model.yarn,
                 delta=config.rollout.sync.delta,
                 secrets=hub_secrets(prepared.model_path),
+                gpu_share=_gpu_share(config, index),
             ),
         )
         for index, rank in enumerate(ranks)
     ]
+
+
+def _gpu_share(config: RunConfig, rank: int) -> GpuShare | None:
+    """Return the part of a rank on a GPU that it shares; None where it has one of its own, or none."""
+    if config.device == "cpu" or not takes_turns(config):
+        return None
+    return GpuShare(at_work=working_share(config, rank), at_rest=resting_share(config))
 
 
 def _named_ready(handles: Mapping[str, Any]) -> list[tuple[str, Awaitable[int]]]:

@@ -14,6 +14,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from actors.weights.update import WeightUpdate
 from cluster.group import ScoredGroup
+from cluster.processes.turns import Side, Turns
 from cluster.run.recovery import LearnerLost
 from cluster.run.waits import Waits
 from curriculum.errors import UserError
@@ -30,11 +31,23 @@ HEARTBEAT = "heartbeat"
 class RayLearner:
     """All ranks of the learner, called together."""
 
-    def __init__(self, ranks: Sequence[Any], *, reference: Path | None, waits: Waits | None = None) -> None:
-        """Take the rank actors in order; `reference` is where the frozen reference policy is kept, if there is one.
+    def __init__(
+        self,
+        ranks: Sequence[Any],
+        *,
+        reference: Path | None,
+        waits: Waits | None = None,
+        turns: Turns | None = None,
+    ) -> None:
+        """Take the ranks.
 
-        `waits` is told what the ranks are called for.
+        Args:
+            ranks: the actors, in order.
+            reference: where the frozen reference policy is kept, if there is one.
+            waits: is told what the ranks are called for.
+            turns: with the engines, on shared GPUs; None where the ranks have GPUs of their own.
         """
+        self._turns = turns
         self._waits = waits or Waits()
         self._ranks = ranks
         self._reference = reference
@@ -47,19 +60,19 @@ class RayLearner:
         if reference is not None and not (reference / COMPLETE).exists():
             await self.export(reference)
             await asyncio.to_thread(seal, reference)
-        await self._all("start_stage", stage, None if reference is None else str(reference))
+        await self._all_at_work("start_stage", stage, None if reference is None else str(reference))
 
     async def sft_step(self, demonstrations: Sequence[Demonstration], learning_rate: float) -> SftReport:
         """Train on one batch of the warm-up; return its report."""
-        return (await self._all("sft_step", ray.put(list(demonstrations)), learning_rate))[0]
+        return (await self._all_at_work("sft_step", ray.put(list(demonstrations)), learning_rate))[0]
 
     async def accumulate(self, groups: Sequence[ScoredGroup], *, batch_groups: int) -> None:
         """Hand the next groups of a batch to the ranks; return when their gradients are accumulated."""
-        await self._all("accumulate", [group.training_item() for group in groups], batch_groups)
+        await self._all_at_work("accumulate", [group.training_item() for group in groups], batch_groups)
 
     async def update(self, learning_rate: float) -> StepReport:
         """Make the optimizer updates of the batch that was accumulated; return its report."""
-        return (await self._all("update", learning_rate))[0]
+        return (await self._all_at_work("update", learning_rate))[0]
 
     async def preview(self) -> StepReport:
         """Return what is known of the accumulated groups before the first update."""
@@ -67,7 +80,11 @@ class RayLearner:
 
     async def drop(self) -> None:
         """Forget the groups that were accumulated; no update is made."""
-        await self._all("drop")
+        await self._all_at_work("drop")
+
+    async def rest(self) -> None:
+        """Let every rank give back what it does not hold between two steps; `Turns` calls it."""
+        await self._all("rest")
 
     async def node_id(self) -> str:
         """Return Ray's id of the node of rank 0."""
@@ -114,11 +131,18 @@ class RayLearner:
 
     async def load(self, directory: Path) -> None:
         """Load a checkpoint."""
-        await self._all("load", directory)
+        await self._all_at_work("load", directory)
 
     async def export(self, directory: Path) -> None:
         """Write the weights as a Hugging Face folder."""
         await self._all("export", directory)
+
+    async def _all_at_work(self, method: str, *arguments: Any) -> list[Any]:
+        """Call all ranks for work that takes more of their GPUs than they hold between two steps."""
+        if self._turns is None:
+            return await self._all(method, *arguments)
+        async with self._turns.of(Side.LEARNER):
+            return await self._all(method, *arguments)
 
     async def _all(self, method: str, *arguments: Any, **options: Any) -> list[Any]:
         return await self._call(self._ranks, method, *arguments, **options)

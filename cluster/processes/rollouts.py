@@ -6,6 +6,7 @@ import asyncio
 import itertools
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -19,6 +20,7 @@ from actors.trajectory import Group, GroupMeta
 from cluster.group import ScoredGroup
 from cluster.processes.supervision import ActorLost, SupervisedActor
 from cluster.processes.suspicion import CallFailed, SuspectedCalls
+from cluster.processes.turns import Side, Turns
 from cluster.roles import GroupLost, TaskFailed
 from cluster.run.recovery import CoordinatorLost
 from cluster.run.waits import Waits
@@ -40,6 +42,7 @@ class RayRollouts:
         on_fault: Callable[..., None],
         release: Callable[[str], Awaitable[Sequence[TaskLease]]] | None = None,
         waits: Waits | None = None,
+        turns: Turns | None = None,
     ) -> None:
         """Take the actors.
 
@@ -49,7 +52,9 @@ class RayRollouts:
             on_fault: called for every group that has to be sampled again, and every task that goes to quarantine.
             release: `Coordinator.release`; None without a curriculum.
             waits: hears of every group that arrives.
+            turns: with the learner, on shared GPUs; None where engines have GPUs of their own.
         """
+        self._turns = turns
         self._waits = waits or Waits()
         self._rollouts = rollouts
         self._judges = judges
@@ -100,6 +105,20 @@ class RayRollouts:
         key = "object_store_memory"
         return int(ray.cluster_resources().get(key, 0) - ray.available_resources().get(key, 0))
 
+    async def sleep(self) -> None:
+        """Let every engine give its memory back; `Turns` calls it."""
+        await asyncio.gather(
+            *[self._on_engine(actor, lambda _, handle: handle.sleep.remote()) for actor in self._alive()]
+        )
+
+    async def wake_up(self) -> None:
+        """Let every engine take its memory again; one that was restarted while it slept is repaired like any other.
+
+        Raises:
+            ActorLost: no rollout actor is left.
+        """
+        await asyncio.gather(*[self._wake_up(actor) for actor in self._alive()])
+
     async def next_group(self, sampling: Sampling) -> ScoredGroup | None:
         """Let the actor with the most room answer its next lease, and have the group scored; None without a lease.
 
@@ -110,6 +129,10 @@ class RayRollouts:
             GroupLost: the group disappeared before it was scored.
             TaskFailed: engines or judges failed at the task again and again.
         """
+        async with self._turn():
+            return await self._next_group(sampling)
+
+    async def _next_group(self, sampling: Sampling) -> ScoredGroup | None:
         while True:
             if self._condemned:
                 raise self._quarantined(self._condemned.popleft())
@@ -146,8 +169,9 @@ class RayRollouts:
             GroupLost: a group was aborted, or disappeared before it was scored.
         """
         actors = itertools.cycle(self._alive())
-        with self._waits.on(f"answers to {len(tasks)} questions"):
-            return await self._answer_all(tasks, sampling, actors)
+        async with self._turn():
+            with self._waits.on(f"answers to {len(tasks)} questions"):
+                return await self._answer_all(tasks, sampling, actors)
 
     async def _answer_all(
         self, tasks: Sequence[Task], sampling: Sampling, actors: Iterator[SupervisedActor]
@@ -170,7 +194,8 @@ class RayRollouts:
         Raises:
             ActorLost: no rollout actor is left.
         """
-        results = await asyncio.gather(*[self._on_engine(actor, call) for actor in self._alive()])
+        async with self._turn():
+            results = await asyncio.gather(*[self._on_engine(actor, call) for actor in self._alive()])
         self._alive()
         return {name: result for name, result in results if name is not None}
 
@@ -187,6 +212,16 @@ class RayRollouts:
     def fetch(self, groups: Sequence[Any]) -> Sequence[Group]:
         """Fetch the groups behind references; block until they are here."""
         return ray.get(list(groups))
+
+    def _turn(self) -> AbstractAsyncContextManager[None]:
+        return nullcontext() if self._turns is None else self._turns.of(Side.ENGINES)
+
+    async def _wake_up(self, actor: SupervisedActor) -> None:
+        await actor.repaired()
+        incarnation = actor.incarnation
+        _, is_awake = await self._on_engine(actor, lambda _, handle: handle.wake_up.remote())
+        if is_awake is False:
+            await self._repair(actor, incarnation, RayActorError())
 
     async def _on_engine(
         self, actor: SupervisedActor, call: Callable[[str, Any], Awaitable[Any]]

@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from actors.config import RolloutConfig, YarnConfig
+from cluster.recipe.shared_gpus import check_sharing
 from curriculum.config import MAX_SEED, CurriculumConfig, DataConfig, Seconds, StrictModel
 from curriculum.controls import Control
 from learner.config import LearnerConfig, SftConfig
@@ -76,6 +77,10 @@ class ClusterConfig(StrictModel):
     """Size of the object store of a Ray that this command starts, in bytes, at least 75 MiB; None lets Ray choose."""
     max_actor_restarts: int = Field(default=3, ge=0)
     """How often each rollout and judge actor may be restarted before it counts as lost."""
+    share_gpus: Literal["none", "judge", "all"] = "none"
+    """Who lives on the GPU of an engine. `none`: the engine alone. `judge`: judge j beside engine j. `all`: rank r of
+    the learner as well, which takes turns with engine r: it sleeps while the learner works. The judge's share,
+    `reward.judge.gpu_memory_utilization`, is taken out of `rollout.engine.gpu_memory_utilization`."""
     startup_timeout_s: Seconds = 900.0
     """Longest wait for an actor to load its model, in seconds."""
     max_run_restarts: int = Field(default=3, ge=0)
@@ -197,11 +202,17 @@ class RunConfig(StrictModel):
 
     @property
     def weight_transport(self) -> Literal["host_memory", "collective"]:
-        """How new weights get to the engines; with `rollout.sync.delta` always through host memory."""
+        """How new weights get to the engines; with `rollout.sync.delta` or on shared GPUs through host memory."""
         sync = self.rollout.sync
         if sync.transport != "auto":
             return sync.transport
-        return "collective" if self.device == "cuda" and not sync.delta else "host_memory"
+        is_host_memory = self.device == "cpu" or sync.delta or self.cluster.share_gpus == "all"
+        return "host_memory" if is_host_memory else "collective"
+
+    @model_validator(mode="after")
+    def _gpus_can_be_shared(self) -> Self:
+        check_sharing(self)
+        return self
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:

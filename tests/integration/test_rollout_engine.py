@@ -51,6 +51,7 @@ async def _measure() -> dict:
             **await _sharing(engine),
             **await _ends(engine),
             **await _worker(engine),
+            **await _sleep(engine),
             **await _update(engine),
         }
     finally:
@@ -113,6 +114,28 @@ async def _worker(engine) -> dict:
         "requeued": leases.requeued,
         "cut": group,
         "after cut": await _num_running(engine),
+    }
+
+
+async def _sleep(engine) -> dict:
+    """Asleep while answers are on their way and others come; awake again, both twice, as after a call that failed."""
+    before = await engine.sample(PROMPT, SAMPLING, seed=50)
+    running = asyncio.create_task(engine.sample(PROMPT, replace(SAMPLING, max_response_tokens=200), seed=7))
+    await _until(lambda: engine.num_running == 4)
+    await engine.sleep()
+    await engine.sleep()
+    finished = running.done()
+    prefilled = engine.num_prefilled_tokens
+    early = asyncio.create_task(engine.sample(PROMPT, SAMPLING, seed=50))
+    await asyncio.wait({early}, timeout=1.0)
+    waited = not early.done()
+    await engine.wake_up()
+    await engine.wake_up()
+    return {
+        "asleep": (finished, waited),
+        "ended": [sample.finish_reason for sample in await running],
+        "slept": (before, await early),
+        "prefilled again": engine.num_prefilled_tokens - prefilled,
     }
 
 
@@ -210,6 +233,17 @@ def test_nothing_is_left_in_the_engine_after_an_abort(found):
     assert before_abort >= 4
     assert aborted == [None, None, None]
     assert after_abort == 0
+
+
+def test_an_engine_ends_what_it_works_on_before_it_sleeps_and_answers_nothing_until_it_is_awake(found):
+    assert found["ended"] == ["length"] * 4
+    assert found["asleep"] == (True, True)
+
+
+def test_an_engine_that_slept_computes_its_prompts_again_and_samples_as_before(found):
+    before, after = found["slept"]
+    assert after == before
+    assert found["prefilled again"] == 205 + 3 * (205 - 192), "no prefix is left from before"
 
 
 def test_a_group_that_misses_its_deadline_twice_is_cut(found):
