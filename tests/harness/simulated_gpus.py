@@ -1,4 +1,4 @@
-"""Places the actors of the GPU recipes in a Ray of four nodes whose GPUs are numbers in its books; prints where they went.
+"""Places the actors of the GPU recipes in a Ray of four nodes with simulated GPUs, and prints where they went.
 
 `python -m tests.harness.simulated_gpus`: one JSON object. Each actor is a stand-in with the options of the real one, so
 scheduling is real; no CUDA, no model.

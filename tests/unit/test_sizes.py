@@ -15,8 +15,7 @@ LONG_FILES = {
     "learner/engine.py": (505, "one method per collective call of a rank, and the accumulation between them"),
 }
 LONG_FUNCTIONS = {
-    "actors/engine.py:VLLMEngine.__init__": (46, "one call of vLLM with all its arguments"),
-    "actors/rollout_actor.py:RolloutActor.__init__": (48, "builds engine, rollout and worker from plain arguments"),
+    "actors/engine.py:VLLMEngine.__init__": (51, "one call of vLLM with all its arguments"),
     "evaluation/data_card.py:card_markdown": (44, "one page of text"),
     "learner/attention/flash.py:attend_backward": (41, "one formula for two devices"),
 }
