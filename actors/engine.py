@@ -26,7 +26,7 @@ from actors.weights.update import (
     WeightLoadError,
     WeightReceipt,
     WeightUpdate,
-    WeightVersionError,
+    check_follows,
 )
 from curriculum.errors import RunFailed, UserError, first_line
 from curriculum.heartbeat import IDLE, Heartbeat, Pulse, descendants, kill_with_this_process
@@ -224,7 +224,7 @@ class VLLMEngine:
         """
         async with self._change_to("load_weights"):
             if self._receipt is None or update.version != self._receipt.version:
-                _check_follows(self.policy_version, update.version)
+                check_follows(self.policy_version, update.version)
                 try:
                     work = self._take(update)
                     self._receipt = await self._alive_through(f"loaded weights {update.version}", work)
@@ -403,20 +403,6 @@ def end_process(reason: str = "the process of the vLLM engine died; read the out
     sys.stderr.write(f"error: {reason}; this process ends\n")
     sys.stderr.flush()
     os._exit(1)
-
-
-def _check_follows(held: int, sent: int) -> None:
-    """Check that a version may follow the held one: any version after the start (0), later the next one only.
-
-    Raises:
-        WeightVersionError: it may not.
-    """
-    if sent < held or 0 < held < sent - 1:
-        kind = "old" if sent < held else "new"
-        raise WeightVersionError(
-            f"weights of version {sent} are too {kind}: the engine holds version {held} and loads "
-            f"{held + 1} next; resume from the last checkpoint"
-        )
 
 
 def _sample(output: Any) -> Sample:

@@ -30,6 +30,20 @@ class WeightVersionError(RuntimeError):
     """An update that does not follow the weights that the engine holds."""
 
 
+def check_follows(held: int, sent: int) -> None:
+    """Check that a version may follow the held one: any version after the start (0), later the next one only.
+
+    Raises:
+        WeightVersionError: it may not.
+    """
+    if sent < held or 0 < held < sent - 1:
+        kind = "old" if sent < held else "new"
+        raise WeightVersionError(
+            f"weights of version {sent} are too {kind}: the engine holds version {held} and loads "
+            f"{held + 1} next; resume from the last checkpoint"
+        )
+
+
 class WeightGroupError(RuntimeError):
     """A broadcast that did not reach all members of the group; it fails on all of them."""
 
