@@ -5,6 +5,7 @@ It writes to OUT, for every phase of a run, the bytes that were alive when it be
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -68,6 +69,7 @@ def run(memory: DeviceBytes, model: str, out: Path, rank: int, learner: LearnerC
         take = building.take_part(config.zero3_config(learner), CPU)
         part = load_policy(model, **options, take=take)
     del part
+    gc.collect()  # DeepSpeed's functions and the parameters know each other
     with memory.phase("the whole"):
         whole = load_policy(model, **options)
     del whole
