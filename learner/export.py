@@ -66,7 +66,12 @@ def export_checkpoint(
 
 
 def empty_weights(files: Path, *, trust_remote_code: bool) -> dict[str, Tensor]:
-    """Return the parameters of a model without their values, tied ones once, in the order of the learner.
+    """Return the parameters of `empty_model`, tied ones once, in the order of the learner."""
+    return dict(empty_model(files, trust_remote_code=trust_remote_code).named_parameters())
+
+
+def empty_model(files: Path, *, trust_remote_code: bool) -> Any:
+    """Build a model without the values of its parameters.
 
     Args:
         files: folder with its configuration, which names their type.
@@ -82,9 +87,8 @@ def empty_weights(files: Path, *, trust_remote_code: bool) -> dict[str, Tensor]:
     try:
         config = config_of.from_pretrained(files, trust_remote_code=trust_remote_code)
         with torch.device("meta"):
-            model = build.from_config(config, dtype=config.dtype, trust_remote_code=trust_remote_code)
+            return build.from_config(config, dtype=config.dtype, trust_remote_code=trust_remote_code)
     except Exception as error:  # classes of models raise types of their own
         raise UserError(
             f"{files}: no model can be built from its config.json ({library_words(error)}); bring back the one it had"
         ) from error
-    return dict(model.named_parameters())

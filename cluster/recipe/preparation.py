@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from actors.engine_features import check_folder
-from actors.model_folder import context_length, folder_or_hub_id, model_digest
+from actors.model_folder import context_length, folder_or_hub_id, model_digest, weight_files
 from actors.prompt import ChatPrompt, load_tokenizer
 from cluster.recipe.config import RunConfig
 from cluster.recipe.effects import check_effects, notes_on_data
@@ -158,6 +158,8 @@ def check_model(config: RunConfig, model_path: str) -> None:
     check_folder(model_path, key="model.path")
     check_shape(config, model_path)
     _check_weights(model_path, "model.path")
+    if Path(model_path).is_dir():
+        weight_files(Path(model_path), name=f"model.path={model_path!r}")
     if isinstance(config.reward.judge, VllmJudge):
         key = "reward.judge.model"
         _check_weights(folder_or_hub_id(config.reward.judge.model, key=key), key)

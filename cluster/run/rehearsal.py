@@ -67,7 +67,7 @@ def rehearse(config: RunConfig, prepared: Prepared, directory: Path, *, run: str
             dtype = DTYPE_NAMES[config.learner.dtype]
             copy_model_files(prepared.model_path, files, dtype=dtype, with_code=with_code, overrides=overrides)
         _check_tokenizer(files, prepared, name, with_code=with_code)
-        _check_shape(files, name, with_code=with_code)
+        _check_weights(files, prepared.model_path, name, with_code=with_code)
         start = Checkpoint(path=directory, progress=Progress(), curriculum=None, inputs=prepared.inputs, digest="")
         model_card(config, start, run=run, files=files)
         notes = _note_on_generation(files, name)
@@ -110,13 +110,17 @@ def _check_tokenizer(files: Path, prepared: Prepared, name: str, *, with_code: b
         raise UserError(f"{name}: a copy of its tokenizer's files loads as another tokenizer; {way_out}")
 
 
-def _check_shape(files: Path, name: str, *, with_code: bool) -> None:
-    from learner.export import empty_weights
+def _check_weights(files: Path, model_path: str, name: str, *, with_code: bool) -> None:
+    """Check that a model can be built from the copied files, and that the base's weights are those of such a model."""
+    from learner.export import empty_model
+    from learner.zero3.model_weights import stored_weights
 
     try:
-        empty_weights(files, trust_remote_code=with_code)
+        model = empty_model(files, trust_remote_code=with_code)
     except UserError as error:
         raise UserError(f"{name}: could not be exported: {error}") from error
+    if Path(model_path).is_dir():  # the learner checks what it downloads
+        stored_weights(model, model_path)
 
 
 def _note_on_generation(files: Path, name: str) -> list[str]:

@@ -5,22 +5,27 @@ It writes to OUT, for every phase of a run, the bytes that were alive when it be
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import deepspeed
 import torch
 from learner_scenarios import groups, rl_step
 
 from actors.weights import update
 from learner.config import LearnerConfig
 from learner.engine import LearnerEngine, Stage
+from learner.export import empty_model
 from learner.objective.settings import torch_dtype
 from learner.weights.sender import WeightSender
 from learner.zero3 import building, config
+from learner.zero3.model_weights import stored_weights
 from learner.zero3.policy import load_policy
 from tests.harness.live_bytes import LiveBytes
 
@@ -68,6 +73,7 @@ def run(memory: DeviceBytes, model: str, out: Path, rank: int, learner: LearnerC
         take = building.take_part(config.zero3_config(learner), CPU)
         part = load_policy(model, **options, take=take)
     del part
+    gc.collect()  # DeepSpeed's functions and the parameters know each other
     with memory.phase("the whole"):
         whole = load_policy(model, **options)
     del whole
@@ -75,6 +81,8 @@ def run(memory: DeviceBytes, model: str, out: Path, rank: int, learner: LearnerC
         engine = LearnerEngine(learner, model, rank=rank, world_size=learner.num_ranks, seed=0)
     with memory.phase("reference"):
         engine.start_stage(Stage.RL)
+    for holder in (engine._policy, engine._reference.module):
+        check_values(holder.causal_lm, model)
     rl_step(engine, learner, groups(), rank)
     with memory.phase("publish"):
         WeightSender(engine.weights, is_root=rank == 0, every_byte=False).publish(1)
@@ -84,6 +92,15 @@ def run(memory: DeviceBytes, model: str, out: Path, rank: int, learner: LearnerC
         engine.save(out / "checkpoint")
     with memory.phase("load"):
         engine.load(out / "checkpoint")
+
+
+def check_values(causal_lm: Any, model: str) -> None:
+    """Compare gathered weights with those of the files, rounded to the type of the recipe."""
+    files = stored_weights(empty_model(Path(model), trust_remote_code=False), model)
+    for name, stored in files.items():
+        parameter = causal_lm.get_parameter(name)
+        with deepspeed.zero.GatheredParameters([parameter]):
+            assert torch.equal(parameter, stored.to(parameter.dtype)), name
 
 
 def main(model: str, out: Path, rank: int, num_ranks: int, port: str, dtype: str) -> None:

@@ -138,6 +138,8 @@ def parity(model: str, out: Path, rank: int, num_ranks: int) -> dict:
             found["refused"] = _error(lambda: engine.save(out / f"checkpoint_{num_ranks}"))  # noqa: B023
         engine.save(out / f"checkpoint_{num_ranks}")
         found["random"] = torch.rand(3)
+        with _no_room(rank == 0):
+            found["not_exported"] = _error(lambda: engine.export(out / f"saved_{num_ranks}"))  # noqa: B023
         engine.export(out / f"saved_{num_ranks}")
         rl_step(engine, learner, groups(seed=1), rank)
         found["continued"] = dict(engine.gather_weights())
@@ -310,6 +312,7 @@ def watched(model: str, out: Path, rank: int, num_ranks: int) -> dict:
     engine.update(learning_rate=float("inf"))
     sender = WeightSender(engine.weights, is_root=rank == 0, every_byte=False)
     found["published"] = _error(lambda: sender.publish(9))
+    found["nan_export"] = _error(lambda: engine.export(out / "nan"))
     found["nan_updates"] = [_error(lambda: rl_step(engine, learner, groups(), rank)) for _ in range(4)]
     return found
 

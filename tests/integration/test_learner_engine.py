@@ -243,6 +243,10 @@ def test_a_rank_that_cannot_write_fails_on_all_ranks_and_they_may_try_again(two_
     assert "checkpoint_2: cannot be written (File too large); check its disk" in two_ranks["refused"]
 
 
+def test_an_export_that_cannot_be_written_fails_on_all_ranks_and_they_may_try_again(two_ranks):
+    assert "saved_2: cannot be written (File too large); check its disk" in two_ranks["not_exported"]
+
+
 def test_a_checkpoint_of_another_stage_or_an_incomplete_one_is_not_loaded(resumed):
     assert "stage='rl' in the checkpoint but 'sft' now" in resumed["wrong_stage"]
     assert "not a complete checkpoint" in resumed["incomplete"]
@@ -316,10 +320,12 @@ def test_a_learner_goes_back_to_its_own_checkpoint_and_on_from_there_bit_for_bit
     assert all(torch.equal(once[tensor], again[tensor]) for tensor in once)
 
 
-def test_weights_that_are_not_finite_accuse_the_learner_by_the_name_of_a_tensor(watched):
+def test_weights_that_are_not_finite_accuse_the_learner_by_the_name_of_a_tensor(watched, out):
     assert re.match(
         r"NonFiniteWeights: learner: weight update 9: tensor \S+ and \d+ others hold ", watched["published"]
     )
+    assert re.match(r"NonFiniteWeights: learner: export: tensor \S+ holds NaN", watched["nan_export"])
+    assert not (out / "nan").exists()
     *first, fourth = watched["nan_updates"]
     assert first == ["no error"] * 3
     assert re.match(r"NonFiniteWeights: learner: 4 updates in a row had a non-finite gradient: tensor \S+ ", fourth)
