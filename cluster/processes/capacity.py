@@ -121,8 +121,9 @@ def _short(
 ) -> str:
     needed = sum(one.num_gpus * one.count for one in demands)
     shown = ", ".join(f"{gpus:g} on {node}" for node, gpus in free.items() if gpus) or "none"
-    others = f" beside the larger actors ({sum(left.values()):g} GPUs are left)" if left != dict(free) else ""
+    each = "a GPU" if demand.num_gpus == 1 else f"{demand.num_gpus:g} GPUs" if demand.num_gpus > 1 else "a share of one"
+    others = " beside the others" if left != dict(free) else ""
     return (
-        f"{demand.count} {demand.what} take {demand.num_gpus:g} GPUs each, on one node, and {number} of them find a "
-        f"place{others}; the recipe needs {needed:g} GPUs in all, there are: {shown}"
+        f"{demand.count} {demand.what} take {each} each, on one node, and {number} of them find a place{others}; the "
+        f"recipe needs {needed:g} GPUs in all, there are: {shown}"
     )

@@ -283,7 +283,7 @@ CHANGE_THEN_RESUME = (
     ("learner/weights/finite.py", "lower learner.learning_rate", ["learner.learning_rate=1e-7"],
      ["learner.learning_rate"]),
     ("cluster/processes/supervision.py", "cluster.max_actor_restarts", ["cluster.max_actor_restarts=20"], []),
-    ("cluster/processes/placement.py", "lower the counts", ["learner.num_ranks=2", "rollout.num_actors=2"], []),
+    ("cluster/processes/capacity.py", "lower the counts", ["learner.num_ranks=2", "rollout.num_actors=2"], []),
     ("cluster/processes/placement.py", "raise it", ["cluster.startup_timeout_s=5000"], []),
     ("cluster/processes/rollouts.py", "go on with --resume", ["rollout.engine.cpu_kv_cache_bytes=999999999"], []),
     ("cluster/processes/ray_session.py", "choose another or remove the key", ["cluster.dashboard_port=9999"], []),
