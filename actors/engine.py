@@ -5,21 +5,19 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-import sys
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from statistics import fmean
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from actors.config import EngineConfig, YarnConfig
 from actors.core_pulse import CorePulse
+from actors.engine_start import start_engine
 from actors.faults import EngineDied
-from actors.output_tail import OutputTail
 from actors.rollout import Sample, Sampling
-from actors.start_failure import reason_of_failed_start
-from actors.vllm_arguments import engine_arguments, engine_config, sampling_params, set_environment
+from actors.vllm_arguments import engine_arguments, sampling_params, set_environment
 from actors.weights.update import (
     TensorRecord,
     WeightGroup,
@@ -28,7 +26,7 @@ from actors.weights.update import (
     WeightUpdate,
     check_follows,
 )
-from curriculum.errors import RunFailed, UserError, first_line
+from curriculum.errors import RunFailed, first_line
 from curriculum.heartbeat import IDLE, Heartbeat, Pulse, descendants, kill_with_this_process
 
 UNLABELLED = "default"
@@ -84,8 +82,6 @@ class VLLMEngine:
             RunFailed: vLLM cannot serve the model on this machine.
         """
         set_environment(on_gpu=on_gpu)
-        from vllm.v1.engine.async_llm import AsyncLLM
-
         from actors.prefill_counter import PrefillCounter
 
         arguments = engine_arguments(
@@ -100,18 +96,8 @@ class VLLMEngine:
             sleeps=sleeps,
         )
         self._prefill, others = PrefillCounter(), descendants(os.getpid())
-        output = OutputTail()
-        try:
-            with output:
-                vllm_config = engine_config(arguments, is_compared=fp32_logits)
-                self._engine = AsyncLLM.from_vllm_config(
-                    vllm_config, stat_loggers=[self._prefill.stat_logger()], disable_log_stats=True
-                )
-        except UserError:
-            raise
-        except Exception as error:  # vLLM and the code of a model raise anything
-            reason = reason_of_failed_start(error, output.text, config)
-            raise RunFailed(f"model {model_path!r}: vLLM cannot serve it here: {reason}") from error
+        listener = self._prefill.stat_logger()
+        self._engine = start_engine(arguments, config, is_compared=fp32_logits, stat_logger=listener)
         self._stop_token_ids = list(stop_token_ids)
         self._request_ids = itertools.count()
         self._changing = asyncio.Lock()
@@ -396,13 +382,6 @@ class VLLMEngine:
         while True:
             await self._engine.abort(request)
             await asyncio.sleep(ABORT_AGAIN_S)
-
-
-def end_process(reason: str = "the process of the vLLM engine died; read the output of vLLM above") -> NoReturn:
-    """End this process at once with an error status, so that Ray restarts the actor; after status 0 it would not."""
-    sys.stderr.write(f"error: {reason}; this process ends\n")
-    sys.stderr.flush()
-    os._exit(1)
 
 
 def _sample(output: Any) -> Sample:

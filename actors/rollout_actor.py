@@ -12,7 +12,8 @@ import ray
 from actors.admission import KVAdmission
 from actors.config import RolloutConfig, YarnConfig
 from actors.coordinator_leases import CoordinatorLeases
-from actors.engine import VLLMEngine, end_process
+from actors.engine import VLLMEngine
+from actors.engine_start import end_process
 from actors.faults import EngineDied
 from actors.prompt import ChatPrompt, load_tokenizer
 from actors.rollout import Sampling

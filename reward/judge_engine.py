@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Sequence
 
 from actors.config import YarnConfig
-from actors.engine import VLLMEngine, end_process
+from actors.engine import VLLMEngine
+from actors.engine_start import end_process
 from actors.faults import EngineDied
 from actors.prompt import ChatPrompt, load_tokenizer
 from actors.rollout import Sampling

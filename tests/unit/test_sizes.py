@@ -16,7 +16,6 @@ LONG_FILES = {
 }
 LONG_FUNCTIONS = {
     "actors/engine.py:VLLMEngine.__init__": (50, "one call of vLLM with all its arguments"),
-    "actors/rollout_actor.py:RolloutActor.__init__": (50, "builds engine, rollout and worker from plain arguments"),
     "evaluation/data_card.py:card_markdown": (44, "one page of text"),
     "learner/attention/flash.py:attend_backward": (41, "one formula for two devices"),
 }

@@ -82,8 +82,8 @@ def given_yarn(policy, judge):
             return asyncio.sleep(0, self.reply)
 
     prepared = SimpleNamespace(model_path=policy)
-    _create_rollouts(config, prepared, Actors())
-    _create_judges(config, prepared, Actors())
+    _create_rollouts(config, prepared, Actors(), [{}])
+    _create_judges(config, prepared, Actors(), [{}])
     rank = SimpleNamespace(rendezvous=Method(("host", 1)), start=Method())
 
     async def start():

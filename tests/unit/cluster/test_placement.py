@@ -15,6 +15,9 @@ from cluster.run.stopping import Interrupted, StopSignal
 from curriculum.errors import RunFailed
 
 
+PHASE = {"name": "p", "max_prompt_tokens": 100, "end": {"type": "steps", "steps": 1}}
+
+
 def required_gpus(config):
     return sum(demand.num_gpus * demand.count for demand in demands(config))
 
@@ -24,6 +27,7 @@ def config(**overrides):
         "name": "x",
         "model": {"path": "a/b"},
         "data": {"train": "t.parquet", "sft": "s.parquet"},
+        "curriculum": {"phases": [PHASE]},
         "rollout": {"num_actors": 2, "engine": {"tensor_parallel_size": 4}},
         "learner": {"num_ranks": 8},
         "reward": {"judge": {"type": "vllm", "num_gpus": 0.5, "num_replicas": 2}},
@@ -98,13 +102,11 @@ def test_an_engine_takes_its_tensor_parallel_gpus(reserved):
 # ---- shared GPUs
 
 
-PHASE = {"name": "p", "max_prompt_tokens": 100, "end": {"type": "steps", "steps": 1}}
 SMALL_JUDGE = {"type": "vllm", "gpu_memory_utilization": 0.1}
 
 
 def sharing(mode, *, ranks=1, engines=1, judges=1, **overrides):
     return config(
-        curriculum={"phases": [PHASE]},
         cluster={"share_gpus": mode},
         rollout={"num_actors": engines},
         learner={"num_ranks": ranks},
