@@ -6,17 +6,20 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
-from actors.model_folder import folder_or_hub_id
+from actors.model_folder import folder_or_hub_id, model_digest
 from actors.rollout_actor import RolloutActor
 from cluster.processes.actor_set import ActorSet
 from cluster.processes.curriculum import ray_curriculum, released_by
+from cluster.processes.disks import NOTICE_S, ModelSight, look_from_nodes
 from cluster.processes.heartbeats import COORDINATOR, Watch
 from cluster.processes.learner import HEARTBEAT, RayLearner
+from cluster.processes.nodes import nodes_for_actors
 from cluster.processes.placement import coordinator_options, judge_options, learner_options, rollout_options
 from cluster.processes.rollouts import RayRollouts
 from cluster.recipe.config import RunConfig
@@ -24,6 +27,7 @@ from cluster.recipe.preparation import Prepared
 from cluster.roles import Curriculum
 from cluster.run.folder import RunFolder
 from cluster.run.recovery import RestartFromCheckpoint
+from cluster.run.reference import Reference
 from cluster.run.stopping import StopSignal
 from cluster.run.waits import Wait
 from cluster.weights.sync import MAX_PROBE_GAP, Probe, WeightSync
@@ -31,6 +35,7 @@ from cluster.weights.transports import Collective, HostMemory
 from curriculum.coordinator_actor import CoordinatorActor
 from curriculum.errors import RunFailed, one_line, root_cause
 from curriculum.secrets import endpoint_secrets, hub_secrets
+from curriculum.shared_folder import SharedFolder
 from curriculum.task import TaskEntry
 from curriculum.task_table import TaskColumns
 from learner.learner_actor import LearnerActor
@@ -106,10 +111,11 @@ async def _start_actors(
     config: RunConfig, prepared: Prepared, folder: RunFolder, on_fault: Callable[..., None], actors: ActorSet
 ) -> Processes:
     coordinator = _create_coordinator(config, prepared, actors) if prepared.tasks else None
-    engines = _create_rollouts(config, prepared, actors) if coordinator else {}
-    judges = _create_judges(config, prepared, actors) if coordinator else {}
     with actors.waits.on(f"placement of {config.learner.num_ranks} learner ranks", is_bounded=True):
         ranks = await _create_ranks(config, actors)
+    await _look_at_disks(config, prepared, folder, ranks, actors)
+    engines = _create_rollouts(config, prepared, actors) if coordinator else {}
+    judges = _create_judges(config, prepared, actors) if coordinator else {}
     rollouts: RayRollouts = RayRollouts(
         actors.supervised(
             engines,
@@ -121,7 +127,8 @@ async def _start_actors(
         waits=actors.waits,
         release=released_by(coordinator) if coordinator else None,
     )
-    reference = folder.reference if config.learner.needs_reference else None
+    storage = config.checkpoint.storage
+    reference = Reference(folder.reference, storage=storage) if config.learner.needs_reference else None
     learner = RayLearner(ranks, reference=reference, waits=actors.waits)
     weights = _weight_sync(config, prepared, rollouts, learner)
     ranks_ready = await _start_ranks(config, prepared, ranks)
@@ -133,6 +140,43 @@ async def _start_actors(
         pids[COORDINATOR] = (await coordinator.heartbeat.options(concurrency_group=HEARTBEAT).remote()).pid
     curriculum = ray_curriculum(coordinator) if coordinator else None
     return Processes(curriculum=curriculum, rollouts=rollouts, learner=learner, weights=weights, pids=pids)
+
+
+async def _look_at_disks(
+    config: RunConfig, prepared: Prepared, folder: RunFolder, ranks: Sequence[Any], actors: ActorSet
+) -> None:
+    """Check, before any actor loads a model, that all nodes see what the driver sees; see `look_from_nodes`."""
+    addresses = nodes_for_actors(config)
+    with actors.waits.on("learner ranks to be placed", is_bounded=True, notice_s=NOTICE_S):
+        named = [_named(f"learner-{index}", rank.node_id.remote()) for index, rank in enumerate(ranks)]
+        rank_nodes = set(addresses) if len(addresses) == 1 else set(await asyncio.gather(*named))
+    await look_from_nodes(
+        addresses,
+        await asyncio.to_thread(_models_to_see, config, prepared),
+        _folders_to_see(config, folder),
+        rank_nodes,
+        actors.waits,
+    )
+
+
+def _models_to_see(config: RunConfig, prepared: Prepared) -> list[ModelSight]:
+    """Return the models that the actors read from a folder; those of the hub are fetched by each node."""
+    paths = {"model.path": prepared.model_path}
+    if prepared.tasks and isinstance(config.reward.judge, VllmJudge):
+        paths["reward.judge.model"] = folder_or_hub_id(config.reward.judge.model, key="reward.judge.model")
+    return [
+        ModelSight(key=key, path=path, digest=prepared.inputs.get(key) or model_digest(path))
+        for key, path in paths.items()
+        if Path(path).is_dir()
+    ]
+
+
+def _folders_to_see(config: RunConfig, folder: RunFolder) -> dict[str, SharedFolder]:
+    """Return the folders where the ranks of the learner write, by what names them."""
+    if config.checkpoint.storage is not None:
+        return {"checkpoint.storage": SharedFolder(config.checkpoint.storage) / folder.path.name}
+    places = {"--run-dir": folder.path} if config.learner.needs_reference else {}
+    return {name: SharedFolder(str(path)) for name, path in {**places, "checkpoints": folder.checkpoints.path}.items()}
 
 
 async def _wait_until_ready(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,11 @@ from ray.exceptions import RayActorError, RayTaskError
 from actors.weights.update import WeightUpdate
 from cluster.group import ScoredGroup
 from cluster.run.recovery import LearnerLost
+from cluster.run.reference import Reference
 from cluster.run.waits import Waits
-from curriculum.errors import UserError
-from curriculum.seal import COMPLETE, seal
+from curriculum.digest import FileDigest
+from curriculum.errors import RunFailed, UserError
+from curriculum.shared_folder import SharedFolder
 from curriculum.task import Demonstration
 from learner.reports import SftReport, StepReport
 
@@ -29,8 +31,8 @@ HEARTBEAT = "heartbeat"
 class RayLearner:
     """All ranks of the learner, called together."""
 
-    def __init__(self, ranks: Sequence[Any], *, reference: Path | None, waits: Waits | None = None) -> None:
-        """Take the rank actors in order; `reference` is where the frozen reference policy is kept, if there is one.
+    def __init__(self, ranks: Sequence[Any], *, reference: Reference | None, waits: Waits | None = None) -> None:
+        """Take the rank actors in order, and the frozen reference policy, if there is one.
 
         `waits` is told what the ranks are called for.
         """
@@ -41,10 +43,9 @@ class RayLearner:
     async def start_stage(self, stage: str) -> None:
         """Start with a fresh optimizer; for a KL penalty, first write the weights as the reference policy."""
         reference = self._reference if stage == "rl" else None
-        if reference is not None and not (reference / COMPLETE).exists():
-            await self.export(reference)
-            await asyncio.to_thread(seal, reference)
-        await self._all("start_stage", stage, None if reference is None else str(reference))
+        if reference is not None and not reference.is_whole:
+            await self._write(reference)
+        await self._all("start_stage", stage, None if reference is None else reference.place)
 
     async def sft_step(self, demonstrations: Sequence[Demonstration], learning_rate: float) -> SftReport:
         """Train on one batch of the warm-up; return its report."""
@@ -96,17 +97,32 @@ class RayLearner:
         """Return [T - 1] log-probabilities (nats) of the T tokens after the first."""
         return (await self._all("score", np.array(token_ids, np.int32)))[0]
 
-    async def save(self, directory: Path) -> None:
-        """Write a checkpoint."""
-        await self._all("save", directory)
+    async def save(self, place: SharedFolder) -> dict[str, FileDigest]:
+        """Write a checkpoint; return size and digest of every file, as the ranks that wrote them have told."""
+        parts = await self._all("save", place)
+        return {name: digest for part in parts for name, digest in part.items()}
 
-    async def load(self, directory: Path) -> None:
+    async def discard(self, place: SharedFolder) -> None:
+        """Remove what the ranks have written of a checkpoint that is none, each its own."""
+        await self._all("discard", place)
+
+    async def load(self, place: SharedFolder) -> None:
         """Load a checkpoint."""
-        await self._all("load", directory)
+        await self._all("load", place)
 
-    async def export(self, directory: Path) -> None:
-        """Write the weights as a Hugging Face folder."""
-        await self._all("export", directory)
+    async def _write(self, reference: Reference) -> None:
+        """Write the weights as the reference policy; what cannot be seen whole here is left nowhere."""
+        place = await asyncio.to_thread(reference.begin)
+        try:
+            written = (await self._all("export", place))[0]
+            await asyncio.to_thread(reference.finish, written)
+        except RunFailed:
+            raise  # a rank may still be writing; it is discarded when the actors are gone
+        except UserError:
+            await self._first("discard_model", place)
+            with suppress(UserError):
+                await asyncio.to_thread(reference.discard)
+            raise
 
     async def _all(self, method: str, *arguments: Any, **options: Any) -> list[Any]:
         return await self._call(self._ranks, method, *arguments, **options)

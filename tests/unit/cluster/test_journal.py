@@ -28,9 +28,11 @@ class WritingTracker:
 
 
 class SavingLearner:
-    async def save(self, directory):
-        directory.mkdir()
-        (directory / "weights").write_text("weights")
+    async def save(self, place):
+        return {"weights": place.write("weights", [b"weights"])}
+
+    async def discard(self, place):
+        place.remove("weights")
 
 
 @pytest.fixture
@@ -44,12 +46,12 @@ class LearnerOnAFullDisk(SavingLearner):
     def __init__(self, num_refusals):
         self.num_refusals = num_refusals
 
-    async def save(self, directory):
+    async def save(self, place):
         if self.num_refusals:
             self.num_refusals -= 1
-            (directory.parent / "half").touch()
-            raise DiskFull(f"{directory}: cannot be written (No space left on device); free some space")
-        await super().save(directory)
+            (place.path.parent / "half").touch()
+            raise DiskFull(f"{place}: cannot be written (No space left on device); free some space")
+        return await super().save(place)
 
 
 @pytest.fixture
