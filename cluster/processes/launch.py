@@ -147,9 +147,11 @@ async def _look_at_disks(
 ) -> None:
     """Check, before any actor loads a model, that all nodes see what the driver sees; see `look_from_nodes`."""
     addresses = nodes_for_actors(config)
-    with actors.waits.on("learner ranks to be placed", is_bounded=True, notice_s=NOTICE_S):
-        named = [_named(f"learner-{index}", rank.node_id.remote()) for index, rank in enumerate(ranks)]
-        rank_nodes = set(addresses) if len(addresses) == 1 else set(await asyncio.gather(*named))
+    rank_nodes = set(addresses)
+    if len(addresses) > 1:
+        with actors.waits.on("learner ranks to be placed", is_bounded=True, notice_s=NOTICE_S):
+            placed = [_named(f"learner-{index}", rank.node_id.remote()) for index, rank in enumerate(ranks)]
+            rank_nodes = set(await asyncio.gather(*placed))
     await look_from_nodes(
         addresses,
         await asyncio.to_thread(_models_to_see, config, prepared),
@@ -175,8 +177,9 @@ def _folders_to_see(config: RunConfig, folder: RunFolder) -> dict[str, SharedFol
     """Return the folders where the ranks of the learner write, by what names them."""
     if config.checkpoint.storage is not None:
         return {"checkpoint.storage": SharedFolder(config.checkpoint.storage) / folder.path.name}
-    places = {"--run-dir": folder.path} if config.learner.needs_reference else {}
-    return {name: SharedFolder(str(path)) for name, path in {**places, "checkpoints": folder.checkpoints.path}.items()}
+    places = {"run folder": folder.path} if config.learner.needs_reference else {}
+    places["checkpoints of the run folder"] = folder.checkpoints.path
+    return {name: SharedFolder(str(path)) for name, path in places.items()}
 
 
 async def _wait_until_ready(
