@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Protocol
 
 from actors.rollout import Sampling
 from cluster.group import ScoredGroup
+from curriculum.digest import Digests
 from curriculum.errors import RunFailed
 from curriculum.leases import LeaseCounts
 from curriculum.metric import Metric
+from curriculum.shared_folder import SharedFolder
 from curriculum.task import Demonstration, Task, TaskOutcome
 from curriculum.transition import CurriculumReport, PhaseState
 from learner.reports import SftReport, StepReport
@@ -216,10 +217,14 @@ class Learner(Protocol):
         """Forget the groups that were accumulated; no update is made."""
         ...
 
-    async def save(self, directory: Path) -> None:
-        """Write a checkpoint."""
+    async def save(self, place: SharedFolder) -> Digests:
+        """Write a checkpoint; return size and digest of every file that a rank wrote."""
         ...
 
-    async def load(self, directory: Path) -> None:
+    async def discard(self, place: SharedFolder) -> None:
+        """Remove what the ranks have written of a checkpoint that is none."""
+        ...
+
+    async def load(self, place: SharedFolder) -> None:
         """Load a checkpoint."""
         ...

@@ -39,9 +39,10 @@ from cluster.run.summary import summarise
 from cluster.run.tracking import FINISH_S, WandbTracker
 from cluster.run.waits import Waits
 from curriculum.errors import RunFailed
-from curriculum.files import private_files, write_text
+from curriculum.files import clear_leftovers, private_files, write_text
 from curriculum.leases import LeaseCounts
 from curriculum.rejects import write_rejects
+from curriculum.seal import remove_elsewhere
 
 
 @private_files()
@@ -143,11 +144,18 @@ async def _drive(
                 if stop.is_set():
                     raise Interrupted from cause
                 watch.require_ray()
-                choosing = asyncio.to_thread(folder.checkpoints.choose, console.say)
+                choosing = asyncio.to_thread(_choose_again, folder, console)
                 checkpoint = await StopSignal(stop).unless_stopped(choosing)
                 restarts.spend(cause, step=checkpoint.progress.step if checkpoint else 0)
             except ActorLost as error:
                 raise RunFailed(f"{error}; {faults.summary()}") from error
+
+
+def _choose_again(folder: RunFolder, console: Console) -> Checkpoint | None:
+    """Remove what the actors that have ended were writing, and return the newest checkpoint that is whole."""
+    folder.checkpoints.mend()
+    clear_leftovers(folder.path, folder.reference.name, first=remove_elsewhere)
+    return folder.checkpoints.choose(console.say)
 
 
 def _watch(config: RunConfig, folder: RunFolder, console: Console, faults: FaultRecord, diagnosis: Diagnosis) -> Watch:

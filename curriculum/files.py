@@ -7,7 +7,7 @@ import fcntl
 import os
 import re
 import shutil
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
@@ -187,8 +187,16 @@ def begin_folder(path: Path) -> Path:
     return partial
 
 
-def finish_folder(path: Path) -> None:
+def _nothing(_: Path) -> None:
+    """Do nothing before a folder is deleted."""
+
+
+def finish_folder(path: Path, *, first: Callable[[Path], None] = _nothing) -> None:
     """Give the folder of `begin_folder` its name, once it is on disk; an earlier one is kept until then, and deleted.
+
+    Args:
+        path: its own name.
+        first: called with the earlier folder before it is deleted.
 
     Raises:
         UserError: it cannot be written to its end.
@@ -203,6 +211,7 @@ def finish_folder(path: Path) -> None:
             target.rename(replaced)
         partial.rename(target)
         sync(target.parent)
+        first(replaced)
         shutil.rmtree(replaced, ignore_errors=True)
 
 
@@ -211,21 +220,23 @@ def discard_folder(path: Path) -> None:
     shutil.rmtree(partial_of(path), ignore_errors=True)
 
 
-def remove_folder(path: Path) -> None:
-    """Remove a folder such that one that is half removed never has its name."""
+def remove_folder(path: Path, *, first: Callable[[Path], None] = _nothing) -> None:
+    """Remove a folder such that one that is half removed never has its name; `first` is called before it is deleted."""
     removed = _hidden(path, "removed")
     with file_errors(path, "written"):
         shutil.rmtree(removed, ignore_errors=True)
         path.rename(removed)
+        first(removed)
         shutil.rmtree(removed, ignore_errors=True)
 
 
-def clear_leftovers(folder: Path, name: str | None = None) -> None:
+def clear_leftovers(folder: Path, name: str | None = None, *, first: Callable[[Path], None] = _nothing) -> None:
     """Remove what killed writers left in a folder; what was killed between two names gets the newer one.
 
     Args:
         folder: no one else may be writing in it.
         name: look for the leftovers of this file or folder alone; None for those of all.
+        first: called with every folder among them before it is deleted.
 
     Raises:
         UserError: something cannot be removed.
@@ -239,7 +250,11 @@ def clear_leftovers(folder: Path, name: str | None = None) -> None:
                 (newer if newer.exists() else replaced).rename(path)
         kinds = ("partial", "replaced", "removed")
         for leftover in [path for kind in kinds for path in folder.glob(f".{pattern}.{kind}")]:
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            if leftover.is_dir():
+                first(leftover)
+                shutil.rmtree(leftover)
+            else:
+                leftover.unlink()
 
 
 def _target(path: Path) -> Path:

@@ -1,26 +1,33 @@
-"""Folders that prove themselves: the digest of every file, and a marker, written last, that vouches for the digests."""
+"""Folders that prove themselves: the digest of every file, and a marker, written last, that vouches for the digests.
+
+A part of such a folder may lie in a storage: a note in the folder says where, and its files are proved there.
+"""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 import xxhash
 
+from curriculum.digest import Digests, FileDigest
 from curriculum.errors import UserError, first_line
 from curriculum.files import file_errors, sync, write_text
+from curriculum.shared_folder import SharedFolder, seen
 
 COMPLETE = "COMPLETE"
 """Marker of a sealed folder: the digest of its `DIGESTS`."""
 DIGESTS = "digests.json"
 """Size and digest of every other file of a sealed folder, by path."""
-_BLOCK_BYTES = 1 << 22
+ELSEWHERE = "elsewhere.json"
+"""Where the parts of a folder lie that are not in it: their URLs by their names."""
 _NUM_READERS = 8
 _SAY_EVERY_S = 10.0
 _TICK_S = 0.5
@@ -41,58 +48,62 @@ class OtherVersion(Damaged):
         return f"{self.args[0]}: another version of the program wrote it; go on with that version, or start a new run"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FileDigest:
-    """What tells a file from a damaged one."""
+def send_elsewhere(folder: Path, part: str, url: str) -> None:
+    """Note that a part of a folder lies at a URL, before anything is written there.
 
-    num_bytes: int
-    xxh3: str
-    """128 bits in hex; against accidents, not against forgery."""
-
-
-Digests = Mapping[str, FileDigest]
-"""By the path of a file inside its folder."""
-
-
-def digest_file(path: Path, on_read: Callable[[int], None] = lambda _: None) -> FileDigest:
-    """Read a file to its end and return its digest.
-
-    Args:
-        path: the file.
-        on_read: is told the number of bytes of every block.
+    Raises:
+        UserError: the note cannot be written.
     """
-    digest, block = xxhash.xxh3_128(), memoryview(bytearray(_BLOCK_BYTES))
-    num_bytes = 0
-    with path.open("rb", buffering=0) as file:
-        while count := file.readinto(block):
-            digest.update(block[:count])
-            num_bytes += count
-            on_read(count)
-    return FileDigest(num_bytes=num_bytes, xxh3=digest.hexdigest())
+    write_text(folder / ELSEWHERE, json.dumps({part: url}) + "\n")
+
+
+def part_of(folder: Path, part: str) -> SharedFolder:
+    """Return where a part of a folder lies.
+
+    Raises:
+        Damaged: there is a note about it that nobody can read.
+    """
+    return SharedFolder(_elsewhere(folder).get(part) or str(folder / part))
+
+
+def remove_elsewhere(folder: Path) -> None:
+    """Remove the parts of a folder that lie in a storage, before the folder itself is removed.
+
+    Raises:
+        UserError: the storage refuses.
+    """
+    with suppress(Damaged):  # then nobody knows what there is
+        for url in _elsewhere(folder).values():
+            SharedFolder(url).remove()
+
+
+def _elsewhere(folder: Path) -> dict[str, str]:
+    try:
+        found: dict[str, str] = json.loads((folder / ELSEWHERE).read_text(encoding="utf-8"))
+        return {str(part): str(url) for part, url in found.items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise Damaged(f"{ELSEWHERE}: does not say where the parts are ({first_line(error)})") from error
 
 
 def seal(folder: Path, known: Digests | None = None) -> None:
     """Write the digests of all files below a folder, then the marker; everything is on disk when this returns.
 
-    Files of a folder inside that is sealed itself are not read again.
-
     Args:
         folder: with all its files.
-        known: digests of files that need not be read.
+        known: digests of files that need not be read, those of parts that lie elsewhere among them.
 
     Raises:
         UserError: a file cannot be read or written.
     """
     with file_errors(folder, "written"):
         found = dict(known or {})
-        for inner in folder.glob(f"*/{DIGESTS}"):
-            prefix = inner.parent.name
-            found |= {f"{prefix}/{name}": digest for name, digest in _read_digests(inner.parent).items()}
         for path in sorted(folder.rglob("*")):
             sync(path)
             name = path.relative_to(folder).as_posix()
             if path.is_file() and name not in (*found, COMPLETE, DIGESTS):
-                found[name] = digest_file(path)
+                found[name] = SharedFolder(str(folder)).digest(name)
     text = json.dumps({name: asdict(found[name]) for name in sorted(found)}, indent=1) + "\n"
     write_text(folder / DIGESTS, text)
     write_text(folder / COMPLETE, _digest_of(text.encode()) + "\n")
@@ -107,17 +118,42 @@ def check_seal(folder: Path, say: Callable[[str], None] = lambda _: None) -> Non
 
     Raises:
         Damaged: a file is missing, cannot be read, or is not the one that was sealed.
+        UserError: the storage that holds a part of it cannot be reached.
     """
-    digests = _read_digests(folder)
+    check_files(folder, _read_digests(folder), say)
+
+
+def check_files(
+    folder: Path, digests: Digests, say: Callable[[str], None] = lambda _: None, *, patience_s: float = 0.0
+) -> None:
+    """Read files of a folder, and of its parts elsewhere, and compare them with their digests.
+
+    Args:
+        folder: the folder.
+        digests: of files by their names in it.
+        say: is told now and then how far a long check has come.
+        patience_s: how long a file may be missing or short, since another node has just written it.
+
+    Raises:
+        Damaged: as `check_seal` does.
+        UserError: likewise.
+    """
     progress = _Progress(sum(digest.num_bytes for digest in digests.values()))
+    elsewhere = {part: SharedFolder(url) for part, url in _elsewhere(folder).items()}
     said = time.monotonic()
     with ThreadPoolExecutor(_NUM_READERS) as pool:
-        waiting = {pool.submit(_check_file, folder, name, digest, progress) for name, digest in digests.items()}
+
+        def check(name: str, digest: FileDigest) -> None:
+            part, _, inside = name.partition("/")
+            place, file = (elsewhere[part], inside) if part in elsewhere else (SharedFolder(str(folder)), name)
+            _check_file(place, file, name, digest, progress, patience_s)
+
+        waiting = {pool.submit(check, name, digest) for name, digest in digests.items()}
         try:
             while waiting:
                 done, waiting = wait(waiting, timeout=_TICK_S, return_when=FIRST_EXCEPTION)
-                for check in done:
-                    check.result()
+                for checked in done:
+                    checked.result()
                 if time.monotonic() - said >= _SAY_EVERY_S:
                     said = time.monotonic()
                     say(f"checking {folder.name}: {progress} in {len(digests)} files")
@@ -126,13 +162,20 @@ def check_seal(folder: Path, say: Callable[[str], None] = lambda _: None) -> Non
             pool.shutdown(cancel_futures=True)
 
 
-def _check_file(folder: Path, name: str, expected: FileDigest, progress: _Progress) -> None:
-    path = folder / name
+def _check_file(
+    place: SharedFolder, file: str, name: str, expected: FileDigest, progress: _Progress, patience_s: float
+) -> None:
+    def num_bytes() -> int | None:
+        try:
+            return place.num_bytes(file)
+        except FileNotFoundError:
+            return None
+
     try:
-        num_bytes = path.stat().st_size
-        if num_bytes != expected.num_bytes:
-            raise Damaged(f"{name}: has {num_bytes} bytes instead of {expected.num_bytes}")
-        if digest_file(path, progress.add) != expected:
+        seen(lambda: progress.is_over or num_bytes() == expected.num_bytes, patience_s=patience_s)
+        if (found := place.num_bytes(file)) != expected.num_bytes:
+            raise Damaged(f"{name}: has {found} bytes instead of {expected.num_bytes}")
+        if place.digest(file, progress.add) != expected:
             raise Damaged(f"{name}: its content has changed (the digest differs)")
     except OSError as error:
         raise Damaged(f"{name}: {_reason(error)}") from error

@@ -20,7 +20,9 @@ from torch import Tensor
 
 from actors.config import YarnConfig
 from actors.model_folder import config_overrides
+from curriculum.digest import FileDigest
 from curriculum.errors import RunFailed
+from curriculum.shared_folder import SharedFolder
 from curriculum.task import Demonstration
 from learner.batch.aggregation import Aggregation, normaliser_share
 from learner.batch.microbatch import TrainingGroup
@@ -139,10 +141,14 @@ class LearnerEngine:
         for group in base.param_groups:
             group.update(betas=self._config.betas, weight_decay=weight_decay)
         self._stage = stage
-        if stage is Stage.RL and self._config.needs_reference and self._reference is None:
+        if self.loads_reference(stage):
             settings = zero3_frozen_config(self._config, on_gpu=self._on_gpu)
             reference = self._load(reference_path or self._model_path, settings)
             self._reference = building.frozen_engine(reference, settings)
+
+    def loads_reference(self, stage: Stage) -> bool:
+        """Return whether `start_stage` reads the reference; it stays from then on."""
+        return stage is Stage.RL and self._config.needs_reference and self._reference is None
 
     def sft_step(self, demonstrations: Sequence[Demonstration], *, learning_rate: float) -> SftReport:
         """Make one update on the length-normalised NLL of the responses (paper Eq. 11).
@@ -314,18 +320,18 @@ class LearnerEngine:
 
     # checkpoints -------------------------------------------------------------------------------------------------
 
-    def save(self, directory: Path) -> None:
-        """Write a checkpoint that is either complete or absent; see `learner.zero3.checkpoint`."""
+    def save(self, place: SharedFolder) -> dict[str, FileDigest]:
+        """Write this rank's part of a checkpoint; return what it wrote; see `learner.zero3.checkpoint`."""
         state = checkpoint.LearnerState(num_steps=self._num_steps, sharing_failed=self._sharing_failed)
-        checkpoint.save(self._engine, directory, manifest=self._manifest(), state=state)
+        return checkpoint.save(self._engine, place, manifest=self._manifest(), state=state)
 
-    def load(self, directory: Path) -> None:
+    def load(self, place: SharedFolder) -> None:
         """Restore weights, optimizer and random state; call `start_stage` with the stage of the checkpoint before.
 
         Raises:
             UserError: the checkpoint is missing or incomplete, or belongs to another version, stage, dtype or model.
         """
-        state = checkpoint.load(self._engine, directory, manifest=self._manifest())
+        state = checkpoint.load(self._engine, place, manifest=self._manifest())
         self._num_steps = state.num_steps
         if state.sharing_failed:
             self._share_no_prompts()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from curriculum.errors import UserError, library_words
 from curriculum.files import write_text
+from curriculum.shared_folder import SharedFolder
 from learner.weights.finite import check_finite, is_finite
 from learner.zero3.checkpoint import open_shards, readable
 from learner.zero3.model_folder import write_model
@@ -22,7 +23,7 @@ _PREFIX = "causal_lm."
 
 
 def export_checkpoint(
-    parts: Path,
+    parts: SharedFolder,
     files: Path,
     directory: Path,
     *,

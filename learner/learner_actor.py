@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,10 @@ from torch.nn.modules.module import register_module_forward_hook
 from actors.config import YarnConfig
 from actors.weights.tensors import host_store
 from actors.weights.update import WeightUpdate
+from curriculum.digest import FileDigest
 from curriculum.files import PRIVATE
 from curriculum.heartbeat import Heartbeat, Lifeline, Pulse, reported
+from curriculum.shared_folder import SharedFolder
 from curriculum.task import Demonstration
 from learner.batch.microbatch import TrainingGroup, TrainingItem
 from learner.batch.packing import groups_of, plan_slice
@@ -27,6 +28,8 @@ from learner.gpu_share import GpuShare
 from learner.out_of_memory import tells_out_of_memory
 from learner.reports import SftReport, StepReport
 from learner.weights.sender import WeightSender
+from learner.zero3.checkpoint import discard_part
+from learner.zero3.shared_model import model_nearby, publish_model
 
 RENDEZVOUS_S = 600.0
 """Longest wait, in seconds, of a call to the store where the ranks meet."""
@@ -101,9 +104,13 @@ class LearnerActor:
 
     @reported
     @tells_out_of_memory
-    def start_stage(self, stage: str, reference_path: str | None) -> None:
+    def start_stage(self, stage: str, reference: SharedFolder | None) -> None:
         """Begin the warm-up (`sft`) or the reinforcement learning (`rl`) with a fresh optimizer."""
-        self._engine.start_stage(Stage(stage), reference_path=reference_path)
+        if reference is None or not self._engine.loads_reference(Stage(stage)):
+            self._engine.start_stage(Stage(stage))
+            return
+        with model_nearby(reference, node=self.node_id(), rank=self._rank) as path:
+            self._engine.start_stage(Stage(stage), reference_path=path)
 
     @reported
     @tells_out_of_memory
@@ -214,16 +221,24 @@ class LearnerActor:
         self._engine.accumulate(plan, own, part)
 
     @reported
-    def save(self, directory: Path) -> None:
-        """Write this rank's part of a checkpoint."""
-        self._engine.save(directory)
+    def save(self, place: SharedFolder) -> dict[str, FileDigest]:
+        """Write this rank's part of a checkpoint; return what it wrote."""
+        return self._engine.save(place)
 
     @reported
-    def load(self, directory: Path) -> None:
+    def load(self, place: SharedFolder) -> None:
         """Restore a checkpoint."""
-        self._engine.load(directory)
+        self._engine.load(place)
 
     @reported
-    def export(self, directory: Path) -> None:
-        """Write a Hugging Face folder."""
-        self._engine.export(directory)
+    def export(self, place: SharedFolder) -> dict[str, FileDigest]:
+        """Write a Hugging Face folder, on rank 0; return what it wrote."""
+        return publish_model(place, self._engine.export, rank=self._rank)
+
+    def discard(self, place: SharedFolder) -> None:
+        """Remove what this rank has written of a checkpoint that is none."""
+        discard_part(place, self._rank)
+
+    def discard_model(self, place: SharedFolder) -> None:
+        """Remove a model that is not whole."""
+        place.remove()

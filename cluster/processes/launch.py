@@ -7,18 +7,21 @@ import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
 from actors.config import RolloutConfig
-from actors.model_folder import folder_or_hub_id
+from actors.model_folder import folder_or_hub_id, model_digest
 from actors.rollout_actor import RolloutActor
 from cluster.processes.actor_set import ActorSet
 from cluster.processes.curriculum import ray_curriculum, released_by
+from cluster.processes.disks import NOTICE_S, ModelSight, look_from_nodes
 from cluster.processes.heartbeats import COORDINATOR, Watch
 from cluster.processes.learner import HEARTBEAT, RayLearner
+from cluster.processes.nodes import nodes_for_actors
 from cluster.processes.placement import actor_options, coordinator_options
 from cluster.processes.rollouts import RayRollouts
 from cluster.processes.turns import Side, Turns
@@ -28,6 +31,7 @@ from cluster.recipe.shared_gpus import engine_share, resting_share, shares_gpus,
 from cluster.roles import Curriculum
 from cluster.run.folder import RunFolder
 from cluster.run.recovery import RestartFromCheckpoint
+from cluster.run.reference import Reference
 from cluster.run.stopping import StopSignal
 from cluster.run.waits import Wait
 from cluster.weights.sync import MAX_PROBE_GAP, Probe, WeightSync
@@ -35,6 +39,7 @@ from cluster.weights.transports import Collective, HostMemory
 from curriculum.coordinator_actor import CoordinatorActor
 from curriculum.errors import RunFailed, one_line, root_cause
 from curriculum.secrets import endpoint_secrets, hub_secrets
+from curriculum.shared_folder import SharedFolder
 from curriculum.task import TaskEntry
 from curriculum.task_table import TaskColumns
 from learner.gpu_share import GpuShare
@@ -110,12 +115,13 @@ async def launch(
 async def _start_actors(
     config: RunConfig, prepared: Prepared, folder: RunFolder, on_fault: Callable[..., None], actors: ActorSet
 ) -> Processes:
+    coordinator = _create_coordinator(config, prepared, actors) if prepared.tasks else None
     with actors.waits.on(f"placement of {config.learner.num_ranks} learner ranks", is_bounded=True):
         options = await actor_options(config)
-    coordinator = _create_coordinator(config, prepared, actors) if prepared.tasks else None
+    ranks = _create_ranks(config, actors, options.ranks)
+    await _look_at_disks(config, prepared, folder, ranks, actors)
     engines = _create_rollouts(config, prepared, actors, options.engines) if coordinator else {}
     judges = _create_judges(config, prepared, actors, options.judges) if coordinator else {}
-    ranks = _create_ranks(config, actors, options.ranks)
     turns = Turns(actors.waits) if takes_turns(config) and engines else None
     rollouts: RayRollouts = RayRollouts(
         actors.supervised(
@@ -129,7 +135,8 @@ async def _start_actors(
         release=released_by(coordinator) if coordinator else None,
         turns=turns,
     )
-    reference = folder.reference if config.learner.needs_reference else None
+    storage = config.checkpoint.storage
+    reference = Reference(folder.reference, storage=storage) if config.learner.needs_reference else None
     learner = RayLearner(ranks, reference=reference, waits=actors.waits, turns=turns)
     weights = _weight_sync(config, prepared, rollouts, learner)
     if turns is not None:
@@ -143,6 +150,46 @@ async def _start_actors(
         pids[COORDINATOR] = (await coordinator.heartbeat.options(concurrency_group=HEARTBEAT).remote()).pid
     curriculum = ray_curriculum(coordinator) if coordinator else None
     return Processes(curriculum=curriculum, rollouts=rollouts, learner=learner, weights=weights, pids=pids)
+
+
+async def _look_at_disks(
+    config: RunConfig, prepared: Prepared, folder: RunFolder, ranks: Sequence[Any], actors: ActorSet
+) -> None:
+    """Check, before any actor loads a model, that all nodes see what the driver sees; see `look_from_nodes`."""
+    addresses = nodes_for_actors(config)
+    rank_nodes = set(addresses)
+    if len(addresses) > 1:
+        with actors.waits.on("learner ranks to be placed", is_bounded=True, notice_s=NOTICE_S):
+            placed = [_named(f"learner-{index}", rank.node_id.remote()) for index, rank in enumerate(ranks)]
+            rank_nodes = set(await asyncio.gather(*placed))
+    await look_from_nodes(
+        addresses,
+        await asyncio.to_thread(_models_to_see, config, prepared),
+        _folders_to_see(config, folder),
+        rank_nodes,
+        actors.waits,
+    )
+
+
+def _models_to_see(config: RunConfig, prepared: Prepared) -> list[ModelSight]:
+    """Return the models that the actors read from a folder; those of the hub are fetched by each node."""
+    paths = {"model.path": prepared.model_path}
+    if prepared.tasks and isinstance(config.reward.judge, VllmJudge):
+        paths["reward.judge.model"] = folder_or_hub_id(config.reward.judge.model, key="reward.judge.model")
+    return [
+        ModelSight(key=key, path=path, digest=prepared.inputs.get(key) or model_digest(path))
+        for key, path in paths.items()
+        if Path(path).is_dir()
+    ]
+
+
+def _folders_to_see(config: RunConfig, folder: RunFolder) -> dict[str, SharedFolder]:
+    """Return the folders where the ranks of the learner write, by what names them."""
+    if config.checkpoint.storage is not None:
+        return {"checkpoint.storage": SharedFolder(config.checkpoint.storage) / folder.path.name}
+    places = {"run folder": folder.path} if config.learner.needs_reference else {}
+    places["checkpoints of the run folder"] = folder.checkpoints.path
+    return {name: SharedFolder(str(path)) for name, path in places.items()}
 
 
 async def _wait_until_ready(

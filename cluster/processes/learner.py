@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import nullcontext
-from pathlib import Path
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import numpy as np
@@ -16,9 +15,11 @@ from actors.weights.update import WeightUpdate
 from cluster.group import ScoredGroup
 from cluster.processes.turns import Side, Turns
 from cluster.run.recovery import LearnerLost
+from cluster.run.reference import Reference
 from cluster.run.waits import Waits
-from curriculum.errors import UserError
-from curriculum.seal import COMPLETE, seal
+from curriculum.digest import FileDigest
+from curriculum.errors import RunFailed, UserError
+from curriculum.shared_folder import SharedFolder
 from curriculum.task import Demonstration
 from learner.reports import SftReport, StepReport
 
@@ -35,7 +36,7 @@ class RayLearner:
         self,
         ranks: Sequence[Any],
         *,
-        reference: Path | None,
+        reference: Reference | None,
         waits: Waits | None = None,
         turns: Turns | None = None,
     ) -> None:
@@ -57,10 +58,9 @@ class RayLearner:
     async def start_stage(self, stage: str) -> None:
         """Start with a fresh optimizer; for a KL penalty, first write the weights as the reference policy."""
         reference = self._reference if stage == "rl" else None
-        if reference is not None and not (reference / COMPLETE).exists():
-            await self.export(reference)
-            await asyncio.to_thread(seal, reference)
-        await self._all_at_work("start_stage", stage, None if reference is None else str(reference))
+        if reference is not None and not reference.is_whole:
+            await self._write(reference)
+        await self._all_at_work("start_stage", stage, None if reference is None else reference.place)
 
     async def sft_step(self, demonstrations: Sequence[Demonstration], learning_rate: float) -> SftReport:
         """Train on one batch of the warm-up; return its report."""
@@ -125,17 +125,32 @@ class RayLearner:
         """Return [T - 1] log-probabilities (nats) of the T tokens after the first."""
         return (await self._all("score", np.array(token_ids, np.int32)))[0]
 
-    async def save(self, directory: Path) -> None:
-        """Write a checkpoint."""
-        await self._all("save", directory)
+    async def save(self, place: SharedFolder) -> dict[str, FileDigest]:
+        """Write a checkpoint; return size and digest of every file, as the ranks that wrote them have told."""
+        parts = await self._all("save", place)
+        return {name: digest for part in parts for name, digest in part.items()}
 
-    async def load(self, directory: Path) -> None:
+    async def discard(self, place: SharedFolder) -> None:
+        """Remove what the ranks have written of a checkpoint that is none, each its own."""
+        await self._all("discard", place)
+
+    async def load(self, place: SharedFolder) -> None:
         """Load a checkpoint."""
-        await self._all_at_work("load", directory)
+        await self._all_at_work("load", place)
 
-    async def export(self, directory: Path) -> None:
-        """Write the weights as a Hugging Face folder."""
-        await self._all("export", directory)
+    async def _write(self, reference: Reference) -> None:
+        """Write the weights as the reference policy; what cannot be seen whole here is left nowhere."""
+        place = await asyncio.to_thread(reference.begin)
+        try:
+            written = (await self._all("export", place))[0]
+            await asyncio.to_thread(reference.finish, written)
+        except RunFailed:
+            raise  # a rank may still be writing; it is discarded when the actors are gone
+        except UserError:
+            await self._first("discard_model", place)
+            with suppress(UserError):
+                await asyncio.to_thread(reference.discard)
+            raise
 
     async def _all_at_work(self, method: str, *arguments: Any) -> list[Any]:
         """Call all ranks for work that takes more of their GPUs than they hold between two steps."""

@@ -14,6 +14,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.local_ray import kill_started
+from cluster.recipe.config import RunConfig
 from curriculum.errors import RunFailed
 from curriculum.heartbeat import Heartbeat, kill_processes
 
@@ -69,6 +70,13 @@ def raylet_is_stopped() -> bool:
         return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] == "T"
     except OSError:
         return False  # it has ended
+
+
+def nodes_for_actors(config: RunConfig) -> dict[str, str]:
+    """Return the addresses, by their ids, of the nodes on which actors with a model can be placed."""
+    nodes = [node for node in _ray.nodes() if node["Alive"]]
+    with_gpus = [node for node in nodes if node["Resources"].get("GPU")]
+    return {node["NodeID"]: node["NodeManagerAddress"] for node in (with_gpus if config.device == "cuda" else nodes)}
 
 
 def head_address() -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from actors.config import RolloutConfig, YarnConfig
 from cluster.recipe.shared_gpus import check_sharing
@@ -45,6 +45,25 @@ class CheckpointConfig(StrictModel):
     every_steps: int = Field(default=5, gt=0)
     """Training steps from one checkpoint to the next, counted over all stages."""
     keep: KeepConfig = KeepConfig()
+    storage: str | None = None
+    """URL of a folder in a storage (`s3://…`, `gs://…`, any of fsspec) where the ranks of the learner put checkpoints
+    and the reference policy, for a cluster without a folder that every node sees; None for the run folder."""
+
+    @field_validator("storage")
+    @classmethod
+    def _is_a_place_for_all(cls, storage: str | None) -> str | None:
+        if storage is None:
+            return None
+        scheme, _, place = storage.partition("://")
+        if not scheme.isalnum() or not place.strip("/") or "::" in storage:
+            raise ValueError(
+                f"checkpoint.storage={storage!r}: no URL of a folder in a storage; give one such as s3://BUCKET/FOLDER"
+            )
+        if "@" in place.partition("/")[0]:
+            raise ValueError("checkpoint.storage: holds a user or a secret; leave it to the environment of the nodes")
+        if scheme == "memory":
+            raise ValueError(f"checkpoint.storage={storage!r}: is seen by one process alone; give another storage")
+        return storage.rstrip("/")
 
 
 class EvaluationConfig(StrictModel):

@@ -19,6 +19,7 @@ from cluster.recipe.truths import note_on_truths, payable_filter
 from curriculum.dataset import Loaded, load_demonstrations, load_questions, load_tasks
 from curriculum.errors import UserError
 from curriculum.rejects import Reject
+from curriculum.shared_folder import SharedFolder
 from curriculum.task import Task
 from learner.sft import DemonstrationBatches
 from reward.config import VllmJudge
@@ -60,6 +61,7 @@ def prepare(config: RunConfig) -> Prepared:
         UserError: settings, model, data or lengths cannot be used; with key, value and way out.
     """
     check_sources_differ(config.data)
+    _check_storage(config.checkpoint.storage)
     notes = check_effects(config)
     model_path = folder_or_hub_id(config.model.path, key="model.path")
     check_model(config, model_path)
@@ -163,6 +165,15 @@ def check_model(config: RunConfig, model_path: str) -> None:
     if isinstance(config.reward.judge, VllmJudge):
         key = "reward.judge.model"
         _check_weights(folder_or_hub_id(config.reward.judge.model, key=key), key)
+
+
+def _check_storage(url: str | None) -> None:
+    """Check that what a storage needs is installed here; the nodes write there before they load a model."""
+    if url is not None:
+        try:
+            _ = SharedFolder(url).path
+        except UserError as error:
+            raise UserError(f"checkpoint.storage={error}") from error
 
 
 def _check_weights(model_path: str, key: str) -> None:

@@ -1,9 +1,14 @@
-"""The checkpoints of a run: written whole, kept up to a number, proved before they are read, set aside when left."""
+"""The checkpoints of a run: written whole, kept up to a number, proved before they are read, set aside when left.
+
+The folder of a checkpoint is always on the driver's disk. With `checkpoint.storage` the learner's part lies there, in a
+folder of its own, which goes before the folder that names it does.
+"""
 
 from __future__ import annotations
 
 import json
 import re
+import secrets
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import reduce
@@ -15,10 +20,34 @@ from pydantic import BaseModel, ValidationError
 from cluster.recipe.config import RunConfig
 from cluster.run.progress import Progress
 from curriculum.coordinator import STATE_FORMAT
+from curriculum.digest import Digests
 from curriculum.errors import UserError, library_words
-from curriculum.files import begin_folder, discard_folder, file_errors, finish_folder, remove_folder, write_text
-from curriculum.seal import COMPLETE, Damaged, OtherVersion, check_seal, seal
+from curriculum.files import (
+    DiskError,
+    begin_folder,
+    clear_leftovers,
+    discard_folder,
+    file_errors,
+    finish_folder,
+    partial_of,
+    remove_folder,
+    write_text,
+)
+from curriculum.seal import (
+    COMPLETE,
+    Damaged,
+    OtherVersion,
+    check_files,
+    check_seal,
+    part_of,
+    remove_elsewhere,
+    seal,
+    send_elsewhere,
+)
+from curriculum.shared_folder import PATIENCE_S, SharedFolder
 
+LEARNER = "learner"
+"""The part of a checkpoint that the ranks of the learner write."""
 _STATE = "state.json"
 _NAME = re.compile(r"step-(\d{6,})")
 _ASIDE = re.compile(r"step-(\d{6,})\.aside")
@@ -39,9 +68,9 @@ class Checkpoint:
     """Of its content: two checkpoints have the same one only if they are the same."""
 
     @property
-    def learner(self) -> Path:
+    def learner(self) -> SharedFolder:
         """Folder that the learner's ranks read."""
-        return self.path / "learner"
+        return part_of(self.path, LEARNER)
 
     def changed_inputs(self, config: RunConfig, inputs: Mapping[str, str], *, allowed: Collection[str]) -> list[str]:
         """Return the recipe keys whose data or model has another content now than when this was written.
@@ -83,39 +112,89 @@ class Checkpoints:
         """Take the folder; it is made with the first checkpoint."""
         self.path = path
 
-    def begin(self, step: int) -> Path:
-        """Create an empty folder to write a checkpoint into; it counts only after `finish`."""
-        return begin_folder(self._of(step))
+    def begin(self, step: int, *, storage: str | None = None) -> Path:
+        """Create an empty folder to write a checkpoint into; it counts only after `finish`.
+
+        Args:
+            step: finished steps of the run.
+            storage: URL of a storage, where the learner's part gets a folder of its own.
+
+        Raises:
+            UserError: it cannot be made.
+        """
+        self.discard(step)
+        partial = begin_folder(self._of(step))
+        if storage is not None:
+            send_elsewhere(partial, LEARNER, new_place(storage, self.path.parent, self._of(step).name))
+        part_of(partial, LEARNER).make()
+        return partial
 
     def discard(self, step: int) -> None:
-        """Remove what was written since `begin`."""
+        """Remove what was written since `begin`, wherever it is.
+
+        Raises:
+            UserError: a storage refuses; the folder that names what is there is left for the next start.
+        """
+        remove_elsewhere(partial_of(self._of(step)))
         discard_folder(self._of(step))
 
+    def mend(self) -> None:
+        """Remove what a process that died was writing or removing.
+
+        Raises:
+            UserError: something cannot be removed.
+        """
+        clear_leftovers(self.path, first=remove_elsewhere)
+
     def finish(
-        self, partial: Path, step: int, state: Mapping[str, Any], *, keep_last: int, keep_steps: Collection[int] = ()
+        self,
+        partial: Path,
+        step: int,
+        state: Mapping[str, Any],
+        written: Digests,
+        *,
+        keep_last: int,
+        keep_steps: Collection[int] = (),
+        say: Callable[[str], None] = lambda _: None,
     ) -> Path:
-        """Add the driver's part, seal the checkpoint and give it its name; remove all but the newest `keep_last`.
+        """Read what the ranks wrote, add the driver's part, seal the checkpoint and give it its name.
+
+        All but the newest `keep_last` are removed then.
 
         Args:
             partial: the folder of `begin`, with the learner's part.
             step: finished steps of the run.
             state: the fields of `Checkpoint` as JSON values.
+            written: size and digest of every file of the learner's part, as the ranks have told.
             keep_last: number of checkpoints that stay; those set aside go once the run has passed their step.
             keep_steps: steps of others that stay, if they are there.
+            say: is told how far a long reading has come.
 
         Raises:
+            DiskError: a file of a rank is not here as it was written.
             UserError: it cannot be written; the earlier ones are as they were.
         """
+        self._prove(partial, step, written := {f"{LEARNER}/{name}": digest for name, digest in written.items()}, say)
         write_text(partial / _STATE, json.dumps(state, indent=2, ensure_ascii=False) + "\n")
-        seal(partial)
-        finish_folder(self._of(step))
+        seal(partial, written)
+        finish_folder(self._of(step), first=remove_elsewhere)
         for number, old in list(self._numbered(_NAME).items())[:-keep_last]:
             if number not in keep_steps:
-                remove_folder(old)
+                remove_folder(old, first=remove_elsewhere)
         for passed, aside in self._numbered(_ASIDE).items():
             if passed <= step:
-                remove_folder(aside)
+                remove_folder(aside, first=remove_elsewhere)
         return self._of(step)
+
+    def _prove(self, partial: Path, step: int, written: Digests, say: Callable[[str], None]) -> None:
+        """Check that every file that a rank wrote is here, whole and as it was written."""
+        try:
+            check_files(partial, written, say, patience_s=PATIENCE_S)
+        except Damaged as error:
+            raise DiskError(
+                f"{self._of(step)}: {error}, although a rank has written it to {part_of(partial, LEARNER)}; give a "
+                "folder that every node sees with --run-dir, or set checkpoint.storage"
+            ) from error
 
     def newest(self) -> Path | None:
         """Return the newest checkpoint, whole or not; None without one."""
@@ -180,7 +259,7 @@ class Checkpoints:
                 aside.append(path.with_name(f"{path.name}.aside"))
                 with file_errors(path, "written"):
                     if aside[-1].exists():
-                        remove_folder(aside[-1])
+                        remove_folder(aside[-1], first=remove_elsewhere)
                     path.rename(aside[-1])
         return aside
 
@@ -205,6 +284,11 @@ class Checkpoints:
             return {}
         found = ((name.fullmatch(path.name), path) for path in self.path.iterdir())
         return dict(sorted((int(match[1]), path) for match, path in found if match and path.is_dir()))
+
+
+def new_place(storage: str, run: Path, name: str) -> str:
+    """Return the URL of a folder in a storage that nobody has used before."""
+    return f"{storage.rstrip('/')}/{run.name}/{name}-{secrets.token_hex(6)}"
 
 
 def _proved(path: Path, say: Callable[[str], None]) -> Checkpoint:

@@ -13,7 +13,7 @@ from cluster.run.failed_start import clear_failed_start, is_failed_start
 from cluster.run.json_lines import JsonLines
 from curriculum.errors import UserError
 from curriculum.files import clear_leftovers, file_errors, lock_file, remove_folder, write_text
-from curriculum.seal import Damaged, check_seal
+from curriculum.seal import Damaged, check_seal, remove_elsewhere
 
 
 class RunFolder:
@@ -76,6 +76,9 @@ class RunFolder:
         with file_errors(f"run folder {self.path}", "written"):
             if not is_failed_start(self.path):
                 raise UserError(f"run folder {self.path}: is no longer empty; choose another with --run-dir")
+            self.checkpoints.mend()
+            clear_leftovers(self.path, first=remove_elsewhere)
+            remove_elsewhere(self.reference)
             clear_failed_start(self.path)
 
     @property
@@ -170,8 +173,9 @@ class RunFolder:
         for lines in self._lines:
             if done := lines.repair():
                 say(done)
-        for path in (self.path, self.trajectories, self.heldout, self.checkpoints.path, self.models):
-            clear_leftovers(path)
+        for path in (self.path, self.trajectories, self.heldout, self.models):
+            clear_leftovers(path, first=remove_elsewhere)
+        self.checkpoints.mend()
         model = self.model.resolve()
         clear_leftovers(model.parent, model.name)
 
@@ -192,7 +196,7 @@ class RunFolder:
                     "copy, or go on with --step from a checkpoint of the warm-up, which writes it again"
                 ) from error
             say(f"{self.reference.name} is damaged: {error}; it will be written again")
-            remove_folder(self.reference)
+            remove_folder(self.reference, first=remove_elsewhere)
 
     def write_json(self, path: Path, value: Any) -> None:
         """Replace a JSON file atomically."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from math import isfinite
@@ -14,6 +15,7 @@ from actors.trajectory import Group
 from cluster.group import ScoredGroup
 from cluster.recipe.config import CheckpointConfig
 from cluster.roles import Learner, SyncReport
+from cluster.run.checkpoints import LEARNER
 from cluster.run.console import Console
 from cluster.run.folder import RunFolder
 from cluster.run.guards import ACTIONS, Finding
@@ -27,8 +29,9 @@ from cluster.run.quarantine import QuarantinedTask
 from cluster.run.trajectory_log import write_trajectories
 from cluster.run.waits import Waits
 from curriculum.controls import CONTROLS
-from curriculum.files import DiskError
+from curriculum.errors import RunFailed, UserError
 from curriculum.metric import Metrics, is_declared, metrics_of
+from curriculum.seal import part_of
 from curriculum.step_counts import mean
 from curriculum.transition import Transition
 from reward.circuit import CircuitState, JudgeEvent
@@ -263,15 +266,25 @@ class Journal:
 
     async def _write_checkpoint(self, step: int, state: dict[str, Any], learner: Learner, *, kept: set[int]) -> Path:
         await asyncio.to_thread(self._folder.sync_lines)
-        checkpoints = self._folder.checkpoints
-        folder = checkpoints.begin(step)
+        checkpoints, settings = self._folder.checkpoints, self._checkpoint
+        folder = await asyncio.to_thread(checkpoints.begin, step, storage=settings.storage)
+        place = part_of(folder, LEARNER)
         try:
-            await learner.save(folder / "learner")
-            last = self._checkpoint.keep.last
-            return await asyncio.to_thread(checkpoints.finish, folder, step, state, keep_last=last, keep_steps=kept)
-        except DiskError:
-            checkpoints.discard(step)
+            written = await learner.save(place)
+            finish = partial(checkpoints.finish, keep_last=settings.keep.last, keep_steps=kept, say=self._going_on)
+            return await asyncio.to_thread(finish, folder, step, state, written)
+        except RunFailed:
+            raise  # a rank may still be writing; it is discarded when the actors are gone
+        except UserError:
+            with suppress(UserError):
+                await learner.discard(place)
+                await asyncio.to_thread(checkpoints.discard, step)
             raise
+
+    def _going_on(self, line: str) -> None:
+        """Say how far long work of the driver has come, which is no standstill."""
+        self._waits.progress()
+        self._console.say(line)
 
     def _write_trajectories(self, step: int, sampled: Sequence[ScoredGroup]) -> None:
         groups = self._fetch([group.group for group in sampled])

@@ -14,6 +14,7 @@ from cluster.recipe.config import RunConfig
 from cluster.run.folder import RunFolder
 from curriculum.errors import UserError, root_cause
 from curriculum.files import DiskError, begin_folder, file_errors, write_text
+from curriculum.shared_folder import SharedFolder
 
 _BYTES_OF_STATE = 12
 """Of a parameter in a checkpoint: weight and two moments in fp32."""
@@ -47,15 +48,24 @@ def _needs(folder: RunFolder, config: RunConfig, num: int) -> Counter[Path]:
     weights = num * _BYTES_OF_WEIGHT[config.learner.dtype]
     stages, best = _num_kept(config)
     checkpoints = (config.checkpoint.keep.last + 1 + max(0, stages - 1) + best) * num * _BYTES_OF_STATE
-    needs = Counter({folder.checkpoints.path: max(0, checkpoints - _size(folder.checkpoints.path))})
+    needs: Counter[Path] = Counter()
+    shared = _shared_disk(folder, config)
+    if shared is not None:
+        needs[shared] = max(0, checkpoints - _size(shared))
     if stages + best:  # the best one is replaced by a whole one
         needs[folder.models] += max(0, (stages + 2 * best) * weights - _size(folder.models))
     final = folder.model.resolve().parent
     if not stages or folder.models.stat().st_dev != final.stat().st_dev:  # else the same files as the last stage's
         needs[final] += weights
-    if config.learner.needs_reference and not folder.reference.exists():
-        needs[folder.path] += weights
+    if shared is not None and config.learner.needs_reference and not folder.reference.exists():
+        needs[folder.path if config.checkpoint.storage is None else shared] += weights
     return needs
+
+
+def _shared_disk(folder: RunFolder, config: RunConfig) -> Path | None:
+    """Return the folder of the checkpoints, where the ranks write; None in a storage, which has no end."""
+    storage = config.checkpoint.storage
+    return folder.checkpoints.path if storage is None else (SharedFolder(storage) / folder.path.name).path
 
 
 def _num_kept(config: RunConfig) -> tuple[int, int]:
@@ -68,9 +78,9 @@ def _num_kept(config: RunConfig) -> tuple[int, int]:
 def _compare(needs: Mapping[Path, int], config: RunConfig) -> None:
     by_disk: dict[int, list[Path]] = defaultdict(list)
     for path in needs:
-        by_disk[path.stat().st_dev].append(path)
+        by_disk[_existing(path).stat().st_dev].append(path)
     for paths in by_disk.values():
-        needed, free = sum(needs[path] for path in paths), shutil.disk_usage(paths[0]).free
+        needed, free = sum(needs[path] for path in paths), shutil.disk_usage(_existing(paths[0])).free
         if needed > free:
             raise UserError(
                 f"{paths[0]}: the run will write {_bytes(needed)} there ({_named(config)}), {_bytes(free)} are free; "
@@ -89,6 +99,10 @@ def _named(config: RunConfig) -> str:
 
 def _bytes(num: int) -> str:
     return f"{num / 1e9:.1f} GB" if num >= 1e9 else f"{num / 1e6:.1f} MB"
+
+
+def _existing(path: Path) -> Path:
+    return next(folder for folder in (path, *path.parents) if folder.is_dir())
 
 
 def _size(folder: Path) -> int:

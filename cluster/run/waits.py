@@ -66,16 +66,19 @@ class Waits:
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
-    def on(self, what: str, *, is_bounded: bool = False, is_quiet: bool = False) -> Generator[Wait]:
+    def on(
+        self, what: str, *, is_bounded: bool = False, is_quiet: bool = False, notice_s: float | None = None
+    ) -> Generator[Wait]:
         """Name what the block waits for.
 
         Args:
             what: shown behind "waiting for".
             is_bounded: the block ends the wait by itself.
             is_quiet: those that are waited for are spoken of instead.
+            notice_s: when it is spoken of first; None as for any other wait.
         """
         number = next(self._ids)
-        wait = Wait(what, Voice(self._notice_s), self._now(), is_bounded=is_bounded, is_quiet=is_quiet)
+        wait = Wait(what, Voice(notice_s or self._notice_s), self._now(), is_bounded=is_bounded, is_quiet=is_quiet)
         with self._lock:
             self._waits[number] = wait
         try:

@@ -2,25 +2,23 @@
 
 ZeRO-3 divides every parameter, flattened, into equal partitions, one per rank, the last one padded. Each rank stores
 its partitions one after the other in a few flat fp32 tensors; the moments of the optimizer have the same layout. A
-shard file holds these flat tensors (safetensors), and the index says where the partition of each parameter starts. If
-the number of ranks has changed, a rank that restores needs other partitions; it reads only these, from the files that
-hold them.
+shard file holds these flat tensors (`flat_file.py`), and the index says where the partition of each parameter starts.
+If the number of ranks has changed, a rank that restores needs other partitions; it reads only these, from the files
+that hold them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
+from curriculum.digest import Block
 from curriculum.errors import UserError
-
-_safetensors: Any = safetensors.torch  # its declarations have no complete types
+from curriculum.shared_folder import SharedFolder
+from learner.zero3.flat_file import FlatFile, flat_file_blocks, flat_file_bytes
 
 WEIGHTS = "weights"
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -55,9 +53,14 @@ class Shard:
         state = self._optimizer_state(0)
         return int(state["step"]) if state else None
 
-    def save(self, path: Path) -> None:
-        """Write the flat tensors."""
-        _safetensors.save_file({key: tensor.detach().contiguous() for key, tensor in self._columns()}, path)
+    @property
+    def num_bytes(self) -> int:
+        """Size of the file of this shard."""
+        return flat_file_bytes(dict(self._columns()))
+
+    def blocks(self) -> Iterator[Block]:
+        """Yield the file of this shard from its beginning to its end."""
+        return flat_file_blocks(dict(self._columns()))
 
     def restore(self, saved: SavedShards, *, step: int | None) -> None:
         """Fill the flat tensors, and the weights that the model computes with, from the shards in a folder.
@@ -116,11 +119,11 @@ class Shard:
 class SavedShards:
     """The shards of all ranks that saved, read by parameter."""
 
-    def __init__(self, directory: Path, index: Index, num_shards: int) -> None:
-        """Open the files of a folder, one per rank that saved, with the index that they share."""
+    def __init__(self, directory: SharedFolder, index: Index, num_shards: int) -> None:
+        """Take the folder of the files, one per rank that saved, and the index that they share."""
         self.directory = directory
         self._index = index
-        self._files: list[Any] = [safe_open(directory / shard_name(rank), framework="pt") for rank in range(num_shards)]
+        self._files = [FlatFile(directory, shard_name(rank)) for rank in range(num_shards)]
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -150,7 +153,7 @@ class SavedShards:
             shard, inside = divmod(position, length)
             count = min(length - inside, end - position)
             first = offset + inside
-            piece = self._files[shard].get_slice(f"{column}.{flat}")[first : first + count]
+            piece = self._files[shard].read(f"{column}.{flat}", first, first + count)
             partition[position - start : position - start + count].copy_(piece)
             position += count
 

@@ -13,6 +13,7 @@ from cluster.recipe.preparation import prepare
 from cluster.run.folder import RunFolder
 from cluster.run.progress import Progress
 from cluster.run.rehearsal import rehearse
+from curriculum.seal import part_of
 from tests.harness.command import ROOT
 
 RECIPE = (
@@ -28,7 +29,7 @@ RECIPE = (
 
 def write_parts(folder: Path, weights: dict[str, torch.Tensor], *, num_ranks: int, dtype: str = "fp32") -> None:
     """Every parameter in equal partitions, one per rank, the last one padded, in one flat tensor per rank."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     index, flats, offset = {}, [[] for _ in range(num_ranks)], 0
     for name, weight in weights.items():
         flat = weight.float().flatten()
@@ -54,5 +55,7 @@ def write_run(path: Path, base: Path, weights: dict[str, torch.Tensor], progress
     partial = folder.checkpoints.begin(progress.step)
     write_parts(partial / "learner", weights, num_ranks=2)
     state = {"progress": progress.state_dict(), "curriculum": None, "inputs": dict(prepared.inputs)}
-    folder.checkpoints.finish(partial, progress.step, state, keep_last=9)
+    place = part_of(partial, "learner")
+    written = {name: place.digest(name) for name in place.names()}
+    folder.checkpoints.finish(partial, progress.step, state, written, keep_last=9)
     return folder

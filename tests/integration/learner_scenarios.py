@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from curriculum.errors import UserError
+from curriculum.shared_folder import SharedFolder
 from curriculum.task import Demonstration
 from learner.advantages import group_advantages
 from learner.batch.microbatch import TrainingGroup
@@ -111,6 +112,17 @@ def two_stages(learner: LearnerConfig, model: str, rank: int) -> tuple[LearnerEn
     return engine, {"sft": sft, "rl": rl, "after_sft": after_sft, "after_rl": dict(engine.gather_weights())}
 
 
+def save(engine: LearnerEngine, directory: Path) -> None:
+    """Save into a new folder that one rank makes, as the driver does."""
+    directory.mkdir(exist_ok=True)
+    engine.save(at(directory))
+
+
+def at(directory: Path) -> SharedFolder:
+    """A folder of this machine."""
+    return SharedFolder(str(directory))
+
+
 def parity(model: str, out: Path, rank: int, num_ranks: int) -> dict:
     """The same two stages under every setting that must not change the numbers, then save, go on, and export."""
     grpo = {"algorithm": GrpoConfig(), "mini_batches": 1}
@@ -135,8 +147,8 @@ def parity(model: str, out: Path, rank: int, num_ranks: int) -> dict:
         if name != "dapo":
             continue
         with _no_room(rank == num_ranks - 1):
-            found["refused"] = _error(lambda: engine.save(out / f"checkpoint_{num_ranks}"))  # noqa: B023
-        engine.save(out / f"checkpoint_{num_ranks}")
+            found["refused"] = _error(lambda: save(engine, out / f"checkpoint_{num_ranks}"))  # noqa: B023
+        save(engine, out / f"checkpoint_{num_ranks}")
         found["random"] = torch.rand(3)
         with _no_room(rank == 0):
             found["not_exported"] = _error(lambda: engine.export(out / f"saved_{num_ranks}"))  # noqa: B023
@@ -186,10 +198,10 @@ def resume(model: str, out: Path, rank: int, num_ranks: int) -> dict:
     learner = config(num_ranks, algorithm=DapoConfig(), mini_batches=3)
     engine = make_engine(learner, model, rank)
     engine.start_stage(Stage.SFT)
-    found = {"wrong_stage": _error(lambda: engine.load(out / f"checkpoint_{num_ranks}"))}
+    found = {"wrong_stage": _error(lambda: engine.load(at(out / f"checkpoint_{num_ranks}")))}
     engine.start_stage(Stage.RL)
-    found["incomplete"] = _error(lambda: engine.load(out / "nothing_here"))
-    engine.load(out / f"checkpoint_{num_ranks}")
+    found["incomplete"] = _error(lambda: engine.load(at(out / "nothing_here")))
+    engine.load(at(out / f"checkpoint_{num_ranks}"))
     found["random"] = torch.rand(3)
     rl_step(engine, learner, groups(seed=1), rank)
     found["continued"] = dict(engine.gather_weights())
@@ -201,7 +213,7 @@ def reshard(model: str, out: Path, rank: int, num_ranks: int) -> dict:
     learner = config(num_ranks, algorithm=DapoConfig(), mini_batches=3)
     engine = make_engine(learner, model, rank)
     engine.start_stage(Stage.RL)
-    engine.load(out / "checkpoint_2")
+    engine.load(at(out / "checkpoint_2"))
     found = {"loaded": dict(engine.gather_weights())}
     rl_step(engine, learner, groups(seed=1), rank)
     found["continued"] = dict(engine.gather_weights())
@@ -227,14 +239,14 @@ def guards(model: str, out: Path, rank: int, num_ranks: int) -> dict:
     engine.start_stage(Stage.RL)
     engine._share_no_prompts()  # what a failed self-check does
     found["dense"] = (rl_step(engine, learner, groups(), rank), dict(engine.gather_weights()))
-    engine.save(out / "unshared")
+    save(engine, out / "unshared")
     engine = make_engine(learner, model, rank)
     engine.start_stage(Stage.RL)
     found["shared"] = (rl_step(engine, learner, groups(), rank), dict(engine.gather_weights()))
-    engine.load(out / "unshared")
+    engine.load(at(out / "unshared"))
     found["resumed_unshared"] = rl_step(engine, learner, groups(), rank)
     (out / "unshared" / "state.json").write_text('{"num_steps": 1, "optimizer_step": 3}')
-    found["earlier_version"] = _error(lambda: engine.load(out / "unshared"))
+    found["earlier_version"] = _error(lambda: engine.load(at(out / "unshared")))
 
     for name, settings in {"short": {}, "short_offloaded": {"offload": ("optimizer",)}}.items():
         learner = config(num_ranks, **settings)
@@ -267,7 +279,7 @@ def guards(model: str, out: Path, rank: int, num_ranks: int) -> dict:
     engine.start_stage(Stage.RL)
     found["bf16"] = rl_step(engine, learner, groups(), rank)
     found["bf16_dtype"] = {weight.dtype for _, weight in engine.gather_weights()}
-    engine.save(out / "checkpoint_bf16")
+    save(engine, out / "checkpoint_bf16")
     engine.export(out / "saved_bf16")
     return found
 
@@ -300,12 +312,12 @@ def watched(model: str, out: Path, rank: int, num_ranks: int) -> dict:
     engine.start_stage(Stage.RL)
     accumulate(engine, learner, groups(), rank, size=7)
     found["preview"] = (engine.preview(), engine.update(learning_rate=LEARNING_RATE))
-    engine.save(out / f"good_{num_ranks}")
+    save(engine, out / f"good_{num_ranks}")
     for name, between in {"once": 0, "again": 2}.items():
         for _ in range(between):
             rl_step(engine, learner, groups(seed=7), rank)
         engine.start_stage(Stage.RL)
-        engine.load(out / f"good_{num_ranks}")
+        engine.load(at(out / f"good_{num_ranks}"))
         rl_step(engine, learner, groups(seed=1), rank)
         found["back"][name] = dict(engine.gather_weights())
     accumulate(engine, learner, groups(), rank, size=7)

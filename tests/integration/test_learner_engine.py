@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import learner_scenarios as scenarios
 
 from curriculum.metric import declared_metrics
+from curriculum.shared_folder import SharedFolder
 from learner.engine import SFT_WEIGHT_DECAY
 from learner.export import export_checkpoint
 from learner.reports import KNOWN_BEFORE_UPDATE, StepReport
@@ -240,7 +241,7 @@ def test_a_checkpoint_goes_on_with_another_number_of_ranks(two_ranks, run, num_r
 
 
 def test_a_rank_that_cannot_write_fails_on_all_ranks_and_they_may_try_again(two_ranks):
-    assert "checkpoint_2: cannot be written (File too large); check its disk" in two_ranks["refused"]
+    assert "checkpoint_2/rank_00001.safetensors: cannot be written (File too large); check" in two_ranks["refused"]
 
 
 def test_an_export_that_cannot_be_written_fails_on_all_ranks_and_they_may_try_again(two_ranks):
@@ -249,7 +250,7 @@ def test_an_export_that_cannot_be_written_fails_on_all_ranks_and_they_may_try_ag
 
 def test_a_checkpoint_of_another_stage_or_an_incomplete_one_is_not_loaded(resumed):
     assert "stage='rl' in the checkpoint but 'sft' now" in resumed["wrong_stage"]
-    assert "not a complete checkpoint" in resumed["incomplete"]
+    assert "nothing_here/manifest.json: cannot be read (No such file or directory)" in resumed["incomplete"]
 
 
 @pytest.mark.parametrize("name", ["1", "2", "bf16"])
@@ -259,7 +260,7 @@ def test_a_model_from_the_files_of_a_checkpoint_equals_what_the_learner_writes_b
     dtype = DTYPE_NAMES["bf16" if name == "bf16" else "fp32"]
     (tmp_path / "files").mkdir()
     copy_model_files(str(model_path), tmp_path / "files", dtype=dtype, with_code=False)
-    export_checkpoint(out / f"checkpoint_{name}", tmp_path / "files", tmp_path / "model", card="")
+    export_checkpoint(SharedFolder(str(out / f"checkpoint_{name}")), tmp_path / "files", tmp_path / "model", card="")
     theirs = {path.name: path.read_bytes() for path in (out / f"saved_{name}").iterdir()}
     assert {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()} == {**theirs, "README.md": b""}
 

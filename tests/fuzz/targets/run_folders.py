@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from cluster.recipe.load import dump_recipe, load_recipe
 from cluster.run.checkpoints import Checkpoints
 from cluster.run.progress import Progress
-from curriculum.seal import seal
+from curriculum.seal import part_of, seal
 from learner.zero3.model_files import copy_model_files
 from tests.fuzz.targets import recipes
 from tests.fuzz.targets.recipes import SMALL
@@ -113,12 +113,11 @@ def _write_run(rng: random.Random, run: Path) -> None:
     (run / ".lock").touch()
     for step in (1, 2):
         partial = run_folder.begin(step)
-        (partial / "learner").mkdir()
-        (partial / "learner" / "shard").write_bytes(bytes(range(256)))
+        written = {"shard": part_of(partial, "learner").write("shard", [bytes(range(256))])}
         state = {"progress": Progress(step=step).state_dict(), "curriculum": None, "inputs": {}}
         if rng.random() < 0.4:
             _spoil(rng, state)
-        run_folder.finish(partial, step, state, keep_last=2)
+        run_folder.finish(partial, step, state, written, keep_last=2)
 
 
 def _spoil(rng: random.Random, state: Any) -> None:

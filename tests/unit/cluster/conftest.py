@@ -266,12 +266,15 @@ class FakeLearner:
     async def train(self) -> None:
         """How long a slice takes."""
 
-    async def save(self, directory: Path):
+    async def save(self, place):
         self.calls.append("save")
-        directory.mkdir()
+        return {}
 
-    async def load(self, directory: Path):
-        self.calls.append(f"load {directory.parent.name}")
+    async def discard(self, place):
+        self.calls.append("discard")
+
+    async def load(self, place):
+        self.calls.append(f"load {place.path.parent.name}")
 
 
 class Bench:

@@ -11,7 +11,9 @@ from cluster.run.checkpoints import Checkpoints
 from cluster.run.progress import Progress
 from curriculum.coordinator import STATE_FORMAT
 from curriculum.errors import UserError
-from curriculum.seal import COMPLETE, seal
+from curriculum.files import DiskError
+from curriculum.seal import COMPLETE, part_of, seal
+from curriculum.shared_folder import SharedFolder
 
 
 @pytest.fixture
@@ -19,12 +21,11 @@ def checkpoints(tmp_path):
     return Checkpoints(tmp_path / "checkpoints")
 
 
-def save(checkpoints, step, *, keep_last=9, content="weights"):
-    partial = checkpoints.begin(step)
-    (partial / "learner").mkdir()
-    (partial / "learner" / "shard").write_text(content)
+def save(checkpoints, step, *, keep_last=9, content="weights", storage=None):
+    partial = checkpoints.begin(step, storage=storage)
+    written = {"shard": part_of(partial, "learner").write("shard", [content.encode()])}
     state = {"progress": Progress(step=step).state_dict(), "curriculum": None, "inputs": {"data.train": "abc"}}
-    return checkpoints.finish(partial, step, state, keep_last=keep_last)
+    return checkpoints.finish(partial, step, state, written, keep_last=keep_last)
 
 
 def names(checkpoints):
@@ -50,7 +51,7 @@ def test_the_newest_is_the_one_of_the_highest_step(checkpoints):
     chosen = checkpoints.choose(quiet)
     assert (chosen.path.name, chosen.progress.step) == ("step-1000000", 1_000_000)
     assert (chosen.curriculum, chosen.inputs) == (None, {"data.train": "abc"})
-    assert (chosen.learner / "shard").read_text() == "weights"
+    assert chosen.learner.read("shard") == b"weights"
 
 
 def test_one_that_is_still_being_written_is_never_chosen(checkpoints):
@@ -61,7 +62,7 @@ def test_one_that_is_still_being_written_is_never_chosen(checkpoints):
 
 def test_what_a_dead_driver_left_half_written_is_started_anew(checkpoints):
     (checkpoints.begin(2) / "stale.pt").touch()
-    assert list(checkpoints.begin(2).iterdir()) == []
+    assert [path.name for path in checkpoints.begin(2).rglob("*")] == ["learner"]
 
 
 def test_the_oldest_beyond_the_limit_are_removed(checkpoints):
@@ -177,6 +178,112 @@ def test_setting_aside_twice_keeps_the_later_one(checkpoints):
         save(checkpoints, 10, content=content)
         checkpoints.set_aside_after(5)
     assert (checkpoints.path / "step-000010.aside" / "learner" / "shard").read_text() == "second"
+
+
+@pytest.fixture
+def storage(tmp_path):
+    return f"file://{tmp_path}/shared"
+
+
+def in_storage(tmp_path):
+    """Folders of the storage that hold files, without what tells two of a step apart."""
+    folders = {path.parent for path in (tmp_path / "shared").rglob("*") if path.is_file()}
+    return sorted(path.relative_to(tmp_path / "shared").as_posix().rpartition("-")[0] for path in folders)
+
+
+def test_with_a_storage_the_part_of_the_ranks_is_there_and_proved_there(checkpoints, storage, tmp_path):
+    path = save(checkpoints, 5, storage=storage)
+    assert in_storage(tmp_path) == [f"{tmp_path.name}/step-000005"]
+    assert sorted(file.name for file in path.iterdir()) == ["COMPLETE", "digests.json", "elsewhere.json", "state.json"]
+    assert checkpoints.choose(quiet).learner.read("shard") == b"weights"
+    save(checkpoints, 10, storage=storage)
+    part_of(checkpoints.path / "step-000010", "learner").write("shard", [b"weightz"])
+    said = []
+    assert checkpoints.choose(said.append).progress.step == 5
+    assert said[0] == "checkpoint step-000010 is damaged: learner/shard: its content has changed (the digest differs)"
+
+
+def test_what_goes_here_goes_in_the_storage_as_well(checkpoints, storage, tmp_path):
+    for step in (1, 2, 3):
+        save(checkpoints, step, keep_last=2, storage=storage)
+    save(checkpoints, 3, keep_last=2, content="stage closed", storage=storage)
+    name = tmp_path.name
+    assert in_storage(tmp_path) == [f"{name}/step-000002", f"{name}/step-000003"]
+    assert checkpoints.choose(quiet).learner.read("shard") == b"stage closed"
+    checkpoints.set_aside_after(2)
+    assert in_storage(tmp_path) == [f"{name}/step-000002", f"{name}/step-000003"]
+    save(checkpoints, 4, keep_last=1, storage=storage)
+    assert in_storage(tmp_path) == [f"{name}/step-000004"]
+
+
+def test_a_storage_that_cannot_be_reached_is_no_damage(checkpoints, storage, monkeypatch):
+    """Otherwise a run would go on from an older checkpoint, or find none whole, since a network was away."""
+    save(checkpoints, 5)
+    save(checkpoints, 10, storage=storage)
+    num_bytes = SharedFolder.num_bytes
+
+    def away(folder, name):
+        if "://" in folder.url:
+            raise UserError(f"{folder}: cannot be read (timed out); check the network")
+        return num_bytes(folder, name)
+
+    monkeypatch.setattr(SharedFolder, "num_bytes", away)
+    with pytest.raises(UserError, match=r"cannot be read \(timed out\); check the network"):
+        checkpoints.choose(quiet)
+
+
+@pytest.mark.parametrize("url", [None, "storage"])
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda place: place.remove("shard"), "learner/shard: is missing"),
+        (lambda place: place.write("shard", [b"weigh"]), "learner/shard: has 5 bytes instead of 7"),
+        (lambda place: place.write("shard", [b"weightz"]), "learner/shard: its content has changed"),
+    ],
+)
+def test_a_part_that_is_not_as_its_rank_wrote_it_is_no_checkpoint(
+    checkpoints, storage, tmp_path, monkeypatch, url, spoil, words
+):
+    monkeypatch.setattr("cluster.run.checkpoints.PATIENCE_S", 0.0)
+    url = url and storage
+    save(checkpoints, 1, storage=url)
+    before = in_storage(tmp_path)
+    partial = checkpoints.begin(2, storage=url)
+    place = part_of(partial, "learner")
+    written = {"shard": place.write("shard", [b"weights"])}
+    spoil(place)
+    with pytest.raises(DiskError) as refused:
+        checkpoints.finish(partial, 2, {}, written, keep_last=1)
+    (line,) = refused.value.lines
+    assert line.startswith(f"{checkpoints.path}/step-000002: {words}")
+    assert line.endswith("give a folder that every node sees with --run-dir, or set checkpoint.storage")
+    assert not (partial / COMPLETE).exists()
+    checkpoints.discard(2)
+    assert names(checkpoints) == ["step-000001"]
+    assert in_storage(tmp_path) == before
+    assert checkpoints.choose(quiet).learner.read("shard") == b"weights"
+
+
+def test_what_a_killed_driver_was_writing_to_a_storage_or_removing_there_goes_at_the_next_start(
+    checkpoints, storage, tmp_path
+):
+    save(checkpoints, 1, storage=storage)
+    save(checkpoints, 2, storage=storage).rename(checkpoints.path / ".step-000002.removed")
+    part_of(checkpoints.begin(3, storage=storage), "learner").write("shard", [b"half"])
+    checkpoints.mend()
+    assert names(checkpoints) == ["step-000001"]
+    assert in_storage(tmp_path) == [f"{tmp_path.name}/step-000001"]
+
+
+def test_a_checkpoint_that_was_killed_between_two_names_keeps_its_part_in_the_storage(checkpoints, storage, tmp_path):
+    path = save(checkpoints, 5, content="old", storage=storage)
+    newer = save(checkpoints, 6, content="new", storage=storage)
+    path.rename(checkpoints.path / ".step-000005.replaced")
+    newer.rename(checkpoints.path / ".step-000005.partial")
+    checkpoints.mend()
+    assert names(checkpoints) == ["step-000005"]
+    assert part_of(checkpoints.path / "step-000005", "learner").read("shard") == b"new"
+    assert in_storage(tmp_path) == [f"{tmp_path.name}/step-000006"]
 
 
 def config():

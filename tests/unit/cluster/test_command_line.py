@@ -348,7 +348,7 @@ def test_a_run_of_an_earlier_version_cannot_be_resumed_and_says_so(run, earlier_
         state["curriculum"] = {"format": 1, "phase": 0}
     (earlier_run / ".lock").touch()
     checkpoints = Checkpoints(earlier_run / "checkpoints")
-    checkpoints.finish(checkpoints.begin(5), 5, state, keep_last=1)
+    checkpoints.finish(checkpoints.begin(5), 5, state, {}, keep_last=1)
     error = refused(run, "train", "--resume", earlier_run)
     assert "checkpoints/step-000005: " in error
     assert "another version of the program wrote it; go on with that version, or start a new run" in error

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.run.patience import Patience
-from curriculum.files import DiskFull, file_errors
+from curriculum.files import DiskFull
 from curriculum.seal import check_seal
 
 NUM_STEPS = 4
@@ -57,10 +57,8 @@ def run(bench, small_disk, filler):
             filler.fill()
         return await update(learning_rate)
 
-    async def save(directory):
-        with file_errors(directory, "written"):
-            directory.mkdir()
-            (directory / "shard").write_bytes(bytes(SHARD_BYTES))
+    async def save(place):
+        return {"shard": place.write("shard", [bytes(SHARD_BYTES)])}
 
     b.learner.update, b.learner.save = fill_and_update, save
     return b

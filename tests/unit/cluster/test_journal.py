@@ -15,7 +15,8 @@ from cluster.run.folder import RunFolder
 from cluster.run.journal import Journal
 from cluster.run.patience import Patience
 from cluster.run.progress import Progress, StageProgress
-from curriculum.files import DiskFull
+from cluster.run.recovery import LearnerLost
+from curriculum.files import DiskError, DiskFull
 from curriculum.seal import check_seal
 
 
@@ -28,9 +29,11 @@ class WritingTracker:
 
 
 class SavingLearner:
-    async def save(self, directory):
-        directory.mkdir()
-        (directory / "weights").write_text("weights")
+    async def save(self, place):
+        return {"weights": place.write("weights", [b"weights"])}
+
+    async def discard(self, place):
+        place.remove("weights")
 
 
 @pytest.fixture
@@ -44,12 +47,30 @@ class LearnerOnAFullDisk(SavingLearner):
     def __init__(self, num_refusals):
         self.num_refusals = num_refusals
 
-    async def save(self, directory):
+    async def save(self, place):
         if self.num_refusals:
             self.num_refusals -= 1
-            (directory.parent / "half").touch()
-            raise DiskFull(f"{directory}: cannot be written (No space left on device); free some space")
-        await super().save(directory)
+            (place.path.parent / "half").touch()
+            raise DiskFull(f"{place}: cannot be written (No space left on device); free some space")
+        return await super().save(place)
+
+
+class LearnerWhosePartIsAltered(SavingLearner):
+    def __init__(self):
+        self.discarded = []
+
+    async def save(self, place):
+        written = await super().save(place)
+        place.write("weights", [b"weightz"])
+        return written
+
+    async def discard(self, place):
+        self.discarded.append(place.path.name)
+
+
+class LearnerThatDies(SavingLearner):
+    async def save(self, place):
+        raise LearnerLost("learner-1 died in save")
 
 
 @pytest.fixture
@@ -145,6 +166,23 @@ def test_a_checkpoint_that_finds_the_disk_full_is_written_when_there_is_room(jou
     check_seal(folder)
     assert not (folder / "half").exists()
     assert [event["event"] for event in lines(tmp_path, "events.jsonl")] == ["checkpoint"]
+
+
+def test_a_part_that_is_altered_behind_its_rank_is_no_checkpoint_and_the_ranks_discard_theirs(journal, tmp_path):
+    asyncio.run(journal.checkpoint(Progress(step=3), None, SavingLearner()))
+    learner = LearnerWhosePartIsAltered()
+    with pytest.raises(DiskError, match="step-000004: learner/weights: its content has changed"):
+        asyncio.run(journal.checkpoint(Progress(step=4), None, learner))
+    assert learner.discarded == ["learner"]
+    check_seal(tmp_path / "run" / "checkpoints" / "step-000003")
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000003"]
+
+
+def test_what_a_rank_that_died_was_writing_is_left_until_the_actors_are_gone(journal, tmp_path):
+    """Another rank may still be writing there."""
+    with pytest.raises(LearnerLost):
+        asyncio.run(journal.checkpoint(Progress(step=3), None, LearnerThatDies()))
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [".step-000003.partial"]
 
 
 def test_a_disk_that_stays_full_ends_the_waiting_and_the_checkpoint_before_is_whole(journal, tmp_path):

@@ -14,7 +14,6 @@ from cluster.recipe.config import RunConfig
 from cluster.run.stopping import Interrupted, StopSignal
 from curriculum.errors import RunFailed
 
-
 PHASE = {"name": "p", "max_prompt_tokens": 100, "end": {"type": "steps", "steps": 1}}
 
 

@@ -130,6 +130,25 @@ def test_checkpoints_that_are_there_already_need_no_room_again(folder, config, m
     check_room(folder, config, str(BASE))
 
 
+def in_storage(config, url):
+    values = config.model_dump(mode="json")
+    return RunConfig.model_validate({**values, "checkpoint": {**values["checkpoint"], "storage": url}})
+
+
+def test_checkpoints_in_a_storage_of_objects_take_no_room_here(folder, config, monkeypatch):
+    monkeypatch.setattr("cluster.run.room.num_parameters", lambda path: 1_000_000)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: Usage(0, 0, 4_000_000))
+    monkeypatch.setattr("cluster.run.room._shared_disk", lambda folder, config: None)
+    check_room(folder, in_storage(config, "s3://bucket/runs"), str(BASE))
+
+
+def test_checkpoints_in_a_storage_on_a_disk_need_room_there(folder, config, small_disk, monkeypatch):
+    monkeypatch.setattr("cluster.run.room.num_parameters", lambda path: 1_000_000)
+    in_small = in_storage(config, f"file://{small_disk}")
+    with pytest.raises(UserError, match=rf"^{small_disk}/run: the run will write 36\.0 MB there"):
+        check_room(folder, in_small, str(BASE))
+
+
 def test_a_model_of_the_hub_has_no_size_yet(folder, config, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: Usage(0, 0, 0))
     check_room(folder, config, "owner/model")

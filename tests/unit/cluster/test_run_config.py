@@ -78,8 +78,28 @@ def keys(annotation, prefix=""):
     return {key for argument in get_args(annotation) for key in keys(argument, prefix)}
 
 
-def test_a_recipe_has_at_most_141_keys():
-    assert len(keys(RunConfig)) <= 141
+def test_a_recipe_has_at_most_142_keys():
+    assert len(keys(RunConfig)) <= 142
+
+
+@pytest.mark.parametrize(
+    ("storage", "line"),
+    [
+        ("bucket/runs", "no URL of a folder in a storage; give one such as s3://BUCKET/FOLDER"),
+        ("s3://", "no URL of a folder in a storage"),
+        ("simplecache::s3://bucket/runs", "no URL of a folder in a storage"),
+        ("memory://runs", "is seen by one process alone; give another storage"),
+        ("s3://key:secret@bucket/runs", r"checkpoint\.storage: holds a user or a secret; leave it to the environment"),
+    ],
+)
+def test_a_storage_is_the_url_of_a_folder_that_all_processes_see(storage, line):
+    with pytest.raises(ValidationError, match=line) as refused:
+        config(checkpoint={"storage": storage})
+    assert "secret@" not in str(refused.value.errors()[0]["msg"])
+
+
+def test_a_storage_may_end_with_a_slash():
+    assert config(checkpoint={"storage": "s3://bucket/runs/"}).checkpoint.storage == "s3://bucket/runs"
 
 
 def test_an_actor_is_named_before_it_is_killed():

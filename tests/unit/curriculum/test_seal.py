@@ -9,7 +9,9 @@ import threading
 import pytest
 import xxhash
 
-from curriculum.seal import COMPLETE, DIGESTS, Damaged, FileDigest, OtherVersion, check_seal, digest_file, seal
+from curriculum.digest import FileDigest
+from curriculum.seal import COMPLETE, DIGESTS, Damaged, OtherVersion, check_seal, seal
+from curriculum.shared_folder import SharedFolder
 
 
 @pytest.fixture
@@ -33,7 +35,9 @@ def test_a_folder_as_it_was_sealed_passes(sealed):
 
 def test_a_digest_is_that_of_xxh3_over_the_whole_file(tmp_path):
     (tmp_path / "file").write_bytes(b"abc")
-    assert digest_file(tmp_path / "file") == FileDigest(num_bytes=3, xxh3="06b05ab6733a618578af5f94892f3950")
+    assert SharedFolder(str(tmp_path)).digest("file") == FileDigest(
+        num_bytes=3, xxh3="06b05ab6733a618578af5f94892f3950"
+    )
 
 
 def test_every_single_flipped_bit_of_every_file_is_noticed_by_name(sealed):
@@ -103,16 +107,14 @@ def test_a_seal_of_something_else_is_damaged(tmp_path, text):
         check_seal(tmp_path)
 
 
-def test_files_of_a_sealed_folder_inside_are_not_read_again(tmp_path):
-    inner = tmp_path / "learner"
-    inner.mkdir()
-    (inner / "shard").write_bytes(b"weights")
-    seal(inner, {"shard": FileDigest(num_bytes=7, xxh3="told by its rank")})
+def test_files_whose_digests_are_known_are_not_read_again(tmp_path):
+    (tmp_path / "learner").mkdir()
+    (tmp_path / "learner" / "shard").write_bytes(b"weights")
     (tmp_path / "state.json").write_text("{}")
-    seal(tmp_path)
+    seal(tmp_path, {"learner/shard": FileDigest(num_bytes=7, xxh3="told by its rank")})
     digests = json.loads((tmp_path / DIGESTS).read_text())
     assert digests["learner/shard"] == {"num_bytes": 7, "xxh3": "told by its rank"}
-    assert set(digests) == {"learner/COMPLETE", "learner/digests.json", "learner/shard", "state.json"}
+    assert set(digests) == {"learner/shard", "state.json"}
 
 
 def test_a_long_check_says_how_far_it_is(sealed, monkeypatch):

@@ -6,6 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from curriculum.errors import UserError
+from curriculum.shared_folder import SharedFolder
 from learner.zero3.checkpoint import LearnerState, read_state
 
 STATE = {"num_steps": 3, "sharing_failed": True, "optimizer_step": 12}
@@ -13,7 +14,7 @@ STATE = {"num_steps": 3, "sharing_failed": True, "optimizer_step": 12}
 
 def _write(folder, values):
     (folder / "state.json").write_text(json.dumps(values))
-    return folder
+    return SharedFolder(str(folder))
 
 
 def test_the_state_of_the_learner_is_read_back(tmp_path):

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from curriculum.errors import UserError
+from curriculum.shared_folder import SharedFolder
 from learner.export import empty_weights, export_checkpoint
 from learner.weights.finite import NonFiniteWeights
 from learner.zero3.model_files import copy_model_files
@@ -36,7 +37,7 @@ def files(tmp_path):
 
 def export(tmp_path, files, weights, *, num_ranks=1, **options):
     write_parts(tmp_path / "parts", weights, num_ranks=num_ranks)
-    export_checkpoint(tmp_path / "parts", files, tmp_path / "out", card="a card", **options)
+    export_checkpoint(SharedFolder(str(tmp_path / "parts")), files, tmp_path / "out", card="a card", **options)
     return tmp_path / "out"
 
 
@@ -119,7 +120,7 @@ def test_a_part_that_was_cut_is_told_in_one_line(tmp_path, files, weights):
     part = tmp_path / "parts" / "rank_00001.safetensors"
     part.write_bytes(part.read_bytes()[:-100])
     with pytest.raises(UserError, match=r"parts: not the files of a checkpoint \(") as caught:
-        export_checkpoint(tmp_path / "parts", files, tmp_path / "out", card="")
+        export_checkpoint(SharedFolder(str(tmp_path / "parts")), files, tmp_path / "out", card="")
     assert len(caught.value.lines) == 1
 
 
@@ -133,7 +134,7 @@ def test_giving_up_leaves_the_earlier_model(tmp_path, files, weights):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        export_checkpoint(tmp_path / "parts", files, folder, card="another card", keep_going=give_up)
+        export_checkpoint(SharedFolder(str(tmp_path / "parts")), files, folder, card="another card", keep_going=give_up)
     assert (folder / "README.md").read_text() == "a card"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["files", "out", "parts"]
 
