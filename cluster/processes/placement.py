@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -17,6 +18,9 @@ from reward.config import VllmJudge
 
 CPU_ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 """One thread per process: on a small machine the processes share the cores."""
+
+ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+"""Settings of torch's allocator, by its present and its former name."""
 
 
 def required_gpus(config: RunConfig) -> float:
@@ -65,6 +69,7 @@ async def learner_options(config: RunConfig) -> list[dict[str, Any]]:
     options = _options(config, gpus=1, restarts=0)
     if config.device == "cpu":
         return [options] * config.learner.num_ranks
+    options["runtime_env"]["env_vars"] |= allocator_settings(os.environ)
     group: Any = placement_group([{"GPU": 1, "CPU": 1}] * config.learner.num_ranks, strategy="PACK")
     try:
         async with asyncio.timeout(config.cluster.startup_timeout_s):
@@ -78,6 +83,16 @@ async def learner_options(config: RunConfig) -> list[dict[str, Any]]:
         {**options, "scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)}
         for rank in range(config.learner.num_ranks)
     ]
+
+
+def allocator_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the settings of torch's allocator on a GPU of the learner: the user's, else segments that can grow.
+
+    Rows of ever other lengths would leave holes in segments of a fixed size. Engines keep torch's default: vLLM's sleep
+    mode and its transfers of caches refuse segments that grow.
+    """
+    own = {name: environment[name] for name in ALLOCATOR_VARIABLES if environment.get(name)}
+    return own or {ALLOCATOR_VARIABLES[0]: "expandable_segments:True"}
 
 
 def coordinator_options() -> dict[str, Any]:

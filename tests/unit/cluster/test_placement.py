@@ -8,6 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from cluster.processes.placement import (
+    ALLOCATOR_VARIABLES,
+    allocator_settings,
     coordinator_options,
     judge_options,
     learner_options,
@@ -74,6 +76,26 @@ def test_gpus_that_stay_in_use_are_named_and_a_stop_does_not_wait_for_them(monke
 
     with pytest.raises(Interrupted):
         asyncio.run(stopped())
+
+
+def test_segments_of_the_learners_memory_grow_and_those_of_an_engine_do_not(monkeypatch):
+    for name in ALLOCATOR_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    granted = SimpleNamespace(ready=lambda: asyncio.sleep(0))
+    monkeypatch.setattr("cluster.processes.placement.placement_group", lambda *bundles, **options: granted)
+    learners = asyncio.run(learner_options(config(device="cuda")))
+    for options in learners:
+        assert options["runtime_env"]["env_vars"]["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+    on_cpu = asyncio.run(learner_options(config(device="cpu", rollout={})))
+    for options in (rollout_options(config()), judge_options(config()), *on_cpu):
+        assert not set(ALLOCATOR_VARIABLES) & options["runtime_env"]["env_vars"].keys()
+
+
+@pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
+def test_the_users_settings_of_the_allocator_stay(name):
+    own = {name: "max_split_size_mb:512", "HOME": "/root"}
+    assert allocator_settings(own) == {name: "max_split_size_mb:512"}
+    assert allocator_settings({name: ""}) == {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 
 
 def test_no_actor_inherits_a_secret_and_none_is_in_its_runtime_environment(monkeypatch):
