@@ -188,6 +188,10 @@ class LearnerConfig(LearningRateConfig):
     the responses of a larger group are forwarded in batches, after one pass of the prompt."""
     sequence_parallel: int = Field(default=1, gt=0)
     """Ranks that share one row, each with a part of its tokens; divides `num_ranks` and the model's heads."""
+    ranks_per_copy: int | None = Field(default=None, gt=1)
+    """Consecutive ranks, those of one node, that keep a whole copy of the weights among them until the next update,
+    beside the part that every rank holds anyway: weights cross the nodes once per update, not for every row. Costs each
+    rank the bytes of the model divided by this number. Divides `num_ranks` and is smaller. None keeps no copy."""
     gradient_checkpointing: bool = False
     """Recompute the activations of a layer in the backward pass instead of keeping them."""
     offload: tuple[Literal["optimizer", "parameters", "activations"], ...] = ()
@@ -215,6 +219,12 @@ class LearnerConfig(LearningRateConfig):
             raise ValueError(
                 f"learner.num_ranks={self.num_ranks} is not divisible by sequence_parallel={self.sequence_parallel}; "
                 "every row needs a whole set of ranks"
+            )
+        copy, ranks = self.ranks_per_copy, self.num_ranks
+        if copy is not None and (ranks % copy or copy == ranks):
+            raise ValueError(
+                f"learner.ranks_per_copy={copy} does not divide num_ranks={ranks} into several copies; use one of "
+                f"{[n for n in range(2, ranks) if not ranks % n]}, or leave it out"
             )
         if self.algorithm.type == "dr_grpo" and self.deviation != "none":
             raise ValueError(

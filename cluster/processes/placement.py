@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,8 @@ CPU_ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "DS_ACCEL
 ENGINE_PART, JUDGE_PART, RANK_PART = 0.5, 0.25, 0.25
 """How Ray's books divide a GPU that is shared. They place actors and do not bound memory, which has its own shares in
 `cluster/recipe/shared_gpus.py`."""
+ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+"""Settings of torch's allocator, by its present and its former name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,11 +50,24 @@ async def actor_options(config: RunConfig) -> ActorOptions:
     restarts = config.cluster.max_actor_restarts
     engine_options = _options(config, gpus=engine, restarts=restarts)
     judge_options = _options(config, gpus=judge, restarts=restarts)
+    rank_options = _options(config, gpus=rank, restarts=0)
+    if config.device == "cuda":
+        rank_options["runtime_env"]["env_vars"] |= allocator_settings(os.environ)
     return ActorOptions(
         engines=_placed(engine_options, config.rollout.num_actors, engine_places),
         judges=_placed(judge_options, _num_judges(config), engine_places if judge else None),
-        ranks=_placed(_options(config, gpus=rank, restarts=0), config.learner.num_ranks, rank_places),
+        ranks=_placed(rank_options, config.learner.num_ranks, rank_places),
     )
+
+
+def allocator_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the settings of torch's allocator on a GPU of the learner: the user's, else segments that can grow.
+
+    Rows of ever other lengths would leave holes in segments of a fixed size. Engines keep torch's default: vLLM's sleep
+    mode and its transfers of caches refuse segments that grow.
+    """
+    own = {name: environment[name] for name in ALLOCATOR_VARIABLES if environment.get(name)}
+    return own or {ALLOCATOR_VARIABLES[0]: "expandable_segments:True"}
 
 
 def coordinator_options() -> dict[str, Any]:

@@ -51,6 +51,8 @@ def _zero_optimization(config: LearnerConfig, on_gpu: bool) -> dict[str, Any]:
         "stage3_prefetch_bucket_size": BUCKET_ELEMENTS if on_gpu else 0,
         "stage3_param_persistence_threshold": PERSISTENT_PARAMETER_ELEMENTS,
     }
+    if config.ranks_per_copy is not None:
+        settings["zero_hpz_partition_size"] = config.ranks_per_copy
     host = {"device": "cpu", "pin_memory": on_gpu}
     if "optimizer" in config.offload:
         settings["offload_optimizer"] = host

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from actors.model_folder import WEIGHTS, WEIGHTS_INDEX, weight_files
-from curriculum.errors import UserError, library_words
+from curriculum.errors import UserError, first_line, library_words
 from curriculum.files import file_errors
 
 _utils: Any = torch.utils  # where its declarations have no complete types
@@ -92,6 +92,11 @@ def _mapped(model_path: str) -> dict[str, Tensor]:
             tensors |= {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
         except SafetensorError as error:
             raise UserError(f"{name}: {file} cannot be read ({error}); download the model again") from error
+        except RuntimeError as error:  # of torch
+            raise UserError(
+                f"{name}: {file} cannot be mapped ({first_line(error)}); save the model in smaller files, with "
+                "save_pretrained(max_shard_size='5GB')"
+            ) from error
     return tensors
 
 

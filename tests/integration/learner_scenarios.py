@@ -348,6 +348,26 @@ def collectives(model: str, out: Path, rank: int, num_ranks: int) -> dict:
     return found
 
 
+def copies(model: str, out: Path, rank: int, num_ranks: int) -> dict:
+    """Two updates with a copy of the weights in every pair of ranks; a restored checkpoint after a dropped batch."""
+    found = {}
+    for name, settings in {"plain": {}, "shared": {"sequence_parallel": 2, "max_tokens_per_microbatch": TIGHT}}.items():
+        learner = config(num_ranks, algorithm=DapoConfig(), mini_batches=3, ranks_per_copy=2, **settings)
+        engine, found[name] = two_stages(learner, model, rank)
+    engine.save(out / "copied")
+    rl_step(engine, learner, groups(seed=7), rank)
+    accumulate(engine, learner, groups(seed=5), rank, size=7)
+    found["copied"] = [
+        p.ds_secondary_tensor.numel() / (2 * p.ds_tensor.numel())
+        for p in engine._policy.parameters()
+        if p.ds_secondary_tensor is not None
+    ]
+    engine.drop()
+    engine.load(out / "copied")
+    found["restored"] = dict(engine.gather_weights())
+    return found
+
+
 def half(model: str, out: Path, rank: int, num_ranks: int) -> dict:
     """The gradient of a batch of many rows in bf16: of the engine, and summed up over the rows in fp64.
 
@@ -413,7 +433,7 @@ def run_rank(scenario: str, model: str, out: Path, rank: int, num_ranks: int, po
     """Run one scenario on one rank."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     torch.set_num_threads(1)
-    scenarios = (parity, algorithms, resume, reshard, guards, watched, half, collectives)
+    scenarios = (parity, algorithms, resume, reshard, guards, watched, copies, half, collectives)
     run = {run.__name__: run for run in scenarios}[scenario]
     found = run(model, out, rank, num_ranks)
     if rank == 0:

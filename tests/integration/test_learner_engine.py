@@ -189,6 +189,29 @@ def test_two_ranks_that_share_every_row_equal_one(one_rank, two_ranks, name):
     assert ours.prompt_sharing
 
 
+@pytest.fixture(scope="module")
+def copies(run):
+    return run("copies", num_ranks=4)
+
+
+@pytest.mark.parametrize("name", ["plain", "shared"])
+def test_a_copy_of_the_weights_in_every_pair_of_ranks_changes_no_number(one_rank, copies, name):
+    _assert_same_weights(copies[name]["after_rl"], one_rank["dapo"]["after_rl"])
+    for field in ("loss", "grad_norm", "entropy", "mean_ratio"):
+        ours, theirs = getattr(copies[name]["rl"], field), getattr(one_rank["dapo"]["rl"], field)
+        assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-6), field
+
+
+def test_half_of_every_large_weight_is_copied_to_each_of_two_ranks(copies):
+    assert copies["copied"]
+    assert set(copies["copied"]) == {1.0}
+
+
+def test_a_restored_checkpoint_is_not_mixed_with_copies_of_other_weights(copies):
+    restored, saved = copies["restored"], copies["shared"]["after_rl"]
+    assert all(torch.equal(restored[name], saved[name]) for name in saved)
+
+
 def test_the_dense_fall_back_equals_the_shared_prompt(guards):
     (dense, dense_weights), (shared, shared_weights) = guards["dense"], guards["shared"]
     assert (dense.prompt_sharing, shared.prompt_sharing) == (False, True)

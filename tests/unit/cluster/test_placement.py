@@ -9,7 +9,7 @@ import pytest
 
 import cluster.processes.placement
 from cluster.processes.capacity import demands
-from cluster.processes.placement import actor_options, coordinator_options
+from cluster.processes.placement import ALLOCATOR_VARIABLES, actor_options, allocator_settings, coordinator_options
 from cluster.recipe.config import RunConfig
 from cluster.run.stopping import Interrupted, StopSignal
 from curriculum.errors import RunFailed
@@ -144,7 +144,7 @@ def test_several_gpus_can_each_hold_a_rank_and_an_engine(reserved):
 
 
 def test_a_warm_up_alone_shares_nothing(reserved):
-    recipe = config(cluster={"share_gpus": "all"}, rollout={}, reward={"judge": SMALL_JUDGE})
+    recipe = config(curriculum={"phases": []}, cluster={"share_gpus": "all"}, rollout={}, reward={"judge": SMALL_JUDGE})
     assert places(options_of(recipe).ranks) == [(0, rank, 1) for rank in range(8)]
 
 
@@ -161,6 +161,23 @@ def test_gpus_that_stay_in_use_are_named_and_a_stop_does_not_wait_for_them(monke
 
     with pytest.raises(Interrupted):
         asyncio.run(stopped())
+
+
+def test_segments_of_the_learners_memory_grow_and_those_of_an_engine_do_not(monkeypatch, reserved):
+    for name in ALLOCATOR_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    options, on_cpu = options_of(config()), options_of(config(device="cpu", rollout={}))
+    for one in options.ranks:
+        assert one["runtime_env"]["env_vars"]["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+    for one in (*options.engines, *options.judges, *on_cpu.ranks):
+        assert not set(ALLOCATOR_VARIABLES) & one["runtime_env"]["env_vars"].keys()
+
+
+@pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
+def test_the_users_settings_of_the_allocator_stay(name):
+    own = {name: "max_split_size_mb:512", "HOME": "/root"}
+    assert allocator_settings(own) == {name: "max_split_size_mb:512"}
+    assert allocator_settings({name: ""}) == {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 
 
 def test_no_actor_inherits_a_secret_and_none_is_in_its_runtime_environment(monkeypatch, reserved):

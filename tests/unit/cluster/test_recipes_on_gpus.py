@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
 from typer.testing import CliRunner
 
 from cluster.cli import app
@@ -36,6 +38,7 @@ GPUS = {
     "qwenlong_l1_32b_dapo": ("32B", 32),
     "qwenlong_l1_32b_grpo": ("32B", 32),
 }
+MAX_FILE_BYTES = 5_000_000_000
 QUESTIONS = "{type: generated, items_per_length: 3, lengths: [[96, 192], [24000, 25000]]}"
 
 
@@ -43,9 +46,34 @@ def required_gpus(config):
     return sum(demand.num_gpus * demand.count for demand in demands(config))
 
 
+def write_holes(folder, config):
+    """Safetensors files with all weights of a model, which are zeros and take no room on the disk."""
+    with torch.device("meta"):
+        weights = Qwen2ForCausalLM(Qwen2Config(**config)).to(torch.bfloat16).state_dict()
+    files, num_bytes = [{}], 0
+    for name, weight in weights.items():
+        if num_bytes + weight.nbytes > MAX_FILE_BYTES:
+            files.append({})
+            num_bytes = 0
+        files[-1][name] = weight
+        num_bytes += weight.nbytes
+    index = {}
+    for number, own in enumerate(files):
+        file, header, end = f"model-{number}.safetensors", {}, 0
+        for name, weight in own.items():
+            header[name] = {"dtype": "BF16", "shape": list(weight.shape), "data_offsets": [end, end + weight.nbytes]}
+            end += weight.nbytes
+        text = json.dumps(header).encode()
+        with (folder / file).open("wb") as output:
+            output.write(len(text).to_bytes(8, "little") + text)
+            output.truncate(8 + len(text) + end)
+        index |= dict.fromkeys(own, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+
+
 @pytest.fixture
 def model(tmp_path):
-    """A folder with the shape of a model, but for its vocabulary; its weights are the demo's, which nothing reads."""
+    """A folder with the shape of a model, but for its vocabulary; its weights are holes in files."""
 
     def build(size):
         folder = tmp_path / size
@@ -55,8 +83,11 @@ def model(tmp_path):
             **{key: kept[key] for key in ("vocab_size", "eos_token_id", "bos_token_id", "pad_token_id")},
             "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_act": "silu", "rms_norm_eps": 1e-6,
             "max_position_embeddings": 131072, "rope_theta": 10000, "dtype": "bfloat16", **SHAPES[size],
+            "tie_word_embeddings": False,
         }  # fmt: skip
         (folder / "config.json").write_text(json.dumps(config))
+        (folder / "model.safetensors").unlink()
+        write_holes(folder, config)
         return folder
 
     return build

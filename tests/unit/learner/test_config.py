@@ -91,6 +91,19 @@ def test_gradients_are_averaged_and_summed_up_in_fp32_whatever_the_model_compute
         assert settings["communication_data_type"] == "fp32"
 
 
+def test_weights_are_copied_within_some_ranks_only_where_asked():
+    assert "zero_hpz_partition_size" not in zero3_config(LearnerConfig(num_ranks=16))["zero_optimization"]
+    copied = LearnerConfig(num_ranks=16, ranks_per_copy=8)
+    assert zero3_config(copied)["zero_optimization"]["zero_hpz_partition_size"] == 8
+
+
+@pytest.mark.parametrize("ranks_per_copy", [3, 8, 16])
+def test_a_copy_takes_a_whole_part_of_the_ranks(ranks_per_copy):
+    message = rf"learner.ranks_per_copy={ranks_per_copy} does not divide num_ranks=8 .*; use one of \[2, 4\]"
+    with pytest.raises(ValidationError, match=message):
+        LearnerConfig(num_ranks=8, ranks_per_copy=ranks_per_copy)
+
+
 def test_offload_is_set_only_where_asked_and_a_frozen_model_has_no_optimizer_to_offload():
     config = LearnerConfig(offload=("optimizer", "parameters"))
     assert "offload_optimizer" not in zero3_config(LearnerConfig())["zero_optimization"]
