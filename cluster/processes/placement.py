@@ -27,6 +27,17 @@ ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 """Settings of torch's allocator, by its present and its former name."""
 
 
+def required_cpus(config: RunConfig) -> int:
+    """Return the CPUs that Ray reserves for all actors together; 0 with `device: cpu`."""
+    if config.device == "cpu":
+        return 0
+    num_ranks, num_engines, num_judges = config.learner.num_ranks, config.rollout.num_actors, _num_judges(config)
+    if not shares_gpus(config):
+        return num_ranks + num_engines + num_judges
+    elsewhere = 0 if isinstance(config.reward.judge, VllmJudge) else num_judges
+    return elsewhere + (3 * num_ranks if takes_turns(config) else num_ranks + 2 * num_engines)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActorOptions:
     """The Ray options of every actor that may have a GPU, in the order of their numbers."""
@@ -112,7 +123,7 @@ async def _reserved(config: RunConfig, num_gpus: int, wanted: str, *, residents:
             await group.ready()
     except TimeoutError as error:
         raise RunFailed(
-            f"{wanted}: the cluster has not given them their GPUs within "
+            f"{wanted}: the cluster has not given them their GPUs, with {residents} CPUs for each, within "
             f"cluster.startup_timeout_s={config.cluster.startup_timeout_s:.0f}; end what uses them, or raise it"
         ) from error
     return group

@@ -17,6 +17,7 @@ from actors.local_ray import LocalRay, local_ray
 from cluster.processes.capacity import check_capacity
 from cluster.processes.exposure import exposure
 from cluster.processes.nodes import end_at_once
+from cluster.processes.placement import required_cpus
 from cluster.processes.survey import check_nodes
 from cluster.recipe.config import ClusterConfig, RunConfig
 from cluster.run.folder import RunFolder
@@ -28,7 +29,7 @@ SHUTDOWN_S = 10.0
 """Longest wait for Ray to let this process go."""
 FIRST_DASHBOARD_PORT = 8265
 NUM_CPUS = 8
-"""Logical CPUs of a Ray that is started for a run; with `device: cpu` the actors reserve none of them."""
+"""Logical CPUs of a Ray that is started for a run, if its actors do not reserve more (none with `device: cpu`)."""
 JOB_VARIABLE, JOB_STOP_S = "RAY_JOB_CONFIG_JSON_ENV_VAR", "3"
 """What Ray sets for the driver of a submitted job, and how long it waits by default between SIGTERM and SIGKILL."""
 SOCKET_TABLES, LISTENING = (Path("/proc/net/tcp"), Path("/proc/net/tcp6")), "0A"
@@ -133,7 +134,7 @@ def _time_to_stop() -> str:
 def _started_here(config: RunConfig, say: Callable[[str], None]) -> contextlib.AbstractContextManager[LocalRay]:
     return local_ray(
         say,
-        num_cpus=NUM_CPUS,
+        num_cpus=max(NUM_CPUS, required_cpus(config)),
         include_dashboard=True,
         dashboard_host="127.0.0.1",
         dashboard_port=config.cluster.dashboard_port or _free_port(FIRST_DASHBOARD_PORT),

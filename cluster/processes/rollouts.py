@@ -81,7 +81,8 @@ class RayRollouts:
     async def learn_slots(self) -> None:
         """Ask every engine how many groups it can hold; later replies come with the groups."""
         alive = self._alive()
-        slots = await asyncio.gather(*[actor.call(lambda handle: handle.num_slots.remote()) for actor in alive])
+        async with self._turn():
+            slots = await asyncio.gather(*[actor.call(lambda handle: handle.num_slots.remote()) for actor in alive])
         self._slots = {actor.name: num_slots for actor, num_slots in zip(alive, slots, strict=True)}
 
     @property

@@ -12,13 +12,14 @@ from math import ceil, floor
 
 from cluster.recipe.config import DEFAULT_GUARDS, RunConfig
 from cluster.recipe.phase_settings import expected_steps, sampling
+from cluster.recipe.shared_gpus import shares_gpus, takes_turns
 from curriculum.config import CurriculumConfig, FixedEpochs, Markers, Plateau
 from curriculum.dataset import ALWAYS_READ
 from curriculum.errors import UserError, shortened
 from curriculum.layout import DEMONSTRATION_LAYOUTS, question_layouts
 from curriculum.phases import PLATEAU_WINDOW
 from learner.config import CispoConfig, GspoConfig, LearnerConfig
-from reward.config import RuleSet
+from reward.config import RuleSet, VllmJudge
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +38,7 @@ def check_effects(config: RunConfig) -> list[str]:
     """
     looks = (
         _data, _schedule, _warm_up, _overlong, _rules, _plateaus, _replay, _held_out, _sampling_rounds, _ratios, _kl,
-        _slices, _guards,
+        _slices, _shared_gpus, _guards,
     )  # fmt: skip
     found = [finding for look in looks for finding in look(config)]
     faults = [finding.text for finding in found if finding.is_fault]
@@ -202,6 +203,18 @@ def _slices(config: RunConfig) -> Iterator[_Finding]:
             text=f"learner.slices={slices}: groups_per_batch={groups} comes in {ceil(groups / size)} slices of "
             f"{size} groups"
         )
+
+
+def _shared_gpus(config: RunConfig) -> Iterator[_Finding]:
+    shared, judge = config.cluster.share_gpus, config.reward.judge
+    if shared == "none":
+        return
+    if not shares_gpus(config):
+        yield _Finding(text=f"cluster.share_gpus={shared}: does nothing in a warm-up alone, which has no engines")
+    elif config.device == "cpu" and not takes_turns(config):
+        yield _Finding(text=f"cluster.share_gpus={shared}: does nothing with device=cpu")
+    elif isinstance(judge, VllmJudge) and judge.num_gpus != VllmJudge().num_gpus:
+        yield _Finding(text=f"reward.judge.num_gpus={judge.num_gpus:g}: does nothing with cluster.share_gpus={shared}")
 
 
 def _data(config: RunConfig) -> Iterator[_Finding]:

@@ -78,6 +78,11 @@ def _faults(config: RunConfig) -> Iterator[str]:
             f"rollout.engine.tensor_parallel_size={rollout.engine.tensor_parallel_size}: with {key} an engine has one "
             "GPU; set it to 1, or cluster.share_gpus=none"
         )
+    if rollout.engine.gpu_memory_utilization > 1 - RESERVED:
+        yield (
+            f"rollout.engine.gpu_memory_utilization={rollout.engine.gpu_memory_utilization:g}: with {key} {RESERVED:g} "
+            f"of a GPU goes to the contexts of its processes; lower it to {1 - RESERVED:g} or less"
+        )
     if isinstance(judge, VllmJudge):
         yield from _judge_faults(config, judge, key)
     elif shared == "judge":
@@ -112,12 +117,6 @@ def _turn_faults(config: RunConfig, key: str) -> Iterator[str]:
         yield (
             f"learner.num_ranks={learner.num_ranks}: with {key} there is one rank on the GPU of each engine, and "
             f"rollout.num_actors={rollout.num_actors}; make them equal"
-        )
-    if rollout.engine.gpu_memory_utilization > 1 - RESERVED:
-        yield (
-            f"rollout.engine.gpu_memory_utilization={rollout.engine.gpu_memory_utilization:g}: with {key} the learner "
-            f"keeps what is above it, and {RESERVED:g} goes to contexts of processes; lower it to {1 - RESERVED:g} or "
-            "less"
         )
     if learner.slices > 1:
         yield (

@@ -10,6 +10,7 @@ from curriculum.errors import UserError
 
 STEPS = {"type": "steps", "steps": 6}
 EPOCHS = {"type": "epochs", "epochs": 2}
+SMALL_JUDGE = {"type": "vllm", "gpu_memory_utilization": 0.1}
 
 
 def phases(*ends, limits=(None, None)):
@@ -199,6 +200,14 @@ def test_a_plateau_that_cannot_be_seen_before_the_last_step_is_refused():
         ({"learner": {"kl_estimator": "k3"}}, "learner.kl_estimator=k3: does nothing with kl_coefficient=0"),
         ({"learner": {"slices": 9}}, "learner.slices=9: groups_per_batch=8 comes in 8 slices of 1 groups"),
         ({"learner": {"slices": 5}}, "learner.slices=5: groups_per_batch=8 comes in 4 slices of 2 groups"),
+        (
+            {"cluster": {"share_gpus": "all"}, "reward": {"judge": {**SMALL_JUDGE, "num_gpus": 0.5}}},
+            "reward.judge.num_gpus=0.5: does nothing with cluster.share_gpus=all",
+        ),
+        (
+            {"cluster": {"share_gpus": "judge"}, "reward": {"judge": SMALL_JUDGE}, "device": "cpu"},
+            "cluster.share_gpus=judge: does nothing with device=cpu",
+        ),
         ({"data": {"train": "t", "sft": "s"}}, "data.sft: not read, since sft.epochs=0"),
         (
             {"data": {"train": "t", "columns": {"question": "q", "response": "r"}}},

@@ -9,7 +9,13 @@ import pytest
 
 import cluster.processes.placement
 from cluster.processes.capacity import demands
-from cluster.processes.placement import ALLOCATOR_VARIABLES, actor_options, allocator_settings, coordinator_options
+from cluster.processes.placement import (
+    ALLOCATOR_VARIABLES,
+    actor_options,
+    allocator_settings,
+    coordinator_options,
+    required_cpus,
+)
 from cluster.recipe.config import RunConfig
 from cluster.run.stopping import Interrupted, StopSignal
 from curriculum.errors import RunFailed
@@ -133,6 +139,22 @@ def test_a_judge_beside_an_engine_leaves_the_ranks_their_gpus(reserved):
     assert places(options.engines) == [(1, index, 0.5) for index in range(3)]
     assert places(options.judges) == [(1, index, 0.25) for index in range(2)]
     assert required_gpus(recipe) == 4 + 3
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        config(rollout={"num_actors": 4}, learner={"num_ranks": 4}),
+        sharing("all", ranks=8, engines=8),
+        sharing("judge", ranks=4, engines=4),
+    ],
+    ids=["apart", "all", "judge"],
+)
+def test_a_ray_that_is_started_for_a_run_has_the_cpus_that_its_actors_reserve(recipe, reserved):
+    options = options_of(recipe)
+    alone = [one for one in (*options.engines, *options.judges, *options.ranks) if "scheduling_strategy" not in one]
+    in_bundles = sum(bundle["CPU"] for bundles in reserved for bundle in bundles)
+    assert required_cpus(recipe) == in_bundles + sum(one["num_cpus"] for one in alone)
 
 
 def test_several_gpus_can_each_hold_a_rank_and_an_engine(reserved):

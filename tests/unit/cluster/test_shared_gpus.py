@@ -74,6 +74,7 @@ def test_only_a_rank_on_a_shared_gpu_has_a_share_of_it():
         ),
         ({"rollout": {"engine": {"tensor_parallel_size": 2}}}, r"tensor_parallel_size=2: .*; set it to 1"),
         ({"engine": 0.98}, r"rollout\.engine\.gpu_memory_utilization=0\.98: .*; lower it to 0\.95"),
+        ({"engine": 0.98, "mode": "judge"}, r"rollout\.engine\.gpu_memory_utilization=0\.98: .*; lower it to 0\.95"),
         ({"judge": 0.85}, r"reward\.judge\.gpu_memory_utilization=0\.85: .* leaves the engine nothing; lower it"),
         ({"judges": 2}, r"reward\.judge\.num_replicas=2: .* rollout\.num_actors=1; lower it to 1"),
         ({"ranks": 2}, r"learner\.num_ranks=2: .* rollout\.num_actors=1; make them equal"),

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from curriculum.heartbeat import IDLE, Lifeline, Pulse, descendants, kill_processes, reported
+from curriculum.heartbeat import IDLE, START, Lifeline, Pulse, descendants, kill_processes, reported
 
 
 class Clock:
@@ -74,6 +74,14 @@ def test_an_actor_outlives_its_driver_by_the_bound_counted_from_the_last_questio
 def test_before_the_first_question_an_actor_may_take_as_long_as_its_start():
     pulse = without_thread(Lifeline(orphan_s=3.0, startup_s=5.0))
     assert [pulse.tick() for _ in range(6)] == [False] * 5 + [True]
+
+
+def test_an_actor_that_loads_its_model_later_may_take_as_long_as_its_start_too():
+    pulse = without_thread(Lifeline(orphan_s=3.0, startup_s=5.0))
+    pulse.beat("")
+    with pulse.doing(START):
+        assert [pulse.tick() for _ in range(6)] == [False] * 5 + [True]
+    assert pulse.tick(), "no longer than any other actor when it is loaded"
 
 
 def test_without_a_lifeline_nobody_needs_to_ask():
