@@ -6,6 +6,8 @@ A part of such a folder may lie in a storage: a note in the folder says where, a
 from __future__ import annotations
 
 import json
+import re
+import secrets
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
@@ -28,6 +30,9 @@ DIGESTS = "digests.json"
 """Size and digest of every other file of a sealed folder, by path."""
 ELSEWHERE = "elsewhere.json"
 """Where the parts of a folder lie that are not in it: their URLs by their names."""
+_RANDOM_BYTES = 6
+_OURS = re.compile(r"[A-Za-z0-9]+://.+/[^/]+-[0-9a-f]{12}")
+"""URLs that `send_elsewhere` makes."""
 _NUM_READERS = 8
 _SAY_EVERY_S = 10.0
 _TICK_S = 0.5
@@ -48,13 +53,19 @@ class OtherVersion(Damaged):
         return f"{self.args[0]}: another version of the program wrote it; go on with that version, or start a new run"
 
 
-def send_elsewhere(folder: Path, part: str, url: str) -> None:
-    """Note that a part of a folder lies at a URL, before anything is written there.
+def send_elsewhere(folder: Path, part: str, storage: str, name: str) -> None:
+    """Note that a part of a folder lies in a storage, under a name that nobody has used, before it is written there.
+
+    Args:
+        folder: gets the note.
+        part: name of the part.
+        storage: URL.
+        name: what the new name in the storage begins with.
 
     Raises:
         UserError: the note cannot be written.
     """
-    write_text(folder / ELSEWHERE, json.dumps({part: url}) + "\n")
+    write_text(folder / ELSEWHERE, json.dumps({part: f"{storage}/{name}-{secrets.token_hex(_RANDOM_BYTES)}"}) + "\n")
 
 
 def part_of(folder: Path, part: str) -> SharedFolder:
@@ -69,12 +80,15 @@ def part_of(folder: Path, part: str) -> SharedFolder:
 def remove_elsewhere(folder: Path) -> None:
     """Remove the parts of a folder that lie in a storage, before the folder itself is removed.
 
+    A note that is not ours names anything, so only what has a name of `send_elsewhere` is removed.
+
     Raises:
         UserError: the storage refuses.
     """
     with suppress(Damaged):  # then nobody knows what there is
         for url in _elsewhere(folder).values():
-            SharedFolder(url).remove()
+            if _OURS.fullmatch(url):
+                SharedFolder(url).remove()
 
 
 def _elsewhere(folder: Path) -> dict[str, str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import secrets
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import reduce
@@ -125,7 +124,7 @@ class Checkpoints:
         self.discard(step)
         partial = begin_folder(self._of(step))
         if storage is not None:
-            send_elsewhere(partial, LEARNER, new_place(storage, self.path.parent, self._of(step).name))
+            send_elsewhere(partial, LEARNER, storage, f"{self.path.parent.name}/{self._of(step).name}")
         part_of(partial, LEARNER).make()
         return partial
 
@@ -284,11 +283,6 @@ class Checkpoints:
             return {}
         found = ((name.fullmatch(path.name), path) for path in self.path.iterdir())
         return dict(sorted((int(match[1]), path) for match, path in found if match and path.is_dir()))
-
-
-def new_place(storage: str, run: Path, name: str) -> str:
-    """Return the URL of a folder in a storage that nobody has used before."""
-    return f"{storage.rstrip('/')}/{run.name}/{name}-{secrets.token_hex(6)}"
 
 
 def _proved(path: Path, say: Callable[[str], None]) -> Checkpoint:

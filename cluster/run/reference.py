@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cluster.run.checkpoints import new_place
 from curriculum.digest import Digests
 from curriculum.files import DiskError, begin_folder, discard_folder, finish_folder, partial_of, remove_folder
 from curriculum.seal import COMPLETE, Damaged, check_files, part_of, remove_elsewhere, seal, send_elsewhere
@@ -43,7 +42,7 @@ class Reference:
         if self._storage is None:
             return SharedFolder(str(self.path))
         partial = begin_folder(self.path)
-        send_elsewhere(partial, _MODEL, new_place(self._storage, self.path.parent, self.path.name))
+        send_elsewhere(partial, _MODEL, self._storage, f"{self.path.parent.name}/{self.path.name}")
         place = part_of(partial, _MODEL)
         place.make()
         return place

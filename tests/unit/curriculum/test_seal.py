@@ -10,7 +10,18 @@ import pytest
 import xxhash
 
 from curriculum.digest import FileDigest
-from curriculum.seal import COMPLETE, DIGESTS, Damaged, OtherVersion, check_seal, seal
+from curriculum.seal import (
+    COMPLETE,
+    DIGESTS,
+    ELSEWHERE,
+    Damaged,
+    OtherVersion,
+    check_seal,
+    part_of,
+    remove_elsewhere,
+    seal,
+    send_elsewhere,
+)
 from curriculum.shared_folder import SharedFolder
 
 
@@ -115,6 +126,31 @@ def test_files_whose_digests_are_known_are_not_read_again(tmp_path):
     digests = json.loads((tmp_path / DIGESTS).read_text())
     assert digests["learner/shard"] == {"num_bytes": 7, "xxh3": "told by its rank"}
     assert set(digests) == {"learner/shard", "state.json"}
+
+
+def test_a_note_that_is_not_ours_removes_nothing(tmp_path):
+    """A run folder may come from a stranger, and be cleared of what it says a killed run has left."""
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "file").touch()
+    for url in (f"file://{home}", str(home), f"file://{home}/../home", f"{home}-0123456789ab"):
+        (tmp_path / ELSEWHERE).write_text(json.dumps({"learner": url}))
+        remove_elsewhere(tmp_path)
+    assert (home / "file").exists()
+    send_elsewhere(tmp_path, "learner", f"file://{home}", "step-000001")
+    place = part_of(tmp_path, "learner")
+    place.make()
+    place.write("shard", [b"weights"])
+    remove_elsewhere(tmp_path)
+    assert [path.name for path in home.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "5", "\udcff"])
+def test_a_note_that_nobody_can_read_is_damage(sealed, text):
+    (sealed / ELSEWHERE).write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(Damaged, match=f"^{ELSEWHERE}: does not say where the parts are"):
+        check_seal(sealed)
+    remove_elsewhere(sealed)
 
 
 def test_a_long_check_says_how_far_it_is(sealed, monkeypatch):
