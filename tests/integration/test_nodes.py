@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import ray
 from ray.cluster_utils import Cluster
+from ray.exceptions import ActorUnavailableError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.config import SyncConfig
@@ -188,11 +189,13 @@ def test_an_engine_that_restarts_on_another_node_waits_for_the_learners_update(t
         updating = asyncio.create_task(learner._all("update", 0.1, str(gate)))
         transport._learner_node = "the other one"  # as if Ray had restarted the engine there
         ray.kill(engine, no_restart=False)
-        calling = asyncio.create_task(actor.call(lambda handle: handle.loaded.remote()))
+        repairing = asyncio.create_task(actor.repair(0, ActorUnavailableError("killed", actor_id=None)))
         await asyncio.sleep(START_S + 4)
-        waited = not calling.done() and not updating.done()
+        waited = not repairing.done() and not updating.done()
+        print("DBG", repairing, updating, log)
         gate.touch()
-        return waited, await calling, (await updating)[0]
+        await repairing
+        return waited, await engine.loaded.remote(), (await updating)[0]
 
     def soft(cluster):
         return NodeAffinitySchedulingStrategy(cluster.head_node.node_id, soft=True)
