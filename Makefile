@@ -6,6 +6,8 @@
 # make chaos  install, then kill, freeze and damage real runs for half an hour; SEED=n chooses order and moments
 # make fuzz   install, then give every command 6,000 hostile inputs (SEED=n for others), and print what went wrong
 # make bench  install, then measure every claim of speed and memory, and print a table
+# make gpu-wheels WHEELS=folder  install, then collect what a machine with a GPU and torch needs for make gpu-test
+# make gpu-test WHEELS=folder    on such a machine: kernels, rates, learner steps; at most 8 minutes, downloads nothing
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,7 +15,7 @@ READY := $(VENV)/.ready
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 TORCH := $(shell grep '^torch==' requirements-cpu.lock)
 
-.PHONY: help setup demo check test unit integration chaos fuzz docs bench lock lint format clean
+.PHONY: help setup demo check test unit integration chaos fuzz docs bench gpu-wheels gpu-test lock lint format clean
 help:
 	@sed -n 's/^# //p' Makefile
 
@@ -64,6 +66,15 @@ fuzz: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks $(ARGS)
+
+WHEELS ?= build/gpu-wheels
+OUT ?= gpu-results
+
+gpu-wheels: $(READY)
+	$(BIN)/python -m benchmarks.gpu.wheels $(WHEELS) $(ARGS)
+
+gpu-test:
+	bash benchmarks/gpu/run.sh $(WHEELS) $(OUT) $(ARGS)
 
 ## What a lock file pins already stays as it is; `make lock ARGS=--upgrade` takes the newest of everything.
 LOCK := uv pip compile pyproject.toml --extra dev --python-version 3.11 --python-platform x86_64-manylinux_2_28 \

@@ -44,9 +44,24 @@ class Shape:
     @property
     def ceiling(self) -> float:
         """FLOPs with the prompt forwarded per response over FLOPs with the prompt forwarded once, LM head included."""
-        prompt = self._flops(self.prompt, 0, 0)
-        dense = sum(self._flops(self.prompt + r, 0, r) for r in self.responses)
-        return dense / (prompt + sum(self._flops(r, self.prompt, r) for r in self.responses))
+        return self.dense_flops / self.shared_flops
+
+    @property
+    def dense_flops(self) -> float:
+        """Of a forward pass of every response behind its own copy of the prompt."""
+        return sum(self._flops(self.prompt + r, 0, r) for r in self.responses)
+
+    @property
+    def shared_flops(self) -> float:
+        """Of a forward pass with the prompt once."""
+        return self._flops(self.prompt, 0, 0) + sum(self._flops(r, self.prompt, r) for r in self.responses)
+
+    @property
+    def shared_attention_flops(self) -> float:
+        """Those of them that are scores and their product with the values."""
+        pairs = self.prompt * (self.prompt + 1) / 2
+        pairs += sum(r * self.prompt + r * (r + 1) / 2 for r in self.responses)
+        return self.layers * 4 * self.hidden * pairs
 
     def _flops(self, tokens: int, before: int, scored: int) -> float:
         """Forward pass of `tokens` tokens that follow `before` others; `scored` of them go through the LM head."""
