@@ -1,6 +1,6 @@
 """Training steps of the learner itself, DeepSpeed included, on one rank: the prompt shared, in phases, and dense.
 
-Prints a line for every measurement as soon as it is made, and in the end one for each group that compares them.
+Prints a line for every measurement as soon as it is made, and one for each group that compares them.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def report(model: Size, group: Group, way: str, found: dict[str, Any], options: 
 
 
 def compare(model: Size, group: Group, found: dict[str, dict[str, Any]], options: Namespace) -> None:
-    """Print how the ways relate, where all were measured that are needed."""
+    """Print how the ways relate, once all are there that are needed."""
     if "whole" not in found or "dense" not in found:
         return
     ceiling = group.shape(model).ceiling
@@ -177,11 +177,10 @@ def main() -> None:
                     is_sharing = False
                 found[group][way] = rank.measure(group, way)
                 report(model, group, way, found[group][way], options)
+                compare(model, group, found[group], options)
             except Exception as error:  # out of memory, for example; what was measured before is printed
                 say(f"{way} {group}: {error!r}")
                 print_line(NAME, [], {"way": way, **_sizes(group), "problem": f"{type(error).__name__}: {error}"[:400]})
-    for group, ways in found.items():
-        compare(model, group, ways, options)
 
 
 if __name__ == "__main__":
