@@ -21,6 +21,7 @@ from torch import Tensor
 
 from curriculum.errors import RunFailed
 from curriculum.task import Demonstration
+from learner.attention.kernels import use_kernel
 from learner.batch.aggregation import Aggregation, normaliser_share
 from learner.batch.microbatch import TrainingGroup
 from learner.batch.packing import PLACEHOLDER, SlicePlan, plan_slice, unshare
@@ -106,6 +107,7 @@ class LearnerEngine:
         self._skipped_in_a_row = 0
         self._num_steps = 0
         self._device = join_process_group(rank, world_size, on_gpu)
+        use_kernel(config.attention, self._device, torch_dtype(config))
         _torch.manual_seed(seed + rank)
         self._policy = self._load(model_path)
         self._placement = place(config, self._policy, self._device, rank=rank)

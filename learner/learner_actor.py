@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -72,6 +73,8 @@ class LearnerActor:
     ) -> int:
         """Join the other ranks and load the model; return the process id."""
         os.umask(PRIVATE)
+        logging.basicConfig(format="%(message)s")
+        logging.getLogger("learner").setLevel(logging.INFO)
         os.environ.update(secrets)
         os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = master[0], str(master[1])
         os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"  # torch joins the store of `rendezvous`, on rank 0 too
