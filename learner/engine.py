@@ -38,6 +38,7 @@ from learner.objective.objective import PolicyLoss, SftLoss, policy_loss
 from learner.objective.settings import aggregation_of, objective_of, torch_dtype
 from learner.objective.step_sums import StepAccumulator
 from learner.reports import SftReport, StepReport
+from learner.rounding import TextScores
 from learner.weights.finite import check_finite, is_finite
 from learner.weights.sender import WeightSource
 from learner.zero3 import checkpoint
@@ -260,11 +261,14 @@ class LearnerEngine:
             if self._rank == 0:
                 yield name, weight.to("cpu", copy=True)
 
-    def score(self, token_ids: NDArray[np.int32]) -> tuple[float, ...]:
-        """Return [T - 1] the log-probability (nats, temperature 1) of each of the T tokens but the first."""
+    def score(self, token_ids: NDArray[np.int32]) -> TextScores:
+        """Score each of the T tokens but the first, at temperature 1."""
         row = to_device(single_row(token_ids), self._placement, dense=not self._sharing)
-        scored = zip(responses_of(row), self._scores(self._engine, row), strict=True)
-        return tuple(float(logprob) for logprob in sharing_check.gathered_logprobs(scored, self._placement).cpu())
+        scored = tuple(zip(responses_of(row), self._scores(self._engine, row), strict=True))
+        return TextScores(
+            logprobs=tuple(map(float, sharing_check.gathered_logprobs(scored, self._placement).cpu())),
+            scale=float(sharing_check.gathered_scales(scored, self._placement).mean()),
+        )
 
     def export(self, directory: Path) -> None:
         """Write a Hugging Face folder (safetensors, configuration, tokenizer) that transformers and vLLM load.
@@ -425,8 +429,9 @@ class LearnerEngine:
             zip(responses_of(shared), self._scores(self._engine, shared), strict=True),
             zip(responses_of(dense), self._scores(self._engine, dense), strict=True),
             self._placement,
+            self._config.dtype,
         )
-        if not sharing_check.is_rounding(gap, self._config.dtype):
+        if not sharing_check.is_rounding(gap):
             self._share_no_prompts()
 
     def _share_no_prompts(self) -> None:

@@ -25,6 +25,7 @@ from learner.engine import LearnerEngine, Stage
 from learner.forward.running_batch import MiniBatchPart, mini_batch_parts
 from learner.out_of_memory import tells_out_of_memory
 from learner.reports import SftReport, StepReport
+from learner.rounding import TextScores
 from learner.weights.sender import WeightSender
 
 RENDEZVOUS_S = 600.0
@@ -175,8 +176,8 @@ class LearnerActor:
         return _ray.put(self._sender.with_values(version, delta=delta))
 
     @reported
-    def score(self, token_ids: NDArray[np.int32]) -> tuple[float, ...]:
-        """Return [T - 1] the log-probability (nats, temperature 1) of each of the T tokens but the first."""
+    def score(self, token_ids: NDArray[np.int32]) -> TextScores:
+        """Score each of the T tokens but the first, at temperature 1."""
         return self._engine.score(token_ids)
 
     def _progress(self, *_: Any) -> None:

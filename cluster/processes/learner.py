@@ -19,6 +19,7 @@ from curriculum.errors import UserError
 from curriculum.seal import COMPLETE, seal
 from curriculum.task import Demonstration
 from learner.reports import SftReport, StepReport
+from learner.rounding import TextScores
 
 DEATH_CHECKS, DEATH_CHECK_S = 5, 1.0
 """How often, and how far apart, ranks are asked whether they are alive, after one of them got an error."""
@@ -92,8 +93,8 @@ class RayLearner:
             "open_weight_group", version, num_receivers=num_receivers, epoch=epoch, timeout_s=timeout_s
         )
 
-    async def score(self, token_ids: Sequence[int]) -> tuple[float, ...]:
-        """Return [T - 1] log-probabilities (nats) of the T tokens after the first."""
+    async def score(self, token_ids: Sequence[int]) -> TextScores:
+        """Score the T tokens after the first."""
         return (await self._all("score", np.array(token_ids, np.int32)))[0]
 
     async def save(self, directory: Path) -> None:

@@ -43,6 +43,13 @@ class TokenScores(NamedTuple):
     """[N] log of the probability mass (nats, at most 0) of the policy's own nucleus at the sampler's top-p."""
     inside_N: Tensor
     """[N] 1.0 where the token lies in the policy's own nucleus, so that the sampler could have drawn it, else 0.0."""
+    spread_N: Tensor
+    """[N] standard deviation of the logits over the vocabulary, after temperature (nats)."""
+
+    @property
+    def scale_N(self) -> Tensor:
+        """[N] what rounding changes the log-probability of each token in proportion to, see `learner.rounding`."""
+        return self.spread_N * -torch.expm1(self.logprobs_N)
 
 
 class TokenLoss(Protocol):
@@ -222,6 +229,7 @@ def _score_tile(
         hits_N=(logprobs_nV.argmax(dim=-1) == labels_n).to(temperature_n.dtype),
         log_nucleus_N=log_nucleus_n,
         inside_N=inside_n,
+        spread_N=_spread(logprobs_nV),
     )
     return scores, logprobs_nV, probs_nV
 
@@ -308,6 +316,12 @@ def _nucleus(probs_nV: Tensor, label_probs_n1: Tensor, top_p_n: Tensor) -> tuple
     before_nk = best_nk.cumsum(dim=-1) - best_nk
     mass_n = torch.where(before_nk < top_p_n[:, None], best_nk, 0.0).sum(dim=-1)
     return mass_n.clamp(max=1.0).log(), (above_n < top_p_n).to(top_p_n.dtype)
+
+
+def _spread(logprobs_nV: Tensor) -> Tensor:
+    """Return [n] the standard deviation over the vocabulary; it is that of the logits."""
+    squares_n = _linalg.vecdot(logprobs_nV, logprobs_nV) / logprobs_nV.shape[1]
+    return (squares_n - logprobs_nV.mean(dim=-1).square()).clamp(min=0).sqrt()
 
 
 def _accumulator(dtype: torch.dtype) -> torch.dtype:

@@ -149,7 +149,7 @@ def _old_scores(row, row_plan, old):
         found = [old[group][i] for group, own in responses.items() for i in own]
         logprobs = torch.cat(found) if found else torch.zeros(len(batch.labels_N), dtype=torch.float64)
         zeros = torch.zeros_like(logprobs)
-        yield TokenScores(logprobs, zeros, zeros, zeros, zeros + 1)
+        yield TokenScores(logprobs, zeros, zeros, zeros, zeros + 1, zeros)
 
 
 def _backward(policy, row, losses):

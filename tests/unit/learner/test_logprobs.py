@@ -46,6 +46,15 @@ def test_the_temperature_divides_the_logits():
     torch.testing.assert_close(scores.entropy_N, entropy_N.detach())
 
 
+def test_the_spread_is_that_of_the_logits_after_temperature():
+    inputs = _random()
+    hidden_NH, weight_VH, _, temperature_N = inputs
+    logits_NV = (hidden_NH @ weight_VH.T + 20) / temperature_N[:, None]
+    scores = score_tokens(*inputs)
+    torch.testing.assert_close(scores.spread_N, logits_NV.std(-1, correction=0).detach())
+    torch.testing.assert_close(scores.scale_N, scores.spread_N * (1 - scores.logprobs_N.exp()))
+
+
 def test_the_hit_says_whether_the_label_is_the_most_likely_token():
     hidden_NH, weight_VH, _, temperature_N = _random()
     best = (hidden_NH @ weight_VH.T).argmax(-1)
@@ -145,7 +154,7 @@ def test_a_head_without_tokens_still_gives_a_gradient_of_zero():
     none = torch.zeros(0, dtype=torch.int64)
     loss, *columns = head(hidden_NH, none, torch.zeros(0), None, lambda n, scores: scores.logprobs_N)
     loss.backward()
-    assert [len(column) for column in columns] == [0] * 5
+    assert [len(column) for column in columns] == [0] * 6
     assert not head.weight.grad.any()
 
 

@@ -95,7 +95,7 @@ def test_what_the_batches_leave_for_the_prompts_is_summed_up_in_fp32(groups):
     slopes = iter([256.0, 1.0, 1.0, 2.0])
 
     def forward(_, loss=None, leaf=None):
-        return (states * 1,) if leaf is None else ((leaf * next(slopes)).sum(), *[torch.zeros(0)] * 5)
+        return (states * 1,) if leaf is None else ((leaf * next(slopes)).sum(), *[torch.zeros(0)] * 6)
 
     list(backward_in_phases(forward, lambda scalar, _: scalar.backward(), row, iter([None] * 4)))
     assert states.grad.item() == 260  # in bf16, 256 + 1 is 256
