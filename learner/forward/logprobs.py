@@ -289,7 +289,10 @@ def _logit_gradient(
 
 
 def _add_product(grad_VH: Tensor, grad_nV: Tensor, hidden_nH: Tensor) -> None:
-    """Add grad_nV.T @ hidden_nH to `grad_VH`, in its dtype."""
+    """Add grad_nV.T @ hidden_nH to `grad_VH`, in its dtype.
+
+    A GPU multiplies in the type of the model: there the gradient of each logit is rounded to it, the sums are not.
+    """
     if hidden_nH.dtype == grad_VH.dtype:
         grad_VH.addmm_(grad_nV.T, hidden_nH)
         return
@@ -331,7 +334,8 @@ def _accumulator(dtype: torch.dtype) -> torch.dtype:
 
 def _tiles(num_tokens: int, weight_VH: Tensor, max_tile_logits: int | None) -> Iterator[slice]:
     """Yield the tiles, at least one, which may be empty: a rank without tokens still has to gather the weight."""
-    bound = MAX_TILE_LOGITS[weight_VH.device.type] if max_tile_logits is None else max_tile_logits
+    kind = "cpu" if weight_VH.device.type == "cpu" else "cuda"
+    bound = MAX_TILE_LOGITS[kind] if max_tile_logits is None else max_tile_logits
     size = max(1, bound // weight_VH.shape[0])
     for start in range(0, max(num_tokens, 1), size):
         yield slice(start, min(start + size, num_tokens))
