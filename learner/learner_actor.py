@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,6 +28,7 @@ from learner.forward.running_batch import MiniBatchPart, mini_batch_parts
 from learner.gpu_share import GpuShare
 from learner.out_of_memory import tells_out_of_memory
 from learner.reports import SftReport, StepReport
+from learner.rounding import TextScores
 from learner.weights.sender import WeightSender
 from learner.zero3.checkpoint import discard_part
 from learner.zero3.shared_model import model_nearby, publish_model
@@ -82,6 +84,8 @@ class LearnerActor:
         `gpu_share` is given where an engine lives on the same GPU.
         """
         os.umask(PRIVATE)
+        logging.basicConfig(format="%(message)s")
+        logging.getLogger("learner").setLevel(logging.INFO)
         os.environ.update(secrets)
         os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = master[0], str(master[1])
         os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"  # torch joins the store of `rendezvous`, on rank 0 too
@@ -201,8 +205,8 @@ class LearnerActor:
         return _ray.put(self._sender.with_values(version, delta=delta))
 
     @reported
-    def score(self, token_ids: NDArray[np.int32]) -> tuple[float, ...]:
-        """Return [T - 1] the log-probability (nats, temperature 1) of each of the T tokens but the first."""
+    def score(self, token_ids: NDArray[np.int32]) -> TextScores:
+        """Score each of the T tokens but the first, at temperature 1."""
         return self._engine.score(token_ids)
 
     def _progress(self, *_: Any) -> None:

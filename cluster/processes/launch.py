@@ -34,7 +34,7 @@ from cluster.run.recovery import RestartFromCheckpoint
 from cluster.run.reference import Reference
 from cluster.run.stopping import StopSignal
 from cluster.run.waits import Wait
-from cluster.weights.sync import MAX_PROBE_GAP, Probe, WeightSync
+from cluster.weights.sync import Probe, WeightSync
 from cluster.weights.transports import Collective, HostMemory
 from curriculum.coordinator_actor import CoordinatorActor
 from curriculum.errors import RunFailed, one_line, root_cause
@@ -219,13 +219,12 @@ async def _wait_until_ready(
 def _weight_sync(config: RunConfig, prepared: Prepared, rollouts: RayRollouts, learner: RayLearner) -> WeightSync:
     """Build the weight updates; their probe is the beginning of a prompt: text in the tokens of this very model."""
     sync = config.rollout.sync
-    dtypes = {config.learner.dtype, config.rollout.engine.dtype}
     probe = Probe(
         learner,
         rollouts,
         token_ids=prepared.tasks[0].prompt_ids[:PROBE_TOKENS].tolist() if prepared.tasks else (),
         every=sync.probe_every,
-        max_gap=max(MAX_PROBE_GAP[dtype] for dtype in dtypes),
+        dtypes=(config.learner.dtype, config.rollout.engine.dtype),
         timeout_s=sync.timeout_s,
     )
     if config.weight_transport == "host_memory":

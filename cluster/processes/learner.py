@@ -22,6 +22,7 @@ from curriculum.errors import RunFailed, UserError
 from curriculum.shared_folder import SharedFolder
 from curriculum.task import Demonstration
 from learner.reports import SftReport, StepReport
+from learner.rounding import TextScores
 
 DEATH_CHECKS, DEATH_CHECK_S = 5, 1.0
 """How often, and how far apart, ranks are asked whether they are alive, after one of them got an error."""
@@ -121,8 +122,8 @@ class RayLearner:
             "open_weight_group", version, num_receivers=num_receivers, epoch=epoch, timeout_s=timeout_s
         )
 
-    async def score(self, token_ids: Sequence[int]) -> tuple[float, ...]:
-        """Return [T - 1] log-probabilities (nats) of the T tokens after the first."""
+    async def score(self, token_ids: Sequence[int]) -> TextScores:
+        """Score the T tokens after the first."""
         return (await self._all("score", np.array(token_ids, np.int32)))[0]
 
     async def save(self, place: SharedFolder) -> dict[str, FileDigest]:

@@ -32,9 +32,9 @@ rollout.sync.timeout_s rollout.sync.transport rollout.sync.probe_every rollout.s
 reward.judge.gpu_memory_utilization reward.judge.cpu_kv_cache_bytes reward.judge.max_concurrency reward.judge.num_gpus
 reward.judge.num_replicas reward.judge.timeout_s reward.judge.base_url reward.judge.api_key_env reward.max_outage_s
 learner.num_ranks learner.slices learner.max_tokens_per_microbatch learner.sequence_parallel
-learner.ranks_per_copy learner.gradient_checkpointing learner.offload checkpoint.every_steps checkpoint.keep.last
-checkpoint.keep.stages checkpoint.keep.best checkpoint.storage evaluation.every_steps evaluation.num_samples
-evaluation.control cluster.address cluster.share_gpus
+learner.ranks_per_copy learner.gradient_checkpointing learner.offload learner.attention checkpoint.every_steps
+checkpoint.keep.last checkpoint.keep.stages checkpoint.keep.best checkpoint.storage evaluation.every_steps
+evaluation.num_samples evaluation.control cluster.address cluster.share_gpus
 cluster.dashboard_port cluster.object_store_bytes cluster.max_actor_restarts cluster.startup_timeout_s
 cluster.max_run_restarts cluster.notice_s cluster.standstill_s cluster.orphan_s tracking.wandb
 """

@@ -38,7 +38,7 @@ def check_effects(config: RunConfig) -> list[str]:
     """
     looks = (
         _data, _schedule, _warm_up, _overlong, _rules, _plateaus, _replay, _held_out, _sampling_rounds, _ratios, _kl,
-        _slices, _shared_gpus, _guards,
+        _slices, _attention, _shared_gpus, _guards,
     )  # fmt: skip
     found = [finding for look in looks for finding in look(config)]
     faults = [finding.text for finding in found if finding.is_fault]
@@ -215,6 +215,18 @@ def _shared_gpus(config: RunConfig) -> Iterator[_Finding]:
         yield _Finding(text=f"cluster.share_gpus={shared}: does nothing with device=cpu")
     elif isinstance(judge, VllmJudge) and judge.num_gpus != VllmJudge().num_gpus:
         yield _Finding(text=f"reward.judge.num_gpus={judge.num_gpus:g}: does nothing with cluster.share_gpus={shared}")
+
+
+def _attention(config: RunConfig) -> Iterator[_Finding]:
+    learner, device = config.learner, config.device
+    if learner.attention == "auto" or (device == "cuda" and learner.dtype == "bf16"):
+        return
+    reason = f"device={device}" if device != "cuda" else f"learner.dtype={learner.dtype}"
+    yield _Finding(
+        text=f"learner.attention={learner.attention}: not with {reason}, only for bf16 on a GPU; set "
+        "learner.attention=auto",
+        is_fault=True,
+    )
 
 
 def _data(config: RunConfig) -> Iterator[_Finding]:

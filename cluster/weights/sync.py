@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from statistics import fmean
 from typing import Any, Protocol, TypeVar
 
@@ -16,10 +16,7 @@ from actors.weights.update import TensorRecord, WeightLoadError, WeightReceipt, 
 from cluster.roles import SyncReport
 from cluster.run.recovery import RestartFromCheckpoint
 from curriculum.errors import RunFailed, root_cause
-
-MAX_PROBE_GAP = {"fp32": 1e-3, "bf16": 0.1}
-"""Mean absolute difference (nats) that rounding can explain. Engine and learner differ by 1e-6 to 5e-5 in fp32 and by
-0.01 in bf16; a tensor that kept its old value differs by 0.1 to 3 if the update changed it noticeably."""
+from learner.rounding import TextScores, largest_gap
 
 Receipts = Mapping[str, WeightReceipt]
 """The receipt of every engine, by the name of its actor."""
@@ -72,8 +69,8 @@ class SendingLearner(Protocol):
         """Broadcast every version from this one on to a new group; return the announcement for the first engine."""
         ...
 
-    async def score(self, token_ids: Sequence[int]) -> tuple[float, ...]:
-        """Return [T - 1] log-probabilities (nats) of the T tokens after the first."""
+    async def score(self, token_ids: Sequence[int]) -> TextScores:
+        """Score the T tokens after the first."""
         ...
 
 
@@ -112,8 +109,8 @@ class WeightSync:
         self._receipts: asyncio.Task[Receipts] | None = None
         self._under_way: asyncio.Task[None] | None = None
         self._sent: WeightUpdate | None = None
-        self._expected: Sequence[float] | None = None
-        """The learner's [T - 1] log-probabilities (nats) of the probe under the weights sent last; None without."""
+        self._expected: TextScores | None = None
+        """The learner's scores of the probe under the weights sent last; None without."""
         self.last: SyncReport | None = None
         """The latest update that has reached all engines."""
         self.on_delivered: Callable[[SyncReport], Awaitable[None]] | None = None
@@ -205,7 +202,7 @@ class Probe:
         *,
         token_ids: Sequence[int],
         every: int,
-        max_gap: float,
+        dtypes: Collection[str],
         timeout_s: float,
     ) -> None:
         """Take both sides.
@@ -215,42 +212,43 @@ class Probe:
             engines: the engines that are compared with it.
             token_ids: [T] tokens that both score.
             every: one in `every` updates is probed, beginning with the first.
-            max_gap: largest mean absolute difference (nats) that is accepted.
+            dtypes: of both sides; their rounding and the scale of the logits say how large a gap is accepted.
             timeout_s: longest wait for an engine.
         """
         self._learner = learner
         self._engines = engines
         self._token_ids = tuple(token_ids)
         self._every = every
-        self._max_gap = max_gap
+        self._dtypes = tuple(dtypes)
         self._timeout_s = timeout_s
         self._num_updates = 0
 
-    async def score_by_learner(self) -> tuple[float, ...] | None:
-        """Return the learner's [T - 1] log-probabilities (nats) of the tokens; None if this update is not probed."""
+    async def score_by_learner(self) -> TextScores | None:
+        """Return the learner's scores of the tokens; None if this update is not probed."""
         is_due = self._num_updates % self._every == 0
         self._num_updates += 1
         return await self._learner.score(self._token_ids) if is_due else None
 
-    async def gaps(self, version: int, expected: Sequence[float]) -> dict[str, float]:
-        """Compare every engine with the learner's [T - 1]; return the mean gap (nats) of each by its name.
+    async def gaps(self, version: int, expected: TextScores) -> dict[str, float]:
+        """Compare every engine with the learner; return the mean gap (nats) of each by its name.
 
         Raises:
             WeightSyncError: an engine, which it names, computes something else or was late.
         """
         return await self._engines.on_every_engine(lambda name, handle: self.gap(version, expected, name, handle))
 
-    async def gap(self, version: int, expected: Sequence[float], name: str, handle: Any) -> float:
-        """Compare one engine with the learner's [T - 1], and its decoding with its scores; return the larger mean gap.
+    async def gap(self, version: int, expected: TextScores, name: str, handle: Any) -> float:
+        """Compare one engine with the learner, and its decoding with its own scores; return the larger mean gap (nats).
 
         Raises:
             WeightSyncError: the engine computes something else or was late.
         """
         asked, timeout_s = receipt_of(version), self._timeout_s
         scored = await in_time(name, asked, handle.score.remote(self._token_ids), timeout_s=timeout_s)
-        gap = check_probe(expected, scored, engine=name, version=version, max_gap=self._max_gap)
+        gap = check_probe(expected, scored, engine=name, version=version, dtypes=self._dtypes)
+        limit = largest_gap(expected.scale, *self._dtypes)
         decoded = await in_time(name, asked, handle.decoding_gap.remote(self._token_ids), timeout_s=timeout_s)
-        return max(gap, check_decoding(decoded, engine=name, version=version, max_gap=self._max_gap))
+        return max(gap, check_decoding(decoded, engine=name, version=version, max_gap=limit))
 
 
 async def in_time(name: str, expected: str, reply: Awaitable[_T], *, timeout_s: float) -> _T:
@@ -290,28 +288,30 @@ def check_receipt(sent: WeightUpdate, receipt: WeightReceipt, engine: str) -> No
 
 
 def check_probe(
-    learner_logprobs: Sequence[float], engine_logprobs: Sequence[float], *, engine: str, version: int, max_gap: float
+    learner: TextScores, engine_logprobs: Sequence[float], *, engine: str, version: int, dtypes: Collection[str]
 ) -> float:
     """Compare the scores of the same tokens under the same weights; return the mean gap (nats).
 
     Args:
-        learner_logprobs: [T - 1] of the learner.
+        learner: scores of the learner.
         engine_logprobs: [T - 1] of the engine.
         engine: its name, for the error.
         version: of the weights.
-        max_gap: largest mean absolute difference (nats) that is accepted.
+        dtypes: of both sides.
 
     Raises:
         WeightSyncError: the gap is too large; it names the engine and both means.
     """
-    pairs = list(zip(learner_logprobs, engine_logprobs, strict=True))
+    pairs = list(zip(learner.logprobs, engine_logprobs, strict=True))
+    max_gap = largest_gap(learner.scale, *dtypes)
     gap = fmean(abs(ours - theirs) for ours, theirs in pairs)
     if not gap <= max_gap:  # NaN included
         raise WeightSyncError(
             f"{engine}: after weight update {version} its mean log-probability of the probe is "
-            f"{fmean(engine_logprobs):.4f} nats, the learner's {fmean(learner_logprobs):.4f}; the mean difference "
-            f"{gap:.2e} is above {max_gap:.0e}. Every tensor arrived as it was sent, so the engine computes with other "
-            "values than it loaded, for example a stale packed copy; resume from the last checkpoint"
+            f"{fmean(engine_logprobs):.4f} nats, the learner's {fmean(learner.logprobs):.4f}; the mean difference "
+            f"{gap:.2e} is above {max_gap:.1e}, which rounding could explain. Every tensor arrived as it was sent, so "
+            "the engine computes with other values than it loaded, for example a stale packed copy; resume from the "
+            "last checkpoint"
         )
     return gap
 

@@ -1,9 +1,8 @@
 """The flash kernels that ship with torch, behind two calls: attention with its log-sum-exp, and its gradient.
 
 Both work on rows cut into consecutive spans; span i of the queries attends to span i of the keys. The CPU makes one
-call per run of equally long spans, a GPU one call for the whole row (FlashAttention-2 inside torch, or
-FlashAttention-3 once `torch.nn.attention.activate_flash_attention_impl("FA3")` was called, which needs the flash-attn
-package).
+call per run of equally long spans, a GPU one call for the whole row: FlashAttention-2 inside torch, or FlashAttention-3
+where `learner.attention.kernels` has activated it.
 
 The gradient call takes output and log-sum-exp as arguments. When they belong to a softmax over more keys than those
 given, the result is exactly the part of the gradient that flows through the given keys: with p = exp(score - lse) the

@@ -43,6 +43,13 @@ class TokenScores(NamedTuple):
     """[N] log of the probability mass (nats, at most 0) of the policy's own nucleus at the sampler's top-p."""
     inside_N: Tensor
     """[N] 1.0 where the token lies in the policy's own nucleus, so that the sampler could have drawn it, else 0.0."""
+    spread_N: Tensor
+    """[N] standard deviation of the logits over the vocabulary, after temperature (nats)."""
+
+    @property
+    def scale_N(self) -> Tensor:
+        """[N] what rounding changes the log-probability of each token in proportion to, see `learner.rounding`."""
+        return self.spread_N * -torch.expm1(self.logprobs_N)
 
 
 class TokenLoss(Protocol):
@@ -222,6 +229,7 @@ def _score_tile(
         hits_N=(logprobs_nV.argmax(dim=-1) == labels_n).to(temperature_n.dtype),
         log_nucleus_N=log_nucleus_n,
         inside_N=inside_n,
+        spread_N=_spread(logprobs_nV),
     )
     return scores, logprobs_nV, probs_nV
 
@@ -281,7 +289,10 @@ def _logit_gradient(
 
 
 def _add_product(grad_VH: Tensor, grad_nV: Tensor, hidden_nH: Tensor) -> None:
-    """Add grad_nV.T @ hidden_nH to `grad_VH`, in its dtype."""
+    """Add grad_nV.T @ hidden_nH to `grad_VH`, in its dtype.
+
+    A GPU multiplies in the type of the model: there the gradient of each logit is rounded to it, the sums are not.
+    """
     if hidden_nH.dtype == grad_VH.dtype:
         grad_VH.addmm_(grad_nV.T, hidden_nH)
         return
@@ -310,6 +321,12 @@ def _nucleus(probs_nV: Tensor, label_probs_n1: Tensor, top_p_n: Tensor) -> tuple
     return mass_n.clamp(max=1.0).log(), (above_n < top_p_n).to(top_p_n.dtype)
 
 
+def _spread(logprobs_nV: Tensor) -> Tensor:
+    """Return [n] the standard deviation over the vocabulary; it is that of the logits."""
+    squares_n = _linalg.vecdot(logprobs_nV, logprobs_nV) / logprobs_nV.shape[1]
+    return (squares_n - logprobs_nV.mean(dim=-1).square()).clamp(min=0).sqrt()
+
+
 def _accumulator(dtype: torch.dtype) -> torch.dtype:
     """Return the type in which sums are computed: fp32, or fp64 for a model in fp64."""
     return torch.float64 if dtype == torch.float64 else torch.float32
@@ -317,7 +334,8 @@ def _accumulator(dtype: torch.dtype) -> torch.dtype:
 
 def _tiles(num_tokens: int, weight_VH: Tensor, max_tile_logits: int | None) -> Iterator[slice]:
     """Yield the tiles, at least one, which may be empty: a rank without tokens still has to gather the weight."""
-    bound = MAX_TILE_LOGITS[weight_VH.device.type] if max_tile_logits is None else max_tile_logits
+    kind = "cpu" if weight_VH.device.type == "cpu" else "cuda"
+    bound = MAX_TILE_LOGITS[kind] if max_tile_logits is None else max_tile_logits
     size = max(1, bound // weight_VH.shape[0])
     for start in range(0, max(num_tokens, 1), size):
         yield slice(start, min(start + size, num_tokens))

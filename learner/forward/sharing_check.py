@@ -21,13 +21,12 @@ from learner.batch.rows import build_microbatch
 from learner.collectives import take_maximum
 from learner.forward.logprobs import TokenScores
 from learner.forward.row_tensors import Placement, RowTensors
+from learner.rounding import largest_gap
 
 logger = logging.getLogger(__name__)
 
 CHECKED_STEPS = 2
 """First training steps that are checked."""
-MAX_MEAN_GAP = {"fp32": 1e-4, "bf16": 5e-2}
-"""Mean absolute difference (nats) that rounding can explain; bf16 back ends differ by 0.007 from each other."""
 
 
 def shared_row(plan: RowPlan, groups: Mapping[int, TrainingGroup]) -> MicroBatch:
@@ -60,35 +59,43 @@ def dense_row(plan: RowPlan, groups: Mapping[int, TrainingGroup]) -> MicroBatch:
 
 
 def mean_gap(
-    shared: tuple[RowTensors, TokenScores], dense: tuple[RowTensors, TokenScores], placement: Placement
+    shared: tuple[RowTensors, TokenScores],
+    dense: tuple[RowTensors, TokenScores],
+    placement: Placement,
+    dtype: str,
 ) -> float:
-    """Return the mean absolute difference (nats) of the labels of both rows, the largest over all ranks. Collective.
+    """Return the mean absolute difference of the labels of both rows, 1 being the largest that rounding explains.
+
+    The largest over all ranks; infinite where it is no number. Collective.
 
     Args:
         shared: `shared_row` with its scores; the labels of `dense_row` are the last ones.
         dense: `dense_row` with its scores.
         placement: of the rows.
+        dtype: of the model.
     """
-    found, expected = gathered_logprobs(*shared, placement), gathered_logprobs(*dense, placement)
-    return float(take_maximum((found[-len(expected) :] - expected).abs().mean().nan_to_num(nan=torch.inf)))
+    (row, found), (alone, expected) = shared, dense
+    ours = gathered(row, found.logprobs_N, placement)
+    theirs = gathered(alone, expected.logprobs_N, placement)
+    limit = largest_gap(float(gathered(alone, expected.scale_N, placement).mean()), dtype)
+    gap = (ours[-len(theirs) :] - theirs).abs().mean()
+    return float(take_maximum((gap / limit).nan_to_num(nan=torch.inf)))
 
 
-def is_rounding(gap: float, dtype: str) -> bool:
-    """Return whether rounding in `dtype` explains a mean gap (nats); log what follows where it does not."""
-    limit = MAX_MEAN_GAP[dtype]
-    if gap <= limit:  # not NaN
+def is_rounding(gap: float) -> bool:
+    """Return whether rounding explains a gap of `mean_gap`; log what follows where it does not."""
+    if gap <= 1:  # not NaN
         return True
     logger.warning(
-        "shared prompts off: log-probabilities differ from the dense path by %.2e nats on average, more than %.0e; "
+        "shared prompts off: log-probabilities differ from the dense path by %.3g times what rounding explains; "
         "from now on every response is forwarded with its own copy of the prompt",
         gap,
-        limit,
     )
     return False
 
 
-def gathered_logprobs(row: RowTensors, scores: TokenScores, placement: Placement) -> Tensor:
-    """Return the log-probabilities of all labels of the row. Collective among the ranks that share it."""
+def gathered(row: RowTensors, values_N: Tensor, placement: Placement) -> Tensor:
+    """Return a value of each label of the row, in fp64. Collective among the ranks that share it."""
     column = torch.zeros(row.num_labels, dtype=torch.float64, device=placement.device)
-    column[row.own_N] = scores.logprobs_N.double()
+    column[row.own_N] = values_N.double()
     return placement.add_up(column)

@@ -13,7 +13,7 @@ import torch
 
 from actors.config import EngineConfig, YarnConfig
 from actors.engine import VLLMEngine
-from cluster.weights.sync import MAX_PROBE_GAP
+from learner.rounding import largest_gap
 from tests.harness.sampled import (
     BASE,
     HOT,
@@ -28,8 +28,8 @@ from tests.harness.sampled import (
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 
-ROUNDING = MAX_PROBE_GAP["bf16"]
-"""Mean difference (nats) that bf16 explains."""
+ROUNDING = largest_gap(1.0, "bf16")
+"""Mean difference (nats) that bf16 explains for logits that spread by no more than 1."""
 EAGER = EngineConfig(dtype="bf16", enforce_eager=True, gpu_memory_utilization=0.3)
 GRAPHS = EAGER.model_copy(update={"enforce_eager": False})
 ENGINES = {

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from torch.nn.attention import restore_flash_attention_impl
 
 from learner.attention.flash import Spans, attend, attend_backward, merge
+from learner.attention.kernels import obstacle_to_fa3
 from learner.forward.host_copy import HostCopies
 from learner.forward.logprobs import score_tokens, token_loss
 
@@ -80,6 +82,58 @@ def test_the_head_does_not_round_logits_that_compete_near_20(num_tokens):
     logprobs = (hidden.double() @ weight.double().T).log_softmax(-1).gather(1, labels[:, None]).squeeze(1)
     inputs = [x.cuda() for x in (hidden, weight, labels, torch.ones(num_tokens))]
     torch.testing.assert_close(score_tokens(*inputs).logprobs_N.double().cpu(), logprobs, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("vocab", [1000, 40_000])
+def test_the_gradients_of_the_head_are_those_of_fp64(vocab):
+    """Their own rounding is 2^-8; summed up in bf16 over 300 tiles, that of the head would be off by several times."""
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(600, 64).bfloat16(), (0.3 * torch.randn(vocab, 64)).bfloat16()
+    labels = torch.randint(vocab, (600,))
+    exact = [x.double().requires_grad_() for x in (hidden, weight)]
+    (exact[0] @ exact[1].T).log_softmax(-1).gather(1, labels[:, None]).sum().backward()
+    ours = [x.cuda().requires_grad_() for x in (hidden, weight)]
+    loss, _ = token_loss(
+        *ours, labels.cuda(), torch.ones(600).cuda(), lambda n, scores: scores.logprobs_N, max_tile_logits=2 * vocab
+    )
+    loss.backward()
+    for found, expected in zip(ours, exact, strict=True):
+        error = (found.grad.cpu().double() - expected.grad).norm() / expected.grad.norm()
+        assert error.item() < 2**-8
+
+
+@pytest.fixture
+def flash_attention_3():
+    obstacle = obstacle_to_fa3(torch.device("cuda"))
+    if obstacle is not None:
+        pytest.skip(obstacle)
+    yield
+    restore_flash_attention_impl()
+
+
+def _whole_group(device):
+    """A prompt of 300 tokens and responses of 50, 1 and 200, forward and backward through both calls of a layer."""
+    torch.manual_seed(0)
+    lengths = (50, 1, 200)
+    q, k, v, grad = (torch.randn(1, heads, 251, 128).bfloat16().to(device) for heads in (8, 2, 2, 8))
+    prompt_k, prompt_v = (torch.randn(1, 2, 300, 128).bfloat16().to(device) for _ in range(2))
+    own, all_queries, prompt = Spans(lengths, device), Spans((251,), device), Spans((300,), device)
+    scale = 128**-0.5
+    out, lse = merge(
+        *attend(q, k, v, own, own, causal=True, scale=scale),
+        *attend(q, prompt_k, prompt_v, all_queries, prompt, causal=False, scale=scale),
+    )
+    first = attend_backward(grad, q, k, v, out, lse, own, own, causal=True, scale=scale)
+    second = attend_backward(grad, q, prompt_k, prompt_v, out, lse, all_queries, prompt, causal=False, scale=scale)
+    return [x.cpu() for x in (out, lse, *first, *second)]
+
+
+def test_flash_attention_3_gives_what_flash_attention_2_gives(request):
+    two = _whole_group(torch.device("cuda"))
+    request.getfixturevalue("flash_attention_3")
+    for ours, theirs in zip(_whole_group(torch.device("cuda")), two, strict=True):
+        assert ours.shape == theirs.shape
+        _close(ours, theirs)
 
 
 def test_layer_inputs_go_to_the_host_and_come_back():

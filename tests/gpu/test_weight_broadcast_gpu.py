@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from actors.config import EngineConfig
-from cluster.weights.sync import MAX_PROBE_GAP, check_probe, check_receipt
+from cluster.weights.sync import check_probe, check_receipt
 from learner.weights.sender import WeightSender, WeightSource
+from tests.harness.scored import text_scores
 
 pytestmark = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices on this machine")
 
@@ -40,7 +41,7 @@ def test_an_engine_computes_with_what_another_card_broadcasts_again_and_again():
         )
         try:
             for version in (1, 2):
-                ours = _disturbed_logprobs(model)
+                ours = _disturbed_scores(model)
                 update = replace(announcement, version=version)
                 sent, receipt = await asyncio.gather(asyncio.to_thread(publish, version), engine.load_weights(update))
                 yield version, sent, receipt, ours, await engine.score(PROBE)
@@ -50,14 +51,13 @@ def test_an_engine_computes_with_what_another_card_broadcasts_again_and_again():
     async def check():
         async for version, sent, receipt, ours, theirs in updates():
             check_receipt(sent, receipt, "rollout-0")
-            check_probe(ours, theirs, engine="rollout-0", version=version, max_gap=MAX_PROBE_GAP["bf16"])
+            check_probe(ours, theirs, engine="rollout-0", version=version, dtypes=("bf16",))
 
     asyncio.run(check())
 
 
-def _disturbed_logprobs(model):
+def _disturbed_scores(model):
     with torch.no_grad():
         for weight in model.parameters():
             weight += 0.05 * torch.randn_like(weight)
-        logprobs = model(torch.tensor([PROBE]).cuda()).logits[0, :-1].float().log_softmax(-1)
-    return logprobs.gather(1, torch.tensor(PROBE[1:]).cuda()[:, None]).squeeze(1).tolist()
+        return text_scores(model(torch.tensor([PROBE]).cuda()).logits[0], PROBE)

@@ -8,8 +8,9 @@ import torch
 
 from actors.config import EngineConfig
 from actors.weights.tensors import described
-from cluster.weights.sync import MAX_PROBE_GAP, check_probe, check_receipt
+from cluster.weights.sync import check_probe, check_receipt
 from learner.weights.sender import WeightSender, WeightSource
+from tests.harness.scored import text_scores
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 
@@ -33,8 +34,7 @@ def test_an_engine_computes_with_what_the_card_published():
     with torch.no_grad():
         for weight in model.parameters():
             weight += 0.05 * torch.randn_like(weight)
-        logprobs = model(torch.tensor([PROBE]).cuda()).logits[0, :-1].float().log_softmax(-1)
-    ours = logprobs.gather(1, torch.tensor(PROBE[1:]).cuda()[:, None]).squeeze(1).tolist()
+        ours = text_scores(model(torch.tensor([PROBE]).cuda()).logits[0], PROBE)
     sender = WeightSender(WeightSource(model), is_root=True, every_byte=False)
 
     async def update():
@@ -50,4 +50,4 @@ def test_an_engine_computes_with_what_the_card_published():
 
     sent, receipt, theirs = asyncio.run(update())
     check_receipt(sent, receipt, "rollout-0")
-    check_probe(ours, theirs, engine="rollout-0", version=1, max_gap=MAX_PROBE_GAP["bf16"])
+    check_probe(ours, theirs, engine="rollout-0", version=1, dtypes=("bf16",))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 from pathlib import Path
-from statistics import fmean
 
 import numpy as np
 import pytest
@@ -14,9 +13,10 @@ import torch
 from actors.config import EngineConfig
 from actors.engine import VLLMEngine
 from benchmarks.logit_gap import BASE, save_crowded
-from cluster.weights.sync import MAX_PROBE_GAP
 from learner.batch.rows import single_row
+from learner.forward.logprobs import TokenScores
 from learner.forward.row_tensors import Placement, to_device
+from learner.rounding import largest_gap
 from learner.weights.sender import WeightSender, WeightSource
 from learner.zero3.policy import Policy, load_policy
 
@@ -54,13 +54,13 @@ async def _measure(crowded: Path) -> dict:
 
 
 def test_logits_that_compete_near_20_are_not_rounded(found):
-    assert found["crowded"] < 0.012, "rounding them to bf16 costs 0.03"
+    assert found["crowded"] < 0.2, "rounding them to bf16 costs more than half of the limit"
 
 
 def test_an_update_reaches_the_fp32_head_with_tied_embeddings(found):
-    assert found["before"] < MAX_PROBE_GAP["bf16"]
-    assert found["after"] < MAX_PROBE_GAP["bf16"]
-    assert found["after, against the old weights"] > 1, "else the test could not tell the weights apart"
+    assert found["before"] < 0.5
+    assert found["after"] < 0.5
+    assert found["after, against the old weights"] > 4, "else the test could not tell the weights apart"
 
 
 def _engine(model: Path) -> VLLMEngine:
@@ -73,8 +73,9 @@ def _policy(model: Path) -> Policy:
 
 
 def _gap(theirs: tuple[float, ...], policy: Policy) -> float:
-    """Mean difference (nats) between the engine's log-probabilities of the probe and the learner's."""
+    """Mean difference between engine and learner over the probe; 1 is the largest that rounding explains."""
     row = to_device(single_row(np.array(PROBE, np.int32)), Placement(device=torch.device("cpu")))
     with torch.no_grad():
-        ours = policy(row)[1].tolist()
-    return fmean(abs(a - b) for a, b in zip(ours, theirs, strict=True))
+        scores = TokenScores(*policy(row)[1:])
+    gap = (scores.logprobs_N - torch.tensor(theirs)).abs().mean()
+    return gap.item() / largest_gap(scores.scale_N.mean().item(), "bf16")

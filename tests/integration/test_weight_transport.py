@@ -16,8 +16,10 @@ from actors.config import EngineConfig
 from actors.engine import VLLMEngine
 from actors.rollout import Sampling
 from actors.weights.update import HostCopy, WeightLoadError, WeightVersionError
-from cluster.weights.sync import MAX_PROBE_GAP, WeightSyncError, check_probe, check_receipt
+from cluster.weights.sync import WeightSyncError, check_probe, check_receipt
+from learner.rounding import TextScores
 from learner.weights.sender import WeightSender, WeightSource
+from tests.harness.scored import text_scores
 
 pytestmark = pytest.mark.integration
 
@@ -63,7 +65,7 @@ async def _measure(folder: Path) -> dict:
         disturb()
         sent = senders[0].publish(1)
         found["receipt"] = (sent, await engine.load_weights(sent))
-        found["after"] = (_logprobs(model), await engine.score(PROBE))
+        found["after"] = (_scores(model), await engine.score(PROBE))
         found["again"] = await engine.load_weights(sent)
 
         first, second = _updates(senders[0], disturb, 2, 3)
@@ -71,7 +73,7 @@ async def _measure(folder: Path) -> dict:
         running = asyncio.create_task(engine.sample(PROBE, sampling, seed=1))
         await asyncio.sleep(0.05)
         found["racing"] = await asyncio.gather(engine.load_weights(first), engine.load_weights(second))
-        found["after racing"] = (_logprobs(model), await engine.score(PROBE))
+        found["after racing"] = (_scores(model), await engine.score(PROBE))
         found["running"] = await running
         found["past"] = await _error(engine.load_weights(first))
 
@@ -81,13 +83,13 @@ async def _measure(folder: Path) -> dict:
         sent = senders[0].publish(4)
         changes = senders[0].with_values(4, delta=True)
         found["delta"] = (sent, await engine.load_weights(copy.write(changes)), changes.num_travelling_bytes)
-        found["after delta"] = (_logprobs(model), await engine.score(PROBE))
+        found["after delta"] = (_scores(model), await engine.score(PROBE))
         found["future"] = await _error(engine.load_weights(senders[1].publish(9)))
 
         disturb()
         model.save_pretrained(folder)
         await engine._engine.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
-        found["no repack"] = (_logprobs(model), await engine.score(PROBE))
+        found["no repack"] = (_scores(model), await engine.score(PROBE))
         found["unknown"], found["unknown: paused"] = await _refusal(engine, Extended(model), 5)
     finally:
         engine.shutdown()
@@ -143,7 +145,13 @@ def test_changes_alone_make_the_same_weights_to_the_last_bit(findings):
 def test_the_probe_notices_a_tied_head_that_was_left_stale(findings):
     ours, theirs = findings["no repack"]
     with pytest.raises(WeightSyncError, match=r"rollout-0: after weight update 5 .* stale packed copy"):
-        check_probe(ours, theirs, engine="rollout-0", version=5, max_gap=MAX_PROBE_GAP["fp32"])
+        check_probe(ours, theirs, engine="rollout-0", version=5, dtypes=("fp32",))
+
+
+@pytest.mark.parametrize("name", ["after", "after racing", "after delta"])
+def test_the_probe_accepts_an_engine_that_computes_with_the_new_weights(findings, name):
+    ours, theirs = findings[name]
+    assert check_probe(ours, theirs, engine="rollout-0", version=5, dtypes=("fp32",)) < 1e-4
 
 
 def test_an_update_without_a_parameter_of_the_engine_is_refused_by_its_name(findings):
@@ -188,13 +196,11 @@ async def _error(call) -> Exception | None:
     return None
 
 
-def _logprobs(model) -> list[float]:
-    ids = torch.tensor(PROBE)
+def _scores(model) -> TextScores:
     with torch.no_grad():
-        logprobs = model(ids[None]).logits[0, :-1].log_softmax(-1)
-    return logprobs.gather(1, ids[1:, None]).squeeze(1).tolist()
+        return text_scores(model(torch.tensor([PROBE])).logits[0], PROBE)
 
 
 def _gap(pair) -> float:
     ours, theirs = pair
-    return float(np.abs(np.subtract(ours, theirs)).max())
+    return float(np.abs(np.subtract(ours.logprobs, theirs)).max())

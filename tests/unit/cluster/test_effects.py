@@ -266,3 +266,18 @@ def test_a_guard_on_a_stage_that_the_recipe_has_not_is_refused():
 def test_every_fault_has_its_own_line():
     found = faults(curriculum=phases(EPOCHS, EPOCHS), learner={"schedule": "linear"}, reward={"rules": "released"})
     assert len(found) == 2
+
+
+# ---- attention
+
+
+@pytest.mark.parametrize("kernel", ["fa2", "fa3"])
+@pytest.mark.parametrize(
+    ("device", "dtype", "reason"), [("cpu", "bf16", "device=cpu"), ("cuda", "fp32", "learner.dtype=fp32")]
+)
+def test_a_flash_kernel_of_cuda_needs_a_gpu_and_bf16(kernel, device, dtype, reason):
+    assert faults(device=device, learner={"attention": kernel, "dtype": dtype}) == [
+        f"learner.attention={kernel}: not with {reason}, only for bf16 on a GPU; set learner.attention=auto"
+    ]
+    assert notes(device="cuda", learner={"attention": kernel, "dtype": "bf16"}) == []
+    assert notes(device=device, learner={"attention": "auto", "dtype": dtype}) == []

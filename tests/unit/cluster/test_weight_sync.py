@@ -10,6 +10,7 @@ import pytest
 
 from actors.weights.update import TensorRecord, WeightReceipt, WeightUpdate
 from cluster.weights.sync import WeightSync, WeightSyncError, check_probe, check_receipt
+from learner.rounding import TextScores
 
 A = TensorRecord(name="a", dtype="float32", shape=(2, 3), num_bytes=24, checksum=1)
 B = TensorRecord(name="b", dtype="float32", shape=(4,), num_bytes=16, checksum=2)
@@ -172,12 +173,18 @@ def test_a_difference_names_the_engine_and_the_tensor(change, message):
     assert str(error.value) == f"rollout-1: {message} after the weight update; resume from the last checkpoint"
 
 
+OURS = TextScores(logprobs=(-1.0, -2.0), scale=6.5)
+"""16 / 2^8 * 6.5 = 0.41 nats in bf16, 16 / 2^18 * 6.5 + 1e-5 = 4.1e-4 in fp32."""
+
+
 def test_a_probe_within_the_tolerance_gives_the_mean_gap():
-    gap = check_probe((-1.0, -2.0), (-1.5, -1.75), engine="rollout-0", version=3, max_gap=0.4)
+    gap = check_probe(OURS, (-1.5, -1.75), engine="rollout-0", version=3, dtypes=("fp32", "bf16"))
     assert gap == 0.375
+    with pytest.raises(WeightSyncError, match=r"difference 3\.75e-01 is above 4\.1e-04, which rounding could explain"):
+        check_probe(OURS, (-1.5, -1.75), engine="rollout-0", version=3, dtypes=("fp32", "fp32"))
 
 
 @pytest.mark.parametrize("theirs", [(-1.0, -4.0), (-1.0, float("nan"))])
 def test_a_probe_beyond_it_names_the_engine_and_both_means(theirs):
     with pytest.raises(WeightSyncError, match=r"rollout-1: after weight update 3 .* the learner's -1\.5000; .*stale"):
-        check_probe((-1.0, -2.0), theirs, engine="rollout-1", version=3, max_gap=0.4)
+        check_probe(OURS, theirs, engine="rollout-1", version=3, dtypes=("bf16",))

@@ -24,6 +24,7 @@ from cluster.processes.rollouts import RayRollouts
 from cluster.processes.supervision import ActorLost, SupervisedActor
 from cluster.weights.sync import Probe, WeightSync, WeightSyncError
 from cluster.weights.transports import Collective, HostMemory
+from learner.rounding import TextScores
 
 TENSOR = TensorRecord(name="a", dtype="float32", shape=(1,), num_bytes=4, checksum=5)
 PROBE = (7, 8, 9)
@@ -126,7 +127,7 @@ class FakeLearner:
     async def score(self, token_ids):
         assert token_ids == PROBE
         self.calls.append("score")
-        return LOGPROBS
+        return TextScores(logprobs=LOGPROBS, scale=100.0)
 
 
 class Setting:
@@ -157,7 +158,7 @@ class Setting:
             rollouts,
             token_ids=PROBE,
             every=probe_every,
-            max_gap=0.01,
+            dtypes=("fp32",),
             timeout_s=settings.timeout_s,
         )
         self.sync = WeightSync(self.transport, probe, overlaps=overlaps)

@@ -147,7 +147,7 @@ def _old_scores(row, row_plan, old):
     found = [old[group][i] for batch in batches for group, own in batch.items() for i in own]
     logprobs = torch.cat(found) if found else torch.zeros(len(row.labels_N), dtype=torch.float64)
     zeros = torch.zeros_like(logprobs)
-    return TokenScores(logprobs, zeros, zeros, zeros, zeros + 1)
+    return TokenScores(logprobs, zeros, zeros, zeros, zeros + 1, zeros)
 
 
 @pytest.fixture(params=range(3))

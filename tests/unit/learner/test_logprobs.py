@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from learner.forward.logprobs import VOCABULARY_BLOCK, ResponseHead, score_tokens, token_loss
 
@@ -44,6 +45,15 @@ def test_the_temperature_divides_the_logits():
     scores = score_tokens(*inputs)
     torch.testing.assert_close(scores.logprobs_N, logprobs_N.detach())
     torch.testing.assert_close(scores.entropy_N, entropy_N.detach())
+
+
+def test_the_spread_is_that_of_the_logits_after_temperature():
+    inputs = _random()
+    hidden_NH, weight_VH, _, temperature_N = inputs
+    logits_NV = (hidden_NH @ weight_VH.T + 20) / temperature_N[:, None]
+    scores = score_tokens(*inputs)
+    torch.testing.assert_close(scores.spread_N, logits_NV.std(-1, correction=0).detach())
+    torch.testing.assert_close(scores.scale_N, scores.spread_N * (1 - scores.logprobs_N.exp()))
 
 
 def test_the_hit_says_whether_the_label_is_the_most_likely_token():
@@ -145,7 +155,7 @@ def test_a_head_without_tokens_still_gives_a_gradient_of_zero():
     none = torch.zeros(0, dtype=torch.int64)
     loss, *columns = head(hidden_NH, none, torch.zeros(0), None, lambda n, scores: scores.logprobs_N)
     loss.backward()
-    assert [len(column) for column in columns] == [0] * 5
+    assert [len(column) for column in columns] == [0] * 6
     assert not head.weight.grad.any()
 
 
@@ -169,3 +179,43 @@ def test_a_loss_of_the_whole_row_sees_it_before_the_first_tile(max_tile_logits, 
         total, _ = token_loss(*inputs, loss, max_tile_logits=max_tile_logits)
     assert loss.num_seen == NUM_TOKENS
     assert total.item() == pytest.approx((logprobs_N.exp().mean() * logprobs_N.sum()).item())
+
+
+class _Products(TorchDispatchMode):
+    """Keeps types and shape of every matrix product, and what a whole head is turned into."""
+
+    def __init__(self, head):
+        super().__init__()
+        self.head = head
+        self.products, self.copies = [], []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm):
+            self.products.append((args[0].dtype, result.dtype, tuple(result.shape)))
+        if func.overloadpacket == torch.ops.aten._to_copy and args[0].shape == self.head:
+            self.copies.append((args[0].dtype, result.dtype))
+        return result
+
+
+def test_on_a_gpu_a_bf16_head_has_logits_and_sums_in_fp32():
+    """On meta tensors, which take the branch of CUDA: 600 tokens, a vocabulary of 152,064, tiles of 441."""
+    tokens, vocab, hidden, bf16, fp32 = 600, 152_064, 1536, torch.bfloat16, torch.float32
+    hidden_NH = torch.empty(tokens, hidden, dtype=bf16, device="meta", requires_grad=True)
+    weight_VH = torch.empty(vocab, hidden, dtype=bf16, device="meta", requires_grad=True)
+    labels_N, ones_N = torch.empty(tokens, dtype=torch.int64, device="meta"), torch.ones(tokens, device="meta")
+    with _Products((vocab, hidden)) as seen:
+        loss, scores = token_loss(hidden_NH, weight_VH, labels_N, ones_N, lambda n, scores: scores.logprobs_N)
+        loss.backward()
+    logits = [product for product in seen.products if product[2][1] == vocab]
+    assert logits == [(bf16, fp32, (441, vocab)), (bf16, fp32, (tokens - 441, vocab))]
+    of_head = [
+        product
+        for product in seen.products
+        if product[2] in ((VOCABULARY_BLOCK, hidden), (vocab % VOCABULARY_BLOCK, hidden))
+    ]
+    assert len(of_head) == 2 * 10
+    assert {(ours, sums) for ours, sums, _ in of_head} == {(bf16, fp32)}
+    assert seen.copies == [(fp32, bf16)], "its gradient once, at the end; its weight never in fp32"
+    assert (loss.dtype, {column.dtype for column in scores}) == (fp32, {fp32})
+    assert (hidden_NH.grad.dtype, weight_VH.grad.dtype) == (bf16, bf16)

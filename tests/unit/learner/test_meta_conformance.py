@@ -75,7 +75,7 @@ def test_the_self_check_compares_as_many_labels_on_both_paths(name, ranks, parts
         "shared": to_device(sharing_check.shared_row(plan, {0: group}), place),
         "dense": to_device(sharing_check.dense_row(plan, {0: group}), place, dense=True),
     }
-    found = {side: sharing_check.gathered_logprobs(row, scored(policy, row), place) for side, row in rows.items()}
+    found = {side: sharing_check.gathered(row, scored(policy, row).logprobs_N, place) for side, row in rows.items()}
     assert found["shared"].shape == (RESPONSES[0] + RESPONSES[-1],)
     assert found["dense"].shape == (RESPONSES[-1],)
     assert {column.dtype for column in found.values()} == {torch.float64}

@@ -22,7 +22,14 @@ def row(make_group):
 def _scores(row, logprobs=-2.0, **columns):
     full = torch.full_like(row.weights_N, logprobs).requires_grad_()
     zeros = torch.zeros_like(row.weights_N)
-    known = {"entropy_N": zeros + 1, "hits_N": zeros, "log_nucleus_N": zeros, "inside_N": zeros + 1, **columns}
+    known = {
+        "entropy_N": zeros + 1,
+        "hits_N": zeros,
+        "log_nucleus_N": zeros,
+        "inside_N": zeros + 1,
+        "spread_N": zeros,
+        **columns,
+    }
     return TokenScores(logprobs_N=full, **known)
 
 
@@ -119,7 +126,7 @@ def _old(row, first, second):
     """Old scores of two answers of two tokens each, so that the new ones at -2 have these ratios."""
     zeros = torch.zeros(4)
     logprobs = -2.0 - torch.tensor([*first, *second]).log()
-    return TokenScores(logprobs, zeros, zeros, zeros, zeros + 1)
+    return TokenScores(logprobs, zeros, zeros, zeros, zeros + 1, zeros)
 
 
 def test_gspo_clips_an_answer_as_a_whole_and_reports_the_ratios_of_tokens(row):

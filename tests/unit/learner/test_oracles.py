@@ -126,7 +126,7 @@ def _without_truncated(batch):
 
 def _scores(logprobs):
     zeros = torch.zeros_like(logprobs).detach()
-    return TokenScores(logprobs, zeros, zeros, zeros, zeros + 1)
+    return TokenScores(logprobs, zeros, zeros, zeros, zeros + 1, zeros)
 
 
 def _assert_equal(ours, expected):

@@ -30,7 +30,7 @@ def scores(entropy=0.5, hits=(1.0, 0.0), logprobs=(-1.0, -2.0)):
     ones = torch.ones(2)
     return TokenScores(
         logprobs_N=torch.tensor(logprobs), entropy_N=entropy * ones, hits_N=torch.tensor(hits), log_nucleus_N=0 * ones,
-        inside_N=ones,
+        inside_N=ones, spread_N=ones,
     )  # fmt: skip
 
 
