@@ -1,4 +1,4 @@
-"""Training steps of the learner itself, DeepSpeed included, on one rank: the prompt shared, in phases, and dense.
+"""Training steps of the learner itself, DeepSpeed included, on one rank: the prompt shared, in parts, and dense.
 
 Prints a line for every measurement as soon as it is made, and one for each group that compares them.
 """
@@ -30,8 +30,8 @@ PEAK_AGAINST_PREDICTION = 1.15
 STATIC_BYTES = 2 + 4 + 12
 """Of a parameter on one rank: weight in bf16, gradient in fp32, master weight and moments."""
 WARM_UP = Group(prompt=64, response=16, size=2)
-WAYS = ("whole", "phases", "dense")
-REPEATS = {"whole": 2, "phases": 2, "dense": 1}
+WAYS = ("whole", "parts", "dense")
+REPEATS = {"whole": 2, "parts": 2, "dense": 1}
 
 
 class Rank:
@@ -42,10 +42,7 @@ class Rank:
         self._device = options.device
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29519", OMP_NUM_THREADS="4")
         write_model(model, folder, options.device)
-        settings: dict[str, Any] = {"dtype": "bf16", "gradient_checkpointing": True}
-        if "attention" in LearnerConfig.model_fields:
-            settings["attention"] = options.kernel
-        config = LearnerConfig.model_validate(settings)
+        config = LearnerConfig(dtype="bf16", gradient_checkpointing=True, attention=options.kernel)
         self._engine = LearnerEngine(config, str(folder), rank=0, world_size=1, seed=0, on_gpu=options.device == "cuda")
         self._engine.start_stage(Stage.RL)
         for _ in range(2):
@@ -54,7 +51,7 @@ class Rank:
     def step(self, group: Group, way: str) -> bool:
         """One training step; return whether the prompt was shared."""
         made = make_group(group.prompt, [group.response] * group.size, vocab=512)
-        longest = group.prompt + group.response * (1 if way == "phases" else group.size)
+        longest = group.prompt + group.response * (1 if way == "parts" else group.size)
         (part,) = mini_batch_parts(0, 1, batch_groups=1, num_mini_batches=1)
         self._engine.accumulate(plan_slice([made], num_ranks=1, max_tokens=longest), {0: made}, part)
         return bool(self._engine.update(learning_rate=1e-6).prompt_sharing)
@@ -114,7 +111,7 @@ def write_model(size: Size, folder: Path, device: str) -> None:
 
 def predicted_bytes(model: Size, group: Group, way: str) -> int:
     """Peak on one rank: what it holds anyway, and the activations of the same update on tensors without values."""
-    case = Case(size=model, prompt=group.prompt, response=group.response, group=group.size, phases=way == "phases")
+    case = Case(size=model, prompt=group.prompt, response=group.response, group=group.size, parts=way == "parts")
     return STATIC_BYTES * model.num_parameters + measure(case).activations
 
 
@@ -141,10 +138,10 @@ def compare(model: Size, group: Group, found: dict[str, dict[str, Any]], options
     ceiling = group.shape(model).ceiling
     speedup = found["dense"]["seconds"] / found["whole"]["seconds"]
     detail: dict[str, Any] = {"kernel": options.kernel, **_sizes(group), "speedup": speedup, "ceiling": ceiling}
-    if "phases" in found:
-        detail["phases_against_whole_seconds"] = found["phases"]["seconds"] / found["whole"]["seconds"]
+    if "parts" in found:
+        detail["parts_against_whole_seconds"] = found["parts"]["seconds"] / found["whole"]["seconds"]
         if found["whole"]["peak_bytes"]:
-            detail["phases_against_whole_peak"] = found["phases"]["peak_bytes"] / found["whole"]["peak_bytes"]
+            detail["parts_against_whole_peak"] = found["parts"]["peak_bytes"] / found["whole"]["peak_bytes"]
     claim = Claim.at_least("share of the FLOP ceiling", speedup / ceiling, "ratio", SHARE_OF_CEILING)
     print_line(f"{NAME}_against_dense", [claim], detail)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
-from importlib.util import find_spec
+
+import torch
 
 from benchmarks.group_update import Shape
 from benchmarks.line import print_line
+from learner.attention.kernels import obstacle_to_fa3
 from tests.harness.meta_learner import Size
 
-FA3_MODULE = "flash_attn_interface"
 TINY = Size(hidden=64, intermediate=128, layers=2, heads=4, kv_heads=2, vocab=512)
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "H800": 989e12, "B200": 2250e12, "A100": 312e12}
 """Dense bf16 rate in the data sheet of each card, by a part of its name."""
@@ -56,12 +57,11 @@ def add_kernel(parser: ArgumentParser) -> None:
 
 
 def is_missing(benchmark: str, options: Namespace) -> bool:
-    """Whether the kernel cannot run here; prints a line that says why."""
+    """Whether the kernel cannot run here; prints a line that says why, and activates it where it can."""
     if options.kernel == "fa2":
         return False
-    reason = "a CPU has no FlashAttention-3" if options.device == "cpu" else None
-    if reason is None and find_spec(FA3_MODULE) is None:
-        reason = f"the module {FA3_MODULE} is not installed"
+    device = torch.device(options.device)
+    reason = "a CPU has no FlashAttention-3" if device.type == "cpu" else obstacle_to_fa3(device)
     if reason is not None:
         print_line(benchmark, [], {"kernel": "fa3", "skipped": reason})
     return reason is not None

@@ -24,8 +24,6 @@ def main() -> None:
     options = parse(parser)
     if is_missing("gpu_rates", options):
         return
-    if options.kernel == "fa3":
-        torch.nn.attention.activate_flash_attention_impl("FA3")
     model, groups = (TINY, TINY_GROUPS) if options.tiny else (SIZES["1.5B"], GROUPS)
     for group in groups:
         tokens = group.prompt + group.response

@@ -32,10 +32,10 @@ def test_every_part_runs_to_its_end(session):
     assert kept == lines[:-1]
 
 
-def test_a_step_is_measured_shared_in_phases_and_dense_and_compared(session):
+def test_a_step_is_measured_shared_in_parts_and_dense_and_compared(session):
     lines, _ = session
     steps = [detail for detail in details(lines, "gpu_learner_step") if detail["kernel"] == "fa2"]
-    assert [detail["way"] for detail in steps] == ["whole", "phases", "dense"]
+    assert [detail["way"] for detail in steps] == ["whole", "parts", "dense"]
     assert all(detail["seconds"] > 0 and detail["tflops"] > 0 for detail in steps)
     assert all(detail["predicted_bytes"] > 0 for detail in steps[:2])
     (comparison,) = [line for line in lines if line["benchmark"] == "gpu_learner_step_against_dense"]
