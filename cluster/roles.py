@@ -48,7 +48,7 @@ class SyncReport:
     those of 32 tokens that an engine samples and the same tokens as a prompt; the largest of the engines, only where it
     was measured (`rollout.sync.probe_every`).
 
-    About 1e-6 in fp32, 0.01 in bf16; above 1e-3 or 0.1 the run stops."""
+    About 1e-6 in fp32, 0.01 in bf16; the run stops above what rounding explains at the spread of the logits."""
 
 
 class GroupLost(RunFailed):

@@ -170,7 +170,7 @@ SHORT = {"size": 9, "num_groups": 5}
 
 
 def algorithms(model: str, out: Path, rank: int, num_ranks: int) -> dict:
-    """One training step of two updates with every algorithm; some of them on rows in parts, in slices, shared, cut short."""
+    """One training step of two updates with every algorithm; on rows in parts, in slices, shared, cut short."""
     tight = {"max_tokens_per_microbatch": TIGHT}
     settings_of = {
         **{name: {"algorithm": algorithm} for name, algorithm in ALGORITHMS.items()},
