@@ -284,11 +284,7 @@ class LearnerEngine:
     def score(self, token_ids: NDArray[np.int32]) -> TextScores:
         """Score each of the T tokens but the first, at temperature 1."""
         row = to_device(single_row(token_ids), self._placement, dense=not self._sharing)
-        scores = self._scores(self._engine, row)
-        return TextScores(
-            logprobs=tuple(map(float, sharing_check.gathered(row, scores.logprobs_N, self._placement).cpu())),
-            scale=float(sharing_check.gathered(row, scores.scale_N, self._placement).mean()),
-        )
+        return sharing_check.text_scores(row, self._scores(self._engine, row), self._placement)
 
     def export(self, directory: Path, *, max_file_bytes: int = MAX_FILE_BYTES) -> None:
         """Write a Hugging Face folder (safetensors, configuration, tokenizer) that transformers and vLLM load.

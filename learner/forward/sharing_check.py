@@ -21,7 +21,7 @@ from learner.batch.rows import build_microbatch
 from learner.collectives import take_maximum
 from learner.forward.logprobs import TokenScores
 from learner.forward.row_tensors import Placement, RowTensors
-from learner.rounding import largest_gap
+from learner.rounding import TextScores, largest_gap
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +92,14 @@ def is_rounding(gap: float) -> bool:
         gap,
     )
     return False
+
+
+def text_scores(row: RowTensors, scores: TokenScores, placement: Placement) -> TextScores:
+    """Return the scores of all labels of the row. Collective among the ranks that share it."""
+    return TextScores(
+        logprobs=tuple(map(float, gathered(row, scores.logprobs_N, placement).cpu())),
+        scale=float(gathered(row, scores.scale_N, placement).mean()),
+    )
 
 
 def gathered(row: RowTensors, values_N: Tensor, placement: Placement) -> Tensor:

@@ -105,7 +105,7 @@ def share_inside(policy: Policy, prompt: Sequence[int], samples: Sequence[Sample
 
 def base_policy(dtype: torch.dtype = torch.float32, *, device: str = "cpu") -> Policy:
     """Return the policy that the engine starts with."""
-    policy = load_policy(str(BASE), dtype=dtype, gradient_checkpointing=False, trust_remote_code=False)
+    policy = load_policy(str(BASE), dtype=dtype, trust_remote_code=False)
     return policy.to(device)
 
 

@@ -46,6 +46,7 @@ class DeviceBytes(LiveBytes):
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Note what is alive in a block."""
+        gc.collect()  # layers and parameters are known to functions that they know themselves
         start = self.peak = self.now
         yield
         self.phases[name] = start, self.peak
@@ -67,13 +68,12 @@ def _is_mapped_file(address: int) -> bool:
 
 def run(memory: DeviceBytes, model: str, out: Path, rank: int, learner: LearnerConfig) -> None:
     """Go through all that a rank does with whole models."""
-    options = {"dtype": torch_dtype(learner), "gradient_checkpointing": False, "trust_remote_code": False}
+    options = {"dtype": torch_dtype(learner), "trust_remote_code": False}
     building.join_process_group(rank, learner.num_ranks, on_gpu=False)
     with memory.phase("a part"):
         take = building.take_part(config.zero3_config(learner), CPU)
         part = load_policy(model, **options, take=take)
     del part
-    gc.collect()  # DeepSpeed's functions and the parameters know each other
     with memory.phase("the whole"):
         whole = load_policy(model, **options)
     del whole

@@ -114,9 +114,7 @@ def _engine(model: Path, yarn: YarnConfig | None) -> VLLMEngine:
 
 
 def _policy(model: Path, overrides: dict):
-    return load_policy(
-        str(model), dtype=torch.float32, gradient_checkpointing=False, trust_remote_code=False, overrides=overrides
-    )
+    return load_policy(str(model), dtype=torch.float32, trust_remote_code=False, overrides=overrides)
 
 
 def _scores(policy, token_ids) -> list[float]:

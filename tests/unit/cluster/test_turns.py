@@ -293,9 +293,9 @@ class RankHandle:
     async def _node_id(self):
         return "node"
 
-    async def _save(self, directory):
+    async def _save(self, place):
         self.gpu.calls.append("save")
-        directory.mkdir()
+        return {"weights": place.write("weights", [b"weights"])}
 
 
 @pytest.fixture

@@ -48,7 +48,7 @@ def change(folder, **tensors):
 
 
 def load(folder, dtype=torch.float32, *, trust_remote_code=False):
-    options = {"dtype": dtype, "gradient_checkpointing": False, "trust_remote_code": trust_remote_code}
+    options = {"dtype": dtype, "trust_remote_code": trust_remote_code}
     return load_policy(str(folder), **options).causal_lm
 
 

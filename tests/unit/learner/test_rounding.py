@@ -129,7 +129,7 @@ def test_another_way_to_round_stays_below_half_of_the_limit(model, policy, gap, 
 @pytest.fixture
 def trained(dtype):
     """The base of the local recipe, which minds positions as a trained model does."""
-    return load_policy(str(BASE), dtype=DTYPES[dtype], gradient_checkpointing=False, trust_remote_code=False)
+    return load_policy(str(BASE), dtype=DTYPES[dtype], trust_remote_code=False)
 
 
 def _with_positions(policy, positions_of):
@@ -145,8 +145,10 @@ def _leaking(policy):
     """The same policy with a second response that sees the first."""
 
     def forward(row):
-        assert row.layout.spans.lengths == (96, 40, 60)
-        return policy(replace(row, layout=replace(row.layout, spans=Spans((96, 40 + 60), CPU.device))))
+        (part,) = row.parts
+        assert part.layout.spans.lengths == (96, 40, 60)
+        layout = replace(part.layout, spans=Spans((96, 40 + 60), CPU.device))
+        return policy(replace(row, parts=(replace(part, layout=layout),)))
 
     return forward
 
