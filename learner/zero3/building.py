@@ -83,10 +83,14 @@ def take_part(settings: dict[str, Any], device: torch.device) -> Callable[[nn.Pa
         device: of this rank.
     """
     import deepspeed
+    from deepspeed.utils import groups as rank_groups
 
     def take(parameter: Any, stored: Tensor) -> None:
         give_memory(parameter, device)
-        deepspeed.zero.Init(nn.ParameterList([parameter]), config_dict_or_path=settings)
+        node: Any = rank_groups._get_zero_param_intra_parallel_group()  # pyright: ignore[reportPrivateUsage]
+        deepspeed.zero.Init(  # makes the group of `zero_hpz_partition_size`, if it is None, and may do so only once
+            nn.ParameterList([parameter]), config_dict_or_path=settings, zero_param_parallel_group=node
+        )
         part = parameter.ds_tensor
         fill(part, parameter.ds_zero_partition_rank * len(part), stored)
         parameter.ds_secondary_tensor = None  # of `zero_hpz_partition_size`: made of what was there before

@@ -16,6 +16,7 @@ from learner.batch.aggregation import TOKEN_MEAN
 from learner.batch.microbatch import TrainingGroup
 from learner.batch.packing import RowPlan
 from learner.batch.rows import build_microbatch
+from learner.forward.logprobs import TokenScores
 from learner.forward.row_tensors import Placement, to_device
 from learner.weights.sender import WeightSender, WeightSource
 from learner.zero3.policy import Policy, load_policy
@@ -91,10 +92,10 @@ def sampling_gaps(policy: Policy, prompt: Sequence[int], samples: Sequence[Sampl
     plan = RowPlan(responses={0: tuple(range(len(samples)))})
     row = build_microbatch(plan, {0: group}, num_groups=1, aggregation=TOKEN_MEAN)
     with torch.no_grad():
-        _, logprobs_N, _, _, log_nucleus_N, inside_N = policy(to_device(row, Placement(device=_device(policy))))
+        scores = TokenScores(*policy(to_device(row, Placement(device=_device(policy))))[1:])
     theirs_N = np.concatenate([np.array(sample.logprobs, np.float32) for sample in samples])
-    gaps_N = np.abs((logprobs_N - log_nucleus_N).float().cpu().numpy() - theirs_N)
-    return gaps_N[inside_N.cpu().numpy() > 0]
+    gaps_N = np.abs((scores.logprobs_N - scores.log_nucleus_N).float().cpu().numpy() - theirs_N)
+    return gaps_N[scores.inside_N.cpu().numpy() > 0]
 
 
 def share_inside(policy: Policy, prompt: Sequence[int], samples: Sequence[Sample], sampling: Sampling) -> float:

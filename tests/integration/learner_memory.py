@@ -19,6 +19,7 @@ import torch
 from learner_scenarios import groups, rl_step
 
 from actors.weights import update
+from curriculum.shared_folder import SharedFolder
 from learner.config import LearnerConfig
 from learner.engine import LearnerEngine, Stage
 from learner.export import empty_model
@@ -88,10 +89,12 @@ def run(memory: DeviceBytes, model: str, out: Path, rank: int, learner: LearnerC
         WeightSender(engine.weights, is_root=rank == 0, every_byte=False).publish(1)
     with memory.phase("export"):
         engine.export(out / "model", max_file_bytes=FILE_BYTES)
+    place = SharedFolder(str(out / "checkpoint"))
+    place.make()
     with memory.phase("save"):
-        engine.save(out / "checkpoint")
+        engine.save(place)
     with memory.phase("load"):
-        engine.load(out / "checkpoint")
+        engine.load(place)
 
 
 def check_values(causal_lm: Any, model: str) -> None:

@@ -354,7 +354,7 @@ def copies(model: str, out: Path, rank: int, num_ranks: int) -> dict:
     for name, settings in {"plain": {}, "shared": {"sequence_parallel": 2, "max_tokens_per_microbatch": TIGHT}}.items():
         learner = config(num_ranks, algorithm=DapoConfig(), mini_batches=3, ranks_per_copy=2, **settings)
         engine, found[name] = two_stages(learner, model, rank)
-    engine.save(out / "copied")
+    save(engine, out / "copied")
     rl_step(engine, learner, groups(seed=7), rank)
     accumulate(engine, learner, groups(seed=5), rank, size=7)
     found["copied"] = [
@@ -363,7 +363,7 @@ def copies(model: str, out: Path, rank: int, num_ranks: int) -> dict:
         if p.ds_secondary_tensor is not None
     ]
     engine.drop()
-    engine.load(out / "copied")
+    engine.load(at(out / "copied"))
     found["restored"] = dict(engine.gather_weights())
     return found
 

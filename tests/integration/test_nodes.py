@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from pathlib import Path
 
@@ -189,12 +190,20 @@ def test_an_engine_that_restarts_on_another_node_waits_for_the_learners_update(t
         updating = asyncio.create_task(learner._all("update", 0.1, str(gate)))
         transport._learner_node = "the other one"  # as if Ray had restarted the engine there
         ray.kill(engine, no_restart=False)
+        await is_back(engine)  # how long Ray takes for a new process is not what is tested
         repairing = asyncio.create_task(actor.repair(0, ActorUnavailableError("killed", actor_id=None)))
         await asyncio.sleep(START_S + 4)
         waited = not repairing.done() and not updating.done()
         gate.touch()
         await repairing
         return waited, await engine.loaded.remote(), (await updating)[0]
+
+    async def is_back(engine):
+        async with asyncio.timeout(60):
+            while True:
+                with contextlib.suppress(ActorUnavailableError):
+                    return await engine.ready.remote()
+                await asyncio.sleep(0.1)
 
     def soft(cluster):
         return NodeAffinitySchedulingStrategy(cluster.head_node.node_id, soft=True)

@@ -7,6 +7,8 @@ from typing import Any
 from torch.nn import Module, Parameter
 
 class Init:
-    def __init__(self, module: Module, *, config_dict_or_path: dict[str, Any]) -> None: ...
+    def __init__(
+        self, module: Module, *, config_dict_or_path: dict[str, Any], zero_param_parallel_group: Any = None
+    ) -> None: ...
 
 def GatheredParameters(params: Sequence[Parameter]) -> AbstractContextManager[None]: ...
