@@ -85,11 +85,14 @@ def take_part(settings: dict[str, Any], device: torch.device) -> Callable[[nn.Pa
     import deepspeed
     from deepspeed.utils import groups as rank_groups
 
+    group_of_node: Any = rank_groups._get_zero_param_intra_parallel_group  # pyright: ignore[reportPrivateUsage]
+
     def take(parameter: Any, stored: Tensor) -> None:
         give_memory(parameter, device)
-        node: Any = rank_groups._get_zero_param_intra_parallel_group()  # pyright: ignore[reportPrivateUsage]
-        deepspeed.zero.Init(  # makes the group of `zero_hpz_partition_size`, if it is None, and may do so only once
-            nn.ParameterList([parameter]), config_dict_or_path=settings, zero_param_parallel_group=node
+        deepspeed.zero.Init(
+            nn.ParameterList([parameter]),
+            config_dict_or_path=settings,
+            zero_param_parallel_group=group_of_node(),  # if it is None, it is made, which may happen once only
         )
         part = parameter.ds_tensor
         fill(part, parameter.ds_zero_partition_rank * len(part), stored)
