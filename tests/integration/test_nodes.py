@@ -172,7 +172,7 @@ def test_an_engine_that_restarts_on_another_node_waits_for_the_learners_update(t
     async def scenario():
         near = NodeAffinitySchedulingStrategy(two_nodes.head_node.node_id, soft=False)
         learner = RayLearner([ray.remote(num_cpus=0)(Rank).options(scheduling_strategy=near).remote()], reference=None)
-        engine = ray.remote(num_cpus=0, max_restarts=1)(Engine).options(scheduling_strategy=soft(two_nodes)).remote()
+        engine = ray.remote(num_cpus=0, max_restarts=1)(Engine).options(scheduling_strategy=near).remote()
         actor = SupervisedActor(
             "rollout-0",
             engine,
@@ -204,9 +204,6 @@ def test_an_engine_that_restarts_on_another_node_waits_for_the_learners_update(t
                 with contextlib.suppress(ActorUnavailableError):
                     return await engine.ready.remote()
                 await asyncio.sleep(0.1)
-
-    def soft(cluster):
-        return NodeAffinitySchedulingStrategy(cluster.head_node.node_id, soft=True)
 
     waited, loaded, report = asyncio.run(scenario())
     assert waited

@@ -35,7 +35,7 @@ def found(tmp_path_factory):
     overrides = config_overrides(str(base), YARN)
     policy = _policy(base, overrides)
     weights = {name: weight.detach() for name, weight in _policy(base, {}).causal_lm.state_dict().items()}
-    policy.write(exported, weights, str(base), overrides)
+    policy.write(exported, weights, weights.__getitem__, str(base), overrides, max_file_bytes=1 << 30)
     found = asyncio.run(_measure(base, exported))
     gc.collect()  # vLLM's engines are in reference cycles and must not be found by the interpreter's own end
     return found | {

@@ -155,8 +155,9 @@ def test_checkpointing_frees_what_is_inside_the_layers():
     assert on.activations < off.activations / 3
 
 
-@pytest.mark.parametrize("name", meta_memory.ROWS)
+@pytest.mark.parametrize("name", ["1.5B, kept", "7B, SP 4", "32B, SP 8"])
 def test_the_table_of_the_docs_has_the_peaks_of_this_code(name):
+    """The other rows have heads of hundreds of tiles; `benchmarks.meta_memory --write` makes all."""
     page = meta_memory.PAGE.read_text(encoding="utf-8")
     assert meta_memory.line(name, meta_memory.peaks(name)) in page, "run python -m benchmarks.meta_memory --write"
 
