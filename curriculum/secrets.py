@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 
 from curriculum.errors import UserError
 
@@ -15,6 +16,13 @@ HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 """Variables that let a process read private models and data of the Hugging Face hub."""
 ALLOWED = "QWENLONG_ALLOW_ENV"
 """Variable in which the user names further ones that may be sent to an endpoint, separated by commas."""
+
+_OF_STORAGES = {
+    **dict.fromkeys(("s3", "s3a"), ("AWS_",)),
+    **dict.fromkeys(("gs", "gcs"), ("GOOGLE_", "GCP_")),
+    **dict.fromkeys(("abfs", "abfss", "az"), ("AZURE_",)),
+}
+"""Beginnings of the variables with which the library of a storage logs in, by the scheme of its URLs."""
 
 _SECRET_WORDS = re.compile(
     r"(^|_)(API)?(KEY|KEYS|TOKEN|TOKENS|SECRET|SECRETS|PASSWORD|PASSWD|PASSPHRASE|PAT|CREDENTIAL|CREDENTIALS)(_|$|\d)",
@@ -76,3 +84,27 @@ def hub_secrets(*models: str) -> dict[str, str]:
     if all(os.path.isdir(model) for model in models):
         return {}
     return {name: token for name in HUB_TOKENS if (token := os.environ.get(name))}
+
+
+def storage_secrets(url: str | None) -> dict[str, str]:
+    """Return the environment of a process that reads and writes a storage; nothing without one, or of other storages.
+
+    What a node has itself is not replaced where this process has no such variable.
+    """
+    prefixes = _OF_STORAGES.get((url or "").partition("://")[0], ())
+    return {name: value for name, value in os.environ.items() if name.startswith(prefixes)}
+
+
+@contextmanager
+def lent(secrets: Mapping[str, str]) -> Generator[None]:
+    """Put secrets into the environment of a process that others use as well, for the length of a block."""
+    before = {name: os.environ.get(name) for name in secrets}
+    os.environ.update(secrets)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -23,6 +23,7 @@ from actors.model_folder import model_digest
 from cluster.run.waits import Waits
 from curriculum.errors import RunFailed, UserError, one_line
 from curriculum.files import private_files
+from curriculum.secrets import lent
 from curriculum.shared_folder import SharedFolder, seen
 
 LOOK_S = 180.0
@@ -98,15 +99,18 @@ class FolderSight:
         return "give a folder that every node sees with --run-dir, or set checkpoint.storage"
 
 
-def look(node: str, models: Sequence[ModelSight], folders: Sequence[FolderSight]) -> str | None:
+def look(
+    node: str, models: Sequence[ModelSight], folders: Sequence[FolderSight], secrets: Mapping[str, str]
+) -> str | None:
     """Return the first thing that this node does not see as the driver does.
 
     Args:
         node: its id.
         models: what its actors load.
         folders: where its ranks write; none if it has no ranks.
+        secrets: with which they are reached.
     """
-    with private_files():
+    with private_files(), lent(secrets):
         faults = [sight.fault() for sight in models] + [sight.fault(node) for sight in folders]
     return next((fault for fault in faults if fault is not None), None)
 
@@ -143,6 +147,7 @@ async def look_from_nodes(
     places: Mapping[str, SharedFolder],
     rank_nodes: Collection[str],
     waits: Waits,
+    secrets: Mapping[str, str],
 ) -> None:
     """Look from every node.
 
@@ -152,6 +157,7 @@ async def look_from_nodes(
         places: folders where ranks write, by what names them.
         rank_nodes: ids of the nodes with ranks.
         waits: is told which nodes are waited for.
+        secrets: with which the folders are reached.
 
     Raises:
         UserError: a node does not see something, in one line for each node.
@@ -160,7 +166,7 @@ async def look_from_nodes(
     with tokens(places, addresses) as folders:
         found = await asyncio.gather(
             *(
-                _look_from(node, address, models, folders if node in rank_nodes else (), waits)
+                _look_from(node, address, models, folders if node in rank_nodes else (), waits, secrets)
                 for node, address in addresses.items()
             )
         )
@@ -176,11 +182,16 @@ async def look_from_nodes(
 
 
 async def _look_from(
-    node: str, address: str, models: Sequence[ModelSight], folders: Sequence[FolderSight], waits: Waits
+    node: str,
+    address: str,
+    models: Sequence[ModelSight],
+    folders: Sequence[FolderSight],
+    waits: Waits,
+    secrets: Mapping[str, str],
 ) -> str | None:
     place = NodeAffinitySchedulingStrategy(node, soft=False)
     remote = _ray.remote(num_cpus=0, max_retries=0)(look)
-    reply = remote.options(scheduling_strategy=place).remote(node, models, folders)
+    reply = remote.options(scheduling_strategy=place).remote(node, models, folders, secrets if folders else {})
     try:
         with waits.on(f"node {address} to look at its disks", is_bounded=True, notice_s=NOTICE_S):
             async with asyncio.timeout(LOOK_S):

@@ -38,7 +38,7 @@ from cluster.weights.sync import Probe, WeightSync
 from cluster.weights.transports import Collective, HostMemory
 from curriculum.coordinator_actor import CoordinatorActor
 from curriculum.errors import RunFailed, one_line, root_cause
-from curriculum.secrets import endpoint_secrets, hub_secrets
+from curriculum.secrets import endpoint_secrets, hub_secrets, storage_secrets
 from curriculum.shared_folder import SharedFolder
 from curriculum.task import TaskEntry
 from curriculum.task_table import TaskColumns
@@ -168,6 +168,7 @@ async def _look_at_disks(
         _folders_to_see(config, folder),
         rank_nodes,
         actors.waits,
+        storage_secrets(config.checkpoint.storage),
     )
 
 
@@ -330,7 +331,7 @@ async def _start_ranks(config: RunConfig, prepared: Prepared, ranks: Sequence[An
                 trust_remote_code=config.model.trust_remote_code,
                 yarn=config.model.yarn,
                 delta=config.rollout.sync.delta,
-                secrets=hub_secrets(prepared.model_path),
+                secrets=hub_secrets(prepared.model_path) | storage_secrets(config.checkpoint.storage),
                 gpu_share=_gpu_share(config, index),
             ),
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from curriculum.errors import UserError
@@ -12,6 +14,8 @@ from curriculum.secrets import (
     endpoint_secrets,
     hub_secrets,
     is_secret,
+    lent,
+    storage_secrets,
     without_secrets,
 )
 
@@ -89,3 +93,30 @@ def test_a_process_that_asks_an_endpoint_gets_its_key_and_the_permission(monkeyp
     assert endpoint_key("MY_KEY") == "open sesame"
     with pytest.raises(UserError):
         endpoint_key("OTHER")
+
+
+@pytest.mark.parametrize(
+    ("url", "names"),
+    [
+        ("s3://bucket/runs", {"AWS_SECRET_ACCESS_KEY"}),
+        ("gs://bucket/runs", {"GOOGLE_APPLICATION_CREDENTIALS"}),
+        ("abfs://bucket/runs", {"AZURE_STORAGE_KEY"}),
+        ("file:///shared", set()),
+        (None, set()),
+    ],
+)
+def test_a_storage_gets_the_variables_of_its_own_cloud(url, names, monkeypatch):
+    for name in list(os.environ):
+        monkeypatch.delenv(name)
+    for name in ("AWS_SECRET_ACCESS_KEY", "GOOGLE_APPLICATION_CREDENTIALS", "AZURE_STORAGE_KEY"):
+        monkeypatch.setenv(name, f"value of {name}")
+    assert storage_secrets(url) == {name: f"value of {name}" for name in names}
+
+
+def test_lent_secrets_are_taken_back(monkeypatch):
+    monkeypatch.setenv("AWS_REGION", "before")
+    monkeypatch.delenv("AWS_PROFILE", raising=False)
+    with lent({"AWS_REGION": "lent", "AWS_PROFILE": "lent"}):
+        assert (os.environ["AWS_REGION"], os.environ["AWS_PROFILE"]) == ("lent", "lent")
+    assert os.environ["AWS_REGION"] == "before"
+    assert "AWS_PROFILE" not in os.environ
